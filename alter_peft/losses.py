@@ -1,0 +1,235 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The terms of ALTER's objective: Eq. 8 of arXiv:2603.01792.
+
+Every loss is per token, unreduced: which tokens count and what they are divided by is the caller's. Each is computed
+from hidden states through the head in chunks of rows, so that no V-sized tensor exists for all tokens at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .entropy import log_probabilities, map_row_chunks
+
+
+class TokenScores(NamedTuple):
+    """What the losses need of each token's distribution, in nats.
+
+    Attributes:
+        log_prob: ln p(x_t), the label's log-probability, shape (n,).
+        log_rival: ln max_{v != x_t} p(v), that of the most likely other token, shape (n,).
+    """
+
+    log_prob: Tensor
+    log_rival: Tensor
+
+
+def score_tokens(
+    hidden: Tensor, head: Callable[[Tensor], Tensor], labels: Tensor, chunk_size: int = 256
+) -> TokenScores:
+    """Log-probabilities of the labels and of their strongest rivals.
+
+    Args:
+        hidden: final hidden states at the scored positions, shape (n, k); n may be 0.
+        head: maps hidden states (c, k) to logits (c, V), V at least 2.
+        labels: x_t, the token that each position predicts, shape (n,), each in [0, V): drop ignored ones before.
+        chunk_size: the most rows given to `head` at once, in forward and in backward's recomputation.
+
+    Returns:
+        The scores, in float32, or float64 for float64 logits.
+
+    Raises:
+        ValueError: if `hidden` and `labels` differ in length, or `chunk_size` is below 1.
+    """
+
+    def score(rows: Tensor, label: Tensor) -> Tensor:
+        log_p = log_probabilities(head(rows))
+        log_prob = log_p.gather(-1, label.unsqueeze(-1)).squeeze(-1)
+        top = log_p.topk(2, dim=-1)
+        log_rival = torch.where(top.indices[:, 0] == label, top.values[:, 1], top.values[:, 0])
+        return torch.stack([log_prob, log_rival], dim=-1)
+
+    return TokenScores(*map_row_chunks(score, chunk_size, hidden, labels).unbind(-1))
+
+
+def inverted_hinge_loss(scores: TokenScores, margin: float | None = None) -> Tensor:
+    """Inverted hinge loss, L_IHL of Eq. 8: push the label below its strongest rival.
+
+    1 + p(x_t) - max_{v != x_t} p(v), or with a margin m: max(0, p(x_t) - max_{v != x_t} p(v) + m).
+
+    With p = p(x_t) and p_v the rival's probability, its gradient in the label's logit is p (1 - p + p_v), which
+    vanishes as p -> 1: on a memorised token it starts slowly. Without a margin it is at rest only at p_v = 1; with one
+    it is at rest once the rival leads by m.
+
+    Args:
+        scores: see [`score_tokens`].
+        margin: m, a difference of probabilities; None for the paper's form.
+
+    Returns:
+        The loss of each token, shape (n,): in [0, 2] without a margin, in [0, 1 + m] with m >= 0.
+
+    References:
+        Cha et al., "Towards Robust and Parameter-Efficient Knowledge Unlearning for LLMs" (LoKU), arXiv:2408.06621.
+    """
+    lead = scores.log_prob.exp() - scores.log_rival.exp()
+    return 1 + lead if margin is None else (lead + margin).relu()
+
+
+def log_hinge_loss(scores: TokenScores, target: Tensor | float) -> Tensor:
+    """Hinge on the label's log-probability: push it down to a target level and no further.
+
+    max(0, ln p(x_t) - target). Its gradient in the label's logit is 1 - p while p is above the target, 0 below. Not
+    in the paper; an option beside L_IHL of Eq. 8.
+
+    Args:
+        scores: see [`score_tokens`].
+        target: the level to reach in nats, a number or a tensor of shape (n,).
+
+    Returns:
+        The loss of each token in nats, shape (n,).
+    """
+    return (scores.log_prob - target).relu()
+
+
+def cross_entropy_loss(scores: TokenScores) -> Tensor:
+    """Cross-entropy of the labels, L_retain of Eq. 8: -ln p(x_t).
+
+    Args:
+        scores: see [`score_tokens`].
+
+    Returns:
+        The loss of each token in nats, shape (n,).
+    """
+    return -scores.log_prob
+
+
+def kl_to_base_loss(
+    hidden: Tensor, base_hidden: Tensor, head: Callable[[Tensor], Tensor], chunk_size: int = 256
+) -> Tensor:
+    """Divergence of the adapted model from the base, an option for L_retain of Eq. 8.
+
+    KL(p_base || p) = sum_v p_base(v) (ln p_base(v) - ln p(v)). No gradient flows into the base's side.
+
+    Args:
+        hidden: the adapted model's final hidden states, shape (n, k); n may be 0.
+        base_hidden: the base model's, shape (n, k).
+        head: maps hidden states (c, k) to logits (c, V), for both; it should be frozen.
+        chunk_size: the most rows given to `head` at once, in forward and in backward's recomputation.
+
+    Returns:
+        The divergence of each token in nats, shape (n,), in float32, or float64 for float64 logits.
+
+    Raises:
+        ValueError: if the two differ in their number of rows, or `chunk_size` is below 1.
+    """
+
+    def divergence(rows: Tensor, base_rows: Tensor) -> Tensor:
+        log_p = log_probabilities(head(rows))
+        floor = torch.finfo(log_p.dtype).min  # so that two outcomes of probability 0 differ by 0, not by NaN
+        log_p = log_p.clamp(min=floor)
+        with torch.no_grad():
+            log_base = log_probabilities(head(base_rows)).clamp(min=floor)
+        return (log_base.exp() * (log_base - log_p)).sum(-1)
+
+    return map_row_chunks(divergence, chunk_size, hidden, base_hidden.detach())
+
+
+class StructuralInvariance(NamedTuple):
+    """The structural term and its gradient.
+
+    Attributes:
+        value: ||grad f||^2 over all shared tensors jointly, a scalar.
+        gradients: the gradient of `value` in each shared tensor, to be added to its `.grad` with the term's weight.
+    """
+
+    value: Tensor
+    gradients: list[Tensor]
+
+
+def structural_invariance(
+    signed_entropy: Callable[[], Tensor], shared: Sequence[Tensor], step: float = 1e-3
+) -> StructuralInvariance:
+    """Structural invariance, L_struct of Eq. 8, with its gradient, from first derivatives alone.
+
+    For f(A) = sum_t eps_t S_q(x_t) over the high-entropy tokens, with independent signs eps_t = +-1 of mean 0, the
+    value g.g with g = grad f(A) has expectation sum_t ||grad_A S_q(x_t)||^2: the cross terms cancel. Its gradient is
+    2 H g, with H the Hessian of f, taken as a central difference along u = g / ||g||:
+
+        2 H g = 2 ||g|| (grad f(A + h u) - grad f(A - h u)) / (2 h) + O(h^2),  h = step max(1, ||A||).
+
+    Norms run over all shared tensors jointly, so `step` is the length of the displacement relative to that of A. The
+    computation must resolve it: in float32 the default does, under bfloat16 autocast (8 bits) it is lost in rounding.
+
+    Args:
+        signed_entropy: recomputes f, a scalar, at the present values of `shared`: same data, same signs, no dropout.
+            Called three times, or once where g = 0.
+        shared: A of every adapted layer, leaf tensors that require gradients; those that f does not use get zeros.
+            Displaced meanwhile, and restored bit for bit on return and on an error.
+        step: relative length of the displacement, above 0.
+
+    Returns:
+        The value and its gradients. Nothing is accumulated into `.grad`, and no hook of DDP fires: over several
+        processes the caller averages.
+
+    Raises:
+        ValueError: if `step` is not above 0, or `shared` is empty.
+    """
+    if not step > 0:
+        raise ValueError(f"step is {step}; it must be above 0.")
+    if not shared:
+        raise ValueError("shared is empty; give at least one tensor.")
+    gradient = _first_derivative(signed_entropy, shared)
+    norm = _joint_norm(gradient)
+    value = torch.tensor(norm**2, dtype=torch.promote_types(shared[0].dtype, torch.float32), device=shared[0].device)
+    if norm == 0:
+        return StructuralInvariance(value, gradient)
+    length = step * max(1.0, _joint_norm(shared))
+    displacement = [tensor * (length / norm) for tensor in gradient]
+    ahead, behind = _derivatives_beside(signed_entropy, shared, displacement)
+    return StructuralInvariance(value, [(a - b) * (norm / length) for a, b in zip(ahead, behind, strict=True)])
+
+
+def _first_derivative(function: Callable[[], Tensor], shared: Sequence[Tensor]) -> list[Tensor]:
+    return list(torch.autograd.grad(function(), shared, allow_unused=True, materialize_grads=True))
+
+
+def _derivatives_beside(
+    function: Callable[[], Tensor], shared: Sequence[Tensor], displacement: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Derivatives of `function` at `shared` plus and minus `displacement`; `shared` is restored."""
+    # Through .data, which bumps no version: a graph of the main loss that holds A stays valid.
+    origin = [tensor.detach().clone() for tensor in shared]
+    try:
+        derivatives = []
+        for sign in (1, -1):
+            for tensor, start, offset in zip(shared, origin, displacement, strict=True):
+                tensor.data.copy_(start + sign * offset)
+            derivatives.append(_first_derivative(function, shared))
+    finally:
+        for tensor, start in zip(shared, origin, strict=True):
+            tensor.data.copy_(start)
+    return derivatives[0], derivatives[1]
+
+
+def _joint_norm(tensors: Sequence[Tensor]) -> float:
+    """Euclidean norm of all entries of all tensors, in float32 at least."""
+    norms = (torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors)
+    return math.hypot(*(norm.item() for norm in norms))

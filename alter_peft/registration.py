@@ -1,0 +1,80 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The only contact with PEFT's internals: makes `PeftType.ALTER` a member like any other.
+
+PEFT has no plug-in mechanism: `PeftType` is a closed enum, and a bare string breaks wherever PEFT or transformers asks
+for `.value`. So the enum itself is extended, once, before the config class is defined.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Any
+
+from packaging.version import Version
+from peft import mapping
+from peft.utils import PeftType, register_peft_method
+
+
+NAME = "ALTER"
+# transformers hard-codes `peft_type.lower() + "_"` in `load_adapter`, so the prefix is no free choice
+PREFIX = "alter_"
+# The range of PEFT versions that the test-suite passes with
+OLDEST_PEFT, BEFORE_PEFT = Version("0.21.0"), Version("0.22.0")
+
+
+def check_peft_version(installed: str) -> None:
+    """Raise an `ImportError` if this PEFT version is outside the tested range."""
+    if not OLDEST_PEFT <= Version(installed) < BEFORE_PEFT:
+        raise ImportError(
+            f"alter-peft extends PEFT's internals and is tested with peft>={OLDEST_PEFT},<{BEFORE_PEFT}, but found "
+            f"peft=={installed}. Install a tested version: pip install 'peft>={OLDEST_PEFT},<{BEFORE_PEFT}'."
+        )
+
+
+def extend_peft_type() -> PeftType:
+    """Add `ALTER` to `peft.PeftType` and return the member; does nothing but return it the second time."""
+    if NAME in PeftType.__members__:
+        return PeftType[NAME]
+    member: Any = str.__new__(PeftType, NAME)
+    member._name_, member._value_, member.__objclass__ = NAME, NAME, PeftType
+    member._sort_order_ = len(PeftType.__members__)
+    type.__setattr__(PeftType, NAME, member)
+    PeftType._member_names_.append(NAME)
+    PeftType._member_map_[NAME] = member
+    PeftType._value2member_map_[NAME] = member
+    if PeftType(NAME) is not member or PeftType[NAME] is not member or member not in list(PeftType):
+        raise ImportError(
+            f"alter-peft could not extend peft.PeftType on this Python ({PeftType!r} does not list {NAME}). "
+            "Please report this with your Python and PEFT versions."
+        )
+    return PeftType[NAME]
+
+
+def register(config_cls: type, model_cls: type) -> None:
+    """Enter the config and tuner classes in PEFT's mappings; importing the package again replaces its own entry."""
+    known = mapping.PEFT_TYPE_TO_CONFIG_MAPPING.get(ALTER)
+    if known is None:
+        register_peft_method(name=NAME.lower(), config_cls=config_cls, model_cls=model_cls, prefix=PREFIX)
+        return
+    if known.__module__ != config_cls.__module__:
+        raise ImportError(
+            f"PEFT method {NAME} is already registered by {known.__module__}; alter-peft cannot be imported beside it."
+        )
+    mapping.PEFT_TYPE_TO_CONFIG_MAPPING[ALTER] = config_cls
+    mapping.PEFT_TYPE_TO_TUNER_MAPPING[ALTER] = model_cls
+
+
+check_peft_version(importlib.metadata.version("peft"))
+ALTER: PeftType = extend_peft_type()

@@ -1,0 +1,256 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from peft.config import PeftConfig
+
+from alter_peft.entropy import max_tsallis_entropy
+from alter_peft.registration import ALTER
+
+
+@dataclass
+class AlterConfig(PeftConfig):
+    """
+    Configuration of an [`AlterModel`]: the structure of an ALTER adapter, saved with it.
+
+    What concerns optimisation is in [`AlterUnlearnConfig`]; no field is in both. The method is described in
+    https://huggingface.co/papers/2603.01792; `docs/paper.md` says where and why this implementation departs from it.
+
+    Args:
+        r (`int`, *optional*, defaults to `8`):
+            Rank of the shared matrix A (r x k) and of every expert B (d x r).
+        lora_alpha (`int`, *optional*, defaults to `16`):
+            Scale of the update: `s = lora_alpha / r` (Eq. 2), or `lora_alpha / sqrt(r)` with `use_rslora`.
+        lora_dropout (`float`, *optional*, defaults to `0.0`):
+            Dropout probability on the input of A, in training.
+        use_rslora (`bool`, *optional*, defaults to `False`):
+            Rank-stabilised scale, https://huggingface.co/papers/2312.03732.
+        target_modules (`list[str]` or `str`, *optional*):
+            Names of the linear layers to adapt, a regular expression, or `"all-linear"`, which is also the default
+            for every architecture that LoRA has a default for. A gated router adapts the decoder layers from
+            `router_layer` up and leaves the others alone.
+        exclude_modules (`list[str]` or `str`, *optional*):
+            Names (or a regular expression) of modules that are not adapted.
+        layers_to_transform (`list[int]` or `int`, *optional*):
+            Indices of the layers to adapt; with a gated router, none below `router_layer` (its default: all from
+            `router_layer` up).
+        layers_pattern (`list[str]` or `str`, *optional*):
+            Name of the list of layers, if it isn't found by itself; used with `layers_to_transform`.
+        rank_pattern (`dict`, *optional*):
+            Other ranks for some layers: name or regular expression -> rank.
+        alpha_pattern (`dict`, *optional*):
+            Other `lora_alpha` for some layers: name or regular expression -> alpha.
+        modules_to_save (`list[str]`, *optional*):
+            Modules that are trained and saved whole beside the adapter.
+        bias (`str`, *optional*, defaults to `"none"`):
+            Biases that are trained: `"none"`, `"all"` or `"alter_only"`.
+        fan_in_fan_out (`bool`, *optional*, defaults to `False`):
+            Whether the target stores its weight as (in, out); set by itself for transformers' `Conv1D`.
+        num_forget_experts (`int`, *optional*):
+            N, the number of forget experts B_f^1..B_f^N, one for each sub-domain. Defaults to the number of `domains`;
+            without them the trainer takes the number of sub-domains that it finds, and a plain `get_peft_model` 1.
+        entropy_q (`float`, *optional*, defaults to `1.5`):
+            Order q > 0 of the Tsallis entropy S_q (Eq. 3); 1 is Shannon, in nats.
+        entropy_threshold (`float`, *optional*, defaults to `1.2`):
+            Tokens with S_q above it are high-entropy tokens (Eq. 5). Must be below the maximum of S_q for the
+            vocabulary, `(1 - V^(1-q)) / (q - 1)`.
+        entropy_quantile (`float`, *optional*):
+            Instead of a fixed threshold: the share of answer tokens that count as low-entropy. The trainer measures
+            the threshold on its data, in phase I, and stores it in `entropy_threshold`.
+        temperature_high (`float`, *optional*, defaults to `0.8`):
+            Router temperature for high-entropy tokens (Eq. 7).
+        temperature_low (`float`, *optional*, defaults to `0.01`):
+            Router temperature for the other tokens: nearly the single best expert.
+        top_k (`int`, *optional*, defaults to `3`):
+            Forget experts that a high-entropy token keeps, beside the retain expert; the gates are renormalised.
+        router (`str`, *optional*, defaults to `"context"`):
+            `"context"` gates each token by the moving average of the residual stream and its entropy; `"entropy"` is
+            Eq. 7 as printed, S_q alone, for ablations; `"static"` uses fixed `expert_weights` (AsymLoRA, Eqs. 2 and 6)
+            and works on any model with linear layers.
+        router_layer (`int`, *optional*):
+            l0, the decoder layer whose input the router reads. Defaults to `round(0.4 * number of layers)`. The layers
+            below are not adapted.
+        router_half_life (`float`, *optional*, defaults to `8.0`):
+            Half-life of the router's moving average, in tokens.
+        inference_entropy (`str`, *optional*):
+            Where S_q comes from outside training. `"none"` (default with the context router): nowhere, every token is
+            gated at `temperature_low` by its context alone, at no cost. `"base"` (reference mode; default, and the
+            only choice, with `router="entropy"`): from a second pass of the base model with a cache of its own.
+        expert_weights (`list[float]`, *optional*):
+            omega_1..omega_N of the static router (Eq. 6); all 1 by default.
+        domains (`list[str]`, *optional*):
+            Names of the sub-domains, in the order of the forget experts.
+        init_weights (`bool` or `str`, *optional*, defaults to `True`):
+            `True`: every B starts at zero, so that a fresh adapter is the base model bit for bit. `False`: random,
+            for tests. `"cluster"`: as `True`, and the trainer starts each forget expert from the centre of its
+            sub-domain.
+
+    Raises:
+        `ValueError`: a value out of its range; the message names the field, the value and the fix.
+    """
+
+    r: int = field(default=8, metadata={"help": "Rank of A and of every expert B."})
+    lora_alpha: int = field(default=16, metadata={"help": "Scale of the update is lora_alpha / r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout probability on the input of A."})
+    use_rslora: bool = field(default=False, metadata={"help": "Scale by lora_alpha / sqrt(r) instead."})
+    target_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Layers to adapt: names, a regular expression or 'all-linear' (the default)."}
+    )
+    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Layers that are not adapted."})
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Indices of the layers to adapt (default: from router_layer up)."}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "Name of the list of layers; used with layers_to_transform."}
+    )
+    rank_pattern: dict[str, int] = field(
+        default_factory=dict, metadata={"help": "Other ranks for some layers, name or regular expression -> rank."}
+    )
+    alpha_pattern: dict[str, int] = field(
+        default_factory=dict, metadata={"help": "Other lora_alpha for some layers, name or regex -> alpha."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules that are trained and saved whole beside the adapter."}
+    )
+    bias: Literal["none", "all", "alter_only"] = field(default="none", metadata={"help": "Biases that are trained."})
+    fan_in_fan_out: bool = field(default=False, metadata={"help": "The target stores its weight as (in, out)."})
+    num_forget_experts: int | None = field(
+        default=None, metadata={"help": "N, one forget expert for each sub-domain (default: number of domains)."}
+    )
+    entropy_q: float = field(default=1.5, metadata={"help": "Order q of the Tsallis entropy S_q."})
+    entropy_threshold: float | None = field(
+        default=None, metadata={"help": "Tokens with S_q above it are high-entropy tokens (default 1.2)."}
+    )
+    entropy_quantile: float | None = field(
+        default=None, metadata={"help": "Instead of a threshold: share of answer tokens that are low-entropy."}
+    )
+    temperature_high: float = field(default=0.8, metadata={"help": "Router temperature of high-entropy tokens."})
+    temperature_low: float = field(default=0.01, metadata={"help": "Router temperature of the other tokens."})
+    top_k: int = field(default=3, metadata={"help": "Forget experts that a high-entropy token keeps."})
+    router: Literal["context", "entropy", "static"] = field(
+        default="context", metadata={"help": "What the gates depend on: context, entropy or static weights."}
+    )
+    router_layer: int | None = field(
+        default=None, metadata={"help": "Decoder layer whose input the router reads (default 0.4 of the depth)."}
+    )
+    router_half_life: float = field(
+        default=8.0, metadata={"help": "Half-life of the router's moving average, in tokens."}
+    )
+    inference_entropy: Literal["none", "base"] | None = field(
+        default=None, metadata={"help": "Where S_q comes from at inference: 'none' (fast) or 'base' (reference)."}
+    )
+    expert_weights: list[float] | None = field(
+        default=None, metadata={"help": "omega_1..omega_N of the static router (default: all 1)."}
+    )
+    domains: list[str] | None = field(default=None, metadata={"help": "Names of the sub-domains, in expert order."})
+    init_weights: bool | Literal["cluster"] = field(
+        default=True, metadata={"help": "True: start as the base model; False: random; 'cluster': from the domains."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = ALTER
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)  # type: ignore[assignment]
+        if isinstance(self.exclude_modules, list):
+            self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
+        if self.entropy_threshold is None and self.entropy_quantile is None:
+            self.entropy_threshold = 1.2
+        if self.inference_entropy is None:
+            self.inference_entropy = "base" if self.router == "entropy" else "none"
+        if self.num_forget_experts is None:
+            if self.domains is not None:
+                self.num_forget_experts = len(self.domains)
+            elif self.expert_weights is not None:
+                self.num_forget_experts = len(self.expert_weights)
+        self._check_ranges()
+        self._check_experts()
+        self._check_layers()
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the gates depend on the token (context and entropy routers)."""
+        return self.router != "static"
+
+    def check_threshold(self, vocab_size: int) -> None:
+        """Raise a `ValueError` if no token of a vocabulary of this size could be a high-entropy token."""
+        highest = max_tsallis_entropy(vocab_size, self.entropy_q)
+        if self.entropy_threshold is not None and self.entropy_threshold >= highest:
+            raise ValueError(
+                f"`entropy_threshold` is {self.entropy_threshold}, but S_q with `entropy_q`={self.entropy_q} cannot "
+                f"exceed {highest:.4f} for a vocabulary of {vocab_size} tokens. Lower `entropy_threshold` or "
+                "`entropy_q`, or set `entropy_quantile`."
+            )
+
+    def _check_ranges(self) -> None:
+        _require(_is_int(self.r) and self.r > 0, "r", self.r, "a positive integer")
+        _require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "a positive number")
+        _require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "at least 0 and below 1")
+        for name, rank in self.rank_pattern.items():
+            _require(_is_int(rank) and rank > 0, f"rank_pattern[{name!r}]", rank, "a positive integer")
+        for name, alpha in self.alpha_pattern.items():
+            _require(alpha > 0, f"alpha_pattern[{name!r}]", alpha, "a positive number")
+        _require(self.bias in ("none", "all", "alter_only"), "bias", self.bias, "'none', 'all' or 'alter_only'")
+        _require(self.entropy_q > 0, "entropy_q", self.entropy_q, "above 0 (1 is Shannon's entropy)")
+        threshold, quantile = self.entropy_threshold, self.entropy_quantile
+        _require(threshold is None or threshold >= 0, "entropy_threshold", threshold, "at least 0")
+        _require(quantile is None or 0 < quantile < 1, "entropy_quantile", quantile, "between 0 and 1, exclusive")
+        _require(self.temperature_high > 0, "temperature_high", self.temperature_high, "above 0")
+        _require(self.temperature_low > 0, "temperature_low", self.temperature_low, "above 0")
+        _require(_is_int(self.top_k) and self.top_k > 0, "top_k", self.top_k, "a positive integer")
+        _require(self.router_half_life > 0, "router_half_life", self.router_half_life, "above 0, in tokens")
+        _require(
+            self.init_weights in (True, False, "cluster"), "init_weights", self.init_weights, "True, False or 'cluster'"
+        )
+
+    def _check_experts(self) -> None:
+        n = self.num_forget_experts
+        _require(n is None or (_is_int(n) and n > 0), "num_forget_experts", n, "a positive integer")
+        routers = ("context", "entropy", "static")
+        _require(self.router in routers, "router", self.router, "'context', 'entropy' or 'static'")
+        source = self.inference_entropy
+        _require(source in ("none", "base"), "inference_entropy", source, "'none' or 'base'")
+        if self.router == "entropy":
+            _require(source == "base", "inference_entropy", source, "'base' when `router` is 'entropy'")
+        if self.domains is not None:
+            domains = self.domains
+            _require(len(set(domains)) == len(domains), "domains", domains, "a list without duplicates")
+            _require(len(domains) == n, "domains", domains, f"a list of `num_forget_experts`={n} names")
+        if self.expert_weights is not None:
+            weights = self.expert_weights
+            _require(self.router == "static", "expert_weights", weights, "unset unless `router` is 'static'")
+            _require(len(weights) == n, "expert_weights", weights, f"a list of `num_forget_experts`={n} numbers")
+
+    def _check_layers(self) -> None:
+        pattern, layers = self.layers_pattern, self.layers_to_transform
+        _require(
+            not pattern or layers is not None, "layers_pattern", pattern, "unset unless `layers_to_transform` is set"
+        )
+        is_regex = isinstance(self.target_modules, str) and self.target_modules.lower() != "all-linear"
+        _require(not is_regex or layers is None, "layers_to_transform", layers, "unset if `target_modules` is a regex")
+        layer = self.router_layer
+        _require(layer is None or (_is_int(layer) and layer >= 0), "router_layer", layer, "0 or a positive integer")
+        _require(layer is None or self.is_gated, "router_layer", layer, "unset when `router` is 'static'")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _require(condition: bool, name: str, value: object, fix: str) -> None:
+    if not condition:
+        raise ValueError(f"`{name}` is {value!r}, but must be {fix}.")

@@ -1,0 +1,83 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a gated router needs to know of a base model: its decoder, the decoder's layers and its LM head."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+class Decoder(NamedTuple):
+    """The decoder stack of a causal language model, `path` being the name of `layers` in it."""
+
+    module: nn.Module
+    layers: nn.ModuleList
+    path: str
+
+
+class LanguageModelHead:
+    """Hidden states (..., k) -> logits (..., V), as the model's own forward computes them, scale and soft cap included."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = (model,)  # in a tuple: a reference, not a child of what holds this
+        config = model.config.get_text_config()
+        values = config.to_dict()
+        self.softcap: float | None = values.get("final_logit_softcapping")
+        # Cohere; Falcon-H1; Granite and MiniCPM3 divide by `logits_scaling`
+        scale = values.get("logit_scale") or values.get("lm_head_multiplier")
+        if scale is None and values.get("logits_scaling"):
+            scale = 1.0 / values["logits_scaling"]
+        self.scale: float = 1.0 if scale is None else scale
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        head: Any = self._model[0].get_output_embeddings()
+        logits: Tensor = head(hidden)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+
+def find_decoder(model: nn.Module) -> Decoder:
+    """
+    The decoder of a causal language model.
+
+    Raises:
+        ValueError: the model isn't a transformers decoder with an LM head; the static router works on any model.
+    """
+    fix = "Use `AlterConfig(router='static')`, which works on any model with linear layers."
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"A gated `router` needs a transformers causal LM, but got a {type(model).__name__}. {fix}")
+    if model.config.is_encoder_decoder:
+        raise ValueError(
+            f"A gated `router` needs a decoder-only model, but {type(model).__name__} has an encoder. {fix}"
+        )
+    if model.get_output_embeddings() is None:
+        raise ValueError(
+            f"A gated `router` needs a model with an LM head, but {type(model).__name__} has no output embeddings. {fix}"
+        )
+    depth = model.config.get_text_config().num_hidden_layers
+    decoder = model.get_decoder()
+    for name, module in decoder.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            prefix = next(n for n, m in model.named_modules() if m is decoder)
+            return Decoder(decoder, module, f"{prefix}.{name}" if prefix else name)
+    raise ValueError(
+        f"A gated `router` needs decoder layers, but {type(model).__name__} has no list of {depth} modules. {fix}"
+    )

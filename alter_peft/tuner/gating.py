@@ -1,0 +1,302 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""How the gates reach the layers: the one state that an adapted model carries through a forward pass.
+
+The decoder (e.g. `LlamaModel`) and its layer l0 have permanent pre-hooks. The first takes the padding mask and, in the
+reference mode, runs the base model; the second routes. Whatever must outlive a pass, the moving average and the base
+model's own keys and values, is kept in extra layers of the KV cache itself, so that stock code reorders, crops,
+repeats and resets it together with the rest.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
+
+from alter_peft.entropy import chunked_tsallis_entropy
+
+from .decoder import LanguageModelHead
+from .router import AlterRouter, Context, moving_average
+
+
+class GateState(NamedTuple):
+    """
+    What the layers read in one forward pass, and again when checkpointing recomputes it.
+
+    gates: adapter name -> g, (B, T, 1+N).
+    owner: (B, 1+N), 1 where an expert learns from a row; `None` if all learn from all rows.
+    learns_experts, learns_shared: whether gradients reach the experts and A.
+    """
+
+    gates: dict[str, Tensor]
+    owner: Tensor | None = None
+    learns_experts: bool = True
+    learns_shared: bool = True
+
+
+class GatingContext:
+    """The state of one base model, shared by its hooks and by all of its ALTER layers."""
+
+    def __init__(self) -> None:
+        self.routers: list[AlterRouter] = []
+        self.num_layers = 0
+        self.state = GateState(gates={})
+        self.base_pass = False
+        self.attention_mask: Tensor | None = None
+        self.entropy: Tensor | None = None
+        self.observer: Callable[[str, Context], None] | None = None
+        self._supplied = GateState(gates={})
+        self._supplied_entropy: Tensor | None = None
+
+    @contextmanager
+    def supply(
+        self,
+        entropy: Tensor | None = None,
+        owner: Tensor | None = None,
+        learns_experts: bool = True,
+        learns_shared: bool = True,
+    ) -> Iterator[None]:
+        """For the forward passes inside: S_q (B, T) of the base model, and who learns (see `GateState`)."""
+        before = self._supplied, self._supplied_entropy
+        self._supplied = GateState({}, owner, learns_experts, learns_shared)
+        self._supplied_entropy = entropy
+        self.begin(None)  # a static router has no hook that would
+        try:
+            yield
+        finally:
+            self._supplied, self._supplied_entropy = before
+
+    @contextmanager
+    def replaying(self, state: GateState) -> Iterator[None]:
+        """The layers inside see the gates of an earlier forward pass."""
+        current, self.state = self.state, state
+        try:
+            yield
+        finally:
+            self.state = current
+
+    def begin(self, attention_mask: Tensor | None) -> None:
+        """Start a forward pass with what was supplied for it."""
+        self.entropy, self.attention_mask = self._supplied_entropy, attention_mask
+        self.state = self._supplied._replace(gates={})
+
+    def active(self) -> list[tuple[AlterRouter, str]]:
+        """The enabled routers and their active adapters."""
+        return [
+            (router, name)
+            for router in self.routers
+            if not router.disable_adapters
+            for name in router.active_adapters
+            if name in router.alter_router
+        ]
+
+    def gates_for(self, name: str, h: Tensor) -> Tensor:
+        """The gates of an adapter, (B, T, 1+N), for a layer whose A x is `h`; a shape that doesn't fit raises."""
+        gates = self.state.gates.get(name)
+        if gates is None:
+            raise ValueError(
+                f"The layers of adapter {name!r} were run without the decoder layer that gates them. Call the whole "
+                "model, or use `AlterConfig(router='static')`."
+            )
+        if gates.shape[:-1] != h.shape[:-1]:
+            raise ValueError(
+                f"A layer of adapter {name!r} was given an input of shape {tuple(h.shape[:-1])} before its last "
+                f"dimension, but its tokens were gated as (batch, length) = {tuple(gates.shape[:-1])}. Exclude this "
+                "layer by `exclude_modules`, or use `AlterConfig(router='static')`."
+            )
+        return gates
+
+
+class DecoderHook:
+    """Pre-hook of the decoder: takes the mask, has checkpoints replay the gates, runs the base model if asked to."""
+
+    def __init__(self, context: GatingContext, head: LanguageModelHead) -> None:
+        self.context, self.head = context, head
+
+    def __call__(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        context = self.context
+        active = context.active()
+        if context.base_pass or not active:
+            return None
+        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+        if isinstance(mask, Tensor) and mask.dim() != 2:
+            raise ValueError(
+                f"A gated router needs the (batch, length) `attention_mask`, but got one of shape {tuple(mask.shape)}. "
+                "Pass the padding mask itself, or use `AlterConfig(router='static')`."
+            )
+        context.begin(mask if isinstance(mask, Tensor) else None)
+        if decoder.training:
+            _replay_gates_in_checkpoints(decoder, context)
+        orders = {router.config[n].entropy_q for router, n in active if router.config[n].inference_entropy == "base"}
+        if orders and context.entropy is None:
+            if len(orders) > 1:
+                raise ValueError(f"Adapters that are active together must share `entropy_q`, but found {orders}.")
+            kwargs = _with_cache(decoder, kwargs)
+            context.entropy = base_entropy(decoder, self.head, context, orders.pop(), args, kwargs)
+        return args, kwargs
+
+
+class RouterHook:
+    """Pre-hook of decoder layer l0: gates every token of the pass."""
+
+    def __init__(self, context: GatingContext) -> None:
+        self.context = context
+
+    def __call__(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        context = self.context
+        if context.base_pass:
+            return
+        hidden = args[0] if args else kwargs["hidden_states"]
+        cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
+        for router, name in context.active():
+            if router is layer.token_router:
+                with torch.no_grad():
+                    average = self._average(router, name, hidden.detach(), cache)
+                    if context.observer is not None:
+                        context.observer(name, average)
+                    context.state.gates[name] = router(name, average, context.entropy)
+
+    def _average(self, router: AlterRouter, name: str, hidden: Tensor, cache: Cache | None) -> Context:
+        batch, length = hidden.shape[:2]
+        mask = self.context.attention_mask
+        if mask is None:
+            valid = torch.ones(batch, length, dtype=torch.bool, device=hidden.device)
+        else:
+            valid = mask[:, -length:].to(hidden.device).bool()
+        state = None if cache is None else _router_state(cache, name, self.context.num_layers)
+        past = None
+        if state is not None and state.get_seq_length():
+            counts = state.values[:, 0, -1:]
+            past = Context(state.keys[:, 0, -1:], counts[..., 0], counts[..., 1])
+        average = moving_average(hidden, valid, router.config[name].router_half_life, past)
+        if state is not None:
+            counts = torch.stack([average.weight, average.count], dim=-1)
+            state.update(average.sum.unsqueeze(1), counts.unsqueeze(1))
+        return average
+
+
+class RouterStateLayer(DynamicLayer):
+    """The moving average of one adapter in the KV cache: (B, 1, T, k) sums and (B, 1, T, 2) weights and counts."""
+
+    def __init__(self, adapter_name: str) -> None:
+        super().__init__()
+        self.adapter_name = adapter_name
+
+
+def base_entropy(
+    decoder: nn.Module,
+    head: LanguageModelHead,
+    context: GatingContext,
+    q: float,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """S_q (B, T) of the base model: a pass without adapters, in eval mode, with its own layers of the KV cache."""
+    cache = kwargs.get("past_key_values")
+    if cache is not None:
+        kwargs = {**kwargs, "past_key_values": Cache(layers=_base_layers(cache, context.num_layers))}
+    training = [module for module in decoder.modules() if module.training]
+    context.base_pass = True
+    try:
+        for module in training:
+            module.training = False
+        with torch.no_grad():
+            hidden = decoder.forward(*args, **kwargs)[0]
+            entropy = chunked_tsallis_entropy(hidden.flatten(0, 1), head, q)
+    finally:
+        context.base_pass = False
+        for module in training:
+            module.training = True
+    return entropy.view(hidden.shape[:2])
+
+
+def _with_cache(decoder: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Make the cache that the decoder would make by itself, so that the base pass finds its layers in it."""
+    use_cache = kwargs.get("use_cache")
+    if use_cache is None:
+        use_cache = decoder.config.use_cache
+    if decoder.training or not use_cache or kwargs.get("past_key_values") is not None:
+        return kwargs
+    return {**kwargs, "past_key_values": DynamicCache(config=decoder.config)}
+
+
+def _own_layers(cache: Cache, num_layers: int) -> list[Any]:
+    """The model's own layers of a cache, all of them made: what is added comes after them."""
+    while len(cache.layers) < num_layers:  # a cache made without a config grows layer by layer
+        cache.layers.append(cache.layer_class_to_replicate())
+    return cache.layers[:num_layers]
+
+
+def _require_empty(layer: Any, missing: str) -> None:
+    if isinstance(layer, CacheLayerMixin) and layer.is_initialized and int(layer.get_seq_length()) > 0:
+        raise ValueError(
+            f"`past_key_values` was filled without this adapter, so {missing} is missing from it. Start from an empty "
+            "cache, or use `AlterConfig(router='static')`."
+        )
+
+
+def _router_state(cache: Cache, name: str, num_layers: int) -> RouterStateLayer:
+    own = _own_layers(cache, num_layers)
+    for layer in cache.layers[num_layers:]:
+        if isinstance(layer, RouterStateLayer) and layer.adapter_name == name:
+            return layer
+    # the layers below l0 already hold this pass; the last one can only hold an earlier one
+    _require_empty(own[-1], "the router's moving average")
+    state = RouterStateLayer(name)
+    cache.layers.append(state)
+    return state
+
+
+def _base_layers(cache: Cache, num_layers: int) -> list[Any]:
+    own = _own_layers(cache, num_layers)
+    mirrored = [layer for layer in cache.layers[num_layers:] if not isinstance(layer, RouterStateLayer)]
+    if not mirrored:
+        _require_empty(own[-1], "the base model's own part")
+        mirrored = copy.deepcopy(own)
+        cache.layers.extend(mirrored)
+    return mirrored
+
+
+class _Replay:
+    """A checkpointed function that sees, also when it is recomputed in backward, the gates of its first run."""
+
+    def __init__(self, function: Callable[..., Any], context: GatingContext) -> None:
+        self.function, self.context, self.state = function, context, context.state
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self.context.replaying(self.state):
+            return self.function(*args, **kwargs)
+
+
+class _ReplayingCheckpoint:
+    """Stands before a layer's own checkpoint function."""
+
+    def __init__(self, checkpoint: Callable[..., Any], context: GatingContext) -> None:
+        self.checkpoint, self.context = checkpoint, context
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+        return self.checkpoint(_Replay(function, self.context), *args)
+
+
+def _replay_gates_in_checkpoints(decoder: nn.Module, context: GatingContext) -> None:
+    for module in decoder.modules():
+        checkpoint = module.__dict__.get("_gradient_checkpointing_func")
+        if checkpoint is not None and not isinstance(checkpoint, _ReplayingCheckpoint):
+            module._gradient_checkpointing_func = _ReplayingCheckpoint(checkpoint, context)

@@ -1,0 +1,227 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.tuners_utils import check_adapters_to_merge
+from peft.utils.other import transpose
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from .router import AlterTunerLayer
+
+
+if TYPE_CHECKING:
+    from .config import AlterConfig
+    from .gating import GatingContext
+
+
+class SharedProjection(nn.Linear):
+    """A of Eq. 2: (r, k), shared by all experts of a layer. `learn=False` lets no gradient reach A."""
+
+    def __init__(self, in_features: int, r: int) -> None:
+        super().__init__(in_features, r, bias=False)
+
+    def forward(self, input: Tensor, learn: bool = True) -> Tensor:
+        return F.linear(input, self.weight if learn else self.weight.detach())
+
+
+class ExpertBank(nn.Module):
+    """B_r and B_f^1..B_f^N of one layer: separate Parameters (d, r), so that an optimiser step on one moves no other.
+
+    The experts are read in this module's own `forward` alone, where ZeRO-3 and FSDP have gathered them.
+    """
+
+    def __init__(self, out_features: int, r: int, num_forget_experts: int) -> None:
+        super().__init__()
+        self.num_forget_experts = num_forget_experts
+        for name in self.names():
+            self.register_parameter(name, nn.Parameter(torch.empty(out_features, r)))
+
+    def names(self) -> list[str]:
+        """Names of the Parameters, the retain expert first, then the forget experts in the order of the domains."""
+        return ["retain", *(f"forget_{d}" for d in range(self.num_forget_experts))]
+
+    def experts(self) -> list[nn.Parameter]:
+        """B_r, B_f^1, ..., B_f^N."""
+        return [self.get_parameter(name) for name in self.names()]
+
+    def forward(self, h: Tensor, gates: Tensor, owner: Tensor | None, learn: bool = True) -> Tensor:
+        """
+        sum_e g_e B_e h (Eq. 9) in one matrix product over all experts.
+
+        Args:
+            h: A x, (..., r).
+            gates: g, (..., 1+N), retain expert first.
+            owner: (B, 1+N), 1 where expert e learns from row b and 0 elsewhere; `None` if all learn from all rows.
+            learn: whether gradients reach the experts at all.
+        """
+        stacked = torch.cat(self.experts(), dim=1)  # (d, (1+N) r)
+        if not learn:
+            stacked, owner = stacked.detach(), None
+        gated = gates.unsqueeze(-1) * h.unsqueeze(-2)  # (..., 1+N, r)
+        if owner is None:
+            return F.linear(gated.flatten(-2), stacked)
+        taught = gated * owner.to(gated.dtype).view(owner.shape[0], *[1] * (gated.dim() - 3), owner.shape[1], 1)
+        both = torch.cat([taught.flatten(-2), (gated - taught).flatten(-2)], dim=-1)  # (..., 2 (1+N) r)
+        return F.linear(both, torch.cat([stacked, stacked.detach()], dim=1))
+
+
+class AlterLayer(AlterTunerLayer):
+    """Holds A and the experts of every adapter on one layer."""
+
+    adapter_layer_names: tuple[str, ...] = ("alter_A", "alter_B")
+    other_param_names: tuple[str, ...] = ("r", "lora_alpha", "scaling", "alter_dropout", "expert_weights")
+
+    def __init__(self, base_layer: nn.Module, context: GatingContext, **kwargs: Any) -> None:
+        self.base_layer = base_layer
+        self.context = context
+        self.r: dict[str, int] = {}
+        self.lora_alpha: dict[str, float] = {}
+        self.scaling: dict[str, float] = {}
+        # omega of the static router, 1 for the retain expert first; None for gated routers
+        self.expert_weights: dict[str, tuple[float, ...] | None] = {}
+        self.alter_dropout = nn.ModuleDict({})
+        self.alter_A = nn.ModuleDict({})
+        self.alter_B = nn.ModuleDict({})
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self.kwargs = kwargs
+
+        layer = self.get_base_layer()
+        if isinstance(layer, nn.Linear):
+            self.in_features, self.out_features = layer.in_features, layer.out_features
+        elif isinstance(layer, Conv1D):
+            shape = layer.weight.ds_shape if hasattr(layer.weight, "ds_shape") else layer.weight.shape
+            self.in_features, self.out_features = shape
+        else:
+            raise TypeError(f"AlterLayer cannot adapt a {type(layer).__name__}; supported are Linear and Conv1D.")
+
+    def update_layer(self, adapter_name: str, r: int, lora_alpha: float, config: AlterConfig) -> None:
+        """Create A and the experts of an adapter on this layer."""
+        num_forget_experts = config.num_forget_experts or 1
+        self.r[adapter_name] = r
+        self.lora_alpha[adapter_name] = lora_alpha
+        self.scaling[adapter_name] = lora_alpha / (math.sqrt(r) if config.use_rslora else r)
+        weights = config.expert_weights or [1.0] * num_forget_experts
+        self.expert_weights[adapter_name] = None if config.is_gated else (1.0, *weights)
+        self.alter_dropout[adapter_name] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
+        self.alter_A[adapter_name] = SharedProjection(self.in_features, r)
+        self.alter_B[adapter_name] = ExpertBank(self.out_features, r, num_forget_experts)
+        self.reset_alter_parameters(adapter_name, random=config.init_weights is False)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def reset_alter_parameters(self, adapter_name: str, random: bool) -> None:
+        """Kaiming-uniform A; B at zero, so that the fresh adapter is the base model, or random for tests."""
+        nn.init.kaiming_uniform_(self.alter_A[adapter_name].weight, a=math.sqrt(5))
+        for expert in self.alter_B[adapter_name].experts():
+            if random:
+                nn.init.kaiming_uniform_(expert, a=math.sqrt(5))
+            else:
+                nn.init.zeros_(expert)
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """s (B_r + sum_d omega_d B_f^d) A in the shape of the base weight (Eq. 6); the static router alone has one."""
+        weights = self.expert_weights[adapter]
+        if weights is None:
+            raise ValueError(
+                f"The adapter {adapter!r} gates every token by itself (`router` is not 'static'), so no single weight "
+                "delta equals it. Train with `AlterConfig(router='static')` if you need to merge."
+            )
+        experts = self.alter_B[adapter].experts()
+        combined = sum(w * B for w, B in zip(weights, experts, strict=True))
+        delta = combined @ self.alter_A[adapter].weight * self.scaling[adapter]
+        return transpose(delta, isinstance(self.get_base_layer(), Conv1D))
+
+
+class AlterLinear(nn.Module, AlterLayer):
+    """ALTER on a linear layer (`nn.Linear` or transformers' `Conv1D`)."""
+
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, context: GatingContext, config: AlterConfig, **kwargs: Any
+    ) -> None:
+        super().__init__()
+        AlterLayer.__init__(self, base_layer, context)
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config=config, **kwargs)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """
+        y = W0 x + s sum_e g_e B_e A x (Eqs. 2, 6, 9).
+
+        Args:
+            x: (B, T, k) under a gated router, (..., k) under the static one.
+
+        Returns:
+            y: (..., d), in the dtype of the base layer's output.
+        """
+        result = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or self.merged or self.context.base_pass:
+            return result
+        dtype = result.dtype
+        for name in self.active_adapters:
+            if name in self.alter_A:
+                result = result + self._delta(name, x).to(dtype)
+        return result
+
+    def _delta(self, name: str, x: Tensor) -> Tensor:
+        A, state = self.alter_A[name], self.context.state
+        x = self.alter_dropout[name](self._cast_input_dtype(x, A.weight.dtype))
+        h = A(x, learn=state.learns_shared)  # (..., r)
+        weights = self.expert_weights[name]
+        if weights is not None:
+            gates = h.new_tensor(weights).expand(*h.shape[:-1], len(weights))
+        else:
+            gates = self.context.gates_for(name, h).to(h.dtype)
+        return self.alter_B[name](h, gates, state.owner, learn=state.learns_experts) * self.scaling[name]
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """
+        Add the update of the active adapters to the base weight (static router alone, Eq. 6 with fixed omega).
+
+        Args:
+            safe_merge: check for NaNs in a copy first.
+            adapter_names: the adapters to merge; all active ones by default.
+
+        Raises:
+            ValueError: NaNs with `safe_merge`, or an adapter that gates its tokens.
+        """
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name not in self.alter_A:
+                continue
+            weight = self.get_base_layer().weight
+            merged = weight.data + self.get_delta_weight(name).to(weight.dtype)
+            if safe_merge and not torch.isfinite(merged).all():
+                raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
+            weight.data = merged
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Subtract the merged adapters from the base weight."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        while self.merged_adapters:
+            name = self.merged_adapters.pop()
+            weight = self.get_base_layer().weight
+            weight.data = weight.data - self.get_delta_weight(name).to(weight.dtype)
+
+    def __repr__(self) -> str:
+        return "alter." + super().__repr__()
