@@ -164,7 +164,7 @@ def check_disjoint(forget: Rows, retain: Rows) -> None:
         i, j = shared[0]
         raise ValueError(
             f"retain_dataset holds {len(shared)} of the {len(forget)} rows of train_dataset, token for token; "
-            f"the first is row {i} of train_dataset and row {j} of retain_dataset: remove such rows from one of the two."
+            f"the first is row {i} of train_dataset and row {j} of retain_dataset: remove them from either."
         )
 
 

@@ -156,8 +156,9 @@ def log_probabilities(logits: Tensor) -> Tensor:
 def map_row_chunks(function: Callable[..., Tensor], chunk_size: int, *rows: Tensor) -> Tensor:
     """Concatenate `function` over successive chunks of rows, recomputing each chunk in backward.
 
-    What `function` makes inside is freed after each chunk, so it never exists for all rows at once: with gradients on,
-    a chunk is checkpointed. Zero rows are one empty chunk, so that the result keeps its dtype and its graph.
+    What `function` makes inside is freed after each chunk, so it never exists for all rows at once: each chunk is
+    checkpointed, which without gradients is a plain call. Zero rows are one empty chunk, so that the result keeps its
+    dtype and its graph.
 
     Args:
         function: maps tensors of c rows each to one tensor of c rows; deterministic up to torch's random state.
@@ -176,9 +177,7 @@ def map_row_chunks(function: Callable[..., Tensor], chunk_size: int, *rows: Tens
     if len(set(lengths)) != 1:
         raise ValueError(f"Row counts are {lengths}; they must be the same.")
     chunks = zip(*(torch.split(tensor, chunk_size) for tensor in rows), strict=True)
-    if torch.is_grad_enabled():
-        return torch.cat([checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks])
-    return torch.cat([function(*chunk) for chunk in chunks])
+    return torch.cat([checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks])
 
 
 def _check_q(q: float) -> None:

@@ -149,7 +149,7 @@ def kl_to_base_loss(
             log_base = log_probabilities(head(base_rows)).clamp(min=floor)
         return (log_base.exp() * (log_base - log_p)).sum(-1)
 
-    return map_row_chunks(divergence, chunk_size, hidden, base_hidden.detach())
+    return map_row_chunks(divergence, chunk_size, hidden, base_hidden)
 
 
 class StructuralInvariance(NamedTuple):
@@ -176,7 +176,8 @@ def structural_invariance(
         2 H g = 2 ||g|| (grad f(A + h u) - grad f(A - h u)) / (2 h) + O(h^2),  h = step max(1, ||A||).
 
     Norms run over all shared tensors jointly, so `step` is the length of the displacement relative to that of A. The
-    computation must resolve it: in float32 the default does, under bfloat16 autocast (8 bits) it is lost in rounding.
+    computation must resolve it: on a random six-layer transformer the default's relative error was 1e-4 in float32,
+    where it is the best, but 1.4 under bfloat16 autocast, where rounding swallows it and 3e-2 was the best (0.07).
 
     Args:
         signed_entropy: recomputes f, a scalar, at the present values of `shared`: same data, same signs, no dropout.

@@ -92,6 +92,15 @@ class GatingContext:
         finally:
             self.state = current
 
+    @contextmanager
+    def as_base(self) -> Iterator[None]:
+        """The forward passes inside are the base model's own; gradients are left as they are."""
+        before, self.base_pass = self.base_pass, True
+        try:
+            yield
+        finally:
+            self.base_pass = before
+
     def begin(self, attention_mask: Tensor | None) -> None:
         """Start a forward pass with what was supplied for it."""
         self.entropy, self.attention_mask = self._supplied_entropy, attention_mask
@@ -161,7 +170,7 @@ class RouterHook:
 
     def __call__(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         context = self.context
-        if context.base_pass:
+        if context.base_pass and context.observer is None:
             return
         hidden = args[0] if args else kwargs["hidden_states"]
         cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
@@ -171,7 +180,8 @@ class RouterHook:
                     average = self._average(router, name, hidden.detach(), cache)
                     if context.observer is not None:
                         context.observer(name, average)
-                    context.state.gates[name] = router(name, average, context.entropy)
+                    else:
+                        context.state.gates[name] = router(name, average, context.entropy)
 
     def _average(self, router: AlterRouter, name: str, hidden: Tensor, cache: Cache | None) -> Context:
         batch, length = hidden.shape[:2]
@@ -212,19 +222,37 @@ def base_entropy(
     cache = kwargs.get("past_key_values")
     if cache is not None:
         kwargs = {**kwargs, "past_key_values": Cache(layers=_base_layers(cache, context.num_layers))}
-    training = [module for module in decoder.modules() if module.training]
-    context.base_pass = True
-    try:
-        for module in training:
-            module.training = False
-        with torch.no_grad():
-            hidden = decoder.forward(*args, **kwargs)[0]
-            entropy = chunked_tsallis_entropy(hidden.flatten(0, 1), head, q)
-    finally:
-        context.base_pass = False
-        for module in training:
-            module.training = True
+    with torch.no_grad(), context.as_base(), evaluating(decoder):
+        hidden = decoder.forward(*args, **kwargs)[0]
+        entropy = chunked_tsallis_entropy(hidden.flatten(0, 1), head, q)
     return entropy.view(hidden.shape[:2])
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards exactly those modules train that did before."""
+    training = [child for child in module.modules() if child.training]
+    try:
+        for child in training:
+            child.training = False
+        yield
+    finally:
+        for child in training:
+            child.training = True
+
+
+def observe_base(
+    decoder: nn.Module, head: LanguageModelHead, context: GatingContext, q: float, inputs: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Context]]:
+    """S_q (B, T) of the base model and the moving averages of the active adapters, from one pass."""
+    averages: dict[str, Context] = {}
+    context.begin(inputs["attention_mask"])
+    context.observer = averages.__setitem__
+    try:
+        entropy = base_entropy(decoder, head, context, q, (), {**inputs, "use_cache": False})
+    finally:
+        context.observer = None
+    return entropy, averages
 
 
 def _with_cache(decoder: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class AlterModel(BaseTuner):
         config = self.peft_config[adapter_name]
         if config.num_forget_experts is None:
             config.num_forget_experts = 1
-        self._context = _context_of(model)
+        self.context = _context_of(model)
         self._decoder: Decoder | None = None
         if config.is_gated:
             self._decoder = find_decoder(model)
@@ -84,13 +84,13 @@ class AlterModel(BaseTuner):
         assert self._decoder is not None
         layer: Any = self._decoder.layers[config.router_layer]
         if not any(isinstance(hook, DecoderHook) for hook in self._decoder.module._forward_pre_hooks.values()):
-            hook = DecoderHook(self._context, LanguageModelHead(model))
+            hook = DecoderHook(self.context, LanguageModelHead(model))
             self._decoder.module.register_forward_pre_hook(hook, with_kwargs=True)
-            self._context.num_layers = len(self._decoder.layers)
+            self.context.num_layers = len(self._decoder.layers)
         if not any(isinstance(hook, RouterHook) for hook in layer._forward_pre_hooks.values()):
             layer.token_router = AlterRouter(layer)
-            layer.register_forward_pre_hook(RouterHook(self._context), with_kwargs=True)
-            self._context.routers.append(layer.token_router)
+            layer.register_forward_pre_hook(RouterHook(self.context), with_kwargs=True)
+            self.context.routers.append(layer.token_router)
         width = model.config.get_text_config().hidden_size
         if low_cpu_mem_usage:
             with init_empty_weights():
@@ -139,7 +139,7 @@ class AlterModel(BaseTuner):
                 f"Target module {current_key!r} is a {type(base).__name__}, which ALTER does not support. Restrict "
                 "`target_modules` to `torch.nn.Linear` and `transformers.pytorch_utils.Conv1D`."
             )
-        new_module = AlterLinear(target, adapter_name, self._context, config, **sizes)
+        new_module = AlterLinear(target, adapter_name, self.context, config, **sizes)
         if adapter_name not in self.active_adapters:
             new_module.requires_grad_(False)  # adding an adapter must not make it trainable
         self._replace_module(parent, target_name, new_module, target)
@@ -166,9 +166,9 @@ class AlterModel(BaseTuner):
                 if isinstance(hook, (DecoderHook, RouterHook)):
                     del module._forward_pre_hooks[key]
                     module._forward_pre_hooks_with_kwargs.pop(key, None)
-        for router in self._context.routers:
+        for router in self.context.routers:
             del router.get_base_layer().token_router
-        self._context.routers.clear()
+        self.context.routers.clear()
         return model
 
     @classmethod

@@ -1,0 +1,114 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from huggingface_hub import ModelCard, ModelCardData
+
+
+if TYPE_CHECKING:
+    from .trainer import AlterUnlearnTrainer
+
+
+TEMPLATE = """---
+{card_data}
+---
+
+# {model_name}
+
+An [ALTER](https://huggingface.co/papers/2603.01792) adapter that makes `{base_model}` forget {forgotten}.
+
+## Use
+
+Importing `alter_peft` is what tells PEFT of this kind of adapter (`pip install alter-peft`):
+
+```python
+import alter_peft  # noqa: F401  registers ALTER with PEFT
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("{hub_model_id}")
+```
+
+The base model still holds what was forgotten: whoever removes or disables the adapter has it back.
+
+## Sub-domains
+
+{domains}
+
+## Training
+
+| option | value |
+|---|---|
+{options}
+
+### Framework versions
+
+{versions}
+
+## Citation
+
+```bibtex
+@misc{{alter2026,
+  title  = {{ALTER}},
+  eprint = {{2603.01792}},
+  archivePrefix = {{arXiv}}
+}}
+```
+"""
+
+VERSIONS = ("peft", "trl", "transformers", "torch")
+OPTIONS = (
+    "learning_rate", "shared_learning_rate", "num_train_epochs", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "forget_weight", "retain_weight", "structural_weight", "structural_q",
+    "structural_interval", "forget_loss", "margin", "retain_loss", "seed",
+)  # fmt: skip
+
+
+def write_card(
+    trainer: AlterUnlearnTrainer,
+    folder: Path,
+    model_name: str | None = None,
+    dataset_name: str | None = None,
+    tags: str | list[str] | None = None,
+) -> None:
+    """Write the card of the trainer's adapter to `folder/README.md`."""
+    config = trainer.alter_config
+    base = trainer.model.get_base_model().config._name_or_path
+    extra = [tags] if isinstance(tags, str) else list(tags or [])
+    data = ModelCardData(
+        # a local path is no model id that the Hub could link to
+        base_model=base if base and not os.path.isdir(base) else None,
+        datasets=dataset_name,
+        library_name="peft",
+        pipeline_tag="text-generation",
+        tags=sorted({*trainer._tag_names, *extra}),
+    )
+    domains = config.domains or []
+    text = TEMPLATE.format(
+        card_data=data.to_yaml(),
+        model_name=model_name or Path(trainer.hub_model_id or trainer.args.output_dir).name,
+        base_model=base or "its base model",
+        forgotten=f"{len(domains)} sub-domain{'s' * (len(domains) != 1)}",
+        hub_model_id=trainer.hub_model_id or trainer.args.output_dir,
+        domains="\n".join(f"{d}. {name}" for d, name in enumerate(domains, start=1)),
+        options="\n".join(f"| `{name}` | {getattr(trainer.args, name)} |" for name in OPTIONS),
+        versions="\n".join(
+            f"- {name}: {importlib.metadata.version(name)}" for name in VERSIONS
+        ),
+    )
+    ModelCard(text).save(folder / "README.md")

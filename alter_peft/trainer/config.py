@@ -1,0 +1,106 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trl import SFTConfig
+
+
+@dataclass
+class AlterUnlearnConfig(SFTConfig):
+    r"""
+    Configuration of the [`AlterUnlearnTrainer`]: the optimisation. The adapter's structure is in [`AlterConfig`].
+
+    The only changes from [`~trl.SFTConfig`] are the fields below. Symbols are those of Eq. 8,
+    `beta * L_IHL + gamma * L_retain + lambda * L_struct`, of https://huggingface.co/papers/2603.01792.
+
+    Args:
+        learning_rate (`float`, *optional*, defaults to `1e-3`):
+            eta_B, the initial learning rate of the experts.
+        shared_learning_rate (`float`, *optional*, defaults to `1e-5`):
+            eta_A, the initial learning rate of the shared matrices A.
+        num_train_epochs (`float`, *optional*, defaults to `3.0`):
+            Passes over the forget set.
+        per_device_train_batch_size (`int`, *optional*, defaults to `4`):
+            Forget rows a step and device; as many retain rows join them.
+        gradient_checkpointing (`bool`, *optional*, defaults to `False`):
+            Recompute the adapted layers in backward to save memory.
+        forget_weight (`float`, *optional*, defaults to `1.0`):
+            beta.
+        retain_weight (`float`, *optional*, defaults to `1.0`):
+            gamma.
+        structural_weight (`float`, *optional*, defaults to `0.01`):
+            lambda; 0 leaves A as it was initialised.
+        structural_q (`float`, *optional*, defaults to `0.5`):
+            Order of the Tsallis entropy in L_struct.
+        structural_interval (`int`, *optional*, defaults to `16`):
+            L_struct is evaluated every so many steps, times this number (lazy regularisation).
+        forget_loss (`str`, *optional*, defaults to `"hinge"`):
+            `"hinge"`: max(0, p - p_v + margin), at rest once the strongest other token leads by `margin`.
+            `"paper"`: the inverted hinge as printed, 1 + p - p_v, which drives a model far below one that never saw
+            the text.
+        margin (`float`, *optional*, defaults to `0.0`):
+            Margin of `forget_loss="hinge"`, a difference of probabilities.
+        retain_loss (`str`, *optional*, defaults to `"cross_entropy"`):
+            `"cross_entropy"` on the retain rows, or `"kl"`, the divergence from the base model on them.
+
+    Raises:
+        `ValueError`: a value out of its range, or an option that ALTER cannot honour; the message names the field,
+        the value and the fix.
+    """
+
+    learning_rate: float = field(default=1e-3, metadata={"help": "eta_B, initial learning rate of the experts."})
+    num_train_epochs: float = field(default=3.0, metadata={"help": "Passes over the forget set."})
+    per_device_train_batch_size: int = field(
+        default=4, metadata={"help": "Forget rows a step and device; as many retain rows join them."}
+    )
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Recompute the adapted layers in backward to save memory."}
+    )
+    shared_learning_rate: float = field(default=1e-5, metadata={"help": "eta_A, initial learning rate of A."})
+    forget_weight: float = field(default=1.0, metadata={"help": "beta of Eq. 8."})
+    retain_weight: float = field(default=1.0, metadata={"help": "gamma of Eq. 8."})
+    structural_weight: float = field(default=0.01, metadata={"help": "lambda of Eq. 8; 0 freezes A."})
+    structural_q: float = field(default=0.5, metadata={"help": "Order of the Tsallis entropy in L_struct."})
+    structural_interval: int = field(default=16, metadata={"help": "Evaluate L_struct every so many steps."})
+    forget_loss: Literal["hinge", "paper"] = field(default="hinge", metadata={"help": "Form of the inverted hinge."})
+    margin: float = field(default=0.0, metadata={"help": "Margin of the hinge, a difference of probabilities."})
+    retain_loss: Literal["cross_entropy", "kl"] = field(
+        default="cross_entropy", metadata={"help": "Cross-entropy on the retain rows, or KL from the base model."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("forget_weight", "retain_weight", "structural_weight", "shared_learning_rate"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or positive")
+        _require(self.structural_q > 0, "structural_q", self.structural_q, "above 0 (1 is Shannon's entropy)")
+        _require(self.structural_interval >= 1, "structural_interval", self.structural_interval, "1 or more steps")
+        _require(math.isfinite(self.margin), "margin", self.margin, "a finite number")
+        _require(self.forget_loss in ("hinge", "paper"), "forget_loss", self.forget_loss, "'hinge' or 'paper'")
+        _require(
+            self.retain_loss in ("cross_entropy", "kl"), "retain_loss", self.retain_loss, "'cross_entropy' or 'kl'"
+        )
+        _require(not self.packing, "packing", self.packing, "False: gates need one row for each text")
+        _require(not self.padding_free, "padding_free", self.padding_free, "False: gates need one row for each text")
+        _require(self.ddp_find_unused_parameters is not True, "ddp_find_unused_parameters", True, "unset or False")
+        # A learns through its own term alone, which DDP would take for "unused, then ready twice"
+        self.ddp_find_unused_parameters = False
+
+
+def _require(condition: bool, name: str, value: object, fix: str) -> None:
+    if not condition:
+        raise ValueError(f"`{name}` is {value!r}, but must be {fix}.")

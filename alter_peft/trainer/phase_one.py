@@ -1,0 +1,231 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Phase I: what is learned of the data before any expert is trained, in one pass of the base model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from alter_peft.entropy import entropy_quantile
+from alter_peft.tuner.config import AlterConfig
+from alter_peft.tuner.decoder import Decoder, LanguageModelHead
+from alter_peft.tuner.gating import GatingContext, observe_base
+from alter_peft.tuner.layer import AlterLayer
+from alter_peft.tuner.router import AlterRouter
+
+
+# Positions that the router is fitted on at most; a uniform sample of them beyond that
+MAX_ROUTER_POSITIONS = 200_000
+
+
+class Observations(NamedTuple):
+    """
+    The base model's view of a set of rows.
+
+    entropy: S_q of every token, row after row, float32 (total tokens,).
+    lengths: tokens of each row, long (rows,).
+    averages: c_t of every token, float32 (total tokens, k); empty without a context router.
+    """
+
+    entropy: Tensor
+    lengths: Tensor
+    averages: Tensor
+
+    def rows(self) -> list[list[float]]:
+        """S_q as one list a row."""
+        return [part.tolist() for part in self.entropy.split(self.lengths.tolist())]
+
+
+def observe(
+    dataset: Dataset, decoder: Decoder, head: LanguageModelHead, context: GatingContext, q: float, batch_size: int
+) -> Observations:
+    """One pass of the base model over the rows' `input_ids`, longest first, so that little is padded."""
+    device = next(decoder.module.parameters()).device
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    entropies: list[Tensor] = [torch.empty(0)] * len(lengths)
+    averages: list[Tensor] = [torch.empty(0)] * len(lengths)
+    for rows in tqdm(list(_batches(order, batch_size)), desc="Phase I", disable=None):
+        width = lengths[rows[0]]
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        mask = torch.zeros(len(rows), width, dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids[i, : lengths[row]] = torch.as_tensor(dataset[row]["input_ids"])
+            mask[i, : lengths[row]] = 1
+        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+        entropy, contexts = observe_base(decoder.module, head, context, q, inputs)
+        for i, row in enumerate(rows):
+            entropies[row] = entropy[i, : lengths[row]].float().cpu()
+            for average in contexts.values():
+                averages[row] = average.average()[i, : lengths[row]].cpu()
+    return Observations(torch.cat(entropies), torch.tensor(lengths), torch.cat(averages))
+
+
+def fit_router(
+    observations: Observations, experts: Sequence[int], num_outputs: int, threshold: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """
+    Weights (1+N, k+1) and bias (1+N,) of the context router: multinomial logistic regression of each position's
+    expert on [c_t ; S_t - threshold].
+
+    Every position counts twice, once with its S and once without (as one at the threshold), so that the router needs
+    no S where there is none. Classes are balanced.
+
+    Args:
+        observations: of all rows, forget and retain.
+        experts: 0 for a retain row, d for one of sub-domain d.
+        num_outputs: 1 + N.
+        threshold: of the entropy.
+        seed: of the sample, if there are more than `MAX_ROUTER_POSITIONS` positions.
+    """
+    labels = np.repeat(np.asarray(experts), observations.lengths.numpy())
+    picked = np.random.default_rng(seed).permutation(len(labels))[:MAX_ROUTER_POSITIONS]
+    averages = observations.averages.numpy()[picked]
+    surprise = (observations.entropy.numpy()[picked] - threshold)[:, None]
+    known = np.concatenate([averages, surprise], axis=1)
+    unknown = np.concatenate([averages, np.zeros_like(surprise)], axis=1)
+    regression = LogisticRegression(C=100.0, class_weight="balanced", max_iter=1000)
+    regression.fit(np.concatenate([known, unknown]), np.tile(labels[picked], 2))
+    weight = torch.zeros(num_outputs, known.shape[1])
+    bias = torch.full((num_outputs,), -1e4)  # an expert without rows is never chosen
+    coefficients, intercepts = regression.coef_, regression.intercept_
+    if len(regression.classes_) == 2:  # scikit-learn keeps one row for two classes
+        coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])
+        intercepts = np.concatenate([np.zeros_like(intercepts), intercepts])
+    weight[regression.classes_] = torch.as_tensor(coefficients, dtype=torch.float32)
+    bias[regression.classes_] = torch.as_tensor(intercepts, dtype=torch.float32)
+    return weight, bias
+
+
+def measure_threshold(observations: Observations, labels: Sequence[Sequence[int]], quantile: float) -> float:
+    """The entropy that a share `quantile` of the answer tokens does not exceed; S at t belongs to the label at t + 1."""
+    valid = torch.cat([torch.tensor([*row[1:], -100]) != -100 for row in labels])
+    return entropy_quantile(observations.entropy, valid, quantile)
+
+
+class PhaseOne:
+    """Runs phase I once for a base model and its data, and keeps the result on disk.
+
+    Args:
+        model: the adapted model, for a fingerprint of its base weights.
+        router: the router to fit, or `None` (static router).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: AlterConfig,
+        decoder: Decoder,
+        head: LanguageModelHead,
+        context: GatingContext,
+        router: AlterRouter | None,
+        adapter_name: str,
+    ) -> None:
+        self.model, self.config, self.decoder, self.head = model, config, decoder, head
+        self.context, self.router, self.adapter_name = context, router, adapter_name
+
+    def run(self, forget: Dataset, retain: Dataset, batch_size: int, seed: int) -> tuple[Dataset, Dataset]:
+        """The two sets with the column `entropy`; fits the router and sets the threshold on the way."""
+        path = self._cache_path(forget, retain, seed)
+        if path.exists():
+            found = load_file(path)
+        else:
+            found = self._compute(forget, retain, batch_size, seed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(f".{os.getpid()}")
+            save_file(found, partial)
+            os.replace(partial, path)
+        self.config.entropy_threshold = float(found["threshold"])
+        if self.router is not None and "weight" in found:
+            linear = self.router.alter_router[self.adapter_name]
+            if not linear.weight.any():  # an adapter that was trained before keeps its router
+                linear.weight.data.copy_(found["weight"])
+                linear.bias.data.copy_(found["bias"])
+        rows = Observations(found["entropy"], found["lengths"], torch.empty(0)).rows()
+        return (
+            forget.add_column("entropy", rows[: len(forget)]),
+            retain.add_column("entropy", rows[len(forget) :]),
+        )
+
+    def _compute(self, forget: Dataset, retain: Dataset, batch_size: int, seed: int) -> dict[str, Tensor]:
+        columns = ["input_ids", "labels", "expert"]
+        both = datasets.concatenate_datasets([forget.select_columns(columns), retain.select_columns(columns)])
+        seen = observe(both, self.decoder, self.head, self.context, self.config.entropy_q, batch_size)
+        threshold = self.config.entropy_threshold
+        if self.config.entropy_quantile is not None:
+            count = int(seen.lengths[: len(forget)].sum())
+            of_forget = Observations(seen.entropy[:count], seen.lengths[: len(forget)], seen.averages)
+            threshold = measure_threshold(of_forget, forget["labels"], self.config.entropy_quantile)
+        assert threshold is not None
+        found = {"entropy": seen.entropy, "lengths": seen.lengths, "threshold": torch.tensor(threshold)}
+        if self.config.router == "context":
+            outputs = 1 + (self.config.num_forget_experts or 1)
+            found["weight"], found["bias"] = fit_router(seen, both["expert"], outputs, threshold, seed)
+        elif self.config.router == "entropy":
+            found["weight"] = _fit_entropy_router(seen, both["expert"], 1 + (self.config.num_forget_experts or 1))
+        return found
+
+    def _cache_path(self, forget: Dataset, retain: Dataset, seed: int) -> Path:
+        digest = hashlib.sha256()
+        for chunk in _base_bytes(self.model):
+            digest.update(chunk)
+        c = self.config
+        settings = [c.entropy_q, c.entropy_quantile, c.router, c.router_layer, c.router_half_life, c.num_forget_experts]
+        settings += [None if c.entropy_quantile is not None else c.entropy_threshold, seed, 1]
+        for dataset in (forget, retain):
+            settings += [dataset["input_ids"][:], dataset["labels"][:], dataset["expert"][:]]
+        digest.update(json.dumps(settings).encode())
+        return Path(datasets.config.HF_DATASETS_CACHE) / "alter_peft" / f"{digest.hexdigest()}.safetensors"
+
+
+def _fit_entropy_router(observations: Observations, experts: Sequence[int], num_outputs: int) -> Tensor:
+    """Eq. 7's W_g on S_q alone, (1+N, 1): it cannot tell sub-domains apart (design), and is here for the ablation."""
+    labels = np.repeat(np.asarray(experts), observations.lengths.numpy())
+    regression = LogisticRegression(C=100.0, class_weight="balanced", fit_intercept=False, max_iter=1000)
+    regression.fit(observations.entropy.numpy()[:, None], labels)
+    coefficients = regression.coef_
+    if len(regression.classes_) == 2:
+        coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])
+    weight = torch.zeros(num_outputs, 1)
+    weight[regression.classes_] = torch.as_tensor(coefficients, dtype=torch.float32)
+    return weight
+
+
+def _batches(order: Sequence[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(order), size):
+        yield list(order[start : start + size])
+
+
+def _base_bytes(model: nn.Module) -> Iterator[Any]:
+    """The base model's weights, without any adapter's."""
+    inside = [f"{name}." for name, module in model.named_modules() if isinstance(module, (AlterLayer, AlterRouter))]
+    for name, tensor in sorted(model.state_dict().items()):
+        owner = next((prefix for prefix in inside if name.startswith(prefix)), None)
+        if owner is None or name.startswith(f"{owner}base_layer."):
+            yield name.encode()
+            yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

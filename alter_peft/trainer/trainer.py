@@ -1,0 +1,409 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import logging
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import TrainOutput
+from trl import SFTTrainer
+
+from alter_peft.data import PairCollator, PairDataset, PairSampler, check_disjoint
+from alter_peft.entropy import entropy_masks
+from alter_peft.losses import TokenScores, cross_entropy_loss, inverted_hinge_loss, kl_to_base_loss, score_tokens
+from alter_peft.tuner.config import AlterConfig
+from alter_peft.tuner.decoder import LanguageModelHead, find_decoder
+from alter_peft.tuner.layer import AlterLayer
+from alter_peft.tuner.model import AlterModel
+
+from .card import write_card
+from .config import AlterUnlearnConfig
+from .inputs import assign_experts, check_all_labelled, check_dataset
+from .phase_one import PhaseOne
+from .structural import StructuralTerm
+
+
+logger = logging.get_logger(__name__)
+
+
+class AlterUnlearnTrainer(SFTTrainer):
+    """
+    Trainer for machine unlearning with ALTER (https://huggingface.co/papers/2603.01792).
+
+    Its only changes from [`~trl.SFTTrainer`]: every step pairs rows to forget with rows to retain, the loss is Eq. 8,
+    gradients are isolated (B_f^d learns from forget rows of its own sub-domain alone, B_r from retain rows alone, A
+    from the structural term alone), and before the first step phase I looks at the data with the base model.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A model with an ALTER adapter, or a base model (or its name) that gets one by `peft_config`.
+        args ([`AlterUnlearnConfig`], *optional*):
+            Configuration of the training.
+        train_dataset ([`~datasets.Dataset`]):
+            The rows to forget: prompt-completion, conversational or text, with an optional column `domain` that names
+            each row's sub-domain; without it, sub-domains are discovered.
+        retain_dataset ([`~datasets.Dataset`]):
+            Rows to keep, in any of these formats.
+        peft_config ([`AlterConfig`], *optional*):
+            Structure of the adapter if `model` has none yet.
+        kwargs:
+            As for [`~trl.SFTTrainer`].
+
+    Example:
+
+    ```python
+    >>> from datasets import load_dataset
+    >>> from alter_peft import AlterUnlearnTrainer
+
+    >>> trainer = AlterUnlearnTrainer(
+    ...     "HuggingFaceTB/SmolLM2-135M-Instruct",
+    ...     train_dataset=load_dataset("json", data_files="forget.jsonl", split="train"),
+    ...     retain_dataset=load_dataset("json", data_files="retain.jsonl", split="train"),
+    ... )
+    >>> trainer.train()
+    >>> trainer.save_model("adapter")
+    ```
+
+    Raises:
+        `ValueError`: unusable data or options, before any training; the message names the field, the value, the fix.
+    """
+
+    _tag_names = ["trl", "alter", "unlearning"]
+    _name = "ALTER"
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: AlterUnlearnConfig | None = None,
+        *,
+        train_dataset: Dataset,
+        retain_dataset: Dataset,
+        peft_config: AlterConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = AlterUnlearnConfig(output_dir=f"{Path(name).name}-ALTER")
+        if not isinstance(args, AlterUnlearnConfig):
+            raise ValueError(f"`args` is a {type(args).__name__}, but must be an AlterUnlearnConfig.")
+        check_dataset("train_dataset", train_dataset, args.dataset_text_field)
+        check_dataset("retain_dataset", retain_dataset, args.dataset_text_field)
+        has_adapter = isinstance(model, PeftModel)
+        config = model.peft_config[model.active_adapter] if has_adapter else peft_config or AlterConfig()
+        if not isinstance(config, AlterConfig):
+            raise ValueError(f"The adapter config is a {type(config).__name__}, but must be an AlterConfig.")
+        assigned, experts = assign_experts(config, train_dataset, args.dataset_text_field, args.seed)
+        train_dataset = _keep_input_columns(train_dataset, args.dataset_text_field).add_column("expert", experts)
+        if has_adapter:
+            config.domains = assigned.domains
+            super().__init__(model, args, train_dataset=train_dataset, **kwargs)
+        else:
+            assigned.task_type = assigned.task_type or "CAUSAL_LM"
+            super().__init__(model, args, train_dataset=train_dataset, peft_config=assigned, **kwargs)
+        self._set_up_model()
+        self._set_up_data(train_dataset, _keep_input_columns(retain_dataset, args.dataset_text_field), kwargs)
+
+    # ---- set-up -----------------------------------------------------------------------------------------------------
+
+    def _set_up_model(self) -> None:
+        self.adapter_name: str = self.model.active_adapter
+        self.alter_config: AlterConfig = self.model.peft_config[self.adapter_name]
+        tuner: AlterModel = self.model.base_model
+        base = self.model.get_base_model()
+        self._stack = find_decoder(base)
+        self.decoder: nn.Module = self._stack.module
+        self.head = LanguageModelHead(base)
+        self.gating = tuner.context
+        self._layers = [m for m in self.model.modules() if isinstance(m, AlterLayer) and self.adapter_name in m.alter_A]
+        self.shared_matrices = [layer.alter_A[self.adapter_name].weight for layer in self._layers]
+        self.alter_config.check_threshold(base.get_output_embeddings().weight.shape[0])
+        if self.args.structural_weight == 0:
+            for weight in self.shared_matrices:
+                weight.requires_grad_(False)
+        self._structural = StructuralTerm(self)
+        self.add_callback(_StepCallback(self))
+
+    def _set_up_data(self, forget: Dataset, retain: Dataset, kwargs: dict[str, Any]) -> None:
+        args, tokenizer = self.args, self.processing_class
+        check_all_labelled("train_dataset", forget, self.train_dataset, args.max_length)
+        if args.completion_only_loss is None:
+            self.completion_only_loss = {"prompt", "completion"} <= set(retain.column_names)
+        formatting = kwargs.get("formatting_func")
+        prepared = self._prepare_dataset(retain, tokenizer, args, False, formatting, "retain")
+        check_all_labelled("retain_dataset", retain, prepared, args.max_length)
+        check_disjoint(self.train_dataset, prepared)
+        self._forget: Dataset = self.train_dataset
+        self._retain: Dataset = prepared.add_column("expert", [0] * len(prepared))
+        self._has_entropy = False
+        if not isinstance(self.data_collator, PairCollator):
+            self.data_collator = PairCollator(
+                pad_token_id=self._tokenizer.pad_token_id, pad_to_multiple_of=args.pad_to_multiple_of
+            )
+
+    def prepare_phase_one(self) -> None:
+        """Phase I: the base model's token entropies, and the router, both cached on disk; `train` calls it."""
+        if self._has_entropy:
+            return
+        router = next((r for r in self.gating.routers if self.adapter_name in r.alter_router), None)
+        phase = PhaseOne(
+            self.model, self.alter_config, self._stack, self.head, self.gating, router, self.adapter_name
+        )
+        rows = max(1, self.args.per_device_eval_batch_size)
+        with self.accelerator.autocast():
+            forget, retain = phase.run(self._forget, self._retain, rows, self.args.seed)
+        self.train_dataset = PairDataset(forget, retain)
+        if self.alter_config.init_weights == "cluster":
+            from alter_peft.tuner.initialization import start_from_clusters
+
+            start_from_clusters(self, forget)
+        self._has_entropy = True
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As [`~transformers.Trainer.train`], after phase I."""
+        self.prepare_phase_one()
+        return super().train(*args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[tuple[int, int]]:
+        data: PairDataset = self.train_dataset
+        rows = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        self._sampler = PairSampler(len(data.forget), len(data.retain), rows, self.args.seed)
+        return self._sampler
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list({*self._signature_columns, "forget", "retain"})
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW (or `args.optim`) on the groups `shared` (A, at eta_A), `experts` (at eta_B) and, if any, `other`."""
+        if self.optimizer is None:
+            groups = self.parameter_groups(model or self.model)
+            cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
+            rates = {"shared": self.args.shared_learning_rate}
+            settings = [
+                {"name": name, "params": parameters, "lr": rates.get(name, self.args.learning_rate)}
+                for name, parameters in groups.items()
+                if parameters
+            ]
+            self.optimizer = cls(settings, **kwargs)
+        return self.optimizer
+
+    def parameter_groups(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
+        """The trainable parameters: `shared` (every A), `experts` (every B) and `other` (biases, `modules_to_save`)."""
+        groups: dict[str, list[nn.Parameter]] = {"shared": [], "experts": [], "other": []}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                kind = "shared" if ".alter_A." in name else "experts" if ".alter_B." in name else "other"
+                groups[kind].append(parameter)
+        return groups
+
+    # ---- one step ---------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """Counts tokens and experts over the whole step: all accumulated batches, all processes."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        counts = torch.stack([self._count(batch) for batch in batches]).sum(dim=0)
+        if self.args.world_size > 1:
+            counts = self.accelerator.gather(counts.to(device).unsqueeze(0)).sum(dim=0)
+        low, high, retain, structural = counts[:4].clamp(min=1).tolist()
+        self._taught = counts[4:] > 0
+        items = {"low": low, "high": high, "retain": retain, "structural": structural}
+        return batches, items
+
+    def _count(self, batch: dict[str, Tensor]) -> Tensor:
+        labelled, forget, low, high = self.token_masks(batch)
+        experts = torch.bincount(batch["expert"], minlength=1 + self._num_forget_experts)
+        counts = [(low & forget).sum(), (high & forget).sum(), (labelled & ~forget).sum(), high.sum()]
+        return torch.cat([torch.stack(counts), experts]).float()
+
+    def token_masks(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """labelled, of a forget row, low and high entropy: bool (B, T-1), position t for the label at t + 1."""
+        labelled = batch["labels"][:, 1:] != -100
+        forget = (batch["expert"] > 0).unsqueeze(1).expand_as(labelled)
+        threshold = self.alter_config.entropy_threshold
+        assert threshold is not None
+        return labelled, forget, *entropy_masks(batch["entropy"][:, :-1], labelled, threshold)
+
+    @property
+    def _num_forget_experts(self) -> int:
+        return self.alter_config.num_forget_experts or 1
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Eq. 8 on a batch of forget and retain rows; the parent's loss on any other (evaluation)."""
+        if "expert" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        args, count = self.args, num_items_in_batch
+        labelled, forget, low, _ = self.token_masks(inputs)
+        l_struct = self._structural(inputs, count["structural"])
+        hidden = self.hidden_states(model, inputs)[:, :-1]  # (B, T-1, k)
+        with self.accelerator.autocast():
+            scores = score_tokens(hidden[labelled], self.head, inputs["labels"][:, 1:][labelled])
+            is_low, is_retain = low[labelled] & forget[labelled], ~forget[labelled]
+            l_forget = self._forget_loss(scores)[is_low].sum() / count["low"]
+            l_retain = self._retain_loss(scores, hidden, labelled & ~forget, inputs, is_retain) / count["retain"]
+        loss = args.forget_weight * l_forget + args.retain_weight * l_retain + args.structural_weight * l_struct
+        self._record(inputs, scores, {"forget": l_forget, "retain": l_retain, "structural": l_struct})
+        loss = loss * self.accelerator.num_processes  # DDP averages gradients, the counts are of all processes
+        return (loss, None) if return_outputs else loss
+
+    def hidden_states(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """The decoder's last hidden states (B, T, k) under the gates, each expert learning from its own rows."""
+        owner = nn.functional.one_hot(inputs["expert"], 1 + self._num_forget_experts)
+        supplied = self.gating.supply(entropy=inputs["entropy"], owner=owner, learns_shared=False)
+        with supplied, _tap(self.decoder) as tapped:
+            model(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False, logits_to_keep=1
+            )
+        return tapped[0]
+
+    def _forget_loss(self, scores: TokenScores) -> Tensor:
+        return inverted_hinge_loss(scores, None if self.args.forget_loss == "paper" else self.args.margin)
+
+    def _retain_loss(
+        self, scores: TokenScores, hidden: Tensor, positions: Tensor, inputs: dict[str, Any], is_retain: Tensor
+    ) -> Tensor:
+        if self.args.retain_loss == "cross_entropy":
+            return cross_entropy_loss(scores)[is_retain].sum()
+        with torch.no_grad(), self.gating.as_base():
+            base = self.decoder(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
+            )[0][:, :-1]
+        return kl_to_base_loss(hidden[positions], base[positions], self.head).sum()
+
+    # ---- gradients --------------------------------------------------------------------------------------------------
+
+    def drop_untaught_gradients(self) -> None:
+        """No row, no step: an optimiser would move an expert by momentum and weight decay on a gradient of zero."""
+        taught = self._taught.tolist()
+        for layer in self._layers:
+            for expert, has_rows in zip(layer.alter_B[self.adapter_name].experts(), taught, strict=True):
+                if not has_rows:
+                    expert.grad = None
+        if not self._structural.due():
+            for weight in self.shared_matrices:
+                weight.grad = None
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Clip each group by itself: one norm over all would couple them."""
+        if self.is_deepspeed_enabled:
+            return super()._clip_grad_norm(model)
+        self.accelerator.unscale_gradients()
+        norms = {}
+        for name, parameters in self.parameter_groups(model).items():
+            if parameters:
+                norms[name] = torch.nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm)
+                self._metrics["train"][f"grad_norm/{name}"].append(norms[name].item())
+        return torch.stack([norm.to(norms["experts"].device) for norm in norms.values()]).norm()
+
+    # ---- logs and files ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _record(self, inputs: dict[str, Any], scores: TokenScores, losses: dict[str, Tensor]) -> None:
+        """Sums over this batch and all processes, so that shares are of tokens; losses add up over accumulation."""
+        labelled, forget, low, high = self.token_masks(inputs)
+        sums = [low.logical_and(forget).sum(), high.logical_and(forget).sum(), (labelled & ~forget).sum()]
+        gates = self.gating.state.gates.get(self.adapter_name)
+        if gates is not None:
+            choice = gates[:, :-1].argmax(dim=-1)
+            astray = labelled & (choice != inputs["expert"].unsqueeze(1))
+            sums += [(astray & forget).sum(), (astray & ~forget).sum()]
+        p = scores.log_prob.exp()
+        sums += [p[forget[labelled]].sum(), p[~forget[labelled]].sum(), *losses.values()]
+        total = self.accelerator.reduce(torch.stack([s.detach().float() for s in sums]), "sum").tolist()
+        n_low, n_high, n_retain = total[:3]
+        logs = self._metrics["train"]
+        n_forget = max(n_low + n_high, 1.0)
+        logs["tokens/low_entropy"].append(n_low / n_forget)
+        logs["tokens/high_entropy"].append(n_high / n_forget)
+        if gates is not None:
+            logs["router/forget_astray"].append(total[3] / n_forget)
+            logs["router/retain_astray"].append(total[4] / max(n_retain, 1.0))
+        logs["probability/forget"].append(total[-5] / n_forget)
+        logs["probability/retain"].append(total[-4] / max(n_retain, 1.0))
+        for name, value in zip(losses, total[-3:], strict=True):
+            logs[f"loss/{name}"].append(value * self.current_gradient_accumulation_steps)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self.lr_scheduler is not None:
+            for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+                logs[f"learning_rate/{group['name']}"] = rate
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Writes beside the target first and then moves each file into place, so that none is ever half written."""
+        target = Path(output_dir or self.args.output_dir)
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as partial:
+            super()._save(partial, state_dict)
+            write_card(self, Path(partial))
+            for file in sorted(Path(partial).rglob("*")):
+                if file.is_file():
+                    place = target / file.relative_to(partial)
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(file, place)
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """The adapter's card; it carries the import line without which PEFT does not know the adapter."""
+        if self.is_world_process_zero():
+            write_card(self, Path(self.args.output_dir), model_name, dataset_name, tags)
+
+
+class _StepCallback(TrainerCallback):
+    """The trainer's own hooks into the loop."""
+
+    def __init__(self, trainer: AlterUnlearnTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # also on a resume within the epoch, where the data loader is another object
+        self.trainer._sampler.set_epoch(int(state.epoch or 0))
+
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.trainer.drop_untaught_gradients()
+
+
+@contextmanager
+def _tap(decoder: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects the decoder's last hidden states, before the head."""
+    tapped: list[Tensor] = []
+    handle = decoder.register_forward_hook(lambda module, args, output: tapped.append(output[0]))
+    try:
+        yield tapped
+    finally:
+        handle.remove()
+
+
+def _keep_input_columns(dataset: Dataset, text_field: str) -> Dataset:
+    known = {"prompt", "completion", "messages", "conversations", text_field, "input_ids", "labels", "completion_mask"}
+    known |= {"assistant_masks", "tools", "chat_template_kwargs"}
+    return dataset.select_columns([name for name in dataset.column_names if name in known])
+
+
