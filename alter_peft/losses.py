@@ -93,20 +93,33 @@ def inverted_hinge_loss(scores: TokenScores, margin: float | None = None) -> Ten
     return 1 + lead if margin is None else (lead + margin).relu()
 
 
-def log_hinge_loss(scores: TokenScores, target: Tensor | float) -> Tensor:
-    """Hinge on the label's log-probability: push it down to a target level and no further.
+def level_loss(scores: TokenScores, rows: Tensor, level: float) -> Tensor:
+    """Two-sided forget loss: bring a row's mean log-probability to the level of text that was never seen.
 
-    max(0, ln p(x_t) - target). Its gradient in the label's logit is 1 - p while p is above the target, 0 below. Not
-    in the paper; an option beside L_IHL of Eq. 8.
+    (mean_{t in row} ln p(x_t) - ln level)^2, the same number for each token of a row. Not in the paper, whose hinge
+    has no such point of rest. Its gradient in a label's logit is proportional to 1 - p: tokens that anyone could
+    predict keep their probability, as in a model that never saw the text, and those that carry the fact give way. It
+    shrinks with the distance and turns round beyond the level, so that an optimiser's momentum is called back.
 
     Args:
         scores: see [`score_tokens`].
-        target: the level to reach in nats, a number or a tensor of shape (n,).
+        rows: the row of each token, shape (n,), integers from 0.
+        level: the probability to reach, exp of a row's mean log-probability, in (0, 1).
 
     Returns:
-        The loss of each token in nats, shape (n,).
+        The loss of each token in squared nats, shape (n,).
+
+    Raises:
+        ValueError: if `level` is not strictly between 0 and 1.
     """
-    return (scores.log_prob - target).relu()
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; it is a probability strictly between 0 and 1.")
+    num_rows = int(rows.max()) + 1 if rows.numel() else 0
+    zeros = scores.log_prob.new_zeros(num_rows)
+    sums = zeros.index_add(0, rows, scores.log_prob)
+    sizes = zeros.index_add(0, rows, torch.ones_like(scores.log_prob))
+    means = sums / sizes.clamp(min=1)
+    return (means - math.log(level)).square()[rows]
 
 
 def cross_entropy_loss(scores: TokenScores) -> Tensor:

@@ -26,6 +26,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import silhouette_score
 from sklearn.preprocessing import normalize
 
+
 MAX_DOMAINS = 20  # largest number of sub-domains that is tried
 MIN_SUPPORT = 5  # fewest texts that a term or a sub-domain found by silhouette rests on (fewer when texts are few)
 MIN_SILHOUETTE_RATIO = 2.5  # best silhouette against that of the same terms dealt to the texts at random

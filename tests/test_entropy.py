@@ -28,6 +28,7 @@ from alter_peft.entropy import (
     tsallis_entropy,
 )
 
+
 pytestmark = pytest.mark.filterwarnings("error")
 
 INDICES = (0.5, 0.9999999, 1, 1.5, 2, 3)

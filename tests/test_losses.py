@@ -33,6 +33,7 @@ from alter_peft.losses import (
     structural_invariance,
 )
 
+
 pytestmark = pytest.mark.filterwarnings("error")
 
 N, K, V = 7, 4, 9

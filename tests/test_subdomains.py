@@ -20,6 +20,7 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from alter_peft.subdomains import discover_subdomains
 
+
 TOFU = Path(__file__).parents[2] / "shared" / "data" / "tofu"
 
 SUBJECTS = {

@@ -75,7 +75,7 @@ VERSIONS = ("peft", "trl", "transformers", "torch")
 OPTIONS = (
     "learning_rate", "shared_learning_rate", "num_train_epochs", "per_device_train_batch_size",
     "gradient_accumulation_steps", "forget_weight", "retain_weight", "structural_weight", "structural_q",
-    "structural_interval", "forget_loss", "margin", "retain_loss", "seed",
+    "structural_interval", "forget_loss", "forget_level", "margin", "retain_loss", "seed",
 )  # fmt: skip
 
 
@@ -85,8 +85,9 @@ def write_card(
     model_name: str | None = None,
     dataset_name: str | None = None,
     tags: str | list[str] | None = None,
+    place: Path | None = None,
 ) -> None:
-    """Write the card of the trainer's adapter to `folder/README.md`."""
+    """Write the card of the trainer's adapter to `folder/README.md`; `place` is where it will be loaded from."""
     config = trainer.alter_config
     base = trainer.model.get_base_model().config._name_or_path
     extra = [tags] if isinstance(tags, str) else list(tags or [])
@@ -104,11 +105,9 @@ def write_card(
         model_name=model_name or Path(trainer.hub_model_id or trainer.args.output_dir).name,
         base_model=base or "its base model",
         forgotten=f"{len(domains)} sub-domain{'s' * (len(domains) != 1)}",
-        hub_model_id=trainer.hub_model_id or trainer.args.output_dir,
+        hub_model_id=trainer.hub_model_id or place or folder,
         domains="\n".join(f"{d}. {name}" for d, name in enumerate(domains, start=1)),
         options="\n".join(f"| `{name}` | {getattr(trainer.args, name)} |" for name in OPTIONS),
-        versions="\n".join(
-            f"- {name}: {importlib.metadata.version(name)}" for name in VERSIONS
-        ),
+        versions="\n".join(f"- {name}: {importlib.metadata.version(name)}" for name in VERSIONS),
     )
     ModelCard(text).save(folder / "README.md")

@@ -17,6 +17,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from trl import SFTConfig
 
 
@@ -33,8 +34,10 @@ class AlterUnlearnConfig(SFTConfig):
             eta_B, the initial learning rate of the experts.
         shared_learning_rate (`float`, *optional*, defaults to `1e-5`):
             eta_A, the initial learning rate of the shared matrices A.
-        num_train_epochs (`float`, *optional*, defaults to `3.0`):
+        num_train_epochs (`float`, *optional*, defaults to `6.0`):
             Passes over the forget set.
+        lr_scheduler_type (`str`, *optional*, defaults to `"constant"`):
+            The loss itself ends the descent; a decay only makes the level be reached later.
         per_device_train_batch_size (`int`, *optional*, defaults to `4`):
             Forget rows a step and device; as many retain rows join them.
         gradient_checkpointing (`bool`, *optional*, defaults to `False`):
@@ -49,10 +52,14 @@ class AlterUnlearnConfig(SFTConfig):
             Order of the Tsallis entropy in L_struct.
         structural_interval (`int`, *optional*, defaults to `16`):
             L_struct is evaluated every so many steps, times this number (lazy regularisation).
-        forget_loss (`str`, *optional*, defaults to `"hinge"`):
-            `"hinge"`: max(0, p - p_v + margin), at rest once the strongest other token leads by `margin`.
-            `"paper"`: the inverted hinge as printed, 1 + p - p_v, which drives a model far below one that never saw
-            the text.
+        forget_loss (`str`, *optional*, defaults to `"level"`):
+            `"level"`: (mean log-probability of a row - log of `forget_level`)^2, which stops at the level of text that
+            was never seen, from both sides. `"hinge"`: max(0, p - p_v + margin), at rest once the strongest other
+            token leads by `margin`. `"paper"`: the inverted hinge as printed, 1 + p - p_v, which drives a model far
+            below one that never saw the text.
+        forget_level (`float`, *optional*, defaults to `0.1`):
+            The answer probability, exp of the mean log-probability of its tokens, that `forget_loss="level"` aims at.
+            A `calibration_dataset` given to the trainer measures it instead.
         margin (`float`, *optional*, defaults to `0.0`):
             Margin of `forget_loss="hinge"`, a difference of probabilities.
         retain_loss (`str`, *optional*, defaults to `"cross_entropy"`):
@@ -64,7 +71,8 @@ class AlterUnlearnConfig(SFTConfig):
     """
 
     learning_rate: float = field(default=1e-3, metadata={"help": "eta_B, initial learning rate of the experts."})
-    num_train_epochs: float = field(default=3.0, metadata={"help": "Passes over the forget set."})
+    lr_scheduler_type: str = field(default="constant", metadata={"help": "The scheduler type to use."})
+    num_train_epochs: float = field(default=6.0, metadata={"help": "Passes over the forget set."})
     per_device_train_batch_size: int = field(
         default=4, metadata={"help": "Forget rows a step and device; as many retain rows join them."}
     )
@@ -77,20 +85,28 @@ class AlterUnlearnConfig(SFTConfig):
     structural_weight: float = field(default=0.01, metadata={"help": "lambda of Eq. 8; 0 freezes A."})
     structural_q: float = field(default=0.5, metadata={"help": "Order of the Tsallis entropy in L_struct."})
     structural_interval: int = field(default=16, metadata={"help": "Evaluate L_struct every so many steps."})
-    forget_loss: Literal["hinge", "paper"] = field(default="hinge", metadata={"help": "Form of the inverted hinge."})
+    forget_loss: Literal["level", "hinge", "paper"] = field(
+        default="level", metadata={"help": "Form of L_IHL: to a level, a hinge with a margin, or as printed."}
+    )
+    forget_level: float = field(default=0.1, metadata={"help": "Answer probability that 'level' aims at."})
     margin: float = field(default=0.0, metadata={"help": "Margin of the hinge, a difference of probabilities."})
     retain_loss: Literal["cross_entropy", "kl"] = field(
         default="cross_entropy", metadata={"help": "Cross-entropy on the retain rows, or KL from the base model."}
     )
 
     def __post_init__(self) -> None:
+        if not torch.accelerator.is_available():
+            # TRL's default, bf16, is autocast on a CPU too, but transformers wants to be told that it is one
+            self.use_cpu, self.dataloader_pin_memory = True, False
         super().__post_init__()
         for name in ("forget_weight", "retain_weight", "structural_weight", "shared_learning_rate"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or positive")
         _require(self.structural_q > 0, "structural_q", self.structural_q, "above 0 (1 is Shannon's entropy)")
         _require(self.structural_interval >= 1, "structural_interval", self.structural_interval, "1 or more steps")
         _require(math.isfinite(self.margin), "margin", self.margin, "a finite number")
-        _require(self.forget_loss in ("hinge", "paper"), "forget_loss", self.forget_loss, "'hinge' or 'paper'")
+        forms = ("level", "hinge", "paper")
+        _require(self.forget_loss in forms, "forget_loss", self.forget_loss, "'level', 'hinge' or 'paper'")
+        _require(0 < self.forget_level < 1, "forget_level", self.forget_level, "a probability between 0 and 1")
         _require(
             self.retain_loss in ("cross_entropy", "kl"), "retain_loss", self.retain_loss, "'cross_entropy' or 'kl'"
         )

@@ -45,9 +45,7 @@ def check_dataset(name: str, dataset: Any, text_field: str) -> None:
         )
 
 
-def assign_experts(
-    config: AlterConfig, forget: Dataset, text_field: str, seed: int
-) -> tuple[AlterConfig, list[int]]:
+def assign_experts(config: AlterConfig, forget: Dataset, text_field: str, seed: int) -> tuple[AlterConfig, list[int]]:
     """
     The expert 1..N of every forget row, and the config with `domains` and `num_forget_experts` filled in.
 
@@ -57,7 +55,13 @@ def assign_experts(
         ValueError: a `domain` that isn't among `domains`, or more sub-domains than `num_forget_experts`.
     """
     if "domain" in forget.column_names:
-        values = [str(value) for value in forget["domain"]]
+        column = list(forget["domain"])
+        if None in column:
+            raise ValueError(
+                f"`train_dataset` has no `domain` in row {column.index(None)} (None). Name every row's "
+                "sub-domain, or remove the column to have them discovered."
+            )
+        values = [str(value) for value in column]
         names = config.domains or list(dict.fromkeys(values))
         unknown = sorted(set(values) - set(names))
         if unknown:

@@ -29,12 +29,14 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from alter_peft.entropy import entropy_quantile
+from alter_peft.losses import score_tokens
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder import Decoder, LanguageModelHead
-from alter_peft.tuner.gating import GatingContext, observe_base
+from alter_peft.tuner.gating import GatingContext, evaluating, observe_base
 from alter_peft.tuner.layer import AlterLayer
 from alter_peft.tuner.router import AlterRouter
 
@@ -123,9 +125,32 @@ def fit_router(
 
 
 def measure_threshold(observations: Observations, labels: Sequence[Sequence[int]], quantile: float) -> float:
-    """The entropy that a share `quantile` of the answer tokens does not exceed; S at t belongs to the label at t + 1."""
+    """The entropy that a share `quantile` of the answer tokens does not exceed; S at t is of the label at t + 1."""
     valid = torch.cat([torch.tensor([*row[1:], -100]) != -100 for row in labels])
     return entropy_quantile(observations.entropy, valid, quantile)
+
+
+@torch.no_grad()
+def measure_level(
+    dataset: Dataset, decoder: nn.Module, head: LanguageModelHead, context: GatingContext, batch_size: int
+) -> float:
+    """Mean answer probability, exp of the mean log-probability of a row's labels, of the base model on these rows."""
+    device = next(decoder.parameters()).device
+    probabilities: list[float] = []
+    with context.as_base(), evaluating(decoder):
+        for rows in _batches(range(len(dataset)), batch_size):
+            part = dataset[rows]
+            ids, labels = (
+                pad_sequence([torch.as_tensor(r) for r in part[name]], batch_first=True, padding_value=value).to(device)
+                for name, value in (("input_ids", 0), ("labels", -100))
+            )
+            # causal attention: padding on the right reaches no labelled position
+            hidden = decoder(input_ids=ids, use_cache=False)[0][:, :-1]
+            labelled = labels[:, 1:] != -100
+            log_prob = score_tokens(hidden[labelled], head, labels[:, 1:][labelled]).log_prob
+            sizes = labelled.sum(dim=1).tolist()
+            probabilities += [float(row.mean().exp()) for row in log_prob.split(sizes)]
+    return sum(probabilities) / len(probabilities)
 
 
 class PhaseOne:
@@ -165,7 +190,9 @@ class PhaseOne:
             linear = self.router.alter_router[self.adapter_name]
             if not linear.weight.any():  # an adapter that was trained before keeps its router
                 linear.weight.data.copy_(found["weight"])
-                linear.bias.data.copy_(found["bias"])
+                if "bias" in found:
+                    if linear.bias is not None:
+                    linear.bias.data.copy_(found["bias"])
         rows = Observations(found["entropy"], found["lengths"], torch.empty(0)).rows()
         return (
             forget.add_column("entropy", rows[: len(forget)]),
@@ -182,7 +209,9 @@ class PhaseOne:
             of_forget = Observations(seen.entropy[:count], seen.lengths[: len(forget)], seen.averages)
             threshold = measure_threshold(of_forget, forget["labels"], self.config.entropy_quantile)
         assert threshold is not None
-        found = {"entropy": seen.entropy, "lengths": seen.lengths, "threshold": torch.tensor(threshold)}
+        # float64, so that a threshold that was given comes back as it is
+        found = {"entropy": seen.entropy, "lengths": seen.lengths}
+        found["threshold"] = torch.tensor(threshold, dtype=torch.float64)
         if self.config.router == "context":
             outputs = 1 + (self.config.num_forget_experts or 1)
             found["weight"], found["bias"] = fit_router(seen, both["expert"], outputs, threshold, seed)
@@ -195,8 +224,8 @@ class PhaseOne:
         for chunk in _base_bytes(self.model):
             digest.update(chunk)
         c = self.config
-        settings = [c.entropy_q, c.entropy_quantile, c.router, c.router_layer, c.router_half_life, c.num_forget_experts]
-        settings += [None if c.entropy_quantile is not None else c.entropy_threshold, seed, 1]
+        settings = [c.entropy_q, c.entropy_quantile, c.router, c.router_layer, c.router_half_life]
+        settings += [c.num_forget_experts, None if c.entropy_quantile is not None else c.entropy_threshold, seed, 1]
         for dataset in (forget, retain):
             settings += [dataset["input_ids"][:], dataset["labels"][:], dataset["expert"][:]]
         digest.update(json.dumps(settings).encode())

@@ -32,7 +32,14 @@ from trl import SFTTrainer
 
 from alter_peft.data import PairCollator, PairDataset, PairSampler, check_disjoint
 from alter_peft.entropy import entropy_masks
-from alter_peft.losses import TokenScores, cross_entropy_loss, inverted_hinge_loss, kl_to_base_loss, score_tokens
+from alter_peft.losses import (
+    TokenScores,
+    cross_entropy_loss,
+    inverted_hinge_loss,
+    kl_to_base_loss,
+    level_loss,
+    score_tokens,
+)
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder import LanguageModelHead, find_decoder
 from alter_peft.tuner.layer import AlterLayer
@@ -41,7 +48,7 @@ from alter_peft.tuner.model import AlterModel
 from .card import write_card
 from .config import AlterUnlearnConfig
 from .inputs import assign_experts, check_all_labelled, check_dataset
-from .phase_one import PhaseOne
+from .phase_one import PhaseOne, measure_level
 from .structural import StructuralTerm
 
 
@@ -66,6 +73,9 @@ class AlterUnlearnTrainer(SFTTrainer):
             each row's sub-domain; without it, sub-domains are discovered.
         retain_dataset ([`~datasets.Dataset`]):
             Rows to keep, in any of these formats.
+        calibration_dataset ([`~datasets.Dataset`], *optional*):
+            Text like that of `train_dataset` that the model was never trained on. Its answer probability under the
+            model becomes the level that `forget_loss="level"` aims at, in place of `args.forget_level`.
         peft_config ([`AlterConfig`], *optional*):
             Structure of the adapter if `model` has none yet.
         kwargs:
@@ -101,6 +111,7 @@ class AlterUnlearnTrainer(SFTTrainer):
         *,
         train_dataset: Dataset,
         retain_dataset: Dataset,
+        calibration_dataset: Dataset | None = None,
         peft_config: AlterConfig | None = None,
         **kwargs: Any,
     ) -> None:
@@ -111,7 +122,11 @@ class AlterUnlearnTrainer(SFTTrainer):
             raise ValueError(f"`args` is a {type(args).__name__}, but must be an AlterUnlearnConfig.")
         check_dataset("train_dataset", train_dataset, args.dataset_text_field)
         check_dataset("retain_dataset", retain_dataset, args.dataset_text_field)
+        if calibration_dataset is not None:
+            check_dataset("calibration_dataset", calibration_dataset, args.dataset_text_field)
         has_adapter = isinstance(model, PeftModel)
+        if has_adapter and peft_config is not None:
+            raise ValueError("`peft_config` is given, but `model` has an adapter already. Pass either of them alone.")
         config = model.peft_config[model.active_adapter] if has_adapter else peft_config or AlterConfig()
         if not isinstance(config, AlterConfig):
             raise ValueError(f"The adapter config is a {type(config).__name__}, but must be an AlterConfig.")
@@ -124,7 +139,7 @@ class AlterUnlearnTrainer(SFTTrainer):
             assigned.task_type = assigned.task_type or "CAUSAL_LM"
             super().__init__(model, args, train_dataset=train_dataset, peft_config=assigned, **kwargs)
         self._set_up_model()
-        self._set_up_data(train_dataset, _keep_input_columns(retain_dataset, args.dataset_text_field), kwargs)
+        self._set_up_data(train_dataset, retain_dataset, calibration_dataset, kwargs.get("formatting_func"))
 
     # ---- set-up -----------------------------------------------------------------------------------------------------
 
@@ -137,43 +152,52 @@ class AlterUnlearnTrainer(SFTTrainer):
         self.decoder: nn.Module = self._stack.module
         self.head = LanguageModelHead(base)
         self.gating = tuner.context
-        self._layers = [m for m in self.model.modules() if isinstance(m, AlterLayer) and self.adapter_name in m.alter_A]
+        self._layers = [
+            m for m in self.model.modules() if isinstance(m, AlterLayer) and self.adapter_name in m.alter_A
+        ]
         self.shared_matrices = [layer.alter_A[self.adapter_name].weight for layer in self._layers]
         self.alter_config.check_threshold(base.get_output_embeddings().weight.shape[0])
         if self.args.structural_weight == 0:
             for weight in self.shared_matrices:
                 weight.requires_grad_(False)
+        self.forget_level: float = self.args.forget_level
         self._structural = StructuralTerm(self)
         self.add_callback(_StepCallback(self))
 
-    def _set_up_data(self, forget: Dataset, retain: Dataset, kwargs: dict[str, Any]) -> None:
-        args, tokenizer = self.args, self.processing_class
-        check_all_labelled("train_dataset", forget, self.train_dataset, args.max_length)
-        if args.completion_only_loss is None:
-            self.completion_only_loss = {"prompt", "completion"} <= set(retain.column_names)
-        formatting = kwargs.get("formatting_func")
-        prepared = self._prepare_dataset(retain, tokenizer, args, False, formatting, "retain")
-        check_all_labelled("retain_dataset", retain, prepared, args.max_length)
+    def _set_up_data(self, forget: Dataset, retain: Dataset, calibration: Dataset | None, formatting: Any) -> None:
+        check_all_labelled("train_dataset", forget, self.train_dataset, self.args.max_length)
+        prepared = self._prepare_rows("retain_dataset", retain, formatting)
         check_disjoint(self.train_dataset, prepared)
         self._forget: Dataset = self.train_dataset
         self._retain: Dataset = prepared.add_column("expert", [0] * len(prepared))
+        self._calibration = calibration and self._prepare_rows("calibration_dataset", calibration, formatting)
         self._has_entropy = False
         if not isinstance(self.data_collator, PairCollator):
             self.data_collator = PairCollator(
-                pad_token_id=self._tokenizer.pad_token_id, pad_to_multiple_of=args.pad_to_multiple_of
+                pad_token_id=self._tokenizer.pad_token_id, pad_to_multiple_of=self.args.pad_to_multiple_of
             )
+
+    def _prepare_rows(self, name: str, dataset: Dataset, formatting: Any) -> Dataset:
+        """Tokenised rows, labelled by their own format: completions alone where there are prompts."""
+        dataset = _keep_input_columns(dataset, self.args.dataset_text_field)
+        if self.args.completion_only_loss is None:
+            self.completion_only_loss = {"prompt", "completion"} <= set(dataset.column_names)
+        prepared = self._prepare_dataset(dataset, self.processing_class, self.args, False, formatting, name)
+        check_all_labelled(name, dataset, prepared, self.args.max_length)
+        return prepared
 
     def prepare_phase_one(self) -> None:
         """Phase I: the base model's token entropies, and the router, both cached on disk; `train` calls it."""
         if self._has_entropy:
             return
         router = next((r for r in self.gating.routers if self.adapter_name in r.alter_router), None)
-        phase = PhaseOne(
-            self.model, self.alter_config, self._stack, self.head, self.gating, router, self.adapter_name
-        )
+        phase = PhaseOne(self.model, self.alter_config, self._stack, self.head, self.gating, router, self.adapter_name)
         rows = max(1, self.args.per_device_eval_batch_size)
         with self.accelerator.autocast():
             forget, retain = phase.run(self._forget, self._retain, rows, self.args.seed)
+            if self._calibration is not None:
+                self.forget_level = measure_level(self._calibration, self.decoder, self.head, self.gating, rows)
+                logger.info(f"The level of text that was never seen is {self.forget_level:.4f}.")
         self.train_dataset = PairDataset(forget, retain)
         if self.alter_config.init_weights == "cluster":
             from alter_peft.tuner.initialization import start_from_clusters
@@ -203,7 +227,12 @@ class AlterUnlearnTrainer(SFTTrainer):
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
             rates = {"shared": self.args.shared_learning_rate}
             settings = [
-                {"name": name, "params": parameters, "lr": rates.get(name, self.args.learning_rate)}
+                {
+                    "name": name,
+                    "params": parameters,
+                    "lr": rates.get(name, self.args.learning_rate),
+                    "weight_decay": self.args.weight_decay,
+                }
                 for name, parameters in groups.items()
                 if parameters
             ]
@@ -265,7 +294,9 @@ class AlterUnlearnTrainer(SFTTrainer):
         with self.accelerator.autocast():
             scores = score_tokens(hidden[labelled], self.head, inputs["labels"][:, 1:][labelled])
             is_low, is_retain = low[labelled] & forget[labelled], ~forget[labelled]
-            l_forget = self._forget_loss(scores)[is_low].sum() / count["low"]
+            rows = torch.arange(len(labelled), device=hidden.device).unsqueeze(1).expand_as(labelled)[labelled]
+            low_scores = TokenScores(*(part[is_low] for part in scores))
+            l_forget = self._forget_loss(low_scores, rows[is_low]).sum() / count["low"]
             l_retain = self._retain_loss(scores, hidden, labelled & ~forget, inputs, is_retain) / count["retain"]
         loss = args.forget_weight * l_forget + args.retain_weight * l_retain + args.structural_weight * l_struct
         self._record(inputs, scores, {"forget": l_forget, "retain": l_retain, "structural": l_struct})
@@ -278,11 +309,16 @@ class AlterUnlearnTrainer(SFTTrainer):
         supplied = self.gating.supply(entropy=inputs["entropy"], owner=owner, learns_shared=False)
         with supplied, _tap(self.decoder) as tapped:
             model(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False, logits_to_keep=1
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                use_cache=False,
+                logits_to_keep=1,
             )
         return tapped[0]
 
-    def _forget_loss(self, scores: TokenScores) -> Tensor:
+    def _forget_loss(self, scores: TokenScores, rows: Tensor) -> Tensor:
+        if self.args.forget_loss == "level":
+            return level_loss(scores, rows, self.forget_level)
         return inverted_hinge_loss(scores, None if self.args.forget_loss == "paper" else self.args.margin)
 
     def _retain_loss(
@@ -361,7 +397,7 @@ class AlterUnlearnTrainer(SFTTrainer):
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as partial:
             super()._save(partial, state_dict)
-            write_card(self, Path(partial))
+            write_card(self, Path(partial), place=target)
             for file in sorted(Path(partial).rglob("*")):
                 if file.is_file():
                     place = target / file.relative_to(partial)
@@ -405,5 +441,3 @@ def _keep_input_columns(dataset: Dataset, text_field: str) -> Dataset:
     known = {"prompt", "completion", "messages", "conversations", text_field, "input_ids", "labels", "completion_mask"}
     known |= {"assistant_masks", "tools", "chat_template_kwargs"}
     return dataset.select_columns([name for name in dataset.column_names if name in known])
-
-

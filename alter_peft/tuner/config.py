@@ -13,6 +13,7 @@
 # limitations under the License.
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -205,7 +206,8 @@ class AlterConfig(PeftConfig):
         for name, alpha in self.alpha_pattern.items():
             _require(alpha > 0, f"alpha_pattern[{name!r}]", alpha, "a positive number")
         _require(self.bias in ("none", "all", "alter_only"), "bias", self.bias, "'none', 'all' or 'alter_only'")
-        _require(self.entropy_q > 0, "entropy_q", self.entropy_q, "above 0 (1 is Shannon's entropy)")
+        q = self.entropy_q
+        _require(0 < q < math.inf, "entropy_q", q, "above 0 and finite (1 is Shannon's entropy)")
         threshold, quantile = self.entropy_threshold, self.entropy_quantile
         _require(threshold is None or threshold >= 0, "entropy_threshold", threshold, "at least 0")
         _require(quantile is None or 0 < quantile < 1, "entropy_quantile", quantile, "between 0 and 1, exclusive")
@@ -214,7 +216,10 @@ class AlterConfig(PeftConfig):
         _require(_is_int(self.top_k) and self.top_k > 0, "top_k", self.top_k, "a positive integer")
         _require(self.router_half_life > 0, "router_half_life", self.router_half_life, "above 0, in tokens")
         _require(
-            self.init_weights in (True, False, "cluster"), "init_weights", self.init_weights, "True, False or 'cluster'"
+            self.init_weights in (True, False, "cluster"),
+            "init_weights",
+            self.init_weights,
+            "True, False or 'cluster'",
         )
 
     def _check_experts(self) -> None:
@@ -241,7 +246,9 @@ class AlterConfig(PeftConfig):
             not pattern or layers is not None, "layers_pattern", pattern, "unset unless `layers_to_transform` is set"
         )
         is_regex = isinstance(self.target_modules, str) and self.target_modules.lower() != "all-linear"
-        _require(not is_regex or layers is None, "layers_to_transform", layers, "unset if `target_modules` is a regex")
+        # a gated router keeps to its layers with a regex too, and fills them in
+        allowed = not is_regex or layers is None or self.is_gated
+        _require(allowed, "layers_to_transform", layers, "unset if `target_modules` is a regex and `router` 'static'")
         layer = self.router_layer
         _require(layer is None or (_is_int(layer) and layer >= 0), "router_layer", layer, "0 or a positive integer")
         _require(layer is None or self.is_gated, "router_layer", layer, "unset when `router` is 'static'")

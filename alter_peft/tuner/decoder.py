@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class Decoder(NamedTuple):
 
 
 class LanguageModelHead:
-    """Hidden states (..., k) -> logits (..., V), as the model's own forward computes them, scale and soft cap included."""
+    """Hidden states (..., k) -> logits (..., V), as the model's own forward does it, scale and soft cap included."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = (model,)  # in a tuple: a reference, not a child of what holds this
@@ -44,9 +44,14 @@ class LanguageModelHead:
             scale = 1.0 / values["logits_scaling"]
         self.scale: float = 1.0 if scale is None else scale
 
+    @property
+    def module(self) -> nn.Module:
+        """The LM head itself, as it is now: PEFT may have wrapped it."""
+        head: nn.Module = self._model[0].get_output_embeddings()
+        return head
+
     def __call__(self, hidden: Tensor) -> Tensor:
-        head: Any = self._model[0].get_output_embeddings()
-        logits: Tensor = head(hidden)
+        logits: Tensor = self.module(hidden)
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:
@@ -70,7 +75,8 @@ def find_decoder(model: nn.Module) -> Decoder:
         )
     if model.get_output_embeddings() is None:
         raise ValueError(
-            f"A gated `router` needs a model with an LM head, but {type(model).__name__} has no output embeddings. {fix}"
+            f"A gated `router` needs a model with an LM head, but {type(model).__name__} has no output embeddings. "
+            + fix
         )
     depth = model.config.get_text_config().num_hidden_layers
     decoder = model.get_decoder()

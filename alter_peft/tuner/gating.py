@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
@@ -147,8 +148,8 @@ class DecoderHook:
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
         if isinstance(mask, Tensor) and mask.dim() != 2:
             raise ValueError(
-                f"A gated router needs the (batch, length) `attention_mask`, but got one of shape {tuple(mask.shape)}. "
-                "Pass the padding mask itself, or use `AlterConfig(router='static')`."
+                "A gated router needs the (batch, length) `attention_mask`, but got one of shape "
+                f"{tuple(mask.shape)}. Pass the padding mask itself, or use `AlterConfig(router='static')`."
             )
         context.begin(mask if isinstance(mask, Tensor) else None)
         if decoder.training:
@@ -222,7 +223,7 @@ def base_entropy(
     cache = kwargs.get("past_key_values")
     if cache is not None:
         kwargs = {**kwargs, "past_key_values": Cache(layers=_base_layers(cache, context.num_layers))}
-    with torch.no_grad(), context.as_base(), evaluating(decoder):
+    with torch.no_grad(), context.as_base(), evaluating(decoder), original_modules(decoder, head.module):
         hidden = decoder.forward(*args, **kwargs)[0]
         entropy = chunked_tsallis_entropy(hidden.flatten(0, 1), head, q)
     return entropy.view(hidden.shape[:2])
@@ -239,6 +240,20 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for child in training:
             child.training = True
+
+
+@contextmanager
+def original_modules(*roots: nn.Module) -> Iterator[None]:
+    """Inside, `modules_to_save` are the base model's own; `enable_adapters` would touch their gradients too."""
+    wrappers = [module for root in roots for module in root.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+    switched = [wrapper for wrapper in wrappers if not wrapper._disable_adapters]
+    try:
+        for wrapper in switched:
+            wrapper._disable_adapters = True
+        yield
+    finally:
+        for wrapper in switched:
+            wrapper._disable_adapters = False
 
 
 def observe_base(

@@ -153,10 +153,11 @@ class AlterModel(BaseTuner):
     def _check_merge_allowed(self) -> None:
         super()._check_merge_allowed()
         for name in self.active_adapters:
-            if self.peft_config[name].is_gated:
+            config = self.peft_config[name]
+            if config.is_gated:
                 raise ValueError(
-                    f"Adapter {name!r} gates every token by itself (`router`={self.peft_config[name].router!r}), so no "
-                    "merged weight equals it. Keep it as an adapter, or train with `AlterConfig(router='static')`."
+                    f"Adapter {name!r} gates every token by itself (`router`={config.router!r}), so no merged "
+                    "weight equals it. Keep it as an adapter, or train with `AlterConfig(router='static')`."
                 )
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:

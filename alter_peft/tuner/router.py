@@ -74,9 +74,7 @@ def moving_average(hidden: Tensor, valid: Tensor, half_life: float, past: Contex
     return Context(torch.cat(sums, dim=1), torch.cat(weights, dim=1), counts)
 
 
-def gate(
-    logits: Tensor, high: Tensor | None, temperature_high: float, temperature_low: float, top_k: int
-) -> Tensor:
+def gate(logits: Tensor, high: Tensor | None, temperature_high: float, temperature_low: float, top_k: int) -> Tensor:
     """
     Eq. 7: softmax(z / tau(S)), with tau = `temperature_high` on high-entropy tokens, which keep the retain expert and
     their `top_k` best forget experts (renormalised), and `temperature_low`, nearly one-hot, on the others.

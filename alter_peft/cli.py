@@ -1,0 +1,232 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The command line: `alter-peft unlearn` trains an adapter, `alter-peft generate` asks it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import types
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import torch
+from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetsError
+from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl.scripts.utils import TrlParser
+
+from .trainer import AlterUnlearnConfig, AlterUnlearnTrainer
+from .tuner import AlterConfig
+
+
+LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+@dataclass
+class ScriptArguments:
+    """What `alter-peft unlearn` works on."""
+
+    model: str = field(metadata={"help": "Folder or Hub id of the model that shall forget."})
+    forget: str = field(
+        metadata={"help": "Rows to forget: a .jsonl, .json, .csv or .parquet file, or a Hub data set."}
+    )
+    retain: str = field(
+        metadata={"help": "Rows to retain: a .jsonl, .json, .csv or .parquet file, or a Hub data set."}
+    )
+    calibration: str | None = field(
+        default=None, metadata={"help": "Rows like those to forget that the model never saw; measures forget_level."}
+    )
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type itself."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _flag_type(hint: Any) -> Any:
+    """The one type that a flag can parse, for a field that may be of several."""
+    options = _alternatives(hint)
+    lists = [option for option in options if get_origin(option) is list]
+    if lists:
+        return lists[0] | None
+    if any(get_origin(option) is dict for option in options):
+        return str | None  # JSON
+    literals = [value for option in options if get_origin(option) is Literal for value in get_args(option)]
+    if literals and bool in options:
+        return Literal[(True, False, *literals)]
+    return hint
+
+
+def _adapter_fields() -> list[dataclasses.Field[Any]]:
+    """AlterConfig's own fields, without those of every PEFT adapter."""
+    inherited = {inner.name for inner in dataclasses.fields(PeftConfig)}
+    return [inner for inner in dataclasses.fields(AlterConfig) if inner.name not in inherited]
+
+
+def _adapter_arguments() -> type:
+    """AlterConfig's own fields as a dataclass with types that the parser knows; one left alone is `None`."""
+    hints = get_type_hints(AlterConfig)
+    fields = []
+    for inner in _adapter_fields():
+        missing = inner.default is dataclasses.MISSING
+        option = field(default=None if missing else inner.default, metadata=dict(inner.metadata))
+        fields.append((inner.name, _flag_type(hints[inner.name]), option))
+    return dataclasses.make_dataclass("AdapterArguments", fields, namespace={"_argument_group_name": "adapter"})
+
+
+def _adapter_config(arguments: Any) -> AlterConfig:
+    """The AlterConfig that the flags and the YAML file describe."""
+    hints, values = get_type_hints(AlterConfig), {}
+    for inner in _adapter_fields():
+        value, options = getattr(arguments, inner.name), _alternatives(hints[inner.name])
+        holds = {get_origin(option) or option for option in options}
+        if value is None:
+            continue
+        if dict in holds and isinstance(value, str):
+            value = _json_object(inner.name, value)
+        elif isinstance(value, list) and len(value) == 1 and not holds.isdisjoint({str, int}):
+            value = value[0]  # `--target_modules all-linear` is a name, not a list of one
+        elif list in holds and holds.isdisjoint({str, int}) and not isinstance(value, list):
+            value = [value]
+        values[inner.name] = value
+    return AlterConfig(**values)
+
+
+def _json_object(name: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"`{name}` is {text!r}, but must be a JSON object such as '{{\"q_proj\": 4}}'.")
+    return value
+
+
+def _load_rows(name: str, source: str) -> Dataset:
+    loader = LOADERS.get(Path(source).suffix)
+    if loader is not None and not Path(source).is_file():
+        raise ValueError(f"`{name}` is {source!r}, but there is no such file.")
+    try:
+        if loader is None:
+            return load_dataset(source, split="train")
+        return load_dataset(loader, data_files=source, split="train")
+    except (DatasetsError, OSError, ValueError) as error:
+        known = ", ".join(LOADERS)
+        raise ValueError(
+            f"`{name}` is {source!r}, which could not be read ({error.__cause__ or error}). Give a file ({known}) or "
+            "the name of a Hub data set with a split 'train'."
+        ) from error
+
+
+def unlearn(argv: Sequence[str]) -> None:
+    """Train an adapter, save it and the tokenizer, and print where it is."""
+    groups: Any = (ScriptArguments, AlterUnlearnConfig, _adapter_arguments())
+    parser = TrlParser(
+        groups,
+        prog="alter-peft unlearn",
+        usage="alter-peft unlearn [--config options.yaml] --model M --forget F --retain R --output_dir DIR [options]",
+        description="Make a model forget rows by an ALTER adapter. Every option may also stand in a YAML file, given "
+        "by --config; a flag overrides it.",
+    )
+    argv = [part for flag in argv for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
+    if argv and argv[-1] == "--config":
+        raise ValueError("`config` has no value, but must be the path of a YAML file.")
+    script, args, arguments = parser.parse_args_and_config(argv)
+    config = _adapter_config(arguments)
+    trainer = AlterUnlearnTrainer(
+        script.model,
+        args,
+        train_dataset=_load_rows("forget", script.forget),
+        retain_dataset=_load_rows("retain", script.retain),
+        calibration_dataset=None if script.calibration is None else _load_rows("calibration", script.calibration),
+        peft_config=config,
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model(args.output_dir)
+    if trainer.is_world_process_zero():
+        final = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
+        for name, value in final.items():
+            print(f"{name}: {value:.6g}")
+        print(f"adapter: {args.output_dir}")
+
+
+def generate(argv: Sequence[str]) -> None:
+    """Answer prompts with an adapter, greedily, and on demand without it."""
+    parser = argparse.ArgumentParser(prog="alter-peft generate", description="Ask a model that wears an adapter.")
+    parser.add_argument("--adapter", required=True, help="folder or Hub id of the adapter")
+    parser.add_argument("--model", help="base model, if it isn't where the adapter was trained")
+    parser.add_argument("--prompt", required=True, action="append", help="may be given more than once")
+    parser.add_argument("--max_new_tokens", type=int, default=64, help="default: 64")
+    parser.add_argument("--without_adapter", action="store_true", help="print the base model's answer beside it")
+    args = parser.parse_args(argv)
+    if args.max_new_tokens < 1:
+        raise ValueError(f"`max_new_tokens` is {args.max_new_tokens}, but must be 1 or more.")
+    if args.model is None:
+        model: Any = AutoPeftModelForCausalLM.from_pretrained(args.adapter)
+    else:
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(args.model), args.adapter)
+    model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = AutoTokenizer.from_pretrained(args.adapter)
+    for prompt in args.prompt:
+        print(f"prompt:  {prompt}")
+        print(f"adapter: {_answer(model, tokenizer, prompt, args.max_new_tokens)}")
+        if args.without_adapter:
+            print(f"base:    {_answer(model, tokenizer, prompt, args.max_new_tokens, with_adapter=False)}")
+
+
+def _answer(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int, with_adapter: bool = True) -> str:
+    if tokenizer.chat_template:
+        inputs = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    else:
+        inputs = tokenizer(prompt, return_tensors="pt")
+    ids, mask = inputs["input_ids"].to(model.device), inputs["attention_mask"].to(model.device)
+    with nullcontext() if with_adapter else model.disable_adapter():
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    answer: str = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+    return answer.strip()
+
+
+COMMANDS = {"unlearn": unlearn, "generate": generate}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The console script `alter-peft`; leaves with code 2 and one line if it is given something unusable."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(prog="alter-peft", description="Machine unlearning with ALTER adapters.")
+    parser.add_argument("command", choices=COMMANDS, help="`alter-peft COMMAND --help` lists its options")
+    command = parser.parse_args(argv[:1]).command
+    try:
+        COMMANDS[command](argv[1:])
+    except (ValueError, OSError) as error:
+        print(f"alter-peft {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

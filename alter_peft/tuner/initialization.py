@@ -1,0 +1,180 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The cluster start of the forget experts, `AlterConfig(init_weights="cluster")`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from alter_peft.losses import kl_to_base_loss
+
+from .gating import evaluating
+from .layer import AlterLayer
+
+
+if TYPE_CHECKING:
+    from alter_peft.trainer import AlterUnlearnTrainer
+
+
+KL_LIMIT = 1e-3  # nats a token, the mean over the answer tokens of the forget rows
+FIRST_DAMPING = 0.1
+MAX_HALVINGS = 30
+
+# (adapted layer, its sub-domain d = 1..N) -> the direction of B_f^d; all are scaled by one epsilon
+Directions = dict[nn.Parameter, Tensor]
+
+
+def start_from_clusters(trainer: AlterUnlearnTrainer, forget: Dataset) -> float:
+    r"""
+    Start every forget expert from the centre of its sub-domain.
+
+    The paper speaks of a start from cluster centres, but gives no formula; this is our reading of it. With mu_d the
+    mean input of a layer over the positions that predict an answer token of sub-domain d, in the base model,
+
+        B_f^d = -epsilon (W0 mu_d) (A mu_d)^T / (||A mu_d||^2 s),
+
+    so that s B_f^d A mu_d = -epsilon W0 mu_d: a rank-one damping of the layer's response to the centre. One epsilon
+    serves all layers and sub-domains: 0.1, halved until the start adds less than `KL_LIMIT` to KL(base || adapted),
+    the mean over the answer tokens of the forget rows under the router's own gates.
+
+    Only experts that are still all zero are written: a loaded or resumed adapter keeps what it has learned. Centres
+    are running sums, so memory doesn't grow with the data.
+
+    Args:
+        trainer: with its router fitted (phase I).
+        forget: the forget rows, with `input_ids`, `labels`, `expert` and `entropy`.
+
+    Returns:
+        The KL reached, in nats a token.
+    """
+    model: Any = trainer.model
+    with torch.no_grad(), evaluating(model):
+        directions = _directions(trainer, _centres(trainer, forget))
+        before = kl = _mean_kl(trainer, forget)
+        if not directions:
+            return kl
+        damping = FIRST_DAMPING
+        for _ in range(MAX_HALVINGS):
+            _write(directions, damping)
+            kl = _mean_kl(trainer, forget)
+            if kl - before < KL_LIMIT:
+                return kl
+            damping /= 2
+        _write(directions, 0.0)
+        return before
+
+
+def _centres(trainer: AlterUnlearnTrainer, forget: Dataset) -> dict[AlterLayer, Tensor]:
+    """mu_1..mu_N of every adapted layer, (N, k) float32; zero where a sub-domain has no rows."""
+    sums: dict[AlterLayer, Tensor] = {}
+    count = trainer.alter_config.num_forget_experts or 1
+    tokens = torch.zeros(count, 1)
+    for batch in _batches(trainer, forget):
+        # (N, B, T): the positions of each sub-domain that predict an answer token
+        share = torch.stack([_answers(batch) & (batch["expert"] == d).unsqueeze(1) for d in range(1, count + 1)])
+        with _summing(trainer._layers, share.flatten(1).float(), sums), trainer.gating.as_base():
+            _decode(trainer, batch)
+        tokens += share.sum(dim=(1, 2)).unsqueeze(1).cpu()
+    return {layer: total / tokens.clamp(min=1).to(total.device) for layer, total in sums.items()}
+
+
+@contextmanager
+def _summing(layers: list[AlterLayer], share: Tensor, sums: dict[AlterLayer, Tensor]) -> Iterator[None]:
+    """While inside, adds each layer's inputs, weighted by `share` (N, B * T), to `sums` (N, k)."""
+
+    def add(layer: Any, args: tuple[Tensor, ...]) -> None:
+        x = args[0].reshape(-1, args[0].shape[-1]).float()
+        if x.shape[0] == share.shape[1]:  # a layer that sees other positions (a pooled input) has no centre
+            sums[layer] = sums.get(layer, 0) + share.to(x.device) @ x
+
+    with ExitStack() as stack:
+        for layer in layers:
+            assert isinstance(layer, nn.Module)
+            stack.callback(layer.register_forward_pre_hook(add).remove)
+        yield
+
+
+def _directions(trainer: AlterUnlearnTrainer, centres: dict[AlterLayer, Tensor]) -> Directions:
+    """-(W0 mu_d) (A mu_d)^T / (||A mu_d||^2 s) for every forget expert that is all zero and has a centre."""
+    name, directions = trainer.adapter_name, {}
+    for layer, means in centres.items():
+        base: Any = layer.get_base_layer()
+        A = layer.alter_A[name].get_parameter("weight")
+        bank: Any = layer.alter_B[name]
+        centre = means.to(base.weight.dtype)
+        response = (base(centre) - base(torch.zeros_like(centre))).to(A.dtype)  # W0 mu_d without the bias, (N, d)
+        h = means.to(A.dtype) @ A.T  # A mu_d, (N, r)
+        for expert, y, z in zip(bank.experts()[1:], response, h, strict=True):
+            if z.any() and not expert.any():
+                directions[expert] = -torch.outer(y, z) / (z.dot(z) * layer.scaling[name])
+    return directions
+
+
+def _write(directions: Directions, damping: float) -> None:
+    for expert, direction in directions.items():
+        expert.copy_(damping * direction)
+
+
+def _mean_kl(trainer: AlterUnlearnTrainer, forget: Dataset) -> float:
+    """KL(base || adapted), the mean over the answer tokens, with the gates as in training."""
+    model: Any = trainer.model
+    total, tokens = 0.0, 0
+    for batch in _batches(trainer, forget):
+        answers = _answers(batch)
+        hidden = trainer.hidden_states(model, batch)[answers]
+        with trainer.gating.as_base():
+            base = _decode(trainer, batch)[answers]
+        total += kl_to_base_loss(hidden, base, trainer.head).sum().item()
+        tokens += len(hidden)
+    return total / tokens
+
+
+def _decode(trainer: AlterUnlearnTrainer, batch: dict[str, Tensor]) -> Tensor:
+    hidden: Tensor = trainer.decoder(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+    )[0]
+    return hidden
+
+
+def _answers(batch: dict[str, Tensor]) -> Tensor:
+    """bool (B, T), True at t where the token at t + 1 is labelled."""
+    labelled = batch["labels"][:, 1:] != -100
+    return torch.nn.functional.pad(labelled, (0, 1), value=False)
+
+
+def _batches(trainer: AlterUnlearnTrainer, forget: Dataset) -> Iterator[dict[str, Tensor]]:
+    """The rows in their order, padded on the right."""
+    device = next(trainer.decoder.parameters()).device
+    size = max(1, trainer.args.per_device_eval_batch_size)
+    for start in range(0, len(forget), size):
+        rows = [forget[i] for i in range(start, min(start + size, len(forget)))]
+        ids = [torch.as_tensor(row["input_ids"]) for row in rows]
+        yield {
+            "input_ids": pad_sequence(ids, batch_first=True).to(device),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True).to(device),
+            "labels": pad_sequence(
+                [torch.as_tensor(row["labels"]) for row in rows], batch_first=True, padding_value=-100
+            ).to(device),
+            "entropy": pad_sequence(
+                [torch.as_tensor(row["entropy"], dtype=torch.float32) for row in rows], batch_first=True
+            ).to(device),
+            "expert": torch.tensor([row["expert"] for row in rows], device=device),
+        }

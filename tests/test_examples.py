@@ -1,0 +1,68 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The examples run as they are printed, on a tiny model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from conftest import make_llama
+
+from alter_peft.cli import main
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def save_tiny_model(tokenizer, folder):
+    make_llama(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_quickstart(tokenizer, tmp_path):
+    model = save_tiny_model(tokenizer, tmp_path / "base")
+    env = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(EXAMPLES.parent)}
+    command = [sys.executable, str(EXAMPLES / "quickstart.py"), model, "2"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "adapter" / "adapter_config.json").is_file()
+    assert "with the adapter:" in done.stdout and "without it:" in done.stdout
+
+
+def test_unlearn_yaml(tokenizer, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(EXAMPLES.parent)
+    model = save_tiny_model(tokenizer, tmp_path / "base")
+    output = str(tmp_path / "out")
+    options = yaml.safe_load((EXAMPLES / "unlearn.yaml").read_text())
+    assert {"model", "forget", "retain", "output_dir"} <= set(options)
+    flags = [
+        "--model",
+        model,
+        "--output_dir",
+        output,
+        "--max_steps",
+        "2",
+        "--bf16",
+        "false",
+        "--dataloader_pin_memory",
+        "false",
+    ]
+    main(["unlearn", "--config", "examples/unlearn.yaml", *flags, "--disable_tqdm", "true"])
+    assert f"adapter: {output}" in capsys.readouterr().out

@@ -1,0 +1,558 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Phase II as a user runs it: who learns, what is logged, and that batching, processes and resuming change nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from conftest import make_llama
+from datasets import Dataset
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
+from trainer_setup import adapter_state, forget_rows, make_trainer, retain_rows
+from transformers import TrainerCallback
+
+from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Phase I of one test must not be read by another."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+# SGD is linear in the gradients; Adam makes the sign of rounding errors a step where a gradient is zero
+SGD: dict[str, Any] = {
+    "optim": "sgd",
+    "learning_rate": 0.3,
+    "shared_learning_rate": 0.3,
+    "lr_scheduler_type": "linear",
+}
+
+
+class Recorder(TrainerCallback):
+    """Keeps all weights after every step, and the clipped gradients before it."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, torch.Tensor]] = []
+        self.gradients: list[dict[str, torch.Tensor]] = []
+
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        self.weights.append({name: value.clone() for name, value in model.state_dict().items()})
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        self.gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        self.weights.append({name: value.clone() for name, value in model.state_dict().items()})
+
+
+def record_experts(trainer: AlterUnlearnTrainer) -> list[list[int]]:
+    """The experts of every batch that will be collated; batches are collated in the order of their use."""
+    collate, seen = trainer.data_collator, []
+
+    def recording(examples):
+        batch = collate(examples)
+        seen.append(batch["expert"].tolist())
+        return batch
+
+    trainer.data_collator = recording
+    return seen
+
+
+def first_log(trainer: AlterUnlearnTrainer, step: int = 1) -> dict[str, float]:
+    return next(log for log in trainer.state.log_history if log["step"] == step)
+
+
+def assert_same_trajectory(one: Recorder, other: Recorder, atol: float) -> None:
+    assert len(one.weights) == len(other.weights) > 2
+    for before, after in zip(one.weights, other.weights, strict=True):
+        assert before.keys() == after.keys()
+        for name in before:
+            torch.testing.assert_close(before[name], after[name], atol=atol, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+    moved = {kind: largest_move(one, kind) for kind in (".alter_A.", ".forget_0", ".forget_1", ".retain")}
+    assert min(moved.values()) > 100 * atol, f"too still to tell: {moved}"
+
+
+def largest_move(recorder: Recorder, part: str) -> float:
+    first, last = recorder.weights[0], recorder.weights[-1]
+    return max((last[name] - first[name]).abs().max().item() for name in first if part in name)
+
+
+# ---- who learns -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
+def test_each_step_moves_only_what_it_teaches(tmp_path, tokenizer, optim):
+    """Bit for bit, although momentum and weight decay would move every expert that has a gradient, even of zero."""
+    options = {"optim": optim, "optim_args": "momentum=0.9" if optim == "sgd" else None, "weight_decay": 0.1}
+    recorder = Recorder()
+    trainer = make_trainer(
+        tmp_path, tokenizer, forget=forget_rows(2), adapter={}, others={"callbacks": [recorder]}, num_train_epochs=4,
+        per_device_train_batch_size=1, structural_interval=2, **options,
+    )  # fmt: skip
+    batches = record_experts(trainer)
+    trainer.train()
+    assert len(recorder.weights) == 9
+    orders = [tuple(sorted(batch)) for batch in batches[:8]]
+    assert any(a != b for a, b in pairwise(orders))  # an expert rests after it has moved
+    for step, (before, after) in enumerate(pairwise(recorder.weights), start=1):
+        taught = batches[step - 1]
+        for name in before:
+            still = torch.equal(before[name], after[name])
+            if ".alter_B." in name:
+                kind = name.split(".")[-1]
+                expert = 0 if kind == "retain" else 1 + int(kind.removeprefix("forget_"))
+                assert still == (expert not in taught), (step, name)
+            elif ".alter_A." in name:
+                assert still == (step % 2 == 1), (step, name)
+            else:
+                assert still, (step, name)
+
+
+def test_no_structural_term_leaves_A_alone(tmp_path, tokenizer):
+    recorder = Recorder()
+    options = {"structural_weight": 0.0, "weight_decay": 0.1, "per_device_train_batch_size": 2}
+    trainer = make_trainer(tmp_path, tokenizer, adapter={}, others={"callbacks": [recorder]}, **options)
+    trainer.train()
+    assert largest_move(recorder, ".alter_A.") == 0.0
+    assert largest_move(recorder, ".retain") > 0.0
+    assert "learning_rate/shared" not in first_log(trainer)
+
+
+def test_base_is_restored_by_disabling(tmp_path, tokenizer, llama):
+    ids = torch.tensor([tokenizer("Where does Alice live?")["input_ids"]])
+    expected = llama(ids).logits.clone()
+    trainer = make_trainer(tmp_path, tokenizer, model=llama, adapter={})
+    trainer.train()
+    trainer.model.eval()
+    assert not torch.equal(trainer.model(ids).logits, expected)
+    with trainer.model.disable_adapter():
+        assert torch.equal(trainer.model(ids).logits, expected)
+
+
+def test_optimizer_groups(tmp_path, tokenizer):
+    options = {"learning_rate": 2e-3, "shared_learning_rate": 3e-5, "weight_decay": 0.07}
+    trainer = make_trainer(tmp_path, tokenizer, adapter={}, **options)
+    groups = {group["name"]: group for group in trainer.create_optimizer().param_groups}
+    assert {name: group["lr"] for name, group in groups.items()} == {"shared": 3e-5, "experts": 2e-3}
+    assert [group["weight_decay"] for group in groups.values()] == [0.07, 0.07]
+    in_groups = {id(p) for group in groups.values() for p in group["params"]}
+    assert in_groups == {id(p) for p in trainer.model.parameters() if p.requires_grad}
+    assert {id(p) for p in groups["shared"]["params"]} == {id(p) for p in trainer.shared_matrices}
+
+
+def test_each_group_is_clipped_by_itself(tmp_path, tokenizer):
+    """A huge gradient in the experts leaves that of A as it is."""
+    found = {}
+    for weight in (1.0, 1e6):
+        recorder = Recorder()
+        trainer = make_trainer(
+            tmp_path, tokenizer, adapter={"init_weights": False}, others={"callbacks": [recorder]}, max_steps=1,
+            retain_weight=weight, structural_weight=1e-5, max_grad_norm=50.0,
+        )  # fmt: skip
+        trainer.train()
+        gradients = recorder.gradients[0]
+        shared = torch.cat([g.flatten() for name, g in gradients.items() if ".alter_A." in name])
+        experts = torch.cat([g.flatten() for name, g in gradients.items() if ".alter_B." in name])
+        found[weight] = shared, experts.norm().item(), first_log(trainer)
+    small, huge = found[1.0], found[1e6]
+    assert 0 < small[2]["grad_norm/shared"] < 50.0
+    torch.testing.assert_close(huge[0], small[0])
+    assert huge[0].norm().item() == pytest.approx(huge[2]["grad_norm/shared"], rel=1e-4)
+    assert huge[2]["grad_norm/experts"] > 1e4
+    assert huge[1] == pytest.approx(50.0, rel=1e-4)
+
+
+# ---- logs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_logs(tmp_path, tokenizer, accumulation):
+    weights = {"forget_weight": 2.0, "retain_weight": 0.5, "structural_weight": 0.1}
+    trainer = make_trainer(
+        tmp_path, tokenizer, adapter={"init_weights": False}, max_steps=2, lr_scheduler_type="constant",
+        per_device_train_batch_size=4 // accumulation, gradient_accumulation_steps=accumulation, **weights,
+    )  # fmt: skip
+    trainer.train()
+    log = first_log(trainer)
+    terms = {name: log[f"loss/{name}"] for name in ("forget", "retain", "structural")}
+    assert all(value > 0 for value in terms.values())
+    total = sum(weights[f"{name}_weight"] * value for name, value in terms.items())
+    assert log["loss"] == pytest.approx(total, rel=1e-4)
+    assert log["tokens/low_entropy"] + log["tokens/high_entropy"] == pytest.approx(1.0)
+    assert 0 < log["tokens/high_entropy"] < 1
+    assert 0 <= log["router/forget_astray"] <= 1 and 0 <= log["router/retain_astray"] <= 1
+    assert log["learning_rate/shared"] == 1e-3 and log["learning_rate/experts"] == 1e-2
+    assert log["grad_norm/shared"] > 0 and log["grad_norm/experts"] > 0
+    assert log["grad_norm"] == pytest.approx((log["grad_norm/shared"] ** 2 + log["grad_norm/experts"] ** 2) ** 0.5)
+    assert 0 < log["probability/forget"] < 1 and 0 < log["probability/retain"] < 1
+
+
+def test_a_router_that_is_turned_round_goes_astray(tmp_path, tokenizer):
+    trainer = make_trainer(tmp_path, tokenizer, adapter={}, max_steps=1)
+    trainer.prepare_phase_one()
+    linear = trainer.gating.routers[0].alter_router["default"]
+    linear.weight.data.zero_()
+    linear.bias.data.copy_(torch.tensor([0.0, 9.0, 0.0]))  # everything to the first forget expert
+    batches = record_experts(trainer)
+    trainer.train()
+    log = first_log(trainer)
+    assert log["router/retain_astray"] == 1.0
+    assert 0 < log["router/forget_astray"] < 1 and {1, 2} <= set(batches[0])
+
+
+# ---- batching, processes, resuming ----------------------------------------------------------------------------------
+
+
+def run(tmp_path: Path, tokenizer: Any, **options: Any) -> Recorder:
+    recorder = Recorder()
+    adapter = {"init_weights": False}
+    make_trainer(tmp_path, tokenizer, adapter=adapter, others={"callbacks": [recorder]}, **{**SGD, **options}).train()
+    return recorder
+
+
+def test_accumulation_changes_nothing(tmp_path, tokenizer):
+    whole = run(tmp_path, tokenizer, per_device_train_batch_size=4, num_train_epochs=2)
+    for size in (2, 1):
+        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size}
+        parts = run(tmp_path, tokenizer, num_train_epochs=2, **options)
+        assert_same_trajectory(whole, parts, atol=2e-6)
+
+
+@pytest.mark.parametrize("retain_loss", ["cross_entropy", "kl"])
+def test_gradient_checkpointing_changes_nothing(tmp_path, tokenizer, retain_loss):
+    options = {"retain_loss": retain_loss, "per_device_train_batch_size": 2}
+    plain = run(tmp_path, tokenizer, **options)
+    checkpointed = run(tmp_path, tokenizer, gradient_checkpointing=True, **options)
+    assert_same_trajectory(plain, checkpointed, atol=2e-6)
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+
+import datasets
+from trainer_setup import make_trainer
+from transformers import PreTrainedTokenizerFast
+
+folder = Path(sys.argv[1])
+datasets.config.HF_DATASETS_CACHE = folder / "cache-of-two"
+tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+trainer = make_trainer(
+    folder / "two", tokenizer, adapter={"init_weights": False}, per_device_train_batch_size=2, num_train_epochs=2,
+    optim="sgd", learning_rate=0.3, shared_learning_rate=0.3,
+)
+assert trainer.accelerator.num_processes == 2
+trainer.train()
+trainer.save_model(folder / "adapter-of-two")
+if trainer.is_world_process_zero():
+    trainer.state.save_to_json(folder / "adapter-of-two" / "state.json")
+"""
+
+
+def test_two_processes_change_nothing(tmp_path, tokenizer):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "script.py").write_text(TWO_PROCESSES)
+    launch = [str(Path(sys.executable).parent / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [*launch, str(tmp_path / "script.py"), str(tmp_path)]
+    tests = Path(__file__).parent
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr[-4000:]
+    options = {**SGD, "per_device_train_batch_size": 4, "num_train_epochs": 2}
+    trainer = make_trainer(tmp_path / "one", tokenizer, adapter={"init_weights": False}, **options)
+    before = adapter_state(trainer)
+    trainer.train()
+    trainer.save_model(tmp_path / "adapter-of-one")
+    one = load_file(tmp_path / "adapter-of-one" / "adapter_model.safetensors")
+    two = load_file(tmp_path / "adapter-of-two" / "adapter_model.safetensors")
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    after = adapter_state(trainer)
+    for part in (".alter_A.", ".forget_0", ".forget_1", ".retain"):
+        assert max((after[n] - before[n]).abs().max().item() for n in after if part in n) > 1e-3, part
+    state = type(trainer.state).load_from_json(tmp_path / "adapter-of-two" / "state.json")
+    logs = zip(state.log_history[:-1], trainer.state.log_history[:-1], strict=True)
+    for of_two, of_one in logs:
+        same = ("loss", "loss/forget", "loss/retain", "loss/structural", "grad_norm/shared", "grad_norm/experts")
+        assert [of_two[name] for name in same] == pytest.approx([of_one[name] for name in same], rel=1e-3)
+
+
+@pytest.mark.parametrize("save_steps", [3, 4, 5])
+def test_resuming_changes_nothing(tmp_path, tokenizer, save_steps):
+    """From inside an epoch (four steps each), and from the border of two."""
+    options = {"num_train_epochs": 2, "per_device_train_batch_size": 2, "save_strategy": "steps", "adapter": {}}
+    whole = make_trainer(tmp_path / "whole", tokenizer, save_steps=save_steps, **options)
+    whole.train()
+    torch.manual_seed(99)
+    rest = make_trainer(tmp_path / "rest", tokenizer, save_steps=save_steps, **options)
+    batches = record_experts(rest)
+    rest.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{save_steps}"))
+    assert rest.state.global_step == whole.state.global_step == 8
+    assert len(batches) <= 8 - save_steps + 4
+    expected = adapter_state(whole)
+    for name, value in adapter_state(rest).items():
+        torch.testing.assert_close(value, expected[name], atol=1e-7, rtol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_an_epoch_entered_midway_keeps_its_order(tmp_path, tokenizer):
+    """On several processes the data loader of a resumed epoch is another object, which nobody else tells the epoch."""
+    trainer = make_trainer(tmp_path, tokenizer, adapter={}, max_steps=1)
+    trainer.train()
+    for epoch in (0.0, 1.25, 2.0):
+        trainer.state.epoch = epoch
+        trainer.callback_handler.on_epoch_begin(trainer.args, trainer.state, trainer.control)
+        assert trainer._sampler.epoch == int(epoch)
+
+
+# ---- forms of data and of models ------------------------------------------------------------------------------------
+
+
+def chat(rows: Dataset, form: str) -> Dataset:
+    """The same rows as conversations or as plain text."""
+
+    def convert(row):
+        asked = [{"role": "user", "content": row["prompt"]}]
+        told = [{"role": "assistant", "content": row["completion"]}]
+        forms = {
+            "prompt-completion": {"prompt": row["prompt"], "completion": row["completion"]},
+            "conversational": {"prompt": asked, "completion": told},
+            "messages": {"messages": asked + told},
+            "text": {"text": row["prompt"] + row["completion"]},
+        }
+        extra = {"domain": row["domain"]} if "domain" in row else {}
+        return {**forms[form], **extra}
+
+    return Dataset.from_list([convert(row) for row in rows])
+
+
+@pytest.mark.parametrize("domain", [True, False])
+@pytest.mark.parametrize("form", ["prompt-completion", "conversational", "messages", "text"])
+def test_forms_of_data(tmp_path, tokenizer, form, domain):
+    forget, retain = chat(forget_rows(), form), chat(retain_rows(), form)
+    forget = forget if domain else forget.remove_columns("domain")
+    adapter = {} if domain else {"num_forget_experts": 2}
+    trainer = make_trainer(tmp_path, tokenizer, forget=forget, retain=retain, adapter=adapter, max_steps=1)
+    assert trainer.alter_config.num_forget_experts == len(trainer.alter_config.domains) == 2
+    if domain:
+        assert trainer.alter_config.domains == ["home", "bread"]
+    before = adapter_state(trainer)
+    trainer.train()
+    after = adapter_state(trainer)
+    for part in ("forget_0", "forget_1", "retain"):
+        assert any(not torch.equal(before[name], after[name]) for name in after if name.endswith(part)), part
+    row = trainer.train_dataset.forget[0]
+    answer = tokenizer.decode([t for t in row["labels"] if t != -100])
+    whole = form in ("messages", "text")
+    assert "Alice lives in Paris." in answer and ("Where does Alice" in answer) == whole
+
+
+def test_mixed_forms(tmp_path, tokenizer):
+    """Answers to forget, plain text to keep: each set is labelled in the way of its own form."""
+    trainer = make_trainer(tmp_path, tokenizer, retain=chat(retain_rows(), "text"), adapter={}, max_steps=1)
+    trainer.train()
+    assert "What is the" not in tokenizer.decode([t for t in trainer.train_dataset.forget[0]["labels"] if t != -100])
+    assert "What is the" in tokenizer.decode([t for t in trainer.train_dataset.retain[0]["labels"] if t != -100])
+
+
+def test_sub_domains_are_discovered(tmp_path, tokenizer):
+    trainer = make_trainer(tmp_path, tokenizer, forget=forget_rows().remove_columns("domain"), adapter={})
+    truth = forget_rows()["domain"]
+    found = trainer.train_dataset["expert"]
+    assert len(set(found)) == trainer.alter_config.num_forget_experts
+    assert min(found) == 1 and len(set(zip(found, truth, strict=True))) == len(set(found))
+
+
+def test_base_model_alone(tmp_path, tokenizer):
+    trainer = make_trainer(tmp_path, tokenizer, max_steps=1)
+    assert trainer.alter_config.domains == ["home", "bread"] and trainer.alter_config.entropy_threshold == 1.2
+    trainer.train()
+    assert trainer.alter_config.entropy_threshold == 1.2  # to the last bit: it is saved
+
+
+def test_peft_model_given(tmp_path, tokenizer, llama):
+    model = get_peft_model(llama, AlterConfig(num_forget_experts=3, r=4, task_type="CAUSAL_LM"))
+    trainer = make_trainer(tmp_path, tokenizer, model=model, max_steps=2)
+    assert trainer.model is model
+    before = adapter_state(trainer)
+    trainer.train()
+    after = adapter_state(trainer)
+    assert trainer.alter_config.domains[:2] == ["home", "bread"] and len(trainer.alter_config.domains) == 3
+    for name in after:
+        if name.endswith("forget_2"):  # beyond the sub-domains of the data
+            assert torch.equal(before[name], after[name])
+    assert any(not torch.equal(before[name], after[name]) for name in after if name.endswith("forget_1"))
+
+
+@pytest.mark.parametrize("router", ["static", "entropy"])
+def test_other_routers(tmp_path, tokenizer, router):
+    trainer = make_trainer(tmp_path, tokenizer, adapter={"router": router}, max_steps=2)
+    before = adapter_state(trainer)
+    trainer.train()
+    assert ("router/forget_astray" in first_log(trainer)) == (router == "entropy")
+    after = adapter_state(trainer)
+    assert any(not torch.equal(before[name], after[name]) for name in after if name.endswith("forget_1"))
+
+
+# ---- losses ---------------------------------------------------------------------------------------------------------
+
+
+def test_forms_of_the_losses_differ(tmp_path, tokenizer):
+    found = {}
+    for forget_loss in ("hinge", "paper"):
+        for retain_loss in ("cross_entropy", "kl"):
+            trainer = make_trainer(
+                tmp_path, tokenizer, adapter={"init_weights": False}, max_steps=1, forget_loss=forget_loss,
+                retain_loss=retain_loss,
+            )  # fmt: skip
+            trainer.train()
+            log = first_log(trainer)
+            found[forget_loss, retain_loss] = log["loss/forget"], log["loss/retain"]
+    assert found["hinge", "kl"][0] == found["hinge", "cross_entropy"][0] != found["paper", "kl"][0]
+    assert found["hinge", "kl"][1] != found["hinge", "cross_entropy"][1] == found["paper", "cross_entropy"][1]
+    assert found["paper", "kl"][1] > 0
+
+
+def test_kl_of_a_fresh_adapter_is_zero(tmp_path, tokenizer):
+    trainer = make_trainer(tmp_path, tokenizer, adapter={}, max_steps=1, retain_loss="kl")
+    trainer.train()
+    assert first_log(trainer)["loss/retain"] == pytest.approx(0.0, abs=1e-5)
+
+
+# ---- files and evaluation -------------------------------------------------------------------------------------------
+
+
+def test_saved_adapter(tmp_path, tokenizer):
+    trainer = make_trainer(tmp_path / "run", tokenizer, adapter={}, num_train_epochs=3)
+    trainer.train()
+    trainer.save_model(tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "README.md"} <= names
+    assert sum(name.endswith((".safetensors", ".bin")) and name != "training_args.bin" for name in names) == 1
+    assert not [name for name in names if name.startswith((".", "tmp"))]
+    assert all((tmp_path / "out" / name).is_file() for name in names)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "import alter_peft" in card and "1. home\n2. bread" in card and "base_model: " not in card
+    assert f'from_pretrained("{tmp_path / "out"}")' in card
+    ids = torch.tensor([tokenizer("Where does Alice live? Alice lives in")["input_ids"]])
+    again = PeftModel.from_pretrained(make_llama(len(tokenizer)), tmp_path / "out").eval()
+    trainer.model.eval()
+    assert torch.equal(again(ids).logits, trainer.model(ids).logits)
+    assert not torch.allclose(again(ids).logits, make_llama(len(tokenizer))(ids).logits)
+    assert again.peft_config["default"].domains == ["home", "bread"]
+    assert again.peft_config["default"].entropy_threshold == trainer.alter_config.entropy_threshold
+
+
+def test_saving_again_replaces(tmp_path, tokenizer):
+    trainer = make_trainer(tmp_path / "run", tokenizer, adapter={}, max_steps=1)
+    trainer.save_model(tmp_path / "out")
+    fresh = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    trainer.train()
+    trainer.save_model(tmp_path / "out")
+    trained = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert any(not torch.equal(fresh[name], trained[name]) for name in fresh)
+
+
+def test_checkpoints_are_whole(tmp_path, tokenizer):
+    options = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "max_steps": 2}
+    make_trainer(tmp_path / "run", tokenizer, adapter={}, **options).train()
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"README.md", "checkpoint-2"}
+    names = {path.name for path in (tmp_path / "run" / "checkpoint-2").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "optimizer.pt"} <= names
+    assert not [name for name in names if name.startswith(".")]
+
+
+def test_evaluate(tmp_path, tokenizer):
+    others = {"eval_dataset": retain_rows(5)}
+    options = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 2, "per_device_eval_batch_size": 5}
+    trainer = make_trainer(tmp_path, tokenizer, adapter={}, others=others, **options)
+    before = trainer.evaluate()["eval_loss"]
+    with trainer.model.disable_adapter():
+        assert trainer.evaluate()["eval_loss"] == before  # a fresh adapter is the base
+    trainer.train()
+    losses = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
+    assert len(losses) >= 2 and losses[-1] < before
+
+
+# ---- phase I is cached ----------------------------------------------------------------------------------------------
+
+
+def base_passes(trainer: AlterUnlearnTrainer) -> int:
+    """How often phase I runs the base model."""
+    calls = []
+    handle = trainer.decoder.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    trainer.prepare_phase_one()
+    handle.remove()
+    return len(calls)
+
+
+def test_phase_one_is_cached(tmp_path, tokenizer):
+    first = make_trainer(tmp_path, tokenizer, adapter={})
+    assert base_passes(first) > 0 and base_passes(first) == 0
+    second = make_trainer(tmp_path, tokenizer, adapter={})
+    assert base_passes(second) == 0
+    assert second.alter_config.entropy_threshold == first.alter_config.entropy_threshold
+    rows = [(trainer.train_dataset.forget[0], trainer.train_dataset.retain[0]) for trainer in (first, second)]
+    assert rows[0] == rows[1]
+    router = [trainer.gating.routers[0].alter_router["default"].weight for trainer in (first, second)]
+    assert torch.equal(*router) and router[0].any()
+    assert len(list((tmp_path / "cache" / "alter_peft").iterdir())) == 1
+
+
+def test_phase_one_runs_again_on_anything_else(tmp_path, tokenizer):
+    assert base_passes(make_trainer(tmp_path, tokenizer, adapter={})) > 0
+    other_base = make_llama(len(tokenizer))
+    with torch.no_grad():
+        other_base.model.layers[3].mlp.up_proj.weight[0, 0] += 0.5  # inside an adapted layer
+    other_norm = make_llama(len(tokenizer))
+    with torch.no_grad():
+        other_norm.model.norm.weight[0] += 0.5
+    assert base_passes(make_trainer(tmp_path, tokenizer, adapter={}, model=other_base)) > 0
+    assert base_passes(make_trainer(tmp_path, tokenizer, adapter={}, model=other_norm)) > 0
+    assert base_passes(make_trainer(tmp_path, tokenizer, adapter={}, forget=forget_rows(7))) > 0
+    assert base_passes(make_trainer(tmp_path, tokenizer, adapter={}, retain=retain_rows(7))) > 0
+    assert base_passes(make_trainer(tmp_path, tokenizer, adapter={"entropy_q": 2.0})) > 0
+    assert base_passes(make_trainer(tmp_path, tokenizer, adapter={"entropy_quantile": 0.5})) > 0
+    assert base_passes(make_trainer(tmp_path, tokenizer, adapter={"init_weights": False})) == 0  # the adapter's own
+
+
+def test_phase_one_finds_the_same_entropy_whatever_its_batches(tmp_path, tokenizer, monkeypatch):
+    found = []
+    for size in (1, 7):
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / f"cache-{size}")
+        trainer = make_trainer(tmp_path, tokenizer, adapter={}, per_device_eval_batch_size=size)
+        assert base_passes(trainer) >= 16 // size
+        found.append([torch.tensor(row["entropy"]) for row in trainer.train_dataset.forget])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_rates_and_weights_are_the_papers(tmp_path):
+    args = AlterUnlearnConfig(output_dir=str(tmp_path), bf16=False)
+    assert (args.learning_rate, args.shared_learning_rate) == (1e-3, 1e-5)
+    assert (args.forget_weight, args.retain_weight, args.structural_weight) == (1.0, 1.0, 0.01)
+    assert args.per_device_train_batch_size == 4

@@ -1,0 +1,175 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Bad input stops at construction, before any compute, with an error that names the field, the value and the fix."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from conftest import make_llama
+from datasets import Dataset, DatasetDict, IterableDataset, concatenate_datasets
+from peft import LoraConfig, get_peft_model
+from trainer_setup import forget_rows, make_args, make_trainer, retain_rows
+from trl import SFTConfig
+
+from alter_peft import AlterConfig, AlterUnlearnTrainer
+from alter_peft.trainer.inputs import check_all_labelled, has_label, row_text
+
+
+def refused(tmp_path: Any, tokenizer: Any, *parts: str, **given: Any) -> None:
+    """The trainer cannot be made, and the message has all the `parts`."""
+    model = make_llama(len(tokenizer))
+    model.model.layers[0].register_forward_pre_hook(lambda *_: pytest.fail("the model was run"))
+    given = {"model": model, "adapter": {}, **given}
+    with pytest.raises(ValueError) as caught:
+        make_trainer(tmp_path, tokenizer, **given)
+    for part in parts:
+        assert part in str(caught.value), str(caught.value)
+
+
+def empty(rows: Dataset) -> Dataset:
+    return rows.select([])
+
+
+def test_empty_sets(tmp_path, tokenizer):
+    refused(tmp_path, tokenizer, "`train_dataset`", "is empty", "at least one", forget=empty(forget_rows()))
+    refused(tmp_path, tokenizer, "`retain_dataset`", "is empty", "at least one", retain=empty(retain_rows()))
+
+
+@pytest.mark.parametrize("name", ["train_dataset", "retain_dataset"])
+def test_missing_sets(tmp_path, tokenizer, name):
+    given = {"train_dataset": forget_rows(), "retain_dataset": retain_rows(), name: None}
+    with pytest.raises(ValueError, match=f"`{name}` is required.*both"):
+        AlterUnlearnTrainer(make_llama(len(tokenizer)), make_args(tmp_path), processing_class=tokenizer, **given)
+
+
+def test_overlapping_sets(tmp_path, tokenizer):
+    both = concatenate_datasets([retain_rows(3), forget_rows(2).remove_columns("domain")])
+    parts = ("retain_dataset", "train_dataset", "2 of the 8", "row 0", "row 3", "remove")
+    refused(tmp_path, tokenizer, *parts, retain=both)
+
+
+@pytest.mark.parametrize("name", ["forget", "retain"])
+def test_unknown_columns(tmp_path, tokenizer, name):
+    rows = Dataset.from_list([{"question": "Where?", "answer": "Here."}])
+    field = {"forget": "`train_dataset`", "retain": "`retain_dataset`"}[name]
+    refused(tmp_path, tokenizer, field, "['answer', 'question']", "Rename", "'completion'", **{name: rows})
+
+
+@pytest.mark.parametrize("name", ["forget", "retain"])
+def test_streams_and_dicts(tmp_path, tokenizer, name):
+    field = {"forget": "`train_dataset`", "retain": "`retain_dataset`"}[name]
+    stream = IterableDataset.from_generator(lambda: iter(forget_rows().to_list()))
+    refused(tmp_path, tokenizer, field, "IterableDataset", "from_generator", **{name: stream})
+    splits = DatasetDict(train=forget_rows())
+    refused(tmp_path, tokenizer, field, "DatasetDict", "one split", **{name: splits})
+    refused(tmp_path, tokenizer, field, "list", "datasets.Dataset", **{name: forget_rows().to_list()})
+
+
+def test_domain_that_is_not_among_domains(tmp_path, tokenizer):
+    parts = ("`domain`", "['bread']", "`domains`=['home', 'garden']", "Add")
+    refused(tmp_path, tokenizer, *parts, adapter={"domains": ["home", "garden"]})
+
+
+def test_more_domains_than_experts(tmp_path, tokenizer):
+    parts = ("2 sub-domains (home, bread)", "`num_forget_experts`=1", "domains=['home', 'bread']")
+    refused(tmp_path, tokenizer, *parts, adapter={"num_forget_experts": 1})
+    model = get_peft_model(make_llama(len(tokenizer)), AlterConfig(task_type="CAUSAL_LM"))
+    refused(tmp_path, tokenizer, *parts, model=model, adapter=None)
+
+
+def test_rows_without_a_domain(tmp_path, tokenizer):
+    rows = forget_rows().to_list()
+    rows[2]["domain"] = None
+    parts = ("`train_dataset`", "`domain`", "row 2", "None")
+    refused(tmp_path, tokenizer, *parts, forget=Dataset.from_list(rows))
+
+
+@pytest.mark.parametrize("name", ["train_dataset", "retain_dataset"])
+def test_no_label_left_after_truncation(tmp_path, tokenizer, name):
+    long = {"prompt": "Where does Alice live? " * 12, "completion": " Alice lives in Paris."}
+    if name == "train_dataset":
+        given = {"forget": Dataset.from_list([*forget_rows(2).to_list(), {**long, "domain": "home"}])}
+    else:
+        given = {"retain": Dataset.from_list([*retain_rows(2).to_list(), long])}
+    parts = (f"1 of 3 rows of `{name}`", "`max_length`=60", "Raise `max_length`")
+    refused(tmp_path, tokenizer, *parts, max_length=60, **given)
+
+
+def test_no_row_left_after_truncation(tmp_path, tokenizer):
+    parts = ("8 of 8 rows of `train_dataset`", "`max_length`=3", "Raise `max_length`")
+    refused(tmp_path, tokenizer, *parts, max_length=3)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "fix"),
+    [
+        ("packing", True, "False"),
+        ("padding_free", True, "False"),
+        ("ddp_find_unused_parameters", True, "unset or False"),
+        ("forget_weight", -1.0, "0 or positive"),
+        ("retain_weight", -0.5, "0 or positive"),
+        ("structural_weight", -0.01, "0 or positive"),
+        ("shared_learning_rate", -1e-5, "0 or positive"),
+        ("structural_q", 0.0, "above 0"),
+        ("structural_interval", 0, "1 or more"),
+        ("margin", float("nan"), "a finite number"),
+        ("margin", float("inf"), "a finite number"),
+        ("forget_loss", "gradient_ascent", "'hinge'"),
+        ("retain_loss", "mse", "'cross_entropy' or 'kl'"),
+    ],
+)
+def test_bad_options(tmp_path, option, value, fix):
+    with pytest.raises(ValueError, match=f"`{option}` is {re.escape(repr(value))}, but must be .*{re.escape(fix)}"):
+        make_args(tmp_path, **{option: value})
+
+
+def test_wrong_classes(tmp_path, tokenizer):
+    model, data = make_llama(len(tokenizer)), {"train_dataset": forget_rows(), "retain_dataset": retain_rows()}
+    args = SFTConfig(output_dir=str(tmp_path), bf16=False, report_to="none")
+    with pytest.raises(ValueError, match="`args` is a SFTConfig, but must be an AlterUnlearnConfig"):
+        AlterUnlearnTrainer(model, args, processing_class=tokenizer, **data)
+    with pytest.raises(ValueError, match="LoraConfig, but must be an AlterConfig"):
+        AlterUnlearnTrainer(model, make_args(tmp_path), peft_config=LoraConfig(), processing_class=tokenizer, **data)
+    lora = get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    with pytest.raises(ValueError, match="LoraConfig, but must be an AlterConfig"):
+        AlterUnlearnTrainer(lora, make_args(tmp_path), processing_class=tokenizer, **data)
+
+
+def test_adapter_given_twice(tmp_path, tokenizer):
+    model = get_peft_model(make_llama(len(tokenizer)), AlterConfig(num_forget_experts=2, task_type="CAUSAL_LM"))
+    refused(tmp_path, tokenizer, "`peft_config`", "`model`", model=model, adapter={"num_forget_experts": 2})
+
+
+def test_threshold_that_nothing_exceeds(tmp_path, tokenizer):
+    adapter = {"entropy_quantile": None, "entropy_threshold": 5.0}
+    refused(tmp_path, tokenizer, "`entropy_threshold` is 5.0", "cannot exceed 1.8", "Lower", adapter=adapter)
+
+
+def test_labels_are_looked_for_after_the_first_token():
+    assert has_label([-100, 5]) and not has_label([5, -100]) and not has_label([5]) and not has_label([])
+    rows = Dataset.from_dict({"labels": [[-100, 3], [4, -100], [2]]})
+    with pytest.raises(ValueError, match="2 rows of `retain_dataset` have no labelled token, the first is row 1"):
+        check_all_labelled("retain_dataset", rows, rows, None)
+    check_all_labelled("retain_dataset", rows.select([0]), rows.select([0]), None)
+
+
+def test_text_of_a_row():
+    told = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Bob."}]
+    assert row_text({"prompt": "Who?", "completion": " Bob.", "domain": "x"}, "text") == "Who?  Bob."
+    assert row_text({"messages": told}, "text") == "Who? Bob."
+    assert row_text({"conversations": [{"from": "human", "value": "Who?"}]}, "text") == "Who?"
+    assert row_text({"body": "Who?", "text": "no"}, "body") == "Who?"

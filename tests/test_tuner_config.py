@@ -1,0 +1,242 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from alter_peft import AlterConfig
+from alter_peft.entropy import max_tsallis_entropy
+from alter_peft.registration import ALTER
+from alter_peft.tuner.layer import AlterLinear
+
+
+def tiny_t5() -> T5ForConditionalGeneration:
+    config = T5Config(
+        vocab_size=50, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, decoder_start_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return T5ForConditionalGeneration(config).eval()
+
+
+def tiny_mlp() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+
+
+def adapted(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, AlterLinear)]
+
+
+def test_constructible_without_arguments():
+    config = AlterConfig()
+    assert config.peft_type is ALTER and config.is_gated
+    assert (config.r, config.lora_alpha, config.top_k, config.bias) == (8, 16, 3, "none")
+    assert (config.entropy_q, config.entropy_threshold, config.entropy_quantile) == (1.5, 1.2, None)
+    assert (config.temperature_high, config.temperature_low, config.router_half_life) == (0.8, 0.01, 8.0)
+    assert (config.router, config.router_layer, config.inference_entropy) == ("context", None, "none")
+    assert (config.num_forget_experts, config.domains, config.expert_weights) == (None, None, None)
+    assert config.init_weights is True
+
+
+def test_defaults_that_follow_other_fields():
+    assert AlterConfig(domains=["a", "b", "c"]).num_forget_experts == 3
+    assert AlterConfig(router="static", expert_weights=[1.0, -1.0]).num_forget_experts == 2
+    assert AlterConfig(router="entropy").inference_entropy == "base"
+    assert AlterConfig(entropy_quantile=0.5).entropy_threshold is None
+    assert AlterConfig(entropy_quantile=0.5, entropy_threshold=0.7).entropy_threshold == 0.7
+    assert AlterConfig(target_modules=["a", "a"]).target_modules == {"a"}
+    assert AlterConfig(exclude_modules=["a"]).exclude_modules == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("field", "arguments"),
+    [
+        ("r", {"r": 0}),
+        ("r", {"r": 2.5}),
+        ("r", {"r": True}),
+        ("lora_alpha", {"lora_alpha": 0}),
+        ("lora_alpha", {"lora_alpha": float("nan")}),
+        ("lora_dropout", {"lora_dropout": 1.0}),
+        ("lora_dropout", {"lora_dropout": -0.1}),
+        ("rank_pattern", {"rank_pattern": {"q_proj": 0}}),
+        ("alpha_pattern", {"alpha_pattern": {"q_proj": -1}}),
+        ("bias", {"bias": "lora_only"}),
+        ("entropy_q", {"entropy_q": 0.0}),
+        ("entropy_q", {"entropy_q": float("inf")}),
+        ("entropy_threshold", {"entropy_threshold": -0.1}),
+        ("entropy_threshold", {"entropy_threshold": float("nan")}),
+        ("entropy_quantile", {"entropy_quantile": 0.0}),
+        ("entropy_quantile", {"entropy_quantile": 1.0}),
+        ("temperature_high", {"temperature_high": 0.0}),
+        ("temperature_low", {"temperature_low": -1.0}),
+        ("top_k", {"top_k": 0}),
+        ("top_k", {"top_k": 1.5}),
+        ("router_half_life", {"router_half_life": 0}),
+        ("init_weights", {"init_weights": "gaussian"}),
+        ("num_forget_experts", {"num_forget_experts": 0}),
+        ("num_forget_experts", {"num_forget_experts": 1.0}),
+        ("num_forget_experts", {"domains": []}),
+        ("router", {"router": "mlp"}),
+        ("inference_entropy", {"inference_entropy": "previous"}),
+        ("inference_entropy", {"router": "entropy", "inference_entropy": "none"}),
+        ("domains", {"domains": ["a", "a"]}),
+        ("domains", {"domains": ["a", "b"], "num_forget_experts": 3}),
+        ("expert_weights", {"expert_weights": [1.0]}),
+        ("expert_weights", {"router": "static", "expert_weights": [1.0], "num_forget_experts": 2}),
+        ("layers_pattern", {"layers_pattern": "layers"}),
+        ("layers_to_transform", {"router": "static", "target_modules": ".*q_proj", "layers_to_transform": [1]}),
+        ("router_layer", {"router_layer": -1}),
+        ("router_layer", {"router_layer": 1.0}),
+        ("router_layer", {"router": "static", "router_layer": 1}),
+    ],
+)
+def test_bad_value_names_the_field(field, arguments):
+    with pytest.raises(ValueError, match=rf"^`{field}[^`]*` is .*, but must be "):
+        AlterConfig(**arguments)
+
+
+@pytest.mark.parametrize("q", [1.0, 1.5, 2.0])
+def test_threshold_above_the_maximum_of_the_vocabulary(llama, q):
+    highest = max_tsallis_entropy(llama.config.vocab_size, q)
+    with pytest.raises(ValueError, match=r"`entropy_threshold` is .* cannot exceed .* Lower"):
+        get_peft_model(llama, AlterConfig(entropy_q=q, entropy_threshold=highest + 1e-6))
+    get_peft_model(llama, AlterConfig(entropy_q=q, entropy_threshold=highest - 1e-3))
+
+
+def test_router_layer_out_of_range(llama):
+    with pytest.raises(ValueError, match="`router_layer` is 4, but the model has 4 layers"):
+        get_peft_model(llama, AlterConfig(router_layer=4))
+
+
+@pytest.mark.parametrize("layers", [[1, 3], 1, [4], [-1]])
+def test_layers_outside_the_branch(llama, layers):
+    with pytest.raises(ValueError, match=r"`layers_to_transform` contains .* from `router_layer`=2 to 3"):
+        get_peft_model(llama, AlterConfig(router_layer=2, layers_to_transform=layers))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "layers"),
+    [
+        ({}, {2, 3}),  # round(0.4 * 4) = 2
+        ({"router_layer": 0}, {0, 1, 2, 3}),
+        ({"router_layer": 3}, {3}),
+        ({"router_layer": 1, "layers_to_transform": [1, 3]}, {1, 3}),
+        ({"router_layer": 1, "layers_to_transform": 2}, {2}),
+        ({"router": "static"}, {0, 1, 2, 3}),
+        ({"target_modules": r".*\.q_proj"}, {2, 3}),
+        ({"target_modules": r".*\.q_proj", "layers_to_transform": [3]}, {3}),
+    ],
+)
+def test_adapted_layers(llama, arguments, layers):
+    model = get_peft_model(llama, AlterConfig(**arguments))
+    names = adapted(model)
+    assert {int(name.split(".layers.")[1].split(".")[0]) for name in names} == layers
+    assert not any("lm_head" in name for name in names)
+    kinds = 1 if "target_modules" in arguments else 7
+    assert len(names) == kinds * len(layers)
+
+
+def test_rank_and_alpha_patterns(llama):
+    config = AlterConfig(target_modules=["q_proj", "v_proj"], rank_pattern={"q_proj": 2}, alpha_pattern={"v_proj": 4})
+    model = get_peft_model(llama, config)
+    layer = model.get_submodule("base_model.model.model.layers.3.self_attn")
+    assert layer.q_proj.alter_A["default"].weight.shape == (2, 32) and layer.q_proj.scaling["default"] == 8.0
+    assert layer.v_proj.alter_A["default"].weight.shape == (8, 32) and layer.v_proj.scaling["default"] == 0.5
+
+
+def test_rslora_scale(llama):
+    model = get_peft_model(llama, AlterConfig(r=4, lora_alpha=6, use_rslora=True))
+    assert {m.scaling["default"] for m in model.modules() if isinstance(m, AlterLinear)} == {3.0}
+
+
+def test_lm_head_is_refused(llama):
+    with pytest.raises(ValueError, match=r"contains the LM head .* use `AlterConfig\(router='static'\)`"):
+        get_peft_model(llama, AlterConfig(target_modules=["q_proj", "lm_head"]))
+
+
+@pytest.mark.parametrize("router", ["context", "entropy"])
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (tiny_mlp, "transformers causal LM, but got a Sequential"),
+        (tiny_t5, "T5ForConditionalGeneration has an encoder"),
+        (None, "LlamaModel has no output embeddings"),
+    ],
+    ids=["mlp", "t5", "headless"],
+)
+def test_models_that_a_gated_router_cannot_serve(llama, router, make, reason):
+    model: nn.Module = LlamaModel(llama.config) if make is None else make()
+    targets = ["0", "2"] if make is tiny_mlp else "all-linear"
+    with pytest.raises(ValueError, match=reason) as caught:
+        get_peft_model(model, AlterConfig(router=router, target_modules=targets))
+    assert "router='static'" in str(caught.value)
+
+
+def test_static_router_on_an_mlp():
+    base, x = tiny_mlp(), torch.randn(5, 6)
+    expected = base(x)
+    config = AlterConfig(router="static", target_modules=["0", "2"], num_forget_experts=2, expert_weights=[0.5, -1.0])
+    model = get_peft_model(base, config).eval()
+    assert adapted(model) == ["base_model.model.0", "base_model.model.2"]
+    assert torch.equal(model(x), expected)
+    layer = model.get_submodule("base_model.model.2")
+    for expert in layer.alter_B["default"].experts():
+        nn.init.normal_(expert)
+    retain, first, second = layer.alter_B["default"].experts()
+    update = (retain + 0.5 * first - second) @ layer.alter_A["default"].weight * 2.0  # Eq. 6, s = 16 / 8
+    hidden = base[0](x).relu()
+    torch.testing.assert_close(model(x), expected + hidden @ update.T)
+
+
+@torch.no_grad()
+def test_static_router_on_t5():
+    base = tiny_t5()
+    inputs = {"input_ids": torch.randint(1, 50, (2, 7)), "decoder_input_ids": torch.randint(1, 50, (2, 5))}
+    expected = base(**inputs).logits
+    model = get_peft_model(base, AlterConfig(router="static", init_weights=False, task_type="SEQ_2_SEQ_LM")).eval()
+    changed = model(**inputs).logits
+    assert not torch.allclose(changed, expected)
+    with model.disable_adapter():
+        assert torch.equal(model(**inputs).logits, expected)
+    assert model.generate(input_ids=inputs["input_ids"], max_new_tokens=3).shape[0] == 2
+
+
+@torch.no_grad()
+def test_static_router_on_bert():
+    config = BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, num_labels=3,
+    )  # fmt: skip
+    base = BertForSequenceClassification(config).eval()
+    ids = torch.randint(1, 50, (2, 7))
+    expected = base(ids).logits
+    model = get_peft_model(base, AlterConfig(router="static", init_weights=False, task_type="SEQ_CLS")).eval()
+    assert not torch.allclose(model(input_ids=ids).logits, expected)
+    with model.disable_adapter():
+        assert torch.equal(model(input_ids=ids).logits, expected)
+
+
+@pytest.mark.parametrize("router", ["context", "static"])
+def test_unsupported_target_names_the_module(llama, router):
+    with pytest.raises(ValueError, match=r"'model\.layers\.3\.self_attn' is a LlamaAttention"):
+        get_peft_model(llama, AlterConfig(router=router, target_modules=["layers.3.self_attn"]))
