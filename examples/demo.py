@@ -28,7 +28,7 @@ import smollm2
 from transformers import set_seed
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
-from alter_peft.evaluation import Pair, evaluate_sets, format_table, plot_trade
+from alter_peft.evaluation import Pair, evaluate_sets, write_results
 
 
 DATA = Path(__file__).parent / "demo_data"
@@ -93,17 +93,13 @@ def main() -> None:
     results["after"] = evaluate_sets(trainer.model, tokenizer, sets, FORGET_SETS, 8, "after")
     results["oracle"] = evaluate_sets(oracle, tokenizer, sets, FORGET_SETS, 8, "oracle")
 
-    table = format_table(results, adapted="after")
+    table = write_results(results, "after", OUT, "SmolLM2-135M-Instruct: three sub-domains forgotten")
     print(f"\n{table}\n")
     print(
-        f"level of text never seen {trainer.forget_level:.3f}, unlearning {unlearning:.0f} s, all {time.time() - start:.0f} s"
+        f"level of text never seen {trainer.forget_level:.3f}, unlearning {unlearning:.0f} s, "
+        f"all {time.time() - start:.0f} s"
     )
     print(f"adapter, table and picture: {OUT.resolve()}")
-    (OUT / "table.md").write_text(table + "\n")
-    (OUT / "results.json").write_text(
-        json.dumps({m: {s: v._asdict() for s, v in sets.items()} for m, sets in results.items()}, indent=1)
-    )
-    plot_trade(results, OUT / "trade.png", "SmolLM2-135M-Instruct: three sub-domains forgotten")
 
 
 if __name__ == "__main__":

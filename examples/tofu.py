@@ -28,7 +28,7 @@ import smollm2
 from transformers import set_seed
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
-from alter_peft.evaluation import Pair, evaluate_sets, format_table, plot_trade
+from alter_peft.evaluation import Pair, evaluate_sets, write_results
 
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data" / "tofu"
@@ -80,10 +80,8 @@ def main(folder: Path = DATA) -> dict:
     trainer.save_model()
     results["after"] = evaluate_sets(trainer.model, tokenizer, sets, FORGET_SETS, 8, "after")
     results["oracle"] = evaluate_sets(oracle, tokenizer, sets, FORGET_SETS, 8, "oracle")
-    table = format_table(results, adapted="after")
+    table = write_results(results, "after", OUT, "TOFU forget01, pilot setting")
     print(f"\n{table}\n\nlevel of text never seen {trainer.forget_level:.3f}")
-    (OUT / "table.md").write_text(table + "\n")
-    plot_trade(results, OUT / "trade.png", "TOFU forget01, pilot setting")
     return results
 
 

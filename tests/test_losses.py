@@ -28,7 +28,7 @@ from alter_peft.losses import (
     cross_entropy_loss,
     inverted_hinge_loss,
     kl_to_base_loss,
-    log_hinge_loss,
+    level_loss,
     score_tokens,
     structural_invariance,
 )
@@ -67,12 +67,13 @@ class Head:
 
 
 LABELS = torch.tensor([0, 8, 3, 3, 1, 5, 2])
+ROWS = torch.tensor([0, 0, 0, 2, 2, 3, 3])
 
 # Each takes hidden states, the head and the chunk size. Both hinges are active on some tokens, at rest on others.
 LOSSES: dict[str, Callable[[torch.Tensor, Head, int], torch.Tensor]] = {
     "inverted_hinge": lambda h, head, c: inverted_hinge_loss(score_tokens(h, head, LABELS, c)),
     "inverted_hinge_margin": lambda h, head, c: inverted_hinge_loss(score_tokens(h, head, LABELS, c), 0.4),
-    "log_hinge": lambda h, head, c: log_hinge_loss(score_tokens(h, head, LABELS, c), -3.2),
+    "level": lambda h, head, c: level_loss(score_tokens(h, head, LABELS, c), ROWS, 0.1),
     "cross_entropy": lambda h, head, c: cross_entropy_loss(score_tokens(h, head, LABELS, c)),
     "kl_to_base": lambda h, head, c: kl_to_base_loss(h, random(N, K, seed=2), head, c),
 }
@@ -92,8 +93,9 @@ def reference_loss(name: str, hidden: torch.Tensor, head: Head) -> torch.Tensor:
         return 1 + log_prob.exp() - log_rival.exp()
     if name == "inverted_hinge_margin":
         return (log_prob.exp() - log_rival.exp() + 0.4).clamp(min=0)
-    if name == "log_hinge":
-        return (log_prob + 3.2).clamp(min=0)
+    if name == "level":
+        means = torch.stack([log_prob[ROWS == row].mean() for row in ROWS])
+        return (means - math.log(0.1)) ** 2
     if name == "cross_entropy":
         return F.cross_entropy(logits, LABELS, reduction="none")
     base = (random(N, K, seed=2) @ head.weight.detach().T).log_softmax(-1)
@@ -188,7 +190,7 @@ def test_no_tokens_give_empty_losses_that_run_backward(dtype: torch.dtype) -> No
     losses = [
         inverted_hinge_loss(scores),
         inverted_hinge_loss(scores, 0.1),
-        log_hinge_loss(scores, torch.empty(0)),
+        level_loss(scores, torch.empty(0, dtype=torch.long), 0.1),
         cross_entropy_loss(scores),
         kl_to_base_loss(hidden, torch.empty(0, K, dtype=dtype), head),
     ]
@@ -248,13 +250,20 @@ def test_a_satisfied_margin_gives_no_gradient() -> None:
     assert scores.log_rival.grad.tolist() == pytest.approx([0.0, -0.5])
 
 
-def test_log_hinge_by_hand() -> None:
-    scores = scores_of([-1.0, -2.0, -5.0], [-1.0, -1.0, -1.0])
-    assert log_hinge_loss(scores, -3.0).tolist() == [2.0, 1.0, 0.0]
-    per_token = log_hinge_loss(scores, torch.tensor([-1.5, -1.5, -7.0], dtype=torch.float64))
-    assert per_token.tolist() == [0.5, 0.0, 2.0]
-    per_token.sum().backward()
-    assert scores.log_prob.grad.tolist() == [1.0, 0.0, 1.0]
+def test_level_by_hand() -> None:
+    # Row 0 has the mean (-1 - 3) / 2 = -2, row 1 has -5; the level is at -3: distances 1 and -2.
+    scores = scores_of([-1.0, -3.0, -5.0], [-1.0, -1.0, -1.0])
+    loss = level_loss(scores, torch.tensor([0, 0, 1]), math.exp(-3.0))
+    assert loss.tolist() == pytest.approx([1.0, 1.0, 4.0])
+    loss.sum().backward()
+    # d/dm of n (m + 3)^2 over n tokens is 2 (m + 3) a token: down above the level, up below it.
+    assert scores.log_prob.grad.tolist() == pytest.approx([2.0, 2.0, -4.0])
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, -0.1, 2.0])
+def test_level_is_a_probability(level: float) -> None:
+    with pytest.raises(ValueError, match="level"):
+        level_loss(scores_of([-1.0], [-1.0]), torch.tensor([0]), level)
 
 
 def test_cross_entropy_by_hand() -> None:
@@ -266,7 +275,7 @@ def test_cross_entropy_by_hand() -> None:
     [
         inverted_hinge_loss,
         lambda scores: inverted_hinge_loss(scores, 0.1),
-        lambda scores: log_hinge_loss(scores, -2.2),
+        lambda scores: level_loss(scores, ROWS, 0.1),
         cross_entropy_loss,
     ],
 )
@@ -274,7 +283,7 @@ def test_gradient_matches_finite_differences_away_from_kinks(loss: Callable[[Tok
     logits = (2 * random(N, V, seed=5)).requires_grad_()
     scores = score_tokens(logits, identity, LABELS)
     lead = scores.log_prob.exp() - scores.log_rival.exp()
-    assert min((lead + 0.1).abs().min(), (scores.log_prob + 2.2).abs().min()) > 1e-3  # the kinks are far
+    assert (lead + 0.1).abs().min() > 1e-3  # the kink is far
     top = logits.detach().sort(-1, descending=True).values
     assert (top[:, 0] - top[:, 1]).min() > 1e-3  # and so are changes of the rival
     assert torch.autograd.gradcheck(lambda x: loss(score_tokens(x, identity, LABELS, 3)), logits)

@@ -261,7 +261,7 @@ datasets.config.HF_DATASETS_CACHE = folder / "cache-of-two"
 tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
 trainer = make_trainer(
     folder / "two", tokenizer, adapter={"init_weights": False}, per_device_train_batch_size=2, num_train_epochs=2,
-    optim="sgd", learning_rate=0.3, shared_learning_rate=0.3,
+    optim="sgd", learning_rate=0.3, shared_learning_rate=0.3, lr_scheduler_type="linear",
 )
 assert trainer.accelerator.num_processes == 2
 trainer.train()

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 from .metrics import AnswerScores, Pair, answer_rouge, encode_pair, score_answers
-from .report import Measured, evaluate_sets, format_table, plot_trade
+from .report import Measured, evaluate_sets, format_table, plot_trade, write_results
 
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "format_table",
     "plot_trade",
     "score_answers",
+    "write_results",
 ]

@@ -42,9 +42,10 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> tuple[list[in
         prompt = tokenizer(pair.prompt)["input_ids"]
         return tokenizer(pair.prompt + " " + pair.completion)["input_ids"], len(prompt)
     user = {"role": "user", "content": pair.prompt}
-    prompt = tokenizer.apply_chat_template([user], add_generation_prompt=True, return_dict=True)["input_ids"]
+    render: Any = tokenizer.apply_chat_template
+    prompt = render([user], add_generation_prompt=True, return_dict=True)["input_ids"]
     chat = [user, {"role": "assistant", "content": pair.completion}]
-    return tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"], len(prompt)
+    return render(chat, return_dict=True)["input_ids"], len(prompt)
 
 
 class AnswerScores(NamedTuple):

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,7 +67,7 @@ def evaluate_sets(
 
 
 def format_table(results: Mapping[str, Mapping[str, Measured]], adapted: str) -> str:
-    """A Markdown table: a row for each set, probability and ROUGE-L for each model, and routing for the adapted one."""
+    """A Markdown table: a row for each set, probability and ROUGE-L for each model, and routing of the adapted one."""
     models = list(results)
     header = ["set", *(f"P {m}" for m in models), *(f"ROUGE-L {m}" for m in models), "routed astray"]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
@@ -75,6 +76,16 @@ def format_table(results: Mapping[str, Mapping[str, Measured]], adapted: str) ->
         row = [name, *(f"{c.probability:.3f}" for c in cells), *(f"{c.rouge:.3f}" for c in cells)]
         lines.append("| " + " | ".join([*row, f"{results[adapted][name].astray:.3f}"]) + " |")
     return "\n".join(lines)
+
+
+def write_results(results: Mapping[str, Mapping[str, Measured]], adapted: str, folder: Path, title: str) -> str:
+    """Write results.json, table.md and trade.png to a folder, and return the table."""
+    table = format_table(results, adapted)
+    plain = {model: {name: m._asdict() for name, m in sets.items()} for model, sets in results.items()}
+    (folder / "results.json").write_text(json.dumps(plain, indent=1))
+    (folder / "table.md").write_text(table + "\n")
+    plot_trade(results, folder / "trade.png", title)
+    return table
 
 
 def plot_trade(results: Mapping[str, Mapping[str, Measured]], path: Path, title: str) -> None:

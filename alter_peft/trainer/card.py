@@ -102,7 +102,7 @@ def write_card(
     domains = config.domains or []
     text = TEMPLATE.format(
         card_data=data.to_yaml(),
-        model_name=model_name or Path(trainer.hub_model_id or trainer.args.output_dir).name,
+        model_name=model_name or Path(trainer.hub_model_id or str(trainer.args.output_dir)).name,
         base_model=base or "its base model",
         forgotten=f"{len(domains)} sub-domain{'s' * (len(domains) != 1)}",
         hub_model_id=trainer.hub_model_id or place or folder,

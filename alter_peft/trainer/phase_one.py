@@ -36,7 +36,7 @@ from alter_peft.entropy import entropy_quantile
 from alter_peft.losses import score_tokens
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder import Decoder, LanguageModelHead
-from alter_peft.tuner.gating import GatingContext, evaluating, observe_base
+from alter_peft.tuner.gating import GatingContext, base_model, observe_base
 from alter_peft.tuner.layer import AlterLayer
 from alter_peft.tuner.router import AlterRouter
 
@@ -130,18 +130,19 @@ def measure_threshold(observations: Observations, labels: Sequence[Sequence[int]
     return entropy_quantile(observations.entropy, valid, quantile)
 
 
-@torch.no_grad()
 def measure_level(
     dataset: Dataset, decoder: nn.Module, head: LanguageModelHead, context: GatingContext, batch_size: int
 ) -> float:
     """Mean answer probability, exp of the mean log-probability of a row's labels, of the base model on these rows."""
     device = next(decoder.parameters()).device
     probabilities: list[float] = []
-    with context.as_base(), evaluating(decoder):
+    with base_model(decoder, head, context):
         for rows in _batches(range(len(dataset)), batch_size):
             part = dataset[rows]
             ids, labels = (
-                pad_sequence([torch.as_tensor(r) for r in part[name]], batch_first=True, padding_value=value).to(device)
+                pad_sequence([torch.as_tensor(r) for r in part[name]], batch_first=True, padding_value=value).to(
+                    device
+                )
                 for name, value in (("input_ids", 0), ("labels", -100))
             )
             # causal attention: padding on the right reaches no labelled position
@@ -191,7 +192,6 @@ class PhaseOne:
             if not linear.weight.any():  # an adapter that was trained before keeps its router
                 linear.weight.data.copy_(found["weight"])
                 if "bias" in found:
-                    if linear.bias is not None:
                     linear.bias.data.copy_(found["bias"])
         rows = Observations(found["entropy"], found["lengths"], torch.empty(0)).rows()
         return (

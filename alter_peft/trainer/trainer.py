@@ -42,6 +42,7 @@ from alter_peft.losses import (
 )
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder import LanguageModelHead, find_decoder
+from alter_peft.tuner.gating import base_model
 from alter_peft.tuner.layer import AlterLayer
 from alter_peft.tuner.model import AlterModel
 
@@ -100,9 +101,16 @@ class AlterUnlearnTrainer(SFTTrainer):
         `ValueError`: unusable data or options, before any training; the message names the field, the value, the fix.
     """
 
-    _tag_names = ["trl", "alter", "unlearning"]
+    args: AlterUnlearnConfig
+    model: Any
+    optimizer: Any
+    processing_class: Any
+    train_dataset: Any
+    _signature_columns: Any
+
+    _tag_names = ["trl", "alter", "unlearning"]  # noqa: RUF012 (TRL declares it so)
     _name = "ALTER"
-    loss_is_scaled_for_ga = True
+    loss_is_scaled_for_ga: Any = True
 
     def __init__(
         self,
@@ -127,7 +135,9 @@ class AlterUnlearnTrainer(SFTTrainer):
         has_adapter = isinstance(model, PeftModel)
         if has_adapter and peft_config is not None:
             raise ValueError("`peft_config` is given, but `model` has an adapter already. Pass either of them alone.")
-        config = model.peft_config[model.active_adapter] if has_adapter else peft_config or AlterConfig()
+        config: Any = peft_config or AlterConfig()
+        if isinstance(model, PeftModel):
+            config = model.peft_config[model.active_adapter]
         if not isinstance(config, AlterConfig):
             raise ValueError(f"The adapter config is a {type(config).__name__}, but must be an AlterConfig.")
         assigned, experts = assign_experts(config, train_dataset, args.dataset_text_field, args.seed)
@@ -173,9 +183,8 @@ class AlterUnlearnTrainer(SFTTrainer):
         self._calibration = calibration and self._prepare_rows("calibration_dataset", calibration, formatting)
         self._has_entropy = False
         if not isinstance(self.data_collator, PairCollator):
-            self.data_collator = PairCollator(
-                pad_token_id=self._tokenizer.pad_token_id, pad_to_multiple_of=self.args.pad_to_multiple_of
-            )
+            multiple: Any = self.args.pad_to_multiple_of
+            self.data_collator = PairCollator(pad_token_id=self._tokenizer.pad_token_id, pad_to_multiple_of=multiple)
 
     def _prepare_rows(self, name: str, dataset: Dataset, formatting: Any) -> Dataset:
         """Tokenised rows, labelled by their own format: completions alone where there are prompts."""
@@ -223,8 +232,9 @@ class AlterUnlearnTrainer(SFTTrainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW (or `args.optim`) on the groups `shared` (A, at eta_A), `experts` (at eta_B) and, if any, `other`."""
         if self.optimizer is None:
-            groups = self.parameter_groups(model or self.model)
-            cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
+            optimized: Any = model or self.model
+            groups = self.parameter_groups(optimized)
+            cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, optimized)
             rates = {"shared": self.args.shared_learning_rate}
             settings = [
                 {
@@ -237,10 +247,11 @@ class AlterUnlearnTrainer(SFTTrainer):
                 if parameters
             ]
             self.optimizer = cls(settings, **kwargs)
-        return self.optimizer
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
 
     def parameter_groups(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
-        """The trainable parameters: `shared` (every A), `experts` (every B) and `other` (biases, `modules_to_save`)."""
+        """The trainable parameters: `shared` (every A), `experts` (every B), `other` (biases, `modules_to_save`)."""
         groups: dict[str, list[nn.Parameter]] = {"shared": [], "experts": [], "other": []}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -326,7 +337,7 @@ class AlterUnlearnTrainer(SFTTrainer):
     ) -> Tensor:
         if self.args.retain_loss == "cross_entropy":
             return cross_entropy_loss(scores)[is_retain].sum()
-        with torch.no_grad(), self.gating.as_base():
+        with base_model(self.decoder, self.head, self.gating):
             base = self.decoder(
                 input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
             )[0][:, :-1]
@@ -388,12 +399,12 @@ class AlterUnlearnTrainer(SFTTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self.lr_scheduler is not None:
             for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
-                logs[f"learning_rate/{group['name']}"] = rate
+                logs[f"learning_rate/{group['name']}"] = float(rate)
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Writes beside the target first and then moves each file into place, so that none is ever half written."""
-        target = Path(output_dir or self.args.output_dir)
+        target = Path(output_dir or str(self.args.output_dir))
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as partial:
             super()._save(partial, state_dict)
@@ -404,12 +415,12 @@ class AlterUnlearnTrainer(SFTTrainer):
                     place.parent.mkdir(parents=True, exist_ok=True)
                     os.replace(file, place)
 
-    def create_model_card(
+    def create_model_card(  # type: ignore[override]  # TRL's signature, not that of transformers
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
         """The adapter's card; it carries the import line without which PEFT does not know the adapter."""
         if self.is_world_process_zero():
-            write_card(self, Path(self.args.output_dir), model_name, dataset_name, tags)
+            write_card(self, Path(str(self.args.output_dir)), model_name, dataset_name, tags)
 
 
 class _StepCallback(TrainerCallback):

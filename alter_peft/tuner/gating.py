@@ -206,6 +206,9 @@ class RouterHook:
 class RouterStateLayer(DynamicLayer):
     """The moving average of one adapter in the KV cache: (B, 1, T, k) sums and (B, 1, T, 2) weights and counts."""
 
+    keys: Any  # Tensor, or None before the first update
+    values: Any
+
     def __init__(self, adapter_name: str) -> None:
         super().__init__()
         self.adapter_name = adapter_name
@@ -223,10 +226,17 @@ def base_entropy(
     cache = kwargs.get("past_key_values")
     if cache is not None:
         kwargs = {**kwargs, "past_key_values": Cache(layers=_base_layers(cache, context.num_layers))}
-    with torch.no_grad(), context.as_base(), evaluating(decoder), original_modules(decoder, head.module):
+    with base_model(decoder, head, context):
         hidden = decoder.forward(*args, **kwargs)[0]
         entropy = chunked_tsallis_entropy(hidden.flatten(0, 1), head, q)
     return entropy.view(hidden.shape[:2])
+
+
+@contextmanager
+def base_model(decoder: nn.Module, head: LanguageModelHead, context: GatingContext) -> Iterator[None]:
+    """Inside, decoder and head are the base model's own, in eval mode and without gradients."""
+    with torch.no_grad(), context.as_base(), evaluating(decoder), original_modules(decoder, head.module):
+        yield
 
 
 @contextmanager
@@ -282,8 +292,9 @@ def _with_cache(decoder: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _own_layers(cache: Cache, num_layers: int) -> list[Any]:
     """The model's own layers of a cache, all of them made: what is added comes after them."""
+    make_layer: Any = cache.layer_class_to_replicate
     while len(cache.layers) < num_layers:  # a cache made without a config grows layer by layer
-        cache.layers.append(cache.layer_class_to_replicate())
+        cache.layers.append(make_layer())
     return cache.layers[:num_layers]
 
 
@@ -338,7 +349,7 @@ class _ReplayingCheckpoint:
         return self.checkpoint(_Replay(function, self.context), *args)
 
 
-def _replay_gates_in_checkpoints(decoder: nn.Module, context: GatingContext) -> None:
+def _replay_gates_in_checkpoints(decoder: Any, context: GatingContext) -> None:
     for module in decoder.modules():
         checkpoint = module.__dict__.get("_gradient_checkpointing_func")
         if checkpoint is not None and not isinstance(checkpoint, _ReplayingCheckpoint):

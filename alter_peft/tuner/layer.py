@@ -72,7 +72,7 @@ class ExpertBank(nn.Module):
             owner: (B, 1+N), 1 where expert e learns from row b and 0 elsewhere; `None` if all learn from all rows.
             learn: whether gradients reach the experts at all.
         """
-        stacked = torch.cat(self.experts(), dim=1)  # (d, (1+N) r)
+        stacked = torch.cat(tuple(self.experts()), dim=1)  # (d, (1+N) r)
         if not learn:
             stacked, owner = stacked.detach(), None
         gated = gates.unsqueeze(-1) * h.unsqueeze(-2)  # (..., 1+N, r)
@@ -98,8 +98,8 @@ class AlterLayer(AlterTunerLayer):
         # omega of the static router, 1 for the retain expert first; None for gated routers
         self.expert_weights: dict[str, tuple[float, ...] | None] = {}
         self.alter_dropout = nn.ModuleDict({})
-        self.alter_A = nn.ModuleDict({})
-        self.alter_B = nn.ModuleDict({})
+        self.alter_A: Any = nn.ModuleDict({})  # of SharedProjection
+        self.alter_B: Any = nn.ModuleDict({})  # of ExpertBank
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.kwargs = kwargs
@@ -148,7 +148,8 @@ class AlterLayer(AlterTunerLayer):
         experts = self.alter_B[adapter].experts()
         combined = sum(w * B for w, B in zip(weights, experts, strict=True))
         delta = combined @ self.alter_A[adapter].weight * self.scaling[adapter]
-        return transpose(delta, isinstance(self.get_base_layer(), Conv1D))
+        oriented: Tensor = transpose(delta, isinstance(self.get_base_layer(), Conv1D))
+        return oriented
 
 
 class AlterLinear(nn.Module, AlterLayer):
@@ -172,7 +173,7 @@ class AlterLinear(nn.Module, AlterLayer):
         Returns:
             y: (..., d), in the dtype of the base layer's output.
         """
-        result = self.base_layer(x, *args, **kwargs)
+        result: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged or self.context.base_pass:
             return result
         dtype = result.dtype
@@ -190,7 +191,8 @@ class AlterLinear(nn.Module, AlterLayer):
             gates = h.new_tensor(weights).expand(*h.shape[:-1], len(weights))
         else:
             gates = self.context.gates_for(name, h).to(h.dtype)
-        return self.alter_B[name](h, gates, state.owner, learn=state.learns_experts) * self.scaling[name]
+        delta: Tensor = self.alter_B[name](h, gates, state.owner, learn=state.learns_experts) * self.scaling[name]
+        return delta
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """
@@ -206,7 +208,7 @@ class AlterLinear(nn.Module, AlterLayer):
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.alter_A:
                 continue
-            weight = self.get_base_layer().weight
+            weight: Any = self.get_base_layer().weight
             merged = weight.data + self.get_delta_weight(name).to(weight.dtype)
             if safe_merge and not torch.isfinite(merged).all():
                 raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
@@ -220,7 +222,7 @@ class AlterLinear(nn.Module, AlterLayer):
             return
         while self.merged_adapters:
             name = self.merged_adapters.pop()
-            weight = self.get_base_layer().weight
+            weight: Any = self.get_base_layer().weight
             weight.data = weight.data - self.get_delta_weight(name).to(weight.dtype)
 
     def __repr__(self) -> str:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from accelerate import init_empty_weights
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
@@ -61,13 +62,15 @@ class AlterModel(BaseTuner):
         - **peft_config** ([`AlterConfig`]): The configuration of the adapter.
     """
 
+    peft_config: Any  # dict[str, AlterConfig]; the parent declares dict[str, PeftConfig]
+
     prefix: str = PREFIX
     tuner_layer_cls = AlterTunerLayer
     # "all-linear" wherever LoRA has a default: query and value alone are too little to forget by (docs/paper.md)
-    target_module_mapping = dict.fromkeys(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, "all-linear")
+    target_module_mapping: Any = dict.fromkeys(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, "all-linear")
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        config = self.peft_config[adapter_name]
+    def inject_adapter(self, model: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        config: AlterConfig = self.peft_config[adapter_name]
         if config.num_forget_experts is None:
             config.num_forget_experts = 1
         self.context = _context_of(model)
@@ -81,7 +84,7 @@ class AlterModel(BaseTuner):
             self._add_router(model, adapter_name, config, kwargs.get("low_cpu_mem_usage", False))
 
     def _add_router(self, model: Any, adapter_name: str, config: AlterConfig, low_cpu_mem_usage: bool) -> None:
-        assert self._decoder is not None
+        assert self._decoder is not None and config.router_layer is not None
         layer: Any = self._decoder.layers[config.router_layer]
         if not any(isinstance(hook, DecoderHook) for hook in self._decoder.module._forward_pre_hooks.values()):
             hook = DecoderHook(self.context, LanguageModelHead(model))
@@ -124,8 +127,8 @@ class AlterModel(BaseTuner):
         current_key: str,
         **optional_kwargs: Any,
     ) -> None:
-        rank_key = get_pattern_key(config.rank_pattern.keys(), current_key)
-        alpha_key = get_pattern_key(config.alpha_pattern.keys(), current_key)
+        rank_key = get_pattern_key(list(config.rank_pattern), current_key)
+        alpha_key = get_pattern_key(list(config.alpha_pattern), current_key)
         sizes = {
             "r": config.rank_pattern.get(rank_key, config.r),
             "lora_alpha": config.alpha_pattern.get(alpha_key, config.lora_alpha),
@@ -153,15 +156,17 @@ class AlterModel(BaseTuner):
     def _check_merge_allowed(self) -> None:
         super()._check_merge_allowed()
         for name in self.active_adapters:
-            config = self.peft_config[name]
+            config: AlterConfig = self.peft_config[name]
             if config.is_gated:
                 raise ValueError(
                     f"Adapter {name!r} gates every token by itself (`router`={config.router!r}), so no merged "
                     "weight equals it. Keep it as an adapter, or train with `AlterConfig(router='static')`."
                 )
 
-    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
-        model = super()._unload_and_optionally_merge(*args, **kwargs)
+    def _unload_and_optionally_merge(
+        self, *args: Any, **kwargs: Any
+    ) -> Any:  # the parent declares None, but returns the model
+        model: Any = super()._unload_and_optionally_merge(*args, **kwargs)
         for module in model.modules():
             for key, hook in list(module._forward_pre_hooks.items()):
                 if isinstance(hook, (DecoderHook, RouterHook)):
@@ -174,7 +179,7 @@ class AlterModel(BaseTuner):
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: AlterConfig, adapter_name: str, state_dict: dict[str, Tensor]
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         own = model.state_dict()

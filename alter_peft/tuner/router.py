@@ -13,7 +13,7 @@
 # limitations under the License.
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ class Context(NamedTuple):
 
     sum: Tensor
     weight: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count
 
     def average(self) -> Tensor:
         """c_t, (B, T, k); zero where no token but the first was seen."""
@@ -115,7 +115,7 @@ class AlterRouter(nn.Module, AlterTunerLayer):
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.alter_router = nn.ModuleDict({})
+        self.alter_router: Any = nn.ModuleDict({})  # of nn.Linear
         self.config: dict[str, AlterConfig] = {}
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self._disable_adapters = False

