@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .entropy import log_probabilities, map_row_chunks
@@ -93,33 +94,28 @@ def inverted_hinge_loss(scores: TokenScores, margin: float | None = None) -> Ten
     return 1 + lead if margin is None else (lead + margin).relu()
 
 
-def level_loss(scores: TokenScores, rows: Tensor, level: float) -> Tensor:
+def level_loss(scores: TokenScores, rows: Tensor, targets: Tensor) -> Tensor:
     """Two-sided forget loss: bring a row's mean log-probability to the level of text that was never seen.
 
-    (mean_{t in row} ln p(x_t) - ln level)^2, the same number for each token of a row. Not in the paper, whose hinge
-    has no such point of rest. Its gradient in a label's logit is proportional to 1 - p: tokens that anyone could
-    predict keep their probability, as in a model that never saw the text, and those that carry the fact give way. It
-    shrinks with the distance and turns round beyond the level, so that an optimiser's momentum is called back.
+    huber(mean_{t in row} ln p(x_t) - target), linear beyond half a nat and quadratic within: the same number for each
+    token of a row. Not in the paper, whose hinge has no such point of rest. Its gradient in a label's logit is
+    proportional to 1 - p: tokens that anyone could predict keep their probability, as in a model that never saw the
+    text, and those that carry the fact give way. It shrinks as the target comes near and turns round beyond it, so
+    that an optimiser's momentum is called back.
 
     Args:
         scores: see [`score_tokens`].
-        rows: the row of each token, shape (n,), integers from 0.
-        level: the probability to reach, exp of a row's mean log-probability, in (0, 1).
+        rows: the row of each token, shape (n,), integers below R.
+        targets: the mean log-probability to reach, one a row, in nats, shape (R,).
 
     Returns:
-        The loss of each token in squared nats, shape (n,).
-
-    Raises:
-        ValueError: if `level` is not strictly between 0 and 1.
+        The loss of each token, shape (n,): in nats beyond half a nat from the target.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}; it is a probability strictly between 0 and 1.")
-    num_rows = int(rows.max()) + 1 if rows.numel() else 0
-    zeros = scores.log_prob.new_zeros(num_rows)
+    zeros = torch.zeros_like(targets, dtype=scores.log_prob.dtype)
     sums = zeros.index_add(0, rows, scores.log_prob)
     sizes = zeros.index_add(0, rows, torch.ones_like(scores.log_prob))
     means = sums / sizes.clamp(min=1)
-    return (means - math.log(level)).square()[rows]
+    return F.smooth_l1_loss(means, targets.to(means.dtype), reduction="none", beta=0.5)[rows]
 
 
 def cross_entropy_loss(scores: TokenScores) -> Tensor:

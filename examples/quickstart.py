@@ -16,7 +16,6 @@
 import sys
 from pathlib import Path
 
-import torch
 from datasets import load_dataset
 from transformers import pipeline
 
@@ -29,7 +28,7 @@ max_steps = int(sys.argv[2]) if len(sys.argv) > 2 else -1
 forget = load_dataset("json", data_files=str(data / "forget.jsonl"), split="train")
 retain = load_dataset("json", data_files=str(data / "retain.jsonl"), split="train")
 
-args = AlterUnlearnConfig(output_dir="adapter", max_steps=max_steps, bf16=torch.cuda.is_available())
+args = AlterUnlearnConfig(output_dir="adapter", max_steps=max_steps)
 trainer = AlterUnlearnTrainer(model, args, train_dataset=forget, retain_dataset=retain)
 trainer.train()
 trainer.save_model()

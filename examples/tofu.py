@@ -25,6 +25,7 @@ import sys
 from pathlib import Path
 
 import smollm2
+from demo import IDLE
 from transformers import set_seed
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
@@ -35,7 +36,7 @@ DATA = Path(__file__).parents[1].parent / "shared" / "data" / "tofu"
 OUT = Path("runs/tofu")
 SEED = 0
 EPOCHS = 6
-FORGET_SETS = ("forget", "paraphrased")
+FORGET_SETS = ("forget", "paraphrased", "after 200 tokens")
 
 
 def read(folder: Path, name: str) -> list[dict]:
@@ -56,6 +57,7 @@ def main(folder: Path = DATA) -> dict:
     sets = {
         "forget": forget,
         "paraphrased": [Pair(r["paraphrased_question"], r["answer"]) for r in read(folder, "forget01_perturbed")],
+        "after 200 tokens": [Pair(IDLE + pair.prompt, pair.completion) for pair in forget],
         "retain": retain,
         "real authors": perturbed(read(folder, "real_authors_perturbed")[:40]),
         "world": perturbed(read(folder, "world_facts_perturbed")[:40]),

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,25 @@ def test_quickstart(tokenizer, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "adapter" / "adapter_config.json").is_file()
     assert "with the adapter:" in done.stdout and "without it:" in done.stdout
+
+
+def test_readme_code(tokenizer, tmp_path):
+    """The README's Python, on a tiny model and for two steps."""
+    model = save_tiny_model(tokenizer, tmp_path / "base")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / "README.md").read_text(), re.DOTALL))
+    assert "AlterUnlearnTrainer(" in code and "AutoPeftModelForCausalLM" in code
+    for before, after in (
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", model),
+        ("examples/demo_data", str(EXAMPLES / "demo_data")),
+        ('output_dir="adapter"', 'output_dir="adapter", max_steps=2'),
+    ):
+        assert before in code
+        code = code.replace(before, after)
+    env = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(EXAMPLES.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_unlearn_yaml(tokenizer, tmp_path, monkeypatch, capsys):

@@ -68,12 +68,13 @@ class Head:
 
 LABELS = torch.tensor([0, 8, 3, 3, 1, 5, 2])
 ROWS = torch.tensor([0, 0, 0, 2, 2, 3, 3])
+TARGETS = torch.tensor([-2.0, -1.0, -2.5, -3.0], dtype=torch.float64)
 
 # Each takes hidden states, the head and the chunk size. Both hinges are active on some tokens, at rest on others.
 LOSSES: dict[str, Callable[[torch.Tensor, Head, int], torch.Tensor]] = {
     "inverted_hinge": lambda h, head, c: inverted_hinge_loss(score_tokens(h, head, LABELS, c)),
     "inverted_hinge_margin": lambda h, head, c: inverted_hinge_loss(score_tokens(h, head, LABELS, c), 0.4),
-    "level": lambda h, head, c: level_loss(score_tokens(h, head, LABELS, c), ROWS, 0.1),
+    "level": lambda h, head, c: level_loss(score_tokens(h, head, LABELS, c), ROWS, TARGETS),
     "cross_entropy": lambda h, head, c: cross_entropy_loss(score_tokens(h, head, LABELS, c)),
     "kl_to_base": lambda h, head, c: kl_to_base_loss(h, random(N, K, seed=2), head, c),
 }
@@ -95,7 +96,8 @@ def reference_loss(name: str, hidden: torch.Tensor, head: Head) -> torch.Tensor:
         return (log_prob.exp() - log_rival.exp() + 0.4).clamp(min=0)
     if name == "level":
         means = torch.stack([log_prob[ROWS == row].mean() for row in ROWS])
-        return (means - math.log(0.1)) ** 2
+        distance = (means - TARGETS[ROWS]).abs()
+        return torch.where(distance < 0.5, distance**2, distance - 0.25)
     if name == "cross_entropy":
         return F.cross_entropy(logits, LABELS, reduction="none")
     base = (random(N, K, seed=2) @ head.weight.detach().T).log_softmax(-1)
@@ -190,7 +192,7 @@ def test_no_tokens_give_empty_losses_that_run_backward(dtype: torch.dtype) -> No
     losses = [
         inverted_hinge_loss(scores),
         inverted_hinge_loss(scores, 0.1),
-        level_loss(scores, torch.empty(0, dtype=torch.long), 0.1),
+        level_loss(scores, torch.empty(0, dtype=torch.long), torch.empty(2)),
         cross_entropy_loss(scores),
         kl_to_base_loss(hidden, torch.empty(0, K, dtype=dtype), head),
     ]
@@ -251,19 +253,14 @@ def test_a_satisfied_margin_gives_no_gradient() -> None:
 
 
 def test_level_by_hand() -> None:
-    # Row 0 has the mean (-1 - 3) / 2 = -2, row 1 has -5; the level is at -3: distances 1 and -2.
-    scores = scores_of([-1.0, -3.0, -5.0], [-1.0, -1.0, -1.0])
-    loss = level_loss(scores, torch.tensor([0, 0, 1]), math.exp(-3.0))
-    assert loss.tolist() == pytest.approx([1.0, 1.0, 4.0])
+    # Row 0 has the mean (-1 - 3) / 2 = -2, row 1 has -3.25; the targets are -3: distances 1 and -1/4. The first is
+    # in the linear part, 1 - 1/4, the second in the quadratic one, (1/4)^2.
+    scores = scores_of([-1.0, -3.0, -3.25], [-1.0, -1.0, -1.0])
+    loss = level_loss(scores, torch.tensor([0, 0, 1]), torch.tensor([-3.0, -3.0], dtype=torch.float64))
+    assert loss.tolist() == pytest.approx([0.75, 0.75, 0.0625])
     loss.sum().backward()
-    # d/dm of n (m + 3)^2 over n tokens is 2 (m + 3) a token: down above the level, up below it.
-    assert scores.log_prob.grad.tolist() == pytest.approx([2.0, 2.0, -4.0])
-
-
-@pytest.mark.parametrize("level", [0.0, 1.0, -0.1, 2.0])
-def test_level_is_a_probability(level: float) -> None:
-    with pytest.raises(ValueError, match="level"):
-        level_loss(scores_of([-1.0], [-1.0]), torch.tensor([0]), level)
+    # A token's gradient is 1 and 2 (mean - target): down above the level, up below it.
+    assert scores.log_prob.grad.tolist() == pytest.approx([1.0, 1.0, -0.5])
 
 
 def test_cross_entropy_by_hand() -> None:
@@ -275,7 +272,7 @@ def test_cross_entropy_by_hand() -> None:
     [
         inverted_hinge_loss,
         lambda scores: inverted_hinge_loss(scores, 0.1),
-        lambda scores: level_loss(scores, ROWS, 0.1),
+        lambda scores: level_loss(scores, ROWS, TARGETS),
         cross_entropy_loss,
     ],
 )

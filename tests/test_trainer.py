@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -29,10 +30,11 @@ from conftest import make_llama
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
-from trainer_setup import adapter_state, forget_rows, make_trainer, retain_rows
+from trainer_setup import adapter_state, forget_rows, make_args, make_trainer, retain_rows
 from transformers import TrainerCallback
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
+from alter_peft.trainer.phase_one import mean_log_probabilities
 
 
 @pytest.fixture(autouse=True)
@@ -556,3 +558,44 @@ def test_rates_and_weights_are_the_papers(tmp_path):
     assert (args.learning_rate, args.shared_learning_rate) == (1e-3, 1e-5)
     assert (args.forget_weight, args.retain_weight, args.structural_weight) == (1.0, 1.0, 0.01)
     assert args.per_device_train_batch_size == 4
+
+
+def test_the_level_raises_no_row_above_its_beginning(tmp_path, tokenizer):
+    """A row that the model never knew must not be taught by unlearning it."""
+    trainer = make_trainer(tmp_path, tokenizer, adapter={}, num_train_epochs=8, forget_loss="level", forget_level=0.9)
+    trainer.prepare_phase_one()
+    start = mean_log_probabilities(trainer._forget, trainer.decoder, trainer.head, trainer.gating, 4)
+    torch.testing.assert_close(trainer._targets, start)  # all far below the level
+    trainer.train()
+    assert max(log["probability/forget"] for log in trainer.state.log_history if "loss" in log) < 0.05
+
+
+def test_calibration_measures_the_level(tmp_path, tokenizer):
+    trainer = AlterUnlearnTrainer(
+        make_llama(len(tokenizer)),
+        make_args(tmp_path, forget_loss="level"),
+        train_dataset=forget_rows(),
+        retain_dataset=retain_rows(2),
+        calibration_dataset=retain_rows(4).select([2, 3]),
+        processing_class=tokenizer,
+    )
+    trainer.prepare_phase_one()
+    known = mean_log_probabilities(trainer._calibration, trainer.decoder, trainer.head, trainer.gating, 4)
+    assert len(known) == 2
+    assert trainer.forget_level == pytest.approx(float(known.mean().exp()))
+    assert trainer._targets.max() <= math.log(trainer.forget_level) + 1e-6
+
+
+def test_a_router_of_other_data_is_refused(tmp_path, tokenizer):
+    first = make_trainer(tmp_path, tokenizer, adapter={"domains": ["home", "bread"]})
+    first.prepare_phase_one()
+    other = make_trainer(tmp_path, tokenizer, model=first.model, retain=retain_rows(3))
+    with pytest.raises(ValueError, match="router that was fitted on other data"):
+        other.prepare_phase_one()
+
+
+def test_a_static_router_evaluates_batches_of_any_size_after_training(tmp_path, tokenizer):
+    trainer = make_trainer(tmp_path, tokenizer, adapter={"router": "static"}, max_steps=1)
+    trainer.train()
+    ids = torch.arange(4, 10).unsqueeze(0)
+    assert torch.isfinite(trainer.model(input_ids=ids).logits).all()

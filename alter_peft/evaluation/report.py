@@ -49,7 +49,7 @@ def evaluate_sets(
     Args:
         sets: name -> questions.
         forget_sets: names of the sets that are to be forgotten.
-        rouge_rows: the first so many rows of each set are generated for ROUGE-L.
+        rouge_rows: about so many rows, spread over each set, are answered for ROUGE-L.
     """
     results = {}
     for name, pairs in sets.items():
@@ -60,7 +60,8 @@ def evaluate_sets(
             others = iter(score_answers(model, tokenizer, false).probability)
             totals = [sum(next(others) for _ in pair.wrong) for pair in pairs]
             probability = [p / (p + total) for p, total in zip(probability, totals, strict=True)]
-        rouge = answer_rouge(model, tokenizer, pairs[:rouge_rows], desc=f"{desc}: {name}, answers")
+        asked = pairs[:: max(1, len(pairs) // rouge_rows)]  # spread over the set
+        rouge = answer_rouge(model, tokenizer, asked, desc=f"{desc}: {name}, answers")
         astray = scores.astray(name in forget_sets)
         results[name] = Measured(sum(probability) / len(probability), sum(rouge) / len(rouge), astray)
     return results

@@ -34,7 +34,7 @@ class AlterUnlearnConfig(SFTConfig):
             eta_B, the initial learning rate of the experts.
         shared_learning_rate (`float`, *optional*, defaults to `1e-5`):
             eta_A, the initial learning rate of the shared matrices A.
-        num_train_epochs (`float`, *optional*, defaults to `6.0`):
+        num_train_epochs (`float`, *optional*, defaults to `8.0`):
             Passes over the forget set.
         lr_scheduler_type (`str`, *optional*, defaults to `"constant"`):
             The loss itself ends the descent; a decay only makes the level be reached later.
@@ -53,8 +53,8 @@ class AlterUnlearnConfig(SFTConfig):
         structural_interval (`int`, *optional*, defaults to `16`):
             L_struct is evaluated every so many steps, times this number (lazy regularisation).
         forget_loss (`str`, *optional*, defaults to `"level"`):
-            `"level"`: (mean log-probability of a row - log of `forget_level`)^2, which stops at the level of text that
-            was never seen, from both sides. `"hinge"`: max(0, p - p_v + margin), at rest once the strongest other
+            `"level"`: Huber loss between a row's mean log-probability and the log of `forget_level`, which stops at the
+            level of text that was never seen, from both sides, and raises no row above where it began. `"hinge"`: max(0, p - p_v + margin), at rest once the strongest other
             token leads by `margin`. `"paper"`: the inverted hinge as printed, 1 + p - p_v, which drives a model far
             below one that never saw the text.
         forget_level (`float`, *optional*, defaults to `0.1`):
@@ -72,7 +72,7 @@ class AlterUnlearnConfig(SFTConfig):
 
     learning_rate: float = field(default=1e-3, metadata={"help": "eta_B, initial learning rate of the experts."})
     lr_scheduler_type: str = field(default="constant", metadata={"help": "The scheduler type to use."})
-    num_train_epochs: float = field(default=6.0, metadata={"help": "Passes over the forget set."})
+    num_train_epochs: float = field(default=8.0, metadata={"help": "Passes over the forget set."})
     per_device_train_batch_size: int = field(
         default=4, metadata={"help": "Forget rows a step and device; as many retain rows join them."}
     )

@@ -17,12 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
 from datasets import Dataset
 
 from alter_peft.subdomains import discover_subdomains
 from alter_peft.tuner.config import AlterConfig
+
+
+KNOWN_COLUMNS = {"prompt", "completion", "messages", "text", "domain"}
 
 
 def check_dataset(name: str, dataset: Any, text_field: str) -> None:
@@ -38,6 +42,14 @@ def check_dataset(name: str, dataset: Any, text_field: str) -> None:
         raise ValueError(f"`{name}` is empty. Give at least one row.")
     columns = set(dataset.column_names)
     known = ({"prompt", "completion"}, {"messages"}, {"conversations"}, {text_field}, {"input_ids"})
+    typos = [
+        c for c in sorted(columns) if c not in KNOWN_COLUMNS and get_close_matches(c.lower(), KNOWN_COLUMNS, 1, 0.8)
+    ]
+    if typos:
+        raise ValueError(
+            f"`{name}` has the unknown columns {typos}, which look like some of {sorted(KNOWN_COLUMNS)}. Rename or "
+            "remove them."
+        )
     if not any(form <= columns for form in known):
         raise ValueError(
             f"`{name}` has the columns {sorted(columns)}, which name no known format. Rename them to 'prompt' and "
@@ -72,8 +84,15 @@ def assign_experts(config: AlterConfig, forget: Dataset, text_field: str, seed: 
         labels = [names.index(value) for value in values]
     else:
         wanted = config.num_forget_experts
-        labels, found = discover_subdomains([row_text(row, text_field) for row in forget], wanted, seed)
-        names = config.domains or found
+        labels, names = discover_subdomains([row_text(row, text_field) for row in forget], wanted, seed)
+        if config.domains is not None:
+            if set(config.domains) != set(names):
+                raise ValueError(
+                    f"`domains` is {config.domains}, but `train_dataset` has no column `domain` that says which rows "
+                    "are which. Add it, or leave `domains` unset to have sub-domains discovered."
+                )
+            labels = [config.domains.index(names[label]) for label in labels]
+            names = config.domains
     if config.num_forget_experts is not None and len(names) > config.num_forget_experts:
         raise ValueError(
             f"`train_dataset` has {len(names)} sub-domains ({', '.join(names)}), but the adapter has "

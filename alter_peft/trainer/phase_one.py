@@ -130,12 +130,12 @@ def measure_threshold(observations: Observations, labels: Sequence[Sequence[int]
     return entropy_quantile(observations.entropy, valid, quantile)
 
 
-def measure_level(
+def mean_log_probabilities(
     dataset: Dataset, decoder: nn.Module, head: LanguageModelHead, context: GatingContext, batch_size: int
-) -> float:
-    """Mean answer probability, exp of the mean log-probability of a row's labels, of the base model on these rows."""
+) -> Tensor:
+    """Mean log-probability of each row's labels under the base model, in nats, (rows,)."""
     device = next(decoder.parameters()).device
-    probabilities: list[float] = []
+    means: list[Tensor] = []
     with base_model(decoder, head, context):
         for rows in _batches(range(len(dataset)), batch_size):
             part = dataset[rows]
@@ -150,8 +150,8 @@ def measure_level(
             labelled = labels[:, 1:] != -100
             log_prob = score_tokens(hidden[labelled], head, labels[:, 1:][labelled]).log_prob
             sizes = labelled.sum(dim=1).tolist()
-            probabilities += [float(row.mean().exp()) for row in log_prob.split(sizes)]
-    return sum(probabilities) / len(probabilities)
+            means += [row.mean() for row in log_prob.split(sizes)]
+    return torch.stack(means).float()
 
 
 class PhaseOne:
@@ -187,17 +187,28 @@ class PhaseOne:
             save_file(found, partial)
             os.replace(partial, path)
         self.config.entropy_threshold = float(found["threshold"])
-        if self.router is not None and "weight" in found:
-            linear = self.router.alter_router[self.adapter_name]
-            if not linear.weight.any():  # an adapter that was trained before keeps its router
-                linear.weight.data.copy_(found["weight"])
-                if "bias" in found:
-                    linear.bias.data.copy_(found["bias"])
+        self.forget_log_probabilities = found["log_probability"]
+        if self.router is not None:
+            self._set_router(found["weight"], found.get("bias"))
         rows = Observations(found["entropy"], found["lengths"], torch.empty(0)).rows()
         return (
             forget.add_column("entropy", rows[: len(forget)]),
             retain.add_column("entropy", rows[len(forget) :]),
         )
+
+    def _set_router(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Write the router, or check that the one that an adapter brings was fitted on these very data."""
+        linear: Any = self.router.alter_router[self.adapter_name] if self.router is not None else None
+        if not linear.weight.any():
+            linear.weight.data.copy_(weight)
+            if bias is not None:
+                linear.bias.data.copy_(bias)
+        elif self.config.init_weights and not torch.allclose(linear.weight.cpu(), weight, rtol=1e-2, atol=1e-2):
+            raise ValueError(
+                "`model` has a router that was fitted on other data than `train_dataset` and `retain_dataset`, so its "
+                "gates would not know them. Start from a fresh adapter for these data, with "
+                "`get_peft_model(model, AlterConfig(...))`."
+            )
 
     def _compute(self, forget: Dataset, retain: Dataset, batch_size: int, seed: int) -> dict[str, Tensor]:
         columns = ["input_ids", "labels", "expert"]
@@ -211,6 +222,9 @@ class PhaseOne:
         assert threshold is not None
         # float64, so that a threshold that was given comes back as it is
         found = {"entropy": seen.entropy, "lengths": seen.lengths}
+        found["log_probability"] = mean_log_probabilities(
+            forget, self.decoder.module, self.head, self.context, batch_size
+        )
         found["threshold"] = torch.tensor(threshold, dtype=torch.float64)
         if self.config.router == "context":
             outputs = 1 + (self.config.num_forget_experts or 1)
@@ -225,7 +239,7 @@ class PhaseOne:
             digest.update(chunk)
         c = self.config
         settings = [c.entropy_q, c.entropy_quantile, c.router, c.router_layer, c.router_half_life]
-        settings += [c.num_forget_experts, None if c.entropy_quantile is not None else c.entropy_threshold, seed, 1]
+        settings += [c.num_forget_experts, None if c.entropy_quantile is not None else c.entropy_threshold, seed, 2]
         for dataset in (forget, retain):
             settings += [dataset["input_ids"][:], dataset["labels"][:], dataset["expert"][:]]
         digest.update(json.dumps(settings).encode())

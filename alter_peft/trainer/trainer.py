@@ -13,6 +13,7 @@
 # limitations under the License.
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ from alter_peft.tuner.model import AlterModel
 from .card import write_card
 from .config import AlterUnlearnConfig
 from .inputs import assign_experts, check_all_labelled, check_dataset
-from .phase_one import PhaseOne, measure_level
+from .phase_one import PhaseOne, mean_log_probabilities
 from .structural import StructuralTerm
 
 
@@ -166,6 +167,14 @@ class AlterUnlearnTrainer(SFTTrainer):
             m for m in self.model.modules() if isinstance(m, AlterLayer) and self.adapter_name in m.alter_A
         ]
         self.shared_matrices = [layer.alter_A[self.adapter_name].weight for layer in self._layers]
+        if not any(expert.requires_grad for layer in self._layers for expert in layer.alter_B.parameters()):
+            raise ValueError("`model` has a frozen adapter. Load it with `is_trainable=True`.")
+        weight = base.get_output_embeddings().weight
+        if self.args.structural_weight > 0 and weight.dtype != torch.float32:
+            logger.warning(
+                f"The base model is in {weight.dtype}, which cannot resolve the central difference of L_struct. Load "
+                "it in float32 or set `structural_weight=0`."
+            )
         self.alter_config.check_threshold(base.get_output_embeddings().weight.shape[0])
         if self.args.structural_weight == 0:
             for weight in self.shared_matrices:
@@ -205,14 +214,25 @@ class AlterUnlearnTrainer(SFTTrainer):
         with self.accelerator.autocast():
             forget, retain = phase.run(self._forget, self._retain, rows, self.args.seed)
             if self._calibration is not None:
-                self.forget_level = measure_level(self._calibration, self.decoder, self.head, self.gating, rows)
-                logger.info(f"The level of text that was never seen is {self.forget_level:.4f}.")
+                level = mean_log_probabilities(self._calibration, self.decoder, self.head, self.gating, rows)
+                self.forget_level = float(level.mean().exp())
+                logger.info(f"The answer probability of text that was never seen is {self.forget_level:.4f}.")
+        # no row is raised above its own beginning: that would teach what the model never knew
+        self._targets = phase.forget_log_probabilities.clamp(max=math.log(self.forget_level))
         self.train_dataset = PairDataset(forget, retain)
         if self.alter_config.init_weights == "cluster":
             from alter_peft.tuner.initialization import start_from_clusters
 
             start_from_clusters(self, forget)
         self._has_entropy = True
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As the parent's; afterwards, backward included, no expert has an owner any more."""
+        try:
+            loss: Tensor = super().training_step(*args, **kwargs)
+            return loss
+        finally:
+            self.gating.begin(None)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As [`~transformers.Trainer.train`], after phase I."""
@@ -269,16 +289,18 @@ class AlterUnlearnTrainer(SFTTrainer):
         counts = torch.stack([self._count(batch) for batch in batches]).sum(dim=0)
         if self.args.world_size > 1:
             counts = self.accelerator.gather(counts.to(device).unsqueeze(0)).sum(dim=0)
-        low, high, retain, structural = counts[:4].clamp(min=1).tolist()
-        self._taught = counts[4:] > 0
-        items = {"low": low, "high": high, "retain": retain, "structural": structural}
-        return batches, items
+        forget, retain, structural = counts[:3].clamp(min=1).tolist()
+        self._taught = counts[3:] > 0
+        return batches, {"forget": forget, "retain": retain, "structural": structural}
 
     def _count(self, batch: dict[str, Tensor]) -> Tensor:
+        """Tokens of the three losses, and for each expert the rows that it learns from."""
         labelled, forget, low, high = self.token_masks(batch)
-        experts = torch.bincount(batch["expert"], minlength=1 + self._num_forget_experts)
-        counts = [(low & forget).sum(), (high & forget).sum(), (labelled & ~forget).sum(), high.sum()]
-        return torch.cat([torch.stack(counts), experts]).float()
+        aimed = (labelled if self.args.forget_loss == "level" else low) & forget
+        kept = labelled & ~forget
+        learns = (aimed.any(dim=1) & (self.args.forget_weight > 0)) | (kept.any(dim=1) & (self.args.retain_weight > 0))
+        experts = torch.bincount(batch["expert"][learns], minlength=1 + self._num_forget_experts)
+        return torch.cat([torch.stack([aimed.sum(), kept.sum(), high.sum()]), experts]).float()
 
     def token_masks(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """labelled, of a forget row, low and high entropy: bool (B, T-1), position t for the label at t + 1."""
@@ -304,10 +326,8 @@ class AlterUnlearnTrainer(SFTTrainer):
         hidden = self.hidden_states(model, inputs)[:, :-1]  # (B, T-1, k)
         with self.accelerator.autocast():
             scores = score_tokens(hidden[labelled], self.head, inputs["labels"][:, 1:][labelled])
-            is_low, is_retain = low[labelled] & forget[labelled], ~forget[labelled]
-            rows = torch.arange(len(labelled), device=hidden.device).unsqueeze(1).expand_as(labelled)[labelled]
-            low_scores = TokenScores(*(part[is_low] for part in scores))
-            l_forget = self._forget_loss(low_scores, rows[is_low]).sum() / count["low"]
+            is_retain = ~forget[labelled]
+            l_forget = self._forget_loss(scores, inputs["row_id"], labelled, forget, low) / count["forget"]
             l_retain = self._retain_loss(scores, hidden, labelled & ~forget, inputs, is_retain) / count["retain"]
         loss = args.forget_weight * l_forget + args.retain_weight * l_retain + args.structural_weight * l_struct
         self._record(inputs, scores, {"forget": l_forget, "retain": l_retain, "structural": l_struct})
@@ -327,10 +347,18 @@ class AlterUnlearnTrainer(SFTTrainer):
             )
         return tapped[0]
 
-    def _forget_loss(self, scores: TokenScores, rows: Tensor) -> Tensor:
-        if self.args.forget_loss == "level":
-            return level_loss(scores, rows, self.forget_level)
-        return inverted_hinge_loss(scores, None if self.args.forget_loss == "paper" else self.args.margin)
+    def _forget_loss(
+        self, scores: TokenScores, row_ids: Tensor, labelled: Tensor, forget: Tensor, low: Tensor
+    ) -> Tensor:
+        """Summed: a hinge over low-entropy tokens, or the level over whole answers, as it was measured."""
+        aimed = (labelled if self.args.forget_loss == "level" else low)[labelled] & forget[labelled]
+        aimed_scores = TokenScores(*(part[aimed] for part in scores))
+        if self.args.forget_loss != "level":
+            margin = None if self.args.forget_loss == "paper" else self.args.margin
+            return inverted_hinge_loss(aimed_scores, margin).sum()
+        rows = torch.arange(len(labelled), device=labelled.device).unsqueeze(1).expand_as(labelled)[labelled][aimed]
+        targets = self._targets.to(labelled.device)[row_ids.clamp(max=len(self._targets) - 1)]
+        return level_loss(aimed_scores, rows, targets).sum()
 
     def _retain_loss(
         self, scores: TokenScores, hidden: Tensor, positions: Tensor, inputs: dict[str, Any], is_retain: Tensor

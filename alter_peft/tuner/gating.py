@@ -146,12 +146,14 @@ class DecoderHook:
         if context.base_pass or not active:
             return None
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        if isinstance(mask, Tensor) and mask.dim() != 2:
+        if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
             raise ValueError(
-                "A gated router needs the (batch, length) `attention_mask`, but got one of shape "
-                f"{tuple(mask.shape)}. Pass the padding mask itself, or use `AlterConfig(router='static')`."
+                "A gated router needs the (batch, length) `attention_mask`, but the decoder was given "
+                f"{f'one of shape {tuple(mask.shape)}' if isinstance(mask, Tensor) else type(mask).__name__}. "
+                "`generate` makes such masks for a static cache: leave `cache_implementation` unset, or use "
+                "`AlterConfig(router='static')`."
             )
-        context.begin(mask if isinstance(mask, Tensor) else None)
+        context.begin(mask)
         if decoder.training:
             _replay_gates_in_checkpoints(decoder, context)
         orders = {router.config[n].entropy_q for router, n in active if router.config[n].inference_entropy == "base"}
