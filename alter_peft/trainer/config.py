@@ -53,10 +53,10 @@ class AlterUnlearnConfig(SFTConfig):
         structural_interval (`int`, *optional*, defaults to `16`):
             L_struct is evaluated every so many steps, times this number (lazy regularisation).
         forget_loss (`str`, *optional*, defaults to `"level"`):
-            `"level"`: Huber loss between a row's mean log-probability and the log of `forget_level`, which stops at the
-            level of text that was never seen, from both sides, and raises no row above where it began. `"hinge"`: max(0, p - p_v + margin), at rest once the strongest other
-            token leads by `margin`. `"paper"`: the inverted hinge as printed, 1 + p - p_v, which drives a model far
-            below one that never saw the text.
+            `"level"`: Huber loss between a row's mean log-probability and the log of `forget_level`: it stops at the
+            level of text that was never seen, from both sides, and raises no row above where it began. `"hinge"`:
+            max(0, p - p_v + margin), at rest once the strongest other token leads by `margin`. `"paper"`: the
+            inverted hinge as printed, 1 + p - p_v, which drives a model far below one that never saw the text.
         forget_level (`float`, *optional*, defaults to `0.1`):
             The answer probability, exp of the mean log-probability of its tokens, that `forget_loss="level"` aims at.
             A `calibration_dataset` given to the trainer measures it instead.
