@@ -671,5 +671,10 @@ def test_cache_filled_without_the_adapter_raises(mode):
 
 def test_four_dimensional_mask_raises():
     mask = torch.zeros(3, 1, 12, 12)
-    with pytest.raises(ValueError, match=r"needs the \(batch, length\) `attention_mask`, but got .*\(3, 1, 12, 12\)"):
+    with pytest.raises(ValueError, match=r"`attention_mask`, but the decoder was given one of shape \(3, 1, 12, 12\)"):
         logits(adapted(), IDS, mask)
+
+
+def test_static_cache_raises_and_names_the_way_out():
+    with pytest.raises(ValueError, match="leave `cache_implementation` unset"):
+        adapted().generate(input_ids=IDS, max_new_tokens=2, cache_implementation="static", do_sample=False)
