@@ -676,5 +676,8 @@ def test_four_dimensional_mask_raises():
 
 
 def test_static_cache_raises_and_names_the_way_out():
+    mask = torch.ones_like(IDS)
+    mask[0, :3] = 0
+    options = {"max_new_tokens": 2, "cache_implementation": "static", "do_sample": False}
     with pytest.raises(ValueError, match="leave `cache_implementation` unset"):
-        adapted().generate(input_ids=IDS, max_new_tokens=2, cache_implementation="static", do_sample=False)
+        adapted().generate(input_ids=IDS, attention_mask=mask, **options)
