@@ -61,4 +61,5 @@ def test_tofu_pilot_lands_on_the_oracle_and_keeps_the_rest(tmp_path, tofu):
     assert before["forget"] > 0.9
     for name in ("forget", "paraphrased"):
         assert abs(after[name] - oracle[name]) < 0.05, name
-    assert after["retain"] > before["retain"] - 0.03
+    for name in ("retain", "real authors", "world"):
+        assert after[name] > before[name] - 0.03, name
