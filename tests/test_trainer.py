@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from conftest import make_llama
@@ -34,7 +35,8 @@ from trainer_setup import adapter_state, forget_rows, make_args, make_trainer, r
 from transformers import TrainerCallback
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
-from alter_peft.trainer.phase_one import mean_log_probabilities
+from alter_peft.trainer.isolation import clip_by_source
+from alter_peft.trainer.phase_one import mean_log_probabilities, observe, sample_positions
 
 
 @pytest.fixture(autouse=True)
@@ -184,6 +186,27 @@ def test_each_group_is_clipped_by_itself(tmp_path, tokenizer):
     assert huge[0].norm().item() == pytest.approx(huge[2]["grad_norm/shared"], rel=1e-4)
     assert huge[2]["grad_norm/experts"] > 1e4
     assert huge[1] == pytest.approx(50.0, rel=1e-4)
+
+
+def test_each_expert_is_clipped_by_itself(tmp_path, tokenizer):
+    """A huge gradient in one expert leaves those of the others, of A and of the biases as they are."""
+    model = make_trainer(tmp_path, tokenizer, adapter={"domains": ["home", "bread"], "bias": "alter_only"}).model
+    sizes = {"shared": 0.1, "retain": 0.2, "forget_0": 1e6, "forget_1": 0.3, "other": 0.4}
+    parts: dict[str, list[torch.Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            last = name.rpartition(".")[2]
+            part = "shared" if ".alter_A." in name else last if ".alter_B." in name else "other"
+            parameter.grad = torch.ones_like(parameter)
+            parts.setdefault(part, []).append(parameter.grad)
+    for part, gradients in parts.items():
+        whole = torch.nn.utils.get_total_norm(gradients)
+        for gradient in gradients:
+            gradient.mul_(sizes[part] / whole)
+    norms = clip_by_source(model, 1.0)
+    assert {part: pytest.approx(norm.item(), rel=1e-4) for part, norm in norms.items()} == {n: sizes[n] for n in parts}
+    after = {part: torch.nn.utils.get_total_norm(gradients).item() for part, gradients in parts.items()}
+    assert after == pytest.approx({part: min(sizes[part], 1.0) for part in parts}, rel=1e-4)
 
 
 # ---- logs -----------------------------------------------------------------------------------------------------------
@@ -565,7 +588,7 @@ def test_the_level_raises_no_row_above_its_beginning(tmp_path, tokenizer):
     trainer = make_trainer(tmp_path, tokenizer, adapter={}, num_train_epochs=8, forget_loss="level", forget_level=0.9)
     trainer.prepare_phase_one()
     start = mean_log_probabilities(trainer._forget, trainer.decoder, trainer.head, trainer.gating, 4)
-    torch.testing.assert_close(trainer._targets, start)  # all far below the level
+    torch.testing.assert_close(trainer.objective.targets, start)  # all far below the level
     trainer.train()
     assert max(log["probability/forget"] for log in trainer.state.log_history if "loss" in log) < 0.05
 
@@ -583,7 +606,7 @@ def test_calibration_measures_the_level(tmp_path, tokenizer):
     known = mean_log_probabilities(trainer._calibration, trainer.decoder, trainer.head, trainer.gating, 4)
     assert len(known) == 2
     assert trainer.forget_level == pytest.approx(float(known.mean().exp()))
-    assert trainer._targets.max() <= math.log(trainer.forget_level) + 1e-6
+    assert trainer.objective.targets.max() <= math.log(trainer.forget_level) + 1e-6
 
 
 def test_a_router_of_other_data_is_refused(tmp_path, tokenizer):
@@ -599,3 +622,24 @@ def test_a_static_router_evaluates_batches_of_any_size_after_training(tmp_path, 
     trainer.train()
     ids = torch.arange(4, 10).unsqueeze(0)
     assert torch.isfinite(trainer.model(input_ids=ids).logits).all()
+
+
+def test_sample_of_positions_keeps_small_sub_domains_whole():
+    experts = np.repeat([0, 1, 2], [1000, 10, 500])
+    everything = sample_positions(experts, seed=0, limit=10_000)
+    assert everything.tolist() == list(range(1510))
+    sample = sample_positions(experts, seed=0, limit=400)
+    assert np.bincount(experts[sample]).tolist() == [200, 10, 100] and (np.diff(sample) > 0).all()
+    assert not np.array_equal(sample, sample_positions(experts, seed=1, limit=400))
+
+
+def test_observed_averages_are_those_of_the_sample(tmp_path, tokenizer):
+    trainer = make_trainer(tmp_path, tokenizer, adapter={})
+    data, of = trainer._retain, (trainer._stack, trainer.head, trainer.gating, 1.5, 3)
+    total = sum(len(ids) for ids in data["input_ids"])
+    whole = observe(data, *of, sample=np.arange(total))
+    sample = np.array([0, 1, total // 2, total - 1])
+    part = observe(data, *of, sample=sample)
+    assert whole.averages.shape[0] == total and whole.averages.any()
+    torch.testing.assert_close(part.averages, whole.averages[sample])
+    torch.testing.assert_close(part.entropy, whole.entropy)

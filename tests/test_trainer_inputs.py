@@ -173,3 +173,18 @@ def test_text_of_a_row():
     assert row_text({"messages": told}, "text") == "Who? Bob."
     assert row_text({"conversations": [{"from": "human", "value": "Who?"}]}, "text") == "Who?"
     assert row_text({"body": "Who?", "text": "no"}, "body") == "Who?"
+
+
+def test_formatting_func_reads_columns_of_the_users_own(tmp_path, tokenizer):
+    """As SFTTrainer has it: rows of any columns become text, and `domain` is kept."""
+    forget = Dataset.from_list(
+        [{"question": r["prompt"], "reply": r["completion"], "domain": r["domain"]} for r in forget_rows()]
+    )
+    retain = Dataset.from_list([{"question": r["prompt"], "reply": r["completion"]} for r in retain_rows()])
+    others = {"formatting_func": lambda row: f"{row['question']} ->{row['reply']}"}
+    trainer = make_trainer(tmp_path, tokenizer, forget=forget, retain=retain, adapter={}, others=others)
+    assert tokenizer.decode(trainer._forget[0]["input_ids"]).startswith(
+        "Where does Alice live? -> Alice lives in Paris."
+    )
+    assert trainer.alter_config.domains == ["home", "bread"]
+    refused(tmp_path, tokenizer, "`train_dataset`", "formatting_func", forget=forget, retain=retain, adapter={})

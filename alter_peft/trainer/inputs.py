@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
@@ -29,8 +29,15 @@ from alter_peft.tuner.config import AlterConfig
 KNOWN_COLUMNS = {"prompt", "completion", "messages", "text", "domain"}
 
 
-def check_dataset(name: str, dataset: Any, text_field: str) -> None:
-    """Raise a `ValueError` unless this is a non-empty map-style data set in a format that TRL knows."""
+def checked_dataset(
+    name: str, dataset: Any, text_field: str, formatting_func: Callable[[dict[str, Any]], str] | None = None
+) -> Dataset:
+    """
+    The data set, its rows turned into text by `formatting_func` if there is one.
+
+    Raises:
+        ValueError: unless it is a non-empty map-style data set in a format that TRL knows.
+    """
     if dataset is None:
         raise ValueError(f"`{name}` is required: ALTER needs both the rows to forget and rows to retain.")
     if not isinstance(dataset, Dataset):
@@ -40,6 +47,9 @@ def check_dataset(name: str, dataset: Any, text_field: str) -> None:
         )
     if len(dataset) == 0:
         raise ValueError(f"`{name}` is empty. Give at least one row.")
+    if formatting_func is not None:
+        formatted = {text_field: [formatting_func(row) for row in dataset]}
+        return Dataset.from_dict(formatted | ({"domain": dataset["domain"]} if "domain" in dataset.features else {}))
     columns = set(dataset.column_names)
     known = ({"prompt", "completion"}, {"messages"}, {"conversations"}, {text_field}, {"input_ids"})
     typos = [
@@ -53,8 +63,16 @@ def check_dataset(name: str, dataset: Any, text_field: str) -> None:
     if not any(form <= columns for form in known):
         raise ValueError(
             f"`{name}` has the columns {sorted(columns)}, which name no known format. Rename them to 'prompt' and "
-            f"'completion', to 'messages', or to {text_field!r} (`dataset_text_field`)."
+            f"'completion', to 'messages', or to {text_field!r} (`dataset_text_field`), or pass `formatting_func`."
         )
+    return dataset
+
+
+def keep_input_columns(dataset: Dataset, text_field: str) -> Dataset:
+    """Without the columns that no trainer reads."""
+    known = {"prompt", "completion", "messages", "conversations", text_field, "input_ids", "labels", "completion_mask"}
+    known |= {"assistant_masks", "tools", "chat_template_kwargs"}
+    return dataset.select_columns([name for name in dataset.column_names if name in known])
 
 
 def assign_experts(config: AlterConfig, forget: Dataset, text_field: str, seed: int) -> tuple[AlterConfig, list[int]]:

@@ -41,8 +41,8 @@ from alter_peft.tuner.layer import AlterLayer
 from alter_peft.tuner.router import AlterRouter
 
 
-# Positions that the router is fitted on at most; a uniform sample of them beyond that
-MAX_ROUTER_POSITIONS = 200_000
+# Positions that the router is fitted on at most, half of them of retain rows and as many of each sub-domain
+MAX_ROUTER_POSITIONS = 40_000
 
 
 class Observations(NamedTuple):
@@ -51,7 +51,7 @@ class Observations(NamedTuple):
 
     entropy: S_q of every token, row after row, float32 (total tokens,).
     lengths: tokens of each row, long (rows,).
-    averages: c_t of every token, float32 (total tokens, k); empty without a context router.
+    averages: c_t of the sampled positions, float32 (sample, k); empty without a context router.
     """
 
     entropy: Tensor
@@ -63,15 +63,48 @@ class Observations(NamedTuple):
         return [part.tolist() for part in self.entropy.split(self.lengths.tolist())]
 
 
+def sample_positions(experts: np.ndarray, seed: int, limit: int = MAX_ROUTER_POSITIONS) -> np.ndarray:
+    """
+    Ascending indices of the positions that the router is fitted on: all of them, or where they are too many a uniform
+    sample of each expert's, so that a small sub-domain beside a large retain set loses none.
+
+    Args:
+        experts: the expert of each position, 0 for retain, (total tokens,).
+        seed: of the sample.
+        limit: positions at most, half of them for retain.
+    """
+    generator = np.random.default_rng(seed)
+    forget = max(1, len(np.unique(experts[experts > 0])))
+    picked = []
+    for expert in np.unique(experts):
+        share = limit // 2 if expert == 0 else limit // 2 // forget
+        picked.append(generator.permutation(np.flatnonzero(experts == expert))[:share])
+    return np.sort(np.concatenate(picked))
+
+
 def observe(
-    dataset: Dataset, decoder: Decoder, head: LanguageModelHead, context: GatingContext, q: float, batch_size: int
+    dataset: Dataset,
+    decoder: Decoder,
+    head: LanguageModelHead,
+    context: GatingContext,
+    q: float,
+    batch_size: int,
+    sample: np.ndarray,
 ) -> Observations:
-    """One pass of the base model over the rows' `input_ids`, longest first, so that little is padded."""
+    """
+    One pass of the base model over the rows' `input_ids`, longest first, so that little is padded.
+
+    Args:
+        sample: positions whose moving average is kept (`sample_positions`); only they are held in memory.
+    """
     device = next(decoder.module.parameters()).device
     lengths = [len(ids) for ids in dataset["input_ids"]]
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     entropies: list[Tensor] = [torch.empty(0)] * len(lengths)
     averages: list[Tensor] = [torch.empty(0)] * len(lengths)
+    ends = np.cumsum(lengths)
+    cuts = np.searchsorted(sample, ends)
+    kept = [part - start for part, start in zip(np.split(sample, cuts[:-1]), ends - lengths, strict=True)]
     for rows in tqdm(list(_batches(order, batch_size)), desc="Phase I", disable=None):
         width = lengths[rows[0]]
         ids = torch.zeros(len(rows), width, dtype=torch.long)
@@ -84,12 +117,12 @@ def observe(
         for i, row in enumerate(rows):
             entropies[row] = entropy[i, : lengths[row]].float().cpu()
             for average in contexts.values():
-                averages[row] = average.average()[i, : lengths[row]].cpu()
+                averages[row] = average.average()[i, torch.as_tensor(kept[row], device=device)].cpu()
     return Observations(torch.cat(entropies), torch.tensor(lengths), torch.cat(averages))
 
 
 def fit_router(
-    observations: Observations, experts: Sequence[int], num_outputs: int, threshold: float, seed: int
+    averages: Tensor, entropy: Tensor, experts: np.ndarray, num_outputs: int, threshold: float
 ) -> tuple[Tensor, Tensor]:
     """
     Weights (1+N, k+1) and bias (1+N,) of the context router: multinomial logistic regression of each position's
@@ -99,20 +132,17 @@ def fit_router(
     no S where there is none. Classes are balanced.
 
     Args:
-        observations: of all rows, forget and retain.
-        experts: 0 for a retain row, d for one of sub-domain d.
+        averages: c_t of the sampled positions, (n, k).
+        entropy: S_q there, (n,).
+        experts: 0 for a position in a retain row, d for one in sub-domain d, (n,).
         num_outputs: 1 + N.
         threshold: of the entropy.
-        seed: of the sample, if there are more than `MAX_ROUTER_POSITIONS` positions.
     """
-    labels = np.repeat(np.asarray(experts), observations.lengths.numpy())
-    picked = np.random.default_rng(seed).permutation(len(labels))[:MAX_ROUTER_POSITIONS]
-    averages = observations.averages.numpy()[picked]
-    surprise = (observations.entropy.numpy()[picked] - threshold)[:, None]
-    known = np.concatenate([averages, surprise], axis=1)
-    unknown = np.concatenate([averages, np.zeros_like(surprise)], axis=1)
+    surprise = (entropy.numpy() - threshold)[:, None]
+    known = np.concatenate([averages.numpy(), surprise], axis=1)
+    unknown = np.concatenate([averages.numpy(), np.zeros_like(surprise)], axis=1)
     regression = LogisticRegression(C=100.0, class_weight="balanced", max_iter=1000)
-    regression.fit(np.concatenate([known, unknown]), np.tile(labels[picked], 2))
+    regression.fit(np.concatenate([known, unknown]), np.tile(experts, 2))
     weight = torch.zeros(num_outputs, known.shape[1])
     bias = torch.full((num_outputs,), -1e4)  # an expert without rows is never chosen
     coefficients, intercepts = regression.coef_, regression.intercept_
@@ -213,7 +243,9 @@ class PhaseOne:
     def _compute(self, forget: Dataset, retain: Dataset, batch_size: int, seed: int) -> dict[str, Tensor]:
         columns = ["input_ids", "labels", "expert"]
         both = datasets.concatenate_datasets([forget.select_columns(columns), retain.select_columns(columns)])
-        seen = observe(both, self.decoder, self.head, self.context, self.config.entropy_q, batch_size)
+        experts = np.repeat(np.asarray(both["expert"]), [len(ids) for ids in both["input_ids"]])
+        sample = sample_positions(experts, seed)
+        seen = observe(both, self.decoder, self.head, self.context, self.config.entropy_q, batch_size, sample)
         threshold = self.config.entropy_threshold
         if self.config.entropy_quantile is not None:
             count = int(seen.lengths[: len(forget)].sum())
@@ -228,9 +260,12 @@ class PhaseOne:
         found["threshold"] = torch.tensor(threshold, dtype=torch.float64)
         if self.config.router == "context":
             outputs = 1 + (self.config.num_forget_experts or 1)
-            found["weight"], found["bias"] = fit_router(seen, both["expert"], outputs, threshold, seed)
+            found["weight"], found["bias"] = fit_router(
+                seen.averages, seen.entropy[sample], experts[sample], outputs, threshold
+            )
         elif self.config.router == "entropy":
-            found["weight"] = _fit_entropy_router(seen, both["expert"], 1 + (self.config.num_forget_experts or 1))
+            outputs = 1 + (self.config.num_forget_experts or 1)
+            found["weight"] = _fit_entropy_router(seen.entropy[sample], experts[sample], outputs)
         return found
 
     def _cache_path(self, forget: Dataset, retain: Dataset, seed: int) -> Path:
@@ -238,19 +273,21 @@ class PhaseOne:
         for chunk in _base_bytes(self.model):
             digest.update(chunk)
         c = self.config
-        settings = [c.entropy_q, c.entropy_quantile, c.router, c.router_layer, c.router_half_life]
-        settings += [c.num_forget_experts, None if c.entropy_quantile is not None else c.entropy_threshold, seed, 2]
+        settings: list[Any] = [c.entropy_q, c.entropy_quantile, c.router, c.router_layer, c.router_half_life]
+        settings += [c.num_forget_experts, None if c.entropy_quantile is not None else c.entropy_threshold, seed, 3]
+        device = next(self.decoder.module.parameters()).device.type
+        if torch.is_autocast_enabled(device):
+            settings.append(str(torch.get_autocast_dtype(device)))
         for dataset in (forget, retain):
             settings += [dataset["input_ids"][:], dataset["labels"][:], dataset["expert"][:]]
         digest.update(json.dumps(settings).encode())
         return Path(datasets.config.HF_DATASETS_CACHE) / "alter_peft" / f"{digest.hexdigest()}.safetensors"
 
 
-def _fit_entropy_router(observations: Observations, experts: Sequence[int], num_outputs: int) -> Tensor:
+def _fit_entropy_router(entropy: Tensor, experts: np.ndarray, num_outputs: int) -> Tensor:
     """Eq. 7's W_g on S_q alone, (1+N, 1): it cannot tell sub-domains apart (design), and is here for the ablation."""
-    labels = np.repeat(np.asarray(experts), observations.lengths.numpy())
     regression = LogisticRegression(C=100.0, class_weight="balanced", fit_intercept=False, max_iter=1000)
-    regression.fit(observations.entropy.numpy()[:, None], labels)
+    regression.fit(entropy.numpy()[:, None], experts)
     coefficients = regression.coef_
     if len(regression.classes_) == 2:
         coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])

@@ -65,7 +65,7 @@ class StructuralTerm:
         return linear - linear.detach() + value / count
 
     def _rows(self, inputs: dict[str, Any]) -> list[_SignedEntropy]:
-        high = self.trainer.token_masks(inputs)[3]
+        high = self.trainer.objective.masks(inputs).high
         rows = high.any(dim=1).nonzero().flatten().tolist()
         return [_SignedEntropy(self.trainer, inputs, row, high[row].nonzero().flatten()) for row in rows]
 

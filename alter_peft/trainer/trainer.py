@@ -32,24 +32,17 @@ from transformers.trainer_utils import TrainOutput
 from trl import SFTTrainer
 
 from alter_peft.data import PairCollator, PairDataset, PairSampler, check_disjoint
-from alter_peft.entropy import entropy_masks
-from alter_peft.losses import (
-    TokenScores,
-    cross_entropy_loss,
-    inverted_hinge_loss,
-    kl_to_base_loss,
-    level_loss,
-    score_tokens,
-)
+from alter_peft.losses import score_tokens
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder import LanguageModelHead, find_decoder
-from alter_peft.tuner.gating import base_model
 from alter_peft.tuner.layer import AlterLayer
 from alter_peft.tuner.model import AlterModel
 
 from .card import write_card
 from .config import AlterUnlearnConfig
-from .inputs import assign_experts, check_all_labelled, check_dataset
+from .inputs import assign_experts, check_all_labelled, checked_dataset, keep_input_columns
+from .isolation import clip_by_source, drop_untaught_gradients, parameter_groups
+from .objective import Objective, token_shares, token_sums
 from .phase_one import PhaseOne, mean_log_probabilities
 from .structural import StructuralTerm
 
@@ -103,6 +96,7 @@ class AlterUnlearnTrainer(SFTTrainer):
     """
 
     args: AlterUnlearnConfig
+    objective: Objective
     model: Any
     optimizer: Any
     processing_class: Any
@@ -129,10 +123,13 @@ class AlterUnlearnTrainer(SFTTrainer):
             args = AlterUnlearnConfig(output_dir=f"{Path(name).name}-ALTER")
         if not isinstance(args, AlterUnlearnConfig):
             raise ValueError(f"`args` is a {type(args).__name__}, but must be an AlterUnlearnConfig.")
-        check_dataset("train_dataset", train_dataset, args.dataset_text_field)
-        check_dataset("retain_dataset", retain_dataset, args.dataset_text_field)
+        formatting = kwargs.pop("formatting_func", None)
+        train_dataset = checked_dataset("train_dataset", train_dataset, args.dataset_text_field, formatting)
+        retain_dataset = checked_dataset("retain_dataset", retain_dataset, args.dataset_text_field, formatting)
         if calibration_dataset is not None:
-            check_dataset("calibration_dataset", calibration_dataset, args.dataset_text_field)
+            calibration_dataset = checked_dataset(
+                "calibration_dataset", calibration_dataset, args.dataset_text_field, formatting
+            )
         has_adapter = isinstance(model, PeftModel)
         if has_adapter and peft_config is not None:
             raise ValueError("`peft_config` is given, but `model` has an adapter already. Pass either of them alone.")
@@ -142,7 +139,7 @@ class AlterUnlearnTrainer(SFTTrainer):
         if not isinstance(config, AlterConfig):
             raise ValueError(f"The adapter config is a {type(config).__name__}, but must be an AlterConfig.")
         assigned, experts = assign_experts(config, train_dataset, args.dataset_text_field, args.seed)
-        train_dataset = _keep_input_columns(train_dataset, args.dataset_text_field).add_column("expert", experts)
+        train_dataset = keep_input_columns(train_dataset, args.dataset_text_field).add_column("expert", experts)
         if has_adapter:
             config.domains = assigned.domains
             super().__init__(model, args, train_dataset=train_dataset, **kwargs)
@@ -150,7 +147,7 @@ class AlterUnlearnTrainer(SFTTrainer):
             assigned.task_type = assigned.task_type or "CAUSAL_LM"
             super().__init__(model, args, train_dataset=train_dataset, peft_config=assigned, **kwargs)
         self._set_up_model()
-        self._set_up_data(train_dataset, retain_dataset, calibration_dataset, kwargs.get("formatting_func"))
+        self._set_up_data(train_dataset, retain_dataset, calibration_dataset)
 
     # ---- set-up -----------------------------------------------------------------------------------------------------
 
@@ -180,27 +177,28 @@ class AlterUnlearnTrainer(SFTTrainer):
             for weight in self.shared_matrices:
                 weight.requires_grad_(False)
         self.forget_level: float = self.args.forget_level
+        self.objective = Objective(self.args, self.alter_config, self.decoder, self.head, self.gating)
         self._structural = StructuralTerm(self)
         self.add_callback(_StepCallback(self))
 
-    def _set_up_data(self, forget: Dataset, retain: Dataset, calibration: Dataset | None, formatting: Any) -> None:
+    def _set_up_data(self, forget: Dataset, retain: Dataset, calibration: Dataset | None) -> None:
         check_all_labelled("train_dataset", forget, self.train_dataset, self.args.max_length)
-        prepared = self._prepare_rows("retain_dataset", retain, formatting)
+        prepared = self._prepare_rows("retain_dataset", retain)
         check_disjoint(self.train_dataset, prepared)
         self._forget: Dataset = self.train_dataset
         self._retain: Dataset = prepared.add_column("expert", [0] * len(prepared))
-        self._calibration = calibration and self._prepare_rows("calibration_dataset", calibration, formatting)
+        self._calibration = calibration and self._prepare_rows("calibration_dataset", calibration)
         self._has_entropy = False
         if not isinstance(self.data_collator, PairCollator):
             multiple: Any = self.args.pad_to_multiple_of
             self.data_collator = PairCollator(pad_token_id=self._tokenizer.pad_token_id, pad_to_multiple_of=multiple)
 
-    def _prepare_rows(self, name: str, dataset: Dataset, formatting: Any) -> Dataset:
+    def _prepare_rows(self, name: str, dataset: Dataset) -> Dataset:
         """Tokenised rows, labelled by their own format: completions alone where there are prompts."""
-        dataset = _keep_input_columns(dataset, self.args.dataset_text_field)
+        dataset = keep_input_columns(dataset, self.args.dataset_text_field)
         if self.args.completion_only_loss is None:
             self.completion_only_loss = {"prompt", "completion"} <= set(dataset.column_names)
-        prepared = self._prepare_dataset(dataset, self.processing_class, self.args, False, formatting, name)
+        prepared = self._prepare_dataset(dataset, self.processing_class, self.args, False, None, name)
         check_all_labelled(name, dataset, prepared, self.args.max_length)
         return prepared
 
@@ -218,7 +216,7 @@ class AlterUnlearnTrainer(SFTTrainer):
                 self.forget_level = float(level.mean().exp())
                 logger.info(f"The answer probability of text that was never seen is {self.forget_level:.4f}.")
         # no row is raised above its own beginning: that would teach what the model never knew
-        self._targets = phase.forget_log_probabilities.clamp(max=math.log(self.forget_level))
+        self.objective.targets = phase.forget_log_probabilities.clamp(max=math.log(self.forget_level))
         self.train_dataset = PairDataset(forget, retain)
         if self.alter_config.init_weights == "cluster":
             from alter_peft.tuner.initialization import start_from_clusters
@@ -253,7 +251,7 @@ class AlterUnlearnTrainer(SFTTrainer):
         """AdamW (or `args.optim`) on the groups `shared` (A, at eta_A), `experts` (at eta_B) and, if any, `other`."""
         if self.optimizer is None:
             optimized: Any = model or self.model
-            groups = self.parameter_groups(optimized)
+            groups = parameter_groups(optimized)
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, optimized)
             rates = {"shared": self.args.shared_learning_rate}
             settings = [
@@ -270,14 +268,7 @@ class AlterUnlearnTrainer(SFTTrainer):
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
 
-    def parameter_groups(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
-        """The trainable parameters: `shared` (every A), `experts` (every B), `other` (biases, `modules_to_save`)."""
-        groups: dict[str, list[nn.Parameter]] = {"shared": [], "experts": [], "other": []}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                kind = "shared" if ".alter_A." in name else "experts" if ".alter_B." in name else "other"
-                groups[kind].append(parameter)
-        return groups
+    # ---- one step ---------------------------------------------------------------------------------------------------
 
     # ---- one step ---------------------------------------------------------------------------------------------------
 
@@ -286,33 +277,12 @@ class AlterUnlearnTrainer(SFTTrainer):
     ) -> tuple[list[Any], Any]:
         """Counts tokens and experts over the whole step: all accumulated batches, all processes."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        counts = torch.stack([self._count(batch) for batch in batches]).sum(dim=0)
+        counts = torch.stack([self.objective.count(batch) for batch in batches]).sum(dim=0)
         if self.args.world_size > 1:
             counts = self.accelerator.gather(counts.to(device).unsqueeze(0)).sum(dim=0)
         forget, retain, structural = counts[:3].clamp(min=1).tolist()
-        self._taught = counts[3:] > 0
+        self._taught = (counts[3:] > 0).tolist()
         return batches, {"forget": forget, "retain": retain, "structural": structural}
-
-    def _count(self, batch: dict[str, Tensor]) -> Tensor:
-        """Tokens of the three losses, and for each expert the rows that it learns from."""
-        labelled, forget, low, high = self.token_masks(batch)
-        aimed = (labelled if self.args.forget_loss == "level" else low) & forget
-        kept = labelled & ~forget
-        learns = (aimed.any(dim=1) & (self.args.forget_weight > 0)) | (kept.any(dim=1) & (self.args.retain_weight > 0))
-        experts = torch.bincount(batch["expert"][learns], minlength=1 + self._num_forget_experts)
-        return torch.cat([torch.stack([aimed.sum(), kept.sum(), high.sum()]), experts]).float()
-
-    def token_masks(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """labelled, of a forget row, low and high entropy: bool (B, T-1), position t for the label at t + 1."""
-        labelled = batch["labels"][:, 1:] != -100
-        forget = (batch["expert"] > 0).unsqueeze(1).expand_as(labelled)
-        threshold = self.alter_config.entropy_threshold
-        assert threshold is not None
-        return labelled, forget, *entropy_masks(batch["entropy"][:, :-1], labelled, threshold)
-
-    @property
-    def _num_forget_experts(self) -> int:
-        return self.alter_config.num_forget_experts or 1
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -320,23 +290,22 @@ class AlterUnlearnTrainer(SFTTrainer):
         """Eq. 8 on a batch of forget and retain rows; the parent's loss on any other (evaluation)."""
         if "expert" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        args, count = self.args, num_items_in_batch
-        labelled, forget, low, _ = self.token_masks(inputs)
+        args, count, masks = self.args, num_items_in_batch, self.objective.masks(inputs)
         l_struct = self._structural(inputs, count["structural"])
         hidden = self.hidden_states(model, inputs)[:, :-1]  # (B, T-1, k)
         with self.accelerator.autocast():
-            scores = score_tokens(hidden[labelled], self.head, inputs["labels"][:, 1:][labelled])
-            is_retain = ~forget[labelled]
-            l_forget = self._forget_loss(scores, inputs["row_id"], labelled, forget, low) / count["forget"]
-            l_retain = self._retain_loss(scores, hidden, labelled & ~forget, inputs, is_retain) / count["retain"]
+            scores = score_tokens(hidden[masks.labelled], self.head, inputs["labels"][:, 1:][masks.labelled])
+            l_forget = self.objective.forget(scores, inputs, masks) / count["forget"]
+            l_retain = self.objective.retain(scores, hidden, inputs, masks) / count["retain"]
         loss = args.forget_weight * l_forget + args.retain_weight * l_retain + args.structural_weight * l_struct
-        self._record(inputs, scores, {"forget": l_forget, "retain": l_retain, "structural": l_struct})
+        sums = token_sums(scores, masks, inputs["expert"], self.gating.state.gates.get(self.adapter_name))
+        self._record(sums, {"forget": l_forget, "retain": l_retain, "structural": l_struct})
         loss = loss * self.accelerator.num_processes  # DDP averages gradients, the counts are of all processes
         return (loss, None) if return_outputs else loss
 
     def hidden_states(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """The decoder's last hidden states (B, T, k) under the gates, each expert learning from its own rows."""
-        owner = nn.functional.one_hot(inputs["expert"], 1 + self._num_forget_experts)
+        owner = nn.functional.one_hot(inputs["expert"], self.objective.num_experts)
         supplied = self.gating.supply(entropy=inputs["entropy"], owner=owner, learns_shared=False)
         with supplied, _tap(self.decoder) as tapped:
             model(
@@ -347,82 +316,33 @@ class AlterUnlearnTrainer(SFTTrainer):
             )
         return tapped[0]
 
-    def _forget_loss(
-        self, scores: TokenScores, row_ids: Tensor, labelled: Tensor, forget: Tensor, low: Tensor
-    ) -> Tensor:
-        """Summed: a hinge over low-entropy tokens, or the level over whole answers, as it was measured."""
-        aimed = (labelled if self.args.forget_loss == "level" else low)[labelled] & forget[labelled]
-        aimed_scores = TokenScores(*(part[aimed] for part in scores))
-        if self.args.forget_loss != "level":
-            margin = None if self.args.forget_loss == "paper" else self.args.margin
-            return inverted_hinge_loss(aimed_scores, margin).sum()
-        rows = torch.arange(len(labelled), device=labelled.device).unsqueeze(1).expand_as(labelled)[labelled][aimed]
-        targets = self._targets.to(labelled.device)[row_ids.clamp(max=len(self._targets) - 1)]
-        return level_loss(aimed_scores, rows, targets).sum()
-
-    def _retain_loss(
-        self, scores: TokenScores, hidden: Tensor, positions: Tensor, inputs: dict[str, Any], is_retain: Tensor
-    ) -> Tensor:
-        if self.args.retain_loss == "cross_entropy":
-            return cross_entropy_loss(scores)[is_retain].sum()
-        with base_model(self.decoder, self.head, self.gating):
-            base = self.decoder(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-            )[0][:, :-1]
-        return kl_to_base_loss(hidden[positions], base[positions], self.head).sum()
-
     # ---- gradients --------------------------------------------------------------------------------------------------
-
-    def drop_untaught_gradients(self) -> None:
-        """No row, no step: an optimiser would move an expert by momentum and weight decay on a gradient of zero."""
-        taught = self._taught.tolist()
-        for layer in self._layers:
-            for expert, has_rows in zip(layer.alter_B[self.adapter_name].experts(), taught, strict=True):
-                if not has_rows:
-                    expert.grad = None
-        if not self._structural.due():
-            for weight in self.shared_matrices:
-                weight.grad = None
-
-    def _clip_grad_norm(self, model: nn.Module) -> Any:
-        """Clip each group by itself: one norm over all would couple them."""
-        if self.is_deepspeed_enabled:
-            return super()._clip_grad_norm(model)
-        self.accelerator.unscale_gradients()
-        norms = {}
-        for name, parameters in self.parameter_groups(model).items():
-            if parameters:
-                norms[name] = torch.nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm)
-                self._metrics["train"][f"grad_norm/{name}"].append(norms[name].item())
-        return torch.stack([norm.to(norms["experts"].device) for norm in norms.values()]).norm()
 
     # ---- logs and files ---------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def _record(self, inputs: dict[str, Any], scores: TokenScores, losses: dict[str, Tensor]) -> None:
-        """Sums over this batch and all processes, so that shares are of tokens; losses add up over accumulation."""
-        labelled, forget, low, high = self.token_masks(inputs)
-        sums = [low.logical_and(forget).sum(), high.logical_and(forget).sum(), (labelled & ~forget).sum()]
-        gates = self.gating.state.gates.get(self.adapter_name)
-        if gates is not None:
-            choice = gates[:, :-1].argmax(dim=-1)
-            astray = labelled & (choice != inputs["expert"].unsqueeze(1))
-            sums += [(astray & forget).sum(), (astray & ~forget).sum()]
-        p = scores.log_prob.exp()
-        sums += [p[forget[labelled]].sum(), p[~forget[labelled]].sum(), *losses.values()]
-        total = self.accelerator.reduce(torch.stack([s.detach().float() for s in sums]), "sum").tolist()
-        n_low, n_high, n_retain = total[:3]
-        logs = self._metrics["train"]
-        n_forget = max(n_low + n_high, 1.0)
-        logs["tokens/low_entropy"].append(n_low / n_forget)
-        logs["tokens/high_entropy"].append(n_high / n_forget)
-        if gates is not None:
-            logs["router/forget_astray"].append(total[3] / n_forget)
-            logs["router/retain_astray"].append(total[4] / max(n_retain, 1.0))
-        logs["probability/forget"].append(total[-5] / n_forget)
-        logs["probability/retain"].append(total[-4] / max(n_retain, 1.0))
-        for name, value in zip(losses, total[-3:], strict=True):
-            logs[f"loss/{name}"].append(value * self.current_gradient_accumulation_steps)
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Clip every expert by itself: one norm over all would couple them."""
+        if self.is_deepspeed_enabled:
+            return super()._clip_grad_norm(model)
+        self.accelerator.unscale_gradients()
+        norms = clip_by_source(model, self.args.max_grad_norm)
+        for group in ("shared", "experts", "other"):
+            parts = [n for part, n in norms.items() if (part if part in ("shared", "other") else "experts") == group]
+            if parts:
+                self._metrics["train"][f"grad_norm/{group}"].append(torch.stack(parts).norm().item())
+        return torch.stack(list(norms.values())).norm()
+
+    # ---- logs and files ---------------------------------------------------------------------------------------------
+
+    def _record(self, sums: dict[str, Tensor], losses: dict[str, Tensor]) -> None:
+        """Totals over all processes, so that shares are of tokens; losses add up over accumulation."""
+        stacked = torch.stack([value.detach().float() for value in (*sums.values(), *losses.values())])
+        totals = self.accelerator.reduce(stacked, "sum").tolist()
+        shares = token_shares(dict(zip(sums, totals, strict=False)))
+        steps = self.current_gradient_accumulation_steps
+        shares |= {f"loss/{n}": v * steps for n, v in zip(losses, totals[len(sums) :], strict=True)}
+        for name, value in shares.items():
+            self._metrics["train"][name].append(value)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self.lr_scheduler is not None:
@@ -462,7 +382,11 @@ class _StepCallback(TrainerCallback):
         self.trainer._sampler.set_epoch(int(state.epoch or 0))
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.trainer.drop_untaught_gradients()
+        trainer = self.trainer
+        drop_untaught_gradients(trainer._layers, trainer.adapter_name, trainer._taught)
+        if not trainer._structural.due():
+            for weight in trainer.shared_matrices:
+                weight.grad = None
 
 
 @contextmanager
@@ -474,9 +398,3 @@ def _tap(decoder: nn.Module) -> Iterator[list[Tensor]]:
         yield tapped
     finally:
         handle.remove()
-
-
-def _keep_input_columns(dataset: Dataset, text_field: str) -> Dataset:
-    known = {"prompt", "completion", "messages", "conversations", text_field, "input_ids", "labels", "completion_mask"}
-    known |= {"assistant_masks", "tools", "chat_template_kwargs"}
-    return dataset.select_columns([name for name in dataset.column_names if name in known])

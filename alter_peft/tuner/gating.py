@@ -21,7 +21,6 @@ repeats and resets it together with the rest.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -29,10 +28,11 @@ from typing import Any, NamedTuple
 import torch
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache
 
 from alter_peft.entropy import chunked_tsallis_entropy
 
+from .cache import base_layers, router_state, with_cache
 from .decoder import LanguageModelHead
 from .router import AlterRouter, Context, moving_average
 
@@ -160,7 +160,7 @@ class DecoderHook:
         if orders and context.entropy is None:
             if len(orders) > 1:
                 raise ValueError(f"Adapters that are active together must share `entropy_q`, but found {orders}.")
-            kwargs = _with_cache(decoder, kwargs)
+            kwargs = with_cache(decoder, kwargs)
             context.entropy = base_entropy(decoder, self.head, context, orders.pop(), args, kwargs)
         return args, kwargs
 
@@ -193,7 +193,7 @@ class RouterHook:
             valid = torch.ones(batch, length, dtype=torch.bool, device=hidden.device)
         else:
             valid = mask[:, -length:].to(hidden.device).bool()
-        state = None if cache is None else _router_state(cache, name, self.context.num_layers)
+        state = None if cache is None else router_state(cache, name, self.context.num_layers)
         past = None
         if state is not None and state.get_seq_length():
             counts = state.values[:, 0, -1:]
@@ -203,17 +203,6 @@ class RouterHook:
             counts = torch.stack([average.weight, average.count], dim=-1)
             state.update(average.sum.unsqueeze(1), counts.unsqueeze(1))
         return average
-
-
-class RouterStateLayer(DynamicLayer):
-    """The moving average of one adapter in the KV cache: (B, 1, T, k) sums and (B, 1, T, 2) weights and counts."""
-
-    keys: Any  # Tensor, or None before the first update
-    values: Any
-
-    def __init__(self, adapter_name: str) -> None:
-        super().__init__()
-        self.adapter_name = adapter_name
 
 
 def base_entropy(
@@ -227,7 +216,7 @@ def base_entropy(
     """S_q (B, T) of the base model: a pass without adapters, in eval mode, with its own layers of the KV cache."""
     cache = kwargs.get("past_key_values")
     if cache is not None:
-        kwargs = {**kwargs, "past_key_values": Cache(layers=_base_layers(cache, context.num_layers))}
+        kwargs = {**kwargs, "past_key_values": Cache(layers=base_layers(cache, context.num_layers))}
     with base_model(decoder, head, context):
         hidden = decoder.forward(*args, **kwargs)[0]
         entropy = chunked_tsallis_entropy(hidden.flatten(0, 1), head, q)
@@ -280,54 +269,6 @@ def observe_base(
     finally:
         context.observer = None
     return entropy, averages
-
-
-def _with_cache(decoder: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Make the cache that the decoder would make by itself, so that the base pass finds its layers in it."""
-    use_cache = kwargs.get("use_cache")
-    if use_cache is None:
-        use_cache = decoder.config.use_cache
-    if decoder.training or not use_cache or kwargs.get("past_key_values") is not None:
-        return kwargs
-    return {**kwargs, "past_key_values": DynamicCache(config=decoder.config)}
-
-
-def _own_layers(cache: Cache, num_layers: int) -> list[Any]:
-    """The model's own layers of a cache, all of them made: what is added comes after them."""
-    make_layer: Any = cache.layer_class_to_replicate
-    while len(cache.layers) < num_layers:  # a cache made without a config grows layer by layer
-        cache.layers.append(make_layer())
-    return cache.layers[:num_layers]
-
-
-def _require_empty(layer: Any, missing: str) -> None:
-    if isinstance(layer, CacheLayerMixin) and layer.is_initialized and int(layer.get_seq_length()) > 0:
-        raise ValueError(
-            f"`past_key_values` was filled without this adapter, so {missing} is missing from it. Start from an empty "
-            "cache, or use `AlterConfig(router='static')`."
-        )
-
-
-def _router_state(cache: Cache, name: str, num_layers: int) -> RouterStateLayer:
-    own = _own_layers(cache, num_layers)
-    for layer in cache.layers[num_layers:]:
-        if isinstance(layer, RouterStateLayer) and layer.adapter_name == name:
-            return layer
-    # the layers below l0 already hold this pass; the last one can only hold an earlier one
-    _require_empty(own[-1], "the router's moving average")
-    state = RouterStateLayer(name)
-    cache.layers.append(state)
-    return state
-
-
-def _base_layers(cache: Cache, num_layers: int) -> list[Any]:
-    own = _own_layers(cache, num_layers)
-    mirrored = [layer for layer in cache.layers[num_layers:] if not isinstance(layer, RouterStateLayer)]
-    if not mirrored:
-        _require_empty(own[-1], "the base model's own part")
-        mirrored = copy.deepcopy(own)
-        cache.layers.extend(mirrored)
-    return mirrored
 
 
 class _Replay:

@@ -13,7 +13,7 @@
 # limitations under the License.
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -153,9 +153,17 @@ class AlterModel(BaseTuner):
             raise ValueError("`adapter_names` (a different adapter for each row) is not supported by ALTER.")
         yield
 
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """As the parent's, after all names are checked: none is merged if one of them cannot be."""
+        self._refuse_gated(adapter_names or self.active_adapters)
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
     def _check_merge_allowed(self) -> None:
         super()._check_merge_allowed()
-        for name in self.active_adapters:
+        self._refuse_gated(self.active_adapters)
+
+    def _refuse_gated(self, names: Iterable[str]) -> None:
+        for name in names:
             config: AlterConfig = self.peft_config[name]
             if config.is_gated:
                 raise ValueError(

@@ -1,0 +1,62 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Strict gradient isolation, as far as the optimiser could break it: who has a step, and at which scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from alter_peft.tuner.layer import AlterLayer
+
+
+def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The trainable parameters: `shared` (every A), `experts` (every B), `other` (biases, `modules_to_save`)."""
+    groups: dict[str, list[nn.Parameter]] = {"shared": [], "experts": [], "other": []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kind = "shared" if ".alter_A." in name else "experts" if ".alter_B." in name else "other"
+            groups[kind].append(parameter)
+    return groups
+
+
+def drop_untaught_gradients(layers: Iterable[AlterLayer], adapter_name: str, taught: list[bool]) -> None:
+    """No row, no step: an optimiser would move an expert by momentum and weight decay on a gradient of zero.
+
+    Args:
+        taught: for each expert, the retain expert first, whether any row of the step teaches it.
+    """
+    for layer in layers:
+        for expert, has_rows in zip(layer.alter_B[adapter_name].experts(), taught, strict=True):
+            if not has_rows:
+                expert.grad = None
+
+
+def clip_by_source(model: nn.Module, max_norm: float) -> dict[str, Tensor]:
+    """
+    Clip the gradients of A, of each expert (over all layers) and of the rest each by its own norm.
+
+    One norm over all would let the loss of a forget row scale the step of B_r.
+
+    Returns:
+        The norms before clipping: `shared`, `retain`, `forget_0`, ..., `other`, as far as they have gradients.
+    """
+    parts: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            part = "shared" if ".alter_A." in name else name.rpartition(".")[2] if ".alter_B." in name else "other"
+            parts.setdefault(part, []).append(parameter)
+    return {part: torch.nn.utils.clip_grad_norm_(parameters, max_norm) for part, parameters in parts.items()}

@@ -1,0 +1,82 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What ALTER keeps in the KV cache beside the model's own layers: stock code reorders, crops and resets all alike."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
+
+
+class RouterStateLayer(DynamicLayer):
+    """The moving average of one adapter in the KV cache: (B, 1, T, k) sums and (B, 1, T, 2) weights and counts."""
+
+    keys: Any  # Tensor, or None before the first update
+    values: Any
+
+    def __init__(self, adapter_name: str) -> None:
+        super().__init__()
+        self.adapter_name = adapter_name
+
+
+def with_cache(decoder: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Make the cache that the decoder would make by itself, so that the base pass finds its layers in it."""
+    use_cache = kwargs.get("use_cache")
+    if use_cache is None:
+        use_cache = decoder.config.use_cache
+    if decoder.training or not use_cache or kwargs.get("past_key_values") is not None:
+        return kwargs
+    return {**kwargs, "past_key_values": DynamicCache(config=decoder.config)}
+
+
+def _own_layers(cache: Cache, num_layers: int) -> list[Any]:
+    """The model's own layers of a cache, all of them made: what is added comes after them."""
+    make_layer: Any = cache.layer_class_to_replicate
+    while len(cache.layers) < num_layers:  # a cache made without a config grows layer by layer
+        cache.layers.append(make_layer())
+    return cache.layers[:num_layers]
+
+
+def _require_empty(layer: Any, missing: str) -> None:
+    if isinstance(layer, CacheLayerMixin) and layer.is_initialized and int(layer.get_seq_length()) > 0:
+        raise ValueError(
+            f"`past_key_values` was filled without this adapter, so {missing} is missing from it. Start from an empty "
+            "cache, or use `AlterConfig(router='static')`."
+        )
+
+
+def router_state(cache: Cache, name: str, num_layers: int) -> RouterStateLayer:
+    """The moving average of an adapter in this cache, made if it isn't there; a `ValueError` if it is too late."""
+    own = _own_layers(cache, num_layers)
+    for layer in cache.layers[num_layers:]:
+        if isinstance(layer, RouterStateLayer) and layer.adapter_name == name:
+            return layer
+    # the layers below l0 already hold this pass; the last one can only hold an earlier one
+    _require_empty(own[-1], "the router's moving average")
+    state = RouterStateLayer(name)
+    cache.layers.append(state)
+    return state
+
+
+def base_layers(cache: Cache, num_layers: int) -> list[Any]:
+    """The base model's own keys and values in this cache, as `router_state`."""
+    own = _own_layers(cache, num_layers)
+    mirrored = [layer for layer in cache.layers[num_layers:] if not isinstance(layer, RouterStateLayer)]
+    if not mirrored:
+        _require_empty(own[-1], "the base model's own part")
+        mirrored = copy.deepcopy(own)
+        cache.layers.extend(mirrored)
+    return mirrored
