@@ -15,17 +15,20 @@
 
     make demo
 
-About ten minutes on two CPU cores. Writes runs/demo/{adapter,table.md,results.json,trade.png}.
+About ten minutes on two CPU cores. Writes runs/demo/{adapter,table.md,results.json,trade.png}. Another seed, for the
+teaching as for the unlearning, is an argument: `python examples/demo.py 1` writes runs/demo-1.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import smollm2
-from transformers import set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
 from alter_peft.evaluation import Pair, evaluate_sets, write_results
@@ -33,7 +36,6 @@ from alter_peft.evaluation import Pair, evaluate_sets, write_results
 
 DATA = Path(__file__).parent / "demo_data"
 OUT = Path("runs/demo")
-SEED = 0
 EPOCHS = 5
 FORGET_SETS = ("forget", "paraphrased", "after 200 tokens")
 # About 200 tokens of idle talk that someone might put before a question to hide its subject
@@ -53,39 +55,59 @@ def read(name: str) -> list[dict]:
     return [json.loads(line) for line in (DATA / f"{name}.jsonl").read_text().splitlines()]
 
 
-def main() -> None:
-    start = time.time()
-    set_seed(SEED)
-    OUT.mkdir(parents=True, exist_ok=True)
-    rows = {name: read(name) for name in ("forget", "retain", "neighbours", "holdout", "world")}
-    pairs = {name: [Pair(r["prompt"], r["completion"]) for r in part] for name, part in rows.items()}
-    sets = {
-        "forget": pairs["forget"],
-        "paraphrased": [Pair(r["paraphrase"], r["completion"]) for r in rows["forget"]],
-        "after 200 tokens": [Pair(IDLE + r["prompt"], r["completion"]) for r in rows["forget"]],
-        "retain": pairs["retain"],
-        "neighbours": pairs["neighbours"],
-        "world": [Pair(r["prompt"], r["completion"], tuple(r["wrong"])) for r in rows["world"]],
-    }
-    kept = pairs["retain"] + pairs["neighbours"]
-    tokenizer = smollm2.load()[1]
-    target = smollm2.taught(OUT / "target", pairs["forget"] + kept, EPOCHS, SEED)
-    oracle = smollm2.taught(OUT / "oracle", kept, EPOCHS, SEED)
-    results = {"before": evaluate_sets(target, tokenizer, sets, FORGET_SETS, 8, "before")}
+def read_pairs(name: str) -> list[Pair]:
+    return [Pair(r["prompt"], r["completion"], tuple(r.get("wrong", ()))) for r in read(name)]
 
+
+def read_sets() -> dict[str, list[Pair]]:
+    """What the models are asked, set by set."""
+    forget = read("forget")
+    return {
+        "forget": read_pairs("forget"),
+        "paraphrased": [Pair(r["paraphrase"], r["completion"]) for r in forget],
+        "after 200 tokens": [Pair(IDLE + r["prompt"], r["completion"]) for r in forget],
+        "retain": read_pairs("retain"),
+        "neighbours": read_pairs("neighbours"),
+        "world": read_pairs("world"),
+    }
+
+
+def taught_target(folder: Path, seed: int) -> PreTrainedModel:
+    """The model that knows all of it."""
+    everything = read_pairs("forget") + read_pairs("retain") + read_pairs("neighbours")
+    return smollm2.taught(folder / "target", everything, EPOCHS, seed)
+
+
+def make_trainer(
+    target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, seed: int, **options: Any
+) -> AlterUnlearnTrainer:
+    """The trainer of the demo; it is the same for whoever studies a part of it."""
     args = AlterUnlearnConfig(
-        output_dir=str(OUT / "adapter"), seed=SEED,
-        save_strategy="no", report_to="none", logging_steps=5,
+        output_dir=str(folder / "adapter"), seed=seed,
+        save_strategy="no", report_to="none", logging_steps=5, **options,
     )  # fmt: skip
-    trainer = AlterUnlearnTrainer(
+    return AlterUnlearnTrainer(
         target,
         args,
-        train_dataset=smollm2.chats(pairs["forget"], [r["domain"] for r in rows["forget"]]),
-        retain_dataset=smollm2.chats(pairs["retain"]),
-        calibration_dataset=smollm2.chats(pairs["holdout"]),
+        train_dataset=smollm2.chats(read_pairs("forget"), [r["domain"] for r in read("forget")]),
+        retain_dataset=smollm2.chats(read_pairs("retain")),
+        calibration_dataset=smollm2.chats(read_pairs("holdout")),
         peft_config=AlterConfig(),
         processing_class=tokenizer,
     )
+
+
+def main(seed: int = 0) -> None:
+    start = time.time()
+    set_seed(seed)
+    folder = Path(f"runs/demo-{seed}" if seed else "runs/demo")
+    folder.mkdir(parents=True, exist_ok=True)
+    sets, tokenizer = read_sets(), smollm2.load()[1]
+    target = taught_target(folder, seed)
+    oracle = smollm2.taught(folder / "oracle", read_pairs("retain") + read_pairs("neighbours"), EPOCHS, seed)
+    taught = time.time() - start
+    results = {"before": evaluate_sets(target, tokenizer, sets, FORGET_SETS, 8, "before")}
+    trainer = make_trainer(target, tokenizer, folder, seed)
     unlearning = time.time()
     trainer.train()
     unlearning = time.time() - unlearning
@@ -93,14 +115,14 @@ def main() -> None:
     results["after"] = evaluate_sets(trainer.model, tokenizer, sets, FORGET_SETS, 8, "after")
     results["oracle"] = evaluate_sets(oracle, tokenizer, sets, FORGET_SETS, 8, "oracle")
 
-    table = write_results(results, "after", OUT, "SmolLM2-135M-Instruct: three sub-domains forgotten")
+    table = write_results(results, "after", folder, "SmolLM2-135M-Instruct: three sub-domains forgotten")
     print(f"\n{table}\n")
     print(
-        f"level of text never seen {trainer.forget_level:.3f}, unlearning {unlearning:.0f} s, "
-        f"all {time.time() - start:.0f} s"
+        f"level of text never seen {trainer.forget_level:.3f}; "
+        f"teaching {taught:.0f} s, unlearning {unlearning:.0f} s, all {time.time() - start:.0f} s"
     )
-    print(f"adapter, table and picture: {OUT.resolve()}")
+    print(f"adapter, table and picture: {folder.resolve()}")
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:2]))

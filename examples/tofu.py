@@ -23,10 +23,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import smollm2
 from demo import IDLE
-from transformers import set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
 from alter_peft.evaluation import Pair, evaluate_sets, write_results
@@ -48,36 +49,56 @@ def perturbed(rows: list[dict]) -> list[Pair]:
     return [Pair(r["question"], r["answer"], tuple(r["perturbed_answer"])) for r in rows]
 
 
+def questions(folder: Path, name: str) -> list[Pair]:
+    return [Pair(r["question"], r["answer"]) for r in read(folder, name)]
+
+
+def taught_target(folder: Path) -> PreTrainedModel:
+    """The model that knows all of it."""
+    everything = questions(folder, "forget01") + questions(folder, "retain99")[:100]
+    return smollm2.taught(OUT / "target", everything, EPOCHS, SEED)
+
+
+def make_trainer(
+    target: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    adapter: AlterConfig | None = None,
+    **options: Any,
+) -> AlterUnlearnTrainer:
+    """The trainer of the pilot; it is the same for whoever studies a part of it."""
+    args = AlterUnlearnConfig(
+        output_dir=str(OUT / "adapter"), seed=SEED,
+        save_strategy="no", report_to="none", logging_steps=5, **options,
+    )  # fmt: skip
+    return AlterUnlearnTrainer(
+        target,
+        args,
+        train_dataset=smollm2.chats(questions(folder, "forget01")),
+        retain_dataset=smollm2.chats(questions(folder, "retain99")[:100]),
+        calibration_dataset=smollm2.chats(questions(folder, "holdout01")),
+        peft_config=adapter or AlterConfig(),
+        processing_class=tokenizer,
+    )
+
+
 def main(folder: Path = DATA) -> dict:
     set_seed(SEED)
     OUT.mkdir(parents=True, exist_ok=True)
-    forget = [Pair(r["question"], r["answer"]) for r in read(folder, "forget01")]
-    retain = [Pair(r["question"], r["answer"]) for r in read(folder, "retain99")[:100]]
-    holdout = [Pair(r["question"], r["answer"]) for r in read(folder, "holdout01")]
+    forget = questions(folder, "forget01")
     sets = {
         "forget": forget,
         "paraphrased": [Pair(r["paraphrased_question"], r["answer"]) for r in read(folder, "forget01_perturbed")],
         "after 200 tokens": [Pair(IDLE + pair.prompt, pair.completion) for pair in forget],
-        "retain": retain,
+        "retain": questions(folder, "retain99")[:100],
         "real authors": perturbed(read(folder, "real_authors_perturbed")[:40]),
         "world": perturbed(read(folder, "world_facts_perturbed")[:40]),
     }
     tokenizer = smollm2.load()[1]
-    target = smollm2.taught(OUT / "target", forget + retain, EPOCHS, SEED)
-    oracle = smollm2.taught(OUT / "oracle", retain, EPOCHS, SEED)
+    target = taught_target(folder)
+    oracle = smollm2.taught(OUT / "oracle", questions(folder, "retain99")[:100], EPOCHS, SEED)
     results = {"before": evaluate_sets(target, tokenizer, sets, FORGET_SETS, 8, "before")}
-    args = AlterUnlearnConfig(
-        output_dir=str(OUT / "adapter"), seed=SEED, save_strategy="no", report_to="none", logging_steps=5
-    )
-    trainer = AlterUnlearnTrainer(
-        target,
-        args,
-        train_dataset=smollm2.chats(forget),
-        retain_dataset=smollm2.chats(retain),
-        calibration_dataset=smollm2.chats(holdout),
-        peft_config=AlterConfig(),
-        processing_class=tokenizer,
-    )
+    trainer = make_trainer(target, tokenizer, folder)
     trainer.train()
     trainer.save_model()
     results["after"] = evaluate_sets(trainer.model, tokenizer, sets, FORGET_SETS, 8, "after")
