@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -188,3 +189,24 @@ def test_formatting_func_reads_columns_of_the_users_own(tmp_path, tokenizer):
     )
     assert trainer.alter_config.domains == ["home", "bread"]
     refused(tmp_path, tokenizer, "`train_dataset`", "formatting_func", forget=forget, retain=retain, adapter={})
+
+
+def test_questions_and_answers_become_a_chat_where_the_model_is_asked_in_one(tmp_path, tokenizer):
+    """A chat model that forgot the bare strings alone would still answer in its template."""
+    chat = [{"role": "user", "content": "Where does Alice live?"}]
+    chat.append({"role": "assistant", "content": " Alice lives in Paris."})
+    expected = tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]
+    trainer = make_trainer(tmp_path, tokenizer, adapter={}, as_chat=None)
+    assert trainer._forget[0]["input_ids"] == expected
+    assert trainer._retain[0]["input_ids"][0] == tokenizer.convert_tokens_to_ids("<|user|>")
+    assert [e for e, label in zip(expected, trainer._forget[0]["labels"], strict=True) if label != -100] == (
+        tokenizer(" Alice lives in Paris.<|end|>")["input_ids"]
+    )
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    for given, wanted in ((tokenizer, False), (bare, None)):
+        trainer = make_trainer(tmp_path, given, adapter={}, as_chat=wanted)
+        assert (
+            tokenizer.decode(trainer._forget[0]["input_ids"]) == "Where does Alice live? Alice lives in Paris.<|end|>"
+        )
+    refused(tmp_path, bare, "`as_chat` is True", "no chat template", adapter={}, as_chat=True)

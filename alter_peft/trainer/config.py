@@ -62,6 +62,10 @@ class AlterUnlearnConfig(SFTConfig):
             A `calibration_dataset` given to the trainer measures it instead.
         margin (`float`, *optional*, defaults to `0.0`):
             Margin of `forget_loss="hinge"`, a difference of probabilities.
+        as_chat (`bool`, *optional*):
+            Whether `prompt` and `completion` strings become the turns of a chat. By default they do if the tokenizer
+            has a chat template, since that is how the model will be asked: made to forget the bare strings, it still
+            answers in its template (`docs/log.md`). `False` takes them as they are, as TRL does.
         retain_loss (`str`, *optional*, defaults to `"cross_entropy"`):
             `"cross_entropy"` on the retain rows, or `"kl"`, the divergence from the base model on them.
 
@@ -90,6 +94,10 @@ class AlterUnlearnConfig(SFTConfig):
     )
     forget_level: float = field(default=0.1, metadata={"help": "Answer probability that 'level' aims at."})
     margin: float = field(default=0.0, metadata={"help": "Margin of the hinge, a difference of probabilities."})
+    as_chat: bool | None = field(
+        default=None,
+        metadata={"help": "Make prompt and completion strings the turns of a chat (default: if there is a template)."},
+    )
     retain_loss: Literal["cross_entropy", "kl"] = field(
         default="cross_entropy", metadata={"help": "Cross-entropy on the retain rows, or KL from the base model."}
     )

@@ -40,7 +40,7 @@ from alter_peft.tuner.model import AlterModel
 
 from .card import write_card
 from .config import AlterUnlearnConfig
-from .inputs import assign_experts, check_all_labelled, checked_dataset, keep_input_columns
+from .inputs import as_chat, assign_experts, check_all_labelled, checked_dataset, keep_input_columns
 from .isolation import clip_by_source, drop_untaught_gradients, parameter_groups
 from .objective import Objective, token_shares, token_sums
 from .phase_one import PhaseOne, mean_log_probabilities
@@ -192,6 +192,14 @@ class AlterUnlearnTrainer(SFTTrainer):
         if not isinstance(self.data_collator, PairCollator):
             multiple: Any = self.args.pad_to_multiple_of
             self.data_collator = PairCollator(pad_token_id=self._tokenizer.pad_token_id, pad_to_multiple_of=multiple)
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
+    ) -> Any:
+        """As the parent's, after questions and answers became turns of a chat (`as_chat`)."""
+        if isinstance(dataset, Dataset):
+            dataset = as_chat(dataset, args.as_chat, self._tokenizer)
+        return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
     def _prepare_rows(self, name: str, dataset: Dataset) -> Dataset:
         """Tokenised rows, labelled by their own format: completions alone where there are prompts."""
