@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from alter_peft.tuner.layer import AlterLayer
 
+from .sharding import whole
+
 
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The trainable parameters: `shared` (every A), `experts` (every B), `other` (biases, `modules_to_save`)."""
@@ -59,4 +61,4 @@ def clip_by_source(model: nn.Module, max_norm: float) -> dict[str, Tensor]:
         if parameter.grad is not None:
             part = "shared" if ".alter_A." in name else name.rpartition(".")[2] if ".alter_B." in name else "other"
             parts.setdefault(part, []).append(parameter)
-    return {part: torch.nn.utils.clip_grad_norm_(parameters, max_norm) for part, parameters in parts.items()}
+    return {part: whole(torch.nn.utils.clip_grad_norm_(parameters, max_norm)) for part, parameters in parts.items()}

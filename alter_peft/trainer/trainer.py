@@ -44,6 +44,7 @@ from .inputs import assign_experts, check_all_labelled, checked_dataset, keep_in
 from .isolation import clip_by_source, drop_untaught_gradients, parameter_groups
 from .objective import Objective, token_shares, token_sums
 from .phase_one import PhaseOne, mean_log_probabilities
+from .sharding import WholeHead, check_distributed, from_main_process
 from .structural import StructuralTerm
 
 
@@ -146,6 +147,7 @@ class AlterUnlearnTrainer(SFTTrainer):
         else:
             assigned.task_type = assigned.task_type or "CAUSAL_LM"
             super().__init__(model, args, train_dataset=train_dataset, peft_config=assigned, **kwargs)
+        check_distributed(self)
         self._set_up_model()
         self._set_up_data(train_dataset, retain_dataset, calibration_dataset)
 
@@ -163,7 +165,6 @@ class AlterUnlearnTrainer(SFTTrainer):
         self._layers = [
             m for m in self.model.modules() if isinstance(m, AlterLayer) and self.adapter_name in m.alter_A
         ]
-        self.shared_matrices = [layer.alter_A[self.adapter_name].weight for layer in self._layers]
         if not any(expert.requires_grad for layer in self._layers for expert in layer.alter_B.parameters()):
             raise ValueError("`model` has a frozen adapter. Load it with `is_trainable=True`.")
         weight = base.get_output_embeddings().weight
@@ -180,6 +181,11 @@ class AlterUnlearnTrainer(SFTTrainer):
         self.objective = Objective(self.args, self.alter_config, self.decoder, self.head, self.gating)
         self._structural = StructuralTerm(self)
         self.add_callback(_StepCallback(self))
+
+    @property
+    def shared_matrices(self) -> list[nn.Parameter]:
+        """A of every adapted layer, as it is now: FSDP replaces parameters."""
+        return [layer.alter_A[self.adapter_name].weight for layer in self._layers]
 
     def _set_up_data(self, forget: Dataset, retain: Dataset, calibration: Dataset | None) -> None:
         check_all_labelled("train_dataset", forget, self.train_dataset, self.args.max_length)
@@ -203,25 +209,43 @@ class AlterUnlearnTrainer(SFTTrainer):
         return prepared
 
     def prepare_phase_one(self) -> None:
-        """Phase I: the base model's token entropies, and the router, both cached on disk; `train` calls it."""
+        """
+        Phase I: the base model's token entropies, and the router, both cached on disk; `train` calls it.
+
+        Of several processes the main one alone looks at the data (and at its disk), while the others wait, at most
+        `ddp_timeout` seconds; then all have the same.
+        """
         if self._has_entropy:
             return
         router = next((r for r in self.gating.routers if self.adapter_name in r.alter_router), None)
         phase = PhaseOne(self.model, self.alter_config, self._stack, self.head, self.gating, router, self.adapter_name)
         rows = max(1, self.args.per_device_eval_batch_size)
-        with self.accelerator.autocast():
-            forget, retain = phase.run(self._forget, self._retain, rows, self.args.seed)
-            if self._calibration is not None:
-                level = mean_log_probabilities(self._calibration, self.decoder, self.head, self.gating, rows)
-                self.forget_level = float(level.mean().exp())
-                logger.info(f"The answer probability of text that was never seen is {self.forget_level:.4f}.")
+        several, main = self.accelerator.num_processes > 1, self.accelerator.is_main_process
+        found, adapter = {}, {}
+        if main:
+            with self.accelerator.autocast():
+                found = phase.find(self._forget, self._retain, rows, self.args.seed)
+                if self._calibration is not None:
+                    level = mean_log_probabilities(self._calibration, self.decoder, self.head, self.gating, rows)
+                    self.forget_level = float(level.mean().exp())
+        if several:
+            found, self.forget_level = from_main_process((found, self.forget_level))
+        if self._calibration is not None:
+            logger.info(f"The answer probability of text that was never seen is {self.forget_level:.4f}.")
+        forget, retain = phase.use(found, self._forget, self._retain)
         # no row is raised above its own beginning: that would teach what the model never knew
         self.objective.targets = phase.forget_log_probabilities.clamp(max=math.log(self.forget_level))
         self.train_dataset = PairDataset(forget, retain)
-        if self.alter_config.init_weights == "cluster":
+        if self.alter_config.init_weights == "cluster" and main:
             from alter_peft.tuner.initialization import start_from_clusters
 
             start_from_clusters(self, forget)
+        if several:
+            own = {name: tensor for name, tensor in self.model.named_parameters() if ".alter_" in name}
+            if main:
+                adapter = {name: tensor.detach().cpu() for name, tensor in own.items()}
+            for name, tensor in from_main_process(adapter).items():
+                own[name].data.copy_(tensor)
         self._has_entropy = True
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -270,8 +294,6 @@ class AlterUnlearnTrainer(SFTTrainer):
 
     # ---- one step ---------------------------------------------------------------------------------------------------
 
-    # ---- one step ---------------------------------------------------------------------------------------------------
-
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
@@ -307,18 +329,16 @@ class AlterUnlearnTrainer(SFTTrainer):
         """The decoder's last hidden states (B, T, k) under the gates, each expert learning from its own rows."""
         owner = nn.functional.one_hot(inputs["expert"], self.objective.num_experts)
         supplied = self.gating.supply(entropy=inputs["entropy"], owner=owner, learns_shared=False)
-        with supplied, _tap(self.decoder) as tapped:
-            model(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                use_cache=False,
-                logits_to_keep=1,
-            )
+        with supplied:
+            return self.decode(model, inputs["input_ids"], inputs["attention_mask"])
+
+    def decode(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The decoder's last hidden states (B, T, k) from a pass of the whole model: its wrapper wants to see it."""
+        with _tap(self.decoder) as tapped:
+            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=1)
         return tapped[0]
 
     # ---- gradients --------------------------------------------------------------------------------------------------
-
-    # ---- logs and files ---------------------------------------------------------------------------------------------
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clip every expert by itself: one norm over all would couple them."""
@@ -376,6 +396,12 @@ class _StepCallback(TrainerCallback):
 
     def __init__(self, trainer: AlterUnlearnTrainer) -> None:
         self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        trainer = self.trainer
+        if trainer.is_fsdp_enabled:
+            base = trainer.model.get_base_model()
+            trainer.head = trainer.objective.head = WholeHead(base, trainer.accelerator.device)
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # also on a resume within the epoch, where the data loader is another object
