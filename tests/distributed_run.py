@@ -35,7 +35,7 @@ from alter_peft.losses import score_tokens
 from alter_peft.trainer import trainer as trainer_module
 
 
-# SGD is linear in the gradients. One step takes four pairs: one process 4, two processes 2 x accumulation of 1
+# SGD is linear in the gradients. A step takes four pairs: one process a batch of 4, two processes twice 1 each
 TRAJECTORY: dict[str, Any] = {
     "optim": "sgd", "learning_rate": 0.3, "shared_learning_rate": 0.3, "lr_scheduler_type": "linear",
     "num_train_epochs": 2, "retain_loss": "kl",
@@ -48,7 +48,7 @@ CLUSTERS: dict[str, Any] = {
 
 
 def shard_on_cpu() -> None:
-    """Accelerate knows FSDP on accelerators alone, though torch has it on a CPU: say that this is FSDP all the same."""
+    """Accelerate knows FSDP on accelerators alone, though torch has it on a CPU too: say that this is FSDP."""
     original = AcceleratorState.__init__
 
     def initialise(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:

@@ -164,14 +164,14 @@ def test_fsdp_options_that_alter_cannot_honour(llama):
     check_distributed(under_fsdp(model))
     with pytest.raises(ValueError, match="`fsdp_version` is 1, but must be 2"):
         check_distributed(under_fsdp(model, fsdp_version=1))
-    with pytest.raises(ValueError, match="`fsdp_activation_checkpointing` is True.*`gradient_checkpointing=True`"):
+    with pytest.raises(ValueError, match=r"`fsdp_activation_checkpointing` is True.*`gradient_checkpointing=True`"):
         check_distributed(under_fsdp(model, activation_checkpointing=True))
 
 
 @pytest.mark.parametrize("options", [{"modules_to_save": ["lm_head"]}, {"target_modules": ["lm_head"]}])
 def test_a_head_that_learns_is_refused_under_fsdp(llama, options):
     model = get_peft_model(llama, AlterConfig(num_forget_experts=2, r=4, router="static", **options))
-    with pytest.raises(ValueError, match="LM head.*`modules_to_save`"):
+    with pytest.raises(ValueError, match=r"LM head.*`modules_to_save`"):
         check_distributed(under_fsdp(model))
 
 

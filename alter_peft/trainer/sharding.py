@@ -100,7 +100,7 @@ def check_distributed(trainer: AlterUnlearnTrainer) -> None:
     head = trainer.model.get_base_model().get_output_embeddings()
     if not isinstance(head, nn.Linear) or any(parameter.requires_grad for parameter in head.parameters()):
         raise ValueError(
-            f"The LM head is a {type(head).__name__} and no frozen `torch.nn.Linear`, which training under FSDP needs. "
+            f"The LM head is a {type(head).__name__} and no frozen `torch.nn.Linear`, as training under FSDP needs. "
             "Remove it from `modules_to_save` and `target_modules`, or train without FSDP."
         )
 

@@ -102,7 +102,7 @@ class StructuralTerm:
         return math.sqrt(float(self.trainer.accelerator.reduce(squares, "sum") if self._sharded else squares))
 
     def _as_held(self, gradients: list[Tensor]) -> list[Tensor]:
-        """Each gradient as this process holds its A. DDP adds up by itself; shards of A get what all processes found."""
+        """Each gradient as this process holds its A: DDP adds up by itself, a shard gets what all processes found."""
         if not self._sharded:
             return gradients
         flat = torch.cat([gradient.flatten() for gradient in gradients])

@@ -168,10 +168,13 @@ class AlterUnlearnTrainer(SFTTrainer):
         if not any(expert.requires_grad for layer in self._layers for expert in layer.alter_B.parameters()):
             raise ValueError("`model` has a frozen adapter. Load it with `is_trainable=True`.")
         weight = base.get_output_embeddings().weight
-        if self.args.structural_weight > 0 and weight.dtype != torch.float32:
+        # under FSDP autocast cannot be left: the gathered weights themselves are of the lower precision
+        mixed = self.accelerator.mixed_precision if self.is_fsdp_enabled else "no"
+        if self.args.structural_weight > 0 and (weight.dtype != torch.float32 or mixed != "no"):
             logger.warning(
-                f"The base model is in {weight.dtype}, which cannot resolve the central difference of L_struct. Load "
-                "it in float32 or set `structural_weight=0`."
+                f"The base model is in {weight.dtype if mixed == 'no' else mixed}, which cannot resolve the central "
+                "difference of L_struct. Load it in float32 (under FSDP with `mixed_precision: 'no'`) or set "
+                "`structural_weight=0`."
             )
         self.alter_config.check_threshold(base.get_output_embeddings().weight.shape[0])
         if self.args.structural_weight == 0:
