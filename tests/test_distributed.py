@@ -40,6 +40,7 @@ from trainer_setup import adapter_state, make_trainer
 from transformers import PreTrainedTokenizerBase, TrainerState
 
 from alter_peft import AlterConfig
+from alter_peft.trainer.isolation import parameter_groups, rest_groups, wake_groups
 from alter_peft.trainer.sharding import check_distributed, is_sharded, own_part, part_of
 
 
@@ -99,11 +100,12 @@ def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 def test_two_processes_do_what_one_does(folder, two):
     """Accumulation, checkpointing, the structural term and KL to the base included, with weights on one of them."""
     one = load_file(folder / "adapter-of-one" / "adapter_model.safetensors")
-    assert_close(load_file(two / "trajectory" / "adapter_model.safetensors"), one, tolerance=1e-5)
+    # the structural term is a central difference, which magnifies rounding
+    assert_close(load_file(two / "trajectory" / "adapter_model.safetensors"), one, tolerance=1e-4)
     before = torch.load(folder / "before.pt")
     for part in (".alter_A.", ".forget_0", ".forget_1", ".retain"):
         moved = [(one[n] - before[_with_name(n)]).abs().max().item() for n in one if part in f"{n}."]
-        assert max(moved) > 1e-3, part
+        assert max(moved) > 1e-2, part
     places = two / "trajectory", folder / "adapter-of-one"
     logs = [TrainerState.load_from_json(place / "state.json").log_history for place in places]
     same = ("loss", "loss/forget", "loss/retain", "loss/structural", "grad_norm/shared", "grad_norm/experts")
@@ -133,10 +135,10 @@ def test_two_processes_resume_within_an_epoch(folder, two):
     states = [TrainerState.load_from_json(two / f"{name}-adapter" / "state.json") for name in ("whole", "rest")]
     assert states[0].global_step == states[1].global_step == 8
     whole, rest = (load_file(two / f"{name}-adapter" / "adapter_model.safetensors") for name in ("whole", "rest"))
-    assert_close(rest, whole, tolerance=1e-6)
+    assert_close(rest, whole, tolerance=1e-7)
     one = load_file(folder / "adapter-of-one" / "adapter_model.safetensors")
     moved = {name: (whole[name] - one[name]).abs().max().item() for name in one if ".alter_B." in name}
-    assert 1e-3 < max(moved.values()) < 0.1  # from where that adapter was
+    assert 1e-2 < max(moved.values()) < 0.2  # from where that adapter was
 
 
 def test_phase_one_is_the_main_process_own(folder, two):
@@ -175,6 +177,51 @@ def test_a_head_that_learns_is_refused_under_fsdp(llama, options):
         check_distributed(under_fsdp(model))
 
 
+def under_deepspeed(stage: int = 2, max_grad_norm: float = 0.0, **config: Any) -> Any:
+    plugin = SimpleNamespace(zero_stage=stage, deepspeed_config={"gradient_clipping": "auto", **config})
+    return SimpleNamespace(
+        is_fsdp_enabled=False,
+        is_deepspeed_enabled=True,
+        accelerator=SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin)),
+        args=SimpleNamespace(max_grad_norm=max_grad_norm),
+    )
+
+
+def test_deepspeed_options_that_alter_cannot_honour():
+    check_distributed(under_deepspeed())
+    with pytest.raises(ValueError, match=r"`zero_stage` is 3, .*FSDP 2"):
+        check_distributed(under_deepspeed(stage=3))
+    with pytest.raises(ValueError, match="`deepspeed_config` has an `optimizer`"):
+        check_distributed(under_deepspeed(optimizer={"type": "AdamW"}))
+    with pytest.raises(ValueError, match=r"`max_grad_norm` is 1.0, but must be 0"):
+        check_distributed(under_deepspeed(max_grad_norm=1.0))
+    with pytest.raises(ValueError, match=r"`gradient_clipping` is 0.5, but must be 0"):
+        check_distributed(under_deepspeed(gradient_clipping=0.5))
+
+
+def test_a_resting_group_keeps_its_weights_under_adam(llama):
+    """DeepSpeed's optimiser steps on every group, also on gradients of zero, with momentum and weight decay."""
+    model = get_peft_model(llama, AlterConfig(num_forget_experts=2, r=4, router="static", init_weights=False))
+    groups = parameter_groups(model, each_expert=True)
+    assert {name for name, parameters in groups.items() if parameters} == {"shared", "retain", "forget_0", "forget_1"}
+    optimizer = torch.optim.AdamW(
+        [{"name": name, "params": parameters, "lr": 0.1} for name, parameters in groups.items() if parameters],
+        weight_decay=0.1,
+    )
+    for resting in (set(), {"forget_0", "shared"}):
+        before = {name: [weight.detach().clone() for weight in group] for name, group in groups.items()}
+        for parameters in groups.values():
+            for parameter in parameters:
+                parameter.grad = torch.zeros_like(parameter) if resting else torch.ones_like(parameter)
+        rest_groups(optimizer.param_groups, resting)
+        optimizer.step()
+        wake_groups(optimizer.param_groups)
+        for name, group in groups.items():
+            for weight, old in zip(group, before[name], strict=True):
+                assert torch.equal(weight, old) == (name in resting), name
+        assert [group["lr"] for group in optimizer.param_groups] == [0.1] * 4
+
+
 @pytest.fixture
 def mesh() -> Iterator[DeviceMesh]:
     """Two processes, of which the other one is only pretended."""
@@ -209,10 +256,13 @@ def test_parts_of_a_tensor(mesh, size):
 def test_launch_configurations_are_accelerates_own(path):
     """Every key is known to `accelerate launch`, and each file is what its name says."""
     config = load_config_from_file(str(path))
-    kind = {"ddp": "MULTI_GPU", "fsdp2": "FSDP"}[path.stem]
+    kind = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED"}[path.stem]
     assert config.distributed_type == kind and config.mixed_precision == "bf16" and config.num_processes == 8
     flags = {action.dest for action in launch_command_parser()._actions}
     assert set(config.fsdp_config) <= flags
+    assert set(config.deepspeed_config) <= flags
+    if kind == "DEEPSPEED":
+        assert (config.deepspeed_config["zero_stage"], config.deepspeed_config["gradient_clipping"]) == (2, 0.0)
     if kind == "FSDP":
         assert config.fsdp_config["fsdp_version"] == 2
         assert config.fsdp_config["fsdp_activation_checkpointing"] is False

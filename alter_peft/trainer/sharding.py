@@ -27,6 +27,7 @@ from alter_peft.tuner.decoder import LanguageModelHead
 
 
 if TYPE_CHECKING:
+    from .config import AlterUnlearnConfig
     from .trainer import AlterUnlearnTrainer
 
 
@@ -84,8 +85,13 @@ class WholeHead(LanguageModelHead):
 
 def check_distributed(trainer: AlterUnlearnTrainer) -> None:
     """Raise a `ValueError` for what ALTER cannot train under, before any compute."""
-    if not trainer.is_fsdp_enabled:
-        return
+    if trainer.is_deepspeed_enabled:
+        _check_deepspeed(trainer.accelerator.state.deepspeed_plugin, trainer.args)
+    if trainer.is_fsdp_enabled:
+        _check_fsdp(trainer)
+
+
+def _check_fsdp(trainer: AlterUnlearnTrainer) -> None:
     plugin = trainer.accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise ValueError(
@@ -103,6 +109,26 @@ def check_distributed(trainer: AlterUnlearnTrainer) -> None:
             f"The LM head is a {type(head).__name__} and no frozen `torch.nn.Linear`, as training under FSDP needs. "
             "Remove it from `modules_to_save` and `target_modules`, or train without FSDP."
         )
+
+
+def _check_deepspeed(plugin: Any, args: AlterUnlearnConfig) -> None:
+    if plugin.zero_stage == 3:
+        raise ValueError(
+            "`zero_stage` is 3, but must be at most 2: ZeRO-3 leaves no process the weights that phase I and the "
+            "router read. Launch with FSDP 2, which shards as much (`examples/accelerate_configs/fsdp2.yaml`)."
+        )
+    if "optimizer" in plugin.deepspeed_config:
+        raise ValueError(
+            "`deepspeed_config` has an `optimizer`, which knows no experts. Remove it; `optim` and the rates of "
+            "AlterUnlearnConfig are used."
+        )
+    clipping = plugin.deepspeed_config.get("gradient_clipping", "auto")
+    for name, value in (("max_grad_norm", args.max_grad_norm), ("gradient_clipping", clipping)):
+        if value not in ("auto", 0, None):
+            raise ValueError(
+                f"`{name}` is {value}, but must be 0 under DeepSpeed, which clips all gradients by one norm: an "
+                "expert would learn less because another's gradient is large."
+            )
 
 
 def from_main_process(value: Any) -> Any:

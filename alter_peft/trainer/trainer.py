@@ -41,7 +41,7 @@ from alter_peft.tuner.model import AlterModel
 from .card import write_card
 from .config import AlterUnlearnConfig
 from .inputs import assign_experts, check_all_labelled, checked_dataset, keep_input_columns
-from .isolation import clip_by_source, drop_untaught_gradients, parameter_groups
+from .isolation import clip_by_source, drop_untaught_gradients, parameter_groups, rest_groups, wake_groups
 from .objective import Objective, token_shares, token_sums
 from .phase_one import PhaseOne, mean_log_probabilities
 from .sharding import WholeHead, check_distributed, from_main_process
@@ -220,10 +220,10 @@ class AlterUnlearnTrainer(SFTTrainer):
         """
         if self._has_entropy:
             return
-        router = next((r for r in self.gating.routers if self.adapter_name in r.alter_router), None)
+        several, main = self.accelerator.num_processes > 1, self.accelerator.is_main_process
+        router = next((r for r in self.gating.routers if main and self.adapter_name in r.alter_router), None)
         phase = PhaseOne(self.model, self.alter_config, self._stack, self.head, self.gating, router, self.adapter_name)
         rows = max(1, self.args.per_device_eval_batch_size)
-        several, main = self.accelerator.num_processes > 1, self.accelerator.is_main_process
         found, adapter = {}, {}
         if main:
             with self.accelerator.autocast():
@@ -278,7 +278,7 @@ class AlterUnlearnTrainer(SFTTrainer):
         """AdamW (or `args.optim`) on the groups `shared` (A, at eta_A), `experts` (at eta_B) and, if any, `other`."""
         if self.optimizer is None:
             optimized: Any = model or self.model
-            groups = parameter_groups(optimized)
+            groups = parameter_groups(optimized, each_expert=self.is_deepspeed_enabled)
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, optimized)
             rates = {"shared": self.args.shared_learning_rate}
             settings = [
@@ -307,6 +307,10 @@ class AlterUnlearnTrainer(SFTTrainer):
             counts = self.accelerator.gather(counts.to(device).unsqueeze(0)).sum(dim=0)
         forget, retain, structural = counts[:3].clamp(min=1).tolist()
         self._taught = (counts[3:] > 0).tolist()
+        if self.is_deepspeed_enabled:  # it steps at the end of backward, before any callback
+            names = ["retain", *(f"forget_{d}" for d in range(len(self._taught) - 1))]
+            resting = {name for name, taught in zip(names, self._taught, strict=True) if not taught}
+            rest_groups(self.optimizer.param_groups, resting if self._structural.due() else resting | {"shared"})
         return batches, {"forget": forget, "retain": retain, "structural": structural}
 
     def compute_loss(
@@ -412,6 +416,8 @@ class _StepCallback(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         trainer = self.trainer
+        if trainer.is_deepspeed_enabled:
+            wake_groups(trainer.optimizer.param_groups)
         drop_untaught_gradients(trainer._layers, trainer.adapter_name, trainer._taught)
         if not trainer._structural.due():
             for weight in trainer.shared_matrices:
