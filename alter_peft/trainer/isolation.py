@@ -16,21 +16,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from alter_peft.tuner.layer import AlterLayer
 
+from .sharding import whole
 
-def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The trainable parameters: `shared` (every A), `experts` (every B), `other` (biases, `modules_to_save`)."""
+
+def source_of(name: str) -> str:
+    """Where a parameter's gradient comes from: `shared` (A), an expert's own name (`retain`, `forget_0`), `other`."""
+    if ".alter_A." in name:
+        return "shared"
+    return name.rpartition(".")[2] if ".alter_B." in name else "other"
+
+
+def parameter_groups(model: nn.Module, each_expert: bool = False) -> dict[str, list[nn.Parameter]]:
+    """
+    The trainable parameters: `shared` (every A), `experts` (every B), `other` (biases, `modules_to_save`).
+
+    Args:
+        each_expert: a group for each expert by its own name, in place of `experts`.
+    """
     groups: dict[str, list[nn.Parameter]] = {"shared": [], "experts": [], "other": []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            kind = "shared" if ".alter_A." in name else "experts" if ".alter_B." in name else "other"
-            groups[kind].append(parameter)
+            source = source_of(name)
+            kind = source if each_expert or source in ("shared", "other") else "experts"
+            groups.setdefault(kind, []).append(parameter)
     return groups
+
+
+def rest_groups(groups: Iterable[dict[str, Any]], resting: set[str]) -> None:
+    """A rate of 0 until `wake_groups`, for an optimiser that steps on all groups by itself, as DeepSpeed's does."""
+    for group in groups:
+        if group["name"] in resting:
+            group["rate_awake"], group["lr"] = group["lr"], 0.0
+
+
+def wake_groups(groups: Iterable[dict[str, Any]]) -> None:
+    """Undo `rest_groups`."""
+    for group in groups:
+        if "rate_awake" in group:
+            group["lr"] = group.pop("rate_awake")
 
 
 def drop_untaught_gradients(layers: Iterable[AlterLayer], adapter_name: str, taught: list[bool]) -> None:
@@ -57,6 +87,5 @@ def clip_by_source(model: nn.Module, max_norm: float) -> dict[str, Tensor]:
     parts: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            part = "shared" if ".alter_A." in name else name.rpartition(".")[2] if ".alter_B." in name else "other"
-            parts.setdefault(part, []).append(parameter)
-    return {part: torch.nn.utils.clip_grad_norm_(parameters, max_norm) for part, parameters in parts.items()}
+            parts.setdefault(source_of(name), []).append(parameter)
+    return {part: whole(torch.nn.utils.clip_grad_norm_(parameters, max_norm)) for part, parameters in parts.items()}

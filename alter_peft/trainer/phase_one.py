@@ -207,15 +207,22 @@ class PhaseOne:
 
     def run(self, forget: Dataset, retain: Dataset, batch_size: int, seed: int) -> tuple[Dataset, Dataset]:
         """The two sets with the column `entropy`; fits the router and sets the threshold on the way."""
+        return self.use(self.find(forget, retain, batch_size, seed), forget, retain)
+
+    def find(self, forget: Dataset, retain: Dataset, batch_size: int, seed: int) -> dict[str, Tensor]:
+        """What phase I measures, from the disk if it is there."""
         path = self._cache_path(forget, retain, seed)
         if path.exists():
-            found = load_file(path)
-        else:
-            found = self._compute(forget, retain, batch_size, seed)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}")
-            save_file(found, partial)
-            os.replace(partial, path)
+            return load_file(path)
+        found = self._compute(forget, retain, batch_size, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        save_file(found, partial)
+        os.replace(partial, path)
+        return found
+
+    def use(self, found: dict[str, Tensor], forget: Dataset, retain: Dataset) -> tuple[Dataset, Dataset]:
+        """Sets the threshold and the router to what was found; the two sets with the column `entropy`."""
         self.config.entropy_threshold = float(found["threshold"])
         self.forget_log_probabilities = found["log_probability"]
         if self.router is not None:

@@ -13,18 +13,28 @@
 # limitations under the License.
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from alter_peft.entropy import chunked_tsallis_entropy
 from alter_peft.losses import structural_invariance
 from alter_peft.tuner.gating import evaluating
 
+from .sharding import is_sharded, own_part, part_of
+
 
 if TYPE_CHECKING:
     from .trainer import AlterUnlearnTrainer
+
+
+STEP = 1e-3  # displacement of A relative to its norm (`structural_invariance`)
+PASSES = 3  # of a row with a gradient: at A and on either side of it
 
 
 class StructuralTerm:
@@ -47,37 +57,89 @@ class StructuralTerm:
 
     def __call__(self, inputs: dict[str, Any], count: float) -> Tensor:
         """The term's value, with its gradient in A; `count` is the number of high-entropy tokens of the step."""
-        shared: list[Tensor] = list(self.trainer.shared_matrices)
+        shared = [own_part(A) for A in self.trainer.shared_matrices]
         # every A is in every graph, since DDP waits for all gradients
         anchor = sum((A.sum() for A in shared), torch.zeros((), device=inputs["input_ids"].device)) * 0.0
         if not self.due():
             return anchor
-        value = torch.zeros_like(anchor)
-        gradients = [torch.zeros_like(A) for A in shared]
-        for row in self._rows(inputs):
-            term = structural_invariance(row, shared)
-            value += term.value
-            for total, gradient in zip(gradients, term.gradients, strict=True):
-                total += gradient
+        value, gradients = self._sum_over_rows(inputs)
+        gradients = self._as_held(gradients)
         interval = self.trainer.args.structural_interval
         # a linear function of A whose gradient is the term's: it goes through accumulation and DDP like any loss
         linear = sum(((A * G).sum() for A, G in zip(shared, gradients, strict=True)), anchor) * (interval / count)
         return linear - linear.detach() + value / count
 
-    def _rows(self, inputs: dict[str, Any]) -> list[_SignedEntropy]:
+    def _sum_over_rows(self, inputs: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
+        """The term of this process's rows, and its gradient in every whole A."""
+        # What is displaced is not A, which FSDP shards and each row would displace differently, but what is added to
+        # it: every process has all of that, and no other sees it.
+        offsets = [
+            torch.zeros(layer.alter_A[self.trainer.adapter_name].weight.shape, device=inputs["input_ids"].device)
+            for layer in self.trainer._layers
+        ]
+        for offset in offsets:
+            offset.requires_grad_()
+        length = STEP * max(1.0, self._norm_of_shared())
+        value = torch.zeros((), device=inputs["input_ids"].device)
+        gradients = [torch.zeros_like(offset) for offset in offsets]
+        for row in self._rows(inputs, offsets):
+            term = structural_invariance(row, offsets, length)
+            value += term.value
+            for total, gradient in zip(gradients, term.gradients, strict=True):
+                total += gradient
+            if self._sharded:
+                row.keep_step(PASSES)
+        return value, gradients
+
+    @property
+    def _sharded(self) -> bool:
+        return any(is_sharded(A) for A in self.trainer.shared_matrices)
+
+    def _norm_of_shared(self) -> float:
+        """||A|| over all layers; in float64, so that shards add up to what the whole has."""
+        squares = sum(own_part(A).detach().double().square().sum() for A in self.trainer.shared_matrices)
+        assert isinstance(squares, Tensor)
+        return math.sqrt(float(self.trainer.accelerator.reduce(squares, "sum") if self._sharded else squares))
+
+    def _as_held(self, gradients: list[Tensor]) -> list[Tensor]:
+        """Each gradient as this process holds its A: DDP adds up by itself, a shard gets what all processes found."""
+        if not self._sharded:
+            return gradients
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        flat = self.trainer.accelerator.reduce(flat, "mean")  # the loss is multiplied by their number later
+        sums = flat.split([gradient.numel() for gradient in gradients])
+        return [part_of(total.view(A.shape), A) for total, A in zip(sums, self.trainer.shared_matrices, strict=True)]
+
+    def _rows(self, inputs: dict[str, Any], offsets: Sequence[Tensor]) -> list[_SignedEntropy]:
         high = self.trainer.objective.masks(inputs).high
         rows = high.any(dim=1).nonzero().flatten().tolist()
-        return [_SignedEntropy(self.trainer, inputs, row, high[row].nonzero().flatten()) for row in rows]
+        if self._sharded:  # weights are gathered by all processes together, so all make equally many passes
+            count = torch.tensor([len(rows)], device=high.device)
+            rows += [None] * (int(self.trainer.accelerator.gather(count).max()) - len(rows))
+        nothing = torch.empty(0, dtype=torch.long, device=high.device)
+        return [
+            _SignedEntropy(
+                self.trainer, inputs, offsets, row or 0, nothing if row is None else high[row].nonzero().flatten()
+            )
+            for row in rows
+        ]
 
 
 class _SignedEntropy:
-    """f(A) = sum_t eps_t S_q(x_t) over the high-entropy answer tokens of one row."""
+    """f(A) = sum_t eps_t S_q(x_t) over the high-entropy answer tokens of one row, at A + offset."""
 
-    def __init__(self, trainer: AlterUnlearnTrainer, inputs: dict[str, Any], row: int, positions: Tensor) -> None:
+    def __init__(
+        self,
+        trainer: AlterUnlearnTrainer,
+        inputs: dict[str, Any],
+        offsets: Sequence[Tensor],
+        row: int,
+        positions: Tensor,
+    ) -> None:
         length = int(inputs["attention_mask"][row].sum())
         names = ("input_ids", "attention_mask", "entropy")
         self.inputs = {name: inputs[name][row : row + 1, :length] for name in names}
-        self.trainer, self.positions = trainer, positions
+        self.trainer, self.offsets, self.positions, self.calls = trainer, offsets, positions, 0
         seed = (trainer.args.seed * 1_000_003 + trainer.state.global_step) * 1_000_003 + int(inputs["row_id"][row])
         generator = torch.Generator().manual_seed(seed % 2**63)
         signs = torch.randint(0, 2, (len(positions),), generator=generator) * 2 - 1
@@ -85,13 +147,31 @@ class _SignedEntropy:
 
     def __call__(self) -> Tensor:
         trainer, inputs = self.trainer, self.inputs
+        self.calls += 1
         with (
             torch.autocast(self.positions.device.type, enabled=False),
             evaluating(trainer.decoder),
-            trainer.gating.supply(entropy=inputs["entropy"], learns_experts=False),
+            _added([layer.alter_A[trainer.adapter_name] for layer in trainer._layers], self.offsets),
+            trainer.gating.supply(entropy=inputs["entropy"], learns_experts=False, learns_shared=False),
         ):
-            hidden = trainer.decoder(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-            )[0]
+            hidden = trainer.decode(trainer.model, inputs["input_ids"], inputs["attention_mask"])
             entropy = chunked_tsallis_entropy(hidden[0, self.positions], trainer.head, trainer.args.structural_q)
         return (self.signs * entropy).sum()
+
+    def keep_step(self, passes: int) -> None:
+        """Make up for passes that this row did not need."""
+        while self.calls < passes:
+            torch.autograd.grad(self(), list(self.offsets), allow_unused=True)
+
+
+@contextmanager
+def _added(projections: Sequence[nn.Module], offsets: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, every A is A + offset."""
+
+    def hook_for(offset: Tensor) -> Any:
+        return lambda module, args, output: output + F.linear(args[0], offset.to(args[0].dtype))
+
+    with ExitStack() as stack:
+        for projection, offset in zip(projections, offsets, strict=True):
+            stack.callback(projection.register_forward_hook(hook_for(offset)).remove)
+        yield

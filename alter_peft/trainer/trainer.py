@@ -41,9 +41,10 @@ from alter_peft.tuner.model import AlterModel
 from .card import write_card
 from .config import AlterUnlearnConfig
 from .inputs import as_chat, assign_experts, check_all_labelled, checked_dataset, keep_input_columns
-from .isolation import clip_by_source, drop_untaught_gradients, parameter_groups
+from .isolation import clip_by_source, drop_untaught_gradients, parameter_groups, rest_groups, wake_groups
 from .objective import Objective, token_shares, token_sums
 from .phase_one import PhaseOne, mean_log_probabilities
+from .sharding import WholeHead, check_distributed, from_main_process
 from .structural import StructuralTerm
 
 
@@ -146,6 +147,7 @@ class AlterUnlearnTrainer(SFTTrainer):
         else:
             assigned.task_type = assigned.task_type or "CAUSAL_LM"
             super().__init__(model, args, train_dataset=train_dataset, peft_config=assigned, **kwargs)
+        check_distributed(self)
         self._set_up_model()
         self._set_up_data(train_dataset, retain_dataset, calibration_dataset)
 
@@ -163,14 +165,16 @@ class AlterUnlearnTrainer(SFTTrainer):
         self._layers = [
             m for m in self.model.modules() if isinstance(m, AlterLayer) and self.adapter_name in m.alter_A
         ]
-        self.shared_matrices = [layer.alter_A[self.adapter_name].weight for layer in self._layers]
         if not any(expert.requires_grad for layer in self._layers for expert in layer.alter_B.parameters()):
             raise ValueError("`model` has a frozen adapter. Load it with `is_trainable=True`.")
         weight = base.get_output_embeddings().weight
-        if self.args.structural_weight > 0 and weight.dtype != torch.float32:
+        # under FSDP autocast cannot be left: the gathered weights themselves are of the lower precision
+        mixed = self.accelerator.mixed_precision if self.is_fsdp_enabled else "no"
+        if self.args.structural_weight > 0 and (weight.dtype != torch.float32 or mixed != "no"):
             logger.warning(
-                f"The base model is in {weight.dtype}, which cannot resolve the central difference of L_struct. Load "
-                "it in float32 or set `structural_weight=0`."
+                f"The base model is in {weight.dtype if mixed == 'no' else mixed}, which cannot resolve the central "
+                "difference of L_struct. Load it in float32 (under FSDP with `mixed_precision: 'no'`) or set "
+                "`structural_weight=0`."
             )
         self.alter_config.check_threshold(base.get_output_embeddings().weight.shape[0])
         if self.args.structural_weight == 0:
@@ -180,6 +184,11 @@ class AlterUnlearnTrainer(SFTTrainer):
         self.objective = Objective(self.args, self.alter_config, self.decoder, self.head, self.gating)
         self._structural = StructuralTerm(self)
         self.add_callback(_StepCallback(self))
+
+    @property
+    def shared_matrices(self) -> list[nn.Parameter]:
+        """A of every adapted layer, as it is now: FSDP replaces parameters."""
+        return [layer.alter_A[self.adapter_name].weight for layer in self._layers]
 
     def _set_up_data(self, forget: Dataset, retain: Dataset, calibration: Dataset | None) -> None:
         check_all_labelled("train_dataset", forget, self.train_dataset, self.args.max_length)
@@ -211,25 +220,43 @@ class AlterUnlearnTrainer(SFTTrainer):
         return prepared
 
     def prepare_phase_one(self) -> None:
-        """Phase I: the base model's token entropies, and the router, both cached on disk; `train` calls it."""
+        """
+        Phase I: the base model's token entropies, and the router, both cached on disk; `train` calls it.
+
+        Of several processes the main one alone looks at the data (and at its disk), while the others wait, at most
+        `ddp_timeout` seconds; then all have the same.
+        """
         if self._has_entropy:
             return
-        router = next((r for r in self.gating.routers if self.adapter_name in r.alter_router), None)
+        several, main = self.accelerator.num_processes > 1, self.accelerator.is_main_process
+        router = next((r for r in self.gating.routers if main and self.adapter_name in r.alter_router), None)
         phase = PhaseOne(self.model, self.alter_config, self._stack, self.head, self.gating, router, self.adapter_name)
         rows = max(1, self.args.per_device_eval_batch_size)
-        with self.accelerator.autocast():
-            forget, retain = phase.run(self._forget, self._retain, rows, self.args.seed)
-            if self._calibration is not None:
-                level = mean_log_probabilities(self._calibration, self.decoder, self.head, self.gating, rows)
-                self.forget_level = float(level.mean().exp())
-                logger.info(f"The answer probability of text that was never seen is {self.forget_level:.4f}.")
+        found, adapter = {}, {}
+        if main:
+            with self.accelerator.autocast():
+                found = phase.find(self._forget, self._retain, rows, self.args.seed)
+                if self._calibration is not None:
+                    level = mean_log_probabilities(self._calibration, self.decoder, self.head, self.gating, rows)
+                    self.forget_level = float(level.mean().exp())
+        if several:
+            found, self.forget_level = from_main_process((found, self.forget_level))
+        if self._calibration is not None:
+            logger.info(f"The answer probability of text that was never seen is {self.forget_level:.4f}.")
+        forget, retain = phase.use(found, self._forget, self._retain)
         # no row is raised above its own beginning: that would teach what the model never knew
         self.objective.targets = phase.forget_log_probabilities.clamp(max=math.log(self.forget_level))
         self.train_dataset = PairDataset(forget, retain)
-        if self.alter_config.init_weights == "cluster":
+        if self.alter_config.init_weights == "cluster" and main:
             from alter_peft.tuner.initialization import start_from_clusters
 
             start_from_clusters(self, forget)
+        if several:
+            own = {name: tensor for name, tensor in self.model.named_parameters() if ".alter_" in name}
+            if main:
+                adapter = {name: tensor.detach().cpu() for name, tensor in own.items()}
+            for name, tensor in from_main_process(adapter).items():
+                own[name].data.copy_(tensor)
         self._has_entropy = True
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -259,7 +286,7 @@ class AlterUnlearnTrainer(SFTTrainer):
         """AdamW (or `args.optim`) on the groups `shared` (A, at eta_A), `experts` (at eta_B) and, if any, `other`."""
         if self.optimizer is None:
             optimized: Any = model or self.model
-            groups = parameter_groups(optimized)
+            groups = parameter_groups(optimized, each_expert=self.is_deepspeed_enabled)
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, optimized)
             rates = {"shared": self.args.shared_learning_rate}
             settings = [
@@ -278,8 +305,6 @@ class AlterUnlearnTrainer(SFTTrainer):
 
     # ---- one step ---------------------------------------------------------------------------------------------------
 
-    # ---- one step ---------------------------------------------------------------------------------------------------
-
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
@@ -290,6 +315,10 @@ class AlterUnlearnTrainer(SFTTrainer):
             counts = self.accelerator.gather(counts.to(device).unsqueeze(0)).sum(dim=0)
         forget, retain, structural = counts[:3].clamp(min=1).tolist()
         self._taught = (counts[3:] > 0).tolist()
+        if self.is_deepspeed_enabled:  # it steps at the end of backward, before any callback
+            names = ["retain", *(f"forget_{d}" for d in range(len(self._taught) - 1))]
+            resting = {name for name, taught in zip(names, self._taught, strict=True) if not taught}
+            rest_groups(self.optimizer.param_groups, resting if self._structural.due() else resting | {"shared"})
         return batches, {"forget": forget, "retain": retain, "structural": structural}
 
     def compute_loss(
@@ -315,18 +344,16 @@ class AlterUnlearnTrainer(SFTTrainer):
         """The decoder's last hidden states (B, T, k) under the gates, each expert learning from its own rows."""
         owner = nn.functional.one_hot(inputs["expert"], self.objective.num_experts)
         supplied = self.gating.supply(entropy=inputs["entropy"], owner=owner, learns_shared=False)
-        with supplied, _tap(self.decoder) as tapped:
-            model(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                use_cache=False,
-                logits_to_keep=1,
-            )
+        with supplied:
+            return self.decode(model, inputs["input_ids"], inputs["attention_mask"])
+
+    def decode(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The decoder's last hidden states (B, T, k) from a pass of the whole model: its wrapper wants to see it."""
+        with _tap(self.decoder) as tapped:
+            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=1)
         return tapped[0]
 
     # ---- gradients --------------------------------------------------------------------------------------------------
-
-    # ---- logs and files ---------------------------------------------------------------------------------------------
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clip every expert by itself: one norm over all would couple them."""
@@ -385,12 +412,20 @@ class _StepCallback(TrainerCallback):
     def __init__(self, trainer: AlterUnlearnTrainer) -> None:
         self.trainer = trainer
 
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        trainer = self.trainer
+        if trainer.is_fsdp_enabled:
+            base = trainer.model.get_base_model()
+            trainer.head = trainer.objective.head = WholeHead(base, trainer.accelerator.device)
+
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # also on a resume within the epoch, where the data loader is another object
         self.trainer._sampler.set_epoch(int(state.epoch or 0))
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         trainer = self.trainer
+        if trainer.is_deepspeed_enabled:
+            wake_groups(trainer.optimizer.param_groups)
         drop_untaught_gradients(trainer._layers, trainer.adapter_name, trainer._taught)
         if not trainer._structural.due():
             for weight in trainer.shared_matrices:

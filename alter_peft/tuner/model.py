@@ -23,6 +23,8 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from alter_peft.registration import PREFIX
@@ -70,6 +72,7 @@ class AlterModel(BaseTuner):
     target_module_mapping: Any = dict.fromkeys(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, "all-linear")
 
     def inject_adapter(self, model: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        _refuse_split_weights(model)
         config: AlterConfig = self.peft_config[adapter_name]
         if config.num_forget_experts is None:
             config.num_forget_experts = 1
@@ -199,6 +202,17 @@ class AlterModel(BaseTuner):
                     f"(`base_model_name_or_path`={config.base_model_name_or_path!r})."
                 )
         return remapped
+
+
+def _refuse_split_weights(model: nn.Module) -> None:
+    """Raise a `ValueError` if the base weights are in parts already, as after a tensor-parallel load."""
+    split = next((name for name, weight in model.named_parameters() if isinstance(weight, DTensor)), None)
+    if split is not None or (isinstance(model, PreTrainedModel) and (model.tp_size or 1) > 1):
+        raise ValueError(
+            f"The model's weights are split over processes (the first is {split!r}), as by `tp_plan` or "
+            "`distributed_config`, which ALTER does not support. Load it without these; for training in parts, launch "
+            "with FSDP 2 (`examples/accelerate_configs/fsdp2.yaml`)."
+        )
 
 
 def _context_of(model: nn.Module) -> GatingContext:

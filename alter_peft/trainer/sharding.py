@@ -1,0 +1,136 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What sharded weights (FSDP2, DeepSpeed ZeRO) ask of the trainer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+
+from alter_peft.tuner.decoder import LanguageModelHead
+
+
+if TYPE_CHECKING:
+    from .config import AlterUnlearnConfig
+    from .trainer import AlterUnlearnTrainer
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process holds a part of the tensor alone (FSDP2)."""
+    return isinstance(tensor, DTensor)
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, differentiably; the tensor itself unless it is sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor; all processes call this together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's part of `tensor`, which all have, cut as `like` is."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None).to_local()
+
+
+class WholeHead(LanguageModelHead):
+    """
+    The LM head of a sharded model, held whole by every process: V x k numbers.
+
+    The losses call the head on chunks of rows, in forward and again in backward, outside of the model's forward. How
+    many chunks there are is each process's own affair, while gathering weights is one of all processes together; so
+    they are gathered once. The head is frozen: the copy stays true.
+
+    Args:
+        model: the base model, sharded; all processes call this together.
+        device: where the hidden states are.
+    """
+
+    def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
+        super().__init__(model)
+        sharded: Any = model.get_output_embeddings()
+        sizes = sharded.in_features, sharded.out_features
+        self._whole = nn.Linear(*sizes, bias=sharded.bias is not None, device="meta").requires_grad_(False)
+        for name, parameter in sharded.named_parameters(recurse=False):
+            copy = whole(parameter.detach()).to(device, copy=True)
+            setattr(self._whole, name, nn.Parameter(copy, requires_grad=False))
+
+    @property
+    def module(self) -> nn.Module:
+        return self._whole
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return super().__call__(hidden.to(self._whole.weight.dtype))
+
+
+def check_distributed(trainer: AlterUnlearnTrainer) -> None:
+    """Raise a `ValueError` for what ALTER cannot train under, before any compute."""
+    if trainer.is_deepspeed_enabled:
+        _check_deepspeed(trainer.accelerator.state.deepspeed_plugin, trainer.args)
+    if trainer.is_fsdp_enabled:
+        _check_fsdp(trainer)
+
+
+def _check_fsdp(trainer: AlterUnlearnTrainer) -> None:
+    plugin = trainer.accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2:
+        raise ValueError(
+            f"`fsdp_version` is {plugin.fsdp_version}, but must be 2: FSDP 1 flattens A and the experts into one "
+            "parameter, so that none has an optimiser step of its own."
+        )
+    if plugin.activation_checkpointing:
+        raise ValueError(
+            "`fsdp_activation_checkpointing` is True, but must be False: it knows no gates when it recomputes a "
+            "layer. Set `gradient_checkpointing=True` in AlterUnlearnConfig instead."
+        )
+    head = trainer.model.get_base_model().get_output_embeddings()
+    if not isinstance(head, nn.Linear) or any(parameter.requires_grad for parameter in head.parameters()):
+        raise ValueError(
+            f"The LM head is a {type(head).__name__} and no frozen `torch.nn.Linear`, as training under FSDP needs. "
+            "Remove it from `modules_to_save` and `target_modules`, or train without FSDP."
+        )
+
+
+def _check_deepspeed(plugin: Any, args: AlterUnlearnConfig) -> None:
+    if plugin.zero_stage == 3:
+        raise ValueError(
+            "`zero_stage` is 3, but must be at most 2: ZeRO-3 leaves no process the weights that phase I and the "
+            "router read. Launch with FSDP 2, which shards as much (`examples/accelerate_configs/fsdp2.yaml`)."
+        )
+    if "optimizer" in plugin.deepspeed_config:
+        raise ValueError(
+            "`deepspeed_config` has an `optimizer`, which knows no experts. Remove it; `optim` and the rates of "
+            "AlterUnlearnConfig are used."
+        )
+    clipping = plugin.deepspeed_config.get("gradient_clipping", "auto")
+    for name, value in (("max_grad_norm", args.max_grad_norm), ("gradient_clipping", clipping)):
+        if value not in ("auto", 0, None):
+            raise ValueError(
+                f"`{name}` is {value}, but must be 0 under DeepSpeed, which clips all gradients by one norm: an "
+                "expert would learn less because another's gradient is large."
+            )
+
+
+def from_main_process(value: Any) -> Any:
+    """What the main process passes, on every process."""
+    return broadcast_object_list([value], from_process=0)[0]

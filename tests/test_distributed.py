@@ -1,0 +1,268 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Several processes: DDP and FSDP2 on gloo do what one process does, and what cannot work says so."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from conftest import make_llama
+from distributed_run import CLUSTERS, TRAJECTORY
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from trainer_setup import adapter_state, make_trainer
+from transformers import PreTrainedTokenizerBase, TrainerState
+
+from alter_peft import AlterConfig
+from alter_peft.trainer.isolation import parameter_groups, rest_groups, wake_groups
+from alter_peft.trainer.sharding import check_distributed, is_sharded, own_part, part_of
+
+
+CONFIGS = Path(__file__).parents[1] / "examples" / "accelerate_configs"
+LAUNCHES: dict[str, list[str]] = {
+    "ddp": ["--multi_gpu"],
+    "fsdp": [
+        "--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP",
+        "--fsdp_reshard_after_forward", "true", "--fsdp_state_dict_type", "FULL_STATE_DICT",
+        "--fsdp_cpu_ram_efficient_loading", "true", "--fsdp_sync_module_states", "true",
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """What one process finds: `one/`, and its adapter in `adapter-of-one/`, from which the two processes go on."""
+    place = tmp_path_factory.mktemp("distributed")
+    tokenizer.save_pretrained(place / "tokenizer")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", place / "cache-of-one")
+        trainer = make_trainer(place / "one", tokenizer, adapter={"init_weights": False}, **TRAJECTORY)
+        torch.save(adapter_state(trainer), place / "before.pt")
+        trainer.train()
+        trainer.save_model(place / "adapter-of-one")
+        trainer.state.save_to_json(place / "adapter-of-one" / "state.json")
+        clusters = make_trainer(place / "one", tokenizer, **CLUSTERS)
+        clusters.prepare_phase_one()
+        torch.save({**adapter_state(clusters), "targets": clusters.objective.targets}, place / "clusters.pt")
+    return place
+
+
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def two(request: pytest.FixtureRequest, folder: Path) -> Path:
+    """The folder of `distributed_run.py`, run by two processes."""
+    place = folder / request.param
+    place.mkdir()
+    command = [str(Path(sys.executable).parent / "accelerate"), "launch", *LAUNCHES[request.param]]
+    command += ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", "0", str(Path(__file__).parent / "distributed_run.py"), str(place)]
+    tests = Path(__file__).parent
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return place
+
+
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, atol=tolerance, rtol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_two_processes_do_what_one_does(folder, two):
+    """Accumulation, checkpointing, the structural term and KL to the base included, with weights on one of them."""
+    one = load_file(folder / "adapter-of-one" / "adapter_model.safetensors")
+    # the structural term is a central difference, which magnifies rounding
+    assert_close(load_file(two / "trajectory" / "adapter_model.safetensors"), one, tolerance=1e-4)
+    before = torch.load(folder / "before.pt")
+    for part in (".alter_A.", ".forget_0", ".forget_1", ".retain"):
+        moved = [(one[n] - before[_with_name(n)]).abs().max().item() for n in one if part in f"{n}."]
+        assert max(moved) > 1e-2, part
+    places = two / "trajectory", folder / "adapter-of-one"
+    logs = [TrainerState.load_from_json(place / "state.json").log_history for place in places]
+    same = ("loss", "loss/forget", "loss/retain", "loss/structural", "grad_norm/shared", "grad_norm/experts")
+    assert len(logs[1]) > 4
+    for of_two, of_one in zip(*(log[:-1] for log in logs), strict=True):
+        assert [of_two[name] for name in same] == pytest.approx([of_one[name] for name in same], rel=1e-3)
+
+
+def _with_name(key: str) -> str:
+    """The key in a model's own state dict, where adapters have names."""
+    stem, last = key.rsplit(".", 1)
+    return f"{stem}.default.{last}"
+
+
+def test_an_adapter_of_two_processes_loads_in_one(folder, two, tokenizer):
+    ids = torch.tensor([tokenizer("Where does Alice live? Alice lives in")["input_ids"]])
+    logits = [
+        PeftModel.from_pretrained(make_llama(len(tokenizer)), place).eval()(ids).logits
+        for place in (two / "trajectory", folder / "adapter-of-one")
+    ]
+    torch.testing.assert_close(*logits, atol=1e-3, rtol=1e-4)
+    assert not torch.allclose(logits[0], make_llama(len(tokenizer))(ids).logits, atol=1e-1)
+
+
+def test_two_processes_resume_within_an_epoch(folder, two):
+    """With AdamW, whose state is resumed too, on an adapter that one process wrote."""
+    states = [TrainerState.load_from_json(two / f"{name}-adapter" / "state.json") for name in ("whole", "rest")]
+    assert states[0].global_step == states[1].global_step == 8
+    whole, rest = (load_file(two / f"{name}-adapter" / "adapter_model.safetensors") for name in ("whole", "rest"))
+    assert_close(rest, whole, tolerance=1e-7)
+    one = load_file(folder / "adapter-of-one" / "adapter_model.safetensors")
+    moved = {name: (whole[name] - one[name]).abs().max().item() for name in one if ".alter_B." in name}
+    assert 1e-2 < max(moved.values()) < 0.2  # from where that adapter was
+
+
+def test_phase_one_is_the_main_process_own(folder, two):
+    """Its cluster start and its calibrated targets too: the other process had no weights to find them with."""
+    one, *both = (torch.load(f) for f in (folder / "clusters.pt", two / "clusters-0.pt", two / "clusters-1.pt"))
+    assert any(value.any() for name, value in one.items() if ".forget_0" in name)
+    for found in both:
+        assert_close(found, one, tolerance=1e-6)
+
+
+# ---- what cannot work ----------------------------------------------------------------------------------------------
+
+
+def under_fsdp(model: nn.Module, **options: Any) -> Any:
+    """As much of a trainer as is checked."""
+    plugin = SimpleNamespace(**{"fsdp_version": 2, "activation_checkpointing": False, **options})
+    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
+    return SimpleNamespace(
+        is_fsdp_enabled=True, is_deepspeed_enabled=False, accelerator=accelerator, model=model, args=None
+    )
+
+
+def test_fsdp_options_that_alter_cannot_honour(llama):
+    model = get_peft_model(llama, AlterConfig(num_forget_experts=2, r=4))
+    check_distributed(under_fsdp(model))
+    with pytest.raises(ValueError, match="`fsdp_version` is 1, but must be 2"):
+        check_distributed(under_fsdp(model, fsdp_version=1))
+    with pytest.raises(ValueError, match=r"`fsdp_activation_checkpointing` is True.*`gradient_checkpointing=True`"):
+        check_distributed(under_fsdp(model, activation_checkpointing=True))
+
+
+@pytest.mark.parametrize("options", [{"modules_to_save": ["lm_head"]}, {"target_modules": ["lm_head"]}])
+def test_a_head_that_learns_is_refused_under_fsdp(llama, options):
+    model = get_peft_model(llama, AlterConfig(num_forget_experts=2, r=4, router="static", **options))
+    with pytest.raises(ValueError, match=r"LM head.*`modules_to_save`"):
+        check_distributed(under_fsdp(model))
+
+
+def under_deepspeed(stage: int = 2, max_grad_norm: float = 0.0, **config: Any) -> Any:
+    plugin = SimpleNamespace(zero_stage=stage, deepspeed_config={"gradient_clipping": "auto", **config})
+    return SimpleNamespace(
+        is_fsdp_enabled=False,
+        is_deepspeed_enabled=True,
+        accelerator=SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin)),
+        args=SimpleNamespace(max_grad_norm=max_grad_norm),
+    )
+
+
+def test_deepspeed_options_that_alter_cannot_honour():
+    check_distributed(under_deepspeed())
+    with pytest.raises(ValueError, match=r"`zero_stage` is 3, .*FSDP 2"):
+        check_distributed(under_deepspeed(stage=3))
+    with pytest.raises(ValueError, match="`deepspeed_config` has an `optimizer`"):
+        check_distributed(under_deepspeed(optimizer={"type": "AdamW"}))
+    with pytest.raises(ValueError, match=r"`max_grad_norm` is 1.0, but must be 0"):
+        check_distributed(under_deepspeed(max_grad_norm=1.0))
+    with pytest.raises(ValueError, match=r"`gradient_clipping` is 0.5, but must be 0"):
+        check_distributed(under_deepspeed(gradient_clipping=0.5))
+
+
+def test_a_resting_group_keeps_its_weights_under_adam(llama):
+    """DeepSpeed's optimiser steps on every group, also on gradients of zero, with momentum and weight decay."""
+    model = get_peft_model(llama, AlterConfig(num_forget_experts=2, r=4, router="static", init_weights=False))
+    groups = parameter_groups(model, each_expert=True)
+    assert {name for name, parameters in groups.items() if parameters} == {"shared", "retain", "forget_0", "forget_1"}
+    optimizer = torch.optim.AdamW(
+        [{"name": name, "params": parameters, "lr": 0.1} for name, parameters in groups.items() if parameters],
+        weight_decay=0.1,
+    )
+    for resting in (set(), {"forget_0", "shared"}):
+        before = {name: [weight.detach().clone() for weight in group] for name, group in groups.items()}
+        for parameters in groups.values():
+            for parameter in parameters:
+                parameter.grad = torch.zeros_like(parameter) if resting else torch.ones_like(parameter)
+        rest_groups(optimizer.param_groups, resting)
+        optimizer.step()
+        wake_groups(optimizer.param_groups)
+        for name, group in groups.items():
+            for weight, old in zip(group, before[name], strict=True):
+                assert torch.equal(weight, old) == (name in resting), name
+        assert [group["lr"] for group in optimizer.param_groups] == [0.1] * 4
+
+
+@pytest.fixture
+def mesh() -> Iterator[DeviceMesh]:
+    """Two processes, of which the other one is only pretended."""
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield init_device_mesh("cpu", (2,))
+    torch.distributed.destroy_process_group()
+
+
+def test_tensor_parallel_weights_are_refused(llama, mesh):
+    layer = llama.model.layers[3].mlp.up_proj
+    layer.weight = nn.Parameter(distribute_tensor(layer.weight.detach(), mesh, [Shard(0)], src_data_rank=None))
+    with pytest.raises(ValueError, match=r"split over processes \(the first is 'model.layers.3.mlp.up_proj.weight'\)"):
+        get_peft_model(llama, AlterConfig(num_forget_experts=2, r=4))
+
+
+@pytest.mark.parametrize("size", [4, 5])
+def test_parts_of_a_tensor(mesh, size):
+    """What a process holds of A, also where its rows cannot be shared out evenly."""
+    tensor = torch.arange(size * 3.0).view(size, 3)
+    like = nn.Parameter(distribute_tensor(torch.zeros(size, 3), mesh, [Shard(0)], src_data_rank=None))
+    assert is_sharded(like) and not is_sharded(tensor)
+    assert torch.equal(part_of(tensor, like), tensor[: (size + 1) // 2])
+    assert torch.equal(part_of(tensor, tensor), tensor)
+    (own_part(like) * part_of(tensor, like)).sum().backward()
+    assert torch.equal(own_part(like.grad), part_of(tensor, like))
+
+
+# ---- launch configurations -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_launch_configurations_are_accelerates_own(path):
+    """Every key is known to `accelerate launch`, and each file is what its name says."""
+    config = load_config_from_file(str(path))
+    kind = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED"}[path.stem]
+    assert config.distributed_type == kind and config.mixed_precision == "bf16" and config.num_processes == 8
+    flags = {action.dest for action in launch_command_parser()._actions}
+    assert set(config.fsdp_config) <= flags
+    assert set(config.deepspeed_config) <= flags
+    if kind == "DEEPSPEED":
+        assert (config.deepspeed_config["zero_stage"], config.deepspeed_config["gradient_clipping"]) == (2, 0.0)
+    if kind == "FSDP":
+        assert config.fsdp_config["fsdp_version"] == 2
+        assert config.fsdp_config["fsdp_activation_checkpointing"] is False
