@@ -20,17 +20,18 @@ import dataclasses
 import json
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
+import yaml
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl.scripts.utils import TrlParser
 
 from .trainer import AlterUnlearnConfig, AlterUnlearnTrainer
@@ -71,7 +72,7 @@ def _flag_type(hint: Any) -> Any:
         return str | None  # JSON
     literals = [value for option in options if get_origin(option) is Literal for value in get_args(option)]
     if literals and bool in options:
-        return Literal[(True, False, *literals)]
+        return str  # of which `_adapter_config` makes a bool again
     return hint
 
 
@@ -100,7 +101,9 @@ def _adapter_config(arguments: Any) -> AlterConfig:
         holds = {get_origin(option) or option for option in options}
         if value is None:
             continue
-        if dict in holds and isinstance(value, str):
+        if bool in holds and str(value).lower() in ("true", "false"):
+            value = str(value).lower() == "true"
+        elif dict in holds and isinstance(value, str):
             value = _json_object(inner.name, value)
         elif isinstance(value, list) and len(value) == 1 and not holds.isdisjoint({str, int}):
             value = value[0]  # `--target_modules all-linear` is a name, not a list of one
@@ -136,8 +139,8 @@ def _load_rows(name: str, source: str) -> Dataset:
         ) from error
 
 
-def unlearn(argv: Sequence[str]) -> None:
-    """Train an adapter, save it and the tokenizer, and print where it is."""
+def unlearn(argv: Sequence[str]) -> Callable[[], None]:
+    """What trains an adapter, saves it with the tokenizer and prints where it is; what it is given is checked here."""
     groups: Any = (ScriptArguments, AlterUnlearnConfig, _adapter_arguments())
     parser = TrlParser(
         groups,
@@ -151,6 +154,12 @@ def unlearn(argv: Sequence[str]) -> None:
         raise ValueError("`config` has no value, but must be the path of a YAML file.")
     script, args, arguments = parser.parse_args_and_config(argv)
     config = _adapter_config(arguments)
+    try:
+        AutoConfig.from_pretrained(script.model)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"`model` is {script.model!r}, which could not be loaded ({error}). Give a folder or a Hub id."
+        ) from error
     trainer = AlterUnlearnTrainer(
         script.model,
         args,
@@ -159,17 +168,21 @@ def unlearn(argv: Sequence[str]) -> None:
         calibration_dataset=None if script.calibration is None else _load_rows("calibration", script.calibration),
         peft_config=config,
     )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_model(args.output_dir)
-    if trainer.is_world_process_zero():
-        final = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
-        for name, value in final.items():
-            print(f"{name}: {value:.6g}")
-        print(f"adapter: {args.output_dir}")
+
+    def run() -> None:
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        trainer.save_model(args.output_dir)
+        if trainer.is_world_process_zero():
+            final = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
+            for name, value in final.items():
+                print(f"{name}: {value:.6g}")
+            print(f"adapter: {args.output_dir}")
+
+    return run
 
 
-def generate(argv: Sequence[str]) -> None:
-    """Answer prompts with an adapter, greedily, and on demand without it."""
+def generate(argv: Sequence[str]) -> Callable[[], None]:
+    """What answers prompts with an adapter, greedily, and on demand without it."""
     parser = argparse.ArgumentParser(prog="alter-peft generate", description="Ask a model that wears an adapter.")
     parser.add_argument("--adapter", required=True, help="folder or Hub id of the adapter")
     parser.add_argument("--model", help="base model, if it isn't where the adapter was trained")
@@ -185,11 +198,15 @@ def generate(argv: Sequence[str]) -> None:
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(args.model), args.adapter)
     model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(args.adapter)
-    for prompt in args.prompt:
-        print(f"prompt:  {prompt}")
-        print(f"adapter: {_answer(model, tokenizer, prompt, args.max_new_tokens)}")
-        if args.without_adapter:
-            print(f"base:    {_answer(model, tokenizer, prompt, args.max_new_tokens, with_adapter=False)}")
+
+    def run() -> None:
+        for prompt in args.prompt:
+            print(f"prompt:  {prompt}")
+            print(f"adapter: {_answer(model, tokenizer, prompt, args.max_new_tokens)}")
+            if args.without_adapter:
+                print(f"base:    {_answer(model, tokenizer, prompt, args.max_new_tokens, with_adapter=False)}")
+
+    return run
 
 
 def _answer(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int, with_adapter: bool = True) -> str:
@@ -222,10 +239,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("command", choices=COMMANDS, help="`alter-peft COMMAND --help` lists its options")
     command = parser.parse_args(argv[:1]).command
     try:
-        COMMANDS[command](argv[1:])
-    except (ValueError, OSError) as error:
+        run = COMMANDS[command](argv[1:])
+    except (ValueError, OSError, yaml.YAMLError) as error:
         print(f"alter-peft {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
+    run()  # what fails now is no matter of input: its traceback is wanted
 
 
 if __name__ == "__main__":

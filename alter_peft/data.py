@@ -146,16 +146,21 @@ class PairCollator(DataCollatorForLanguageModeling):
         return entropy
 
 
-def check_disjoint(forget: Rows, retain: Rows) -> None:
+def check_disjoint(forget: Rows, retain: Rows, names: tuple[str, str] = ("train_dataset", "retain_dataset")) -> None:
     """Refuse empty sets, and sets that share a row: it would be forgotten and kept at once.
 
     Args:
-        forget: The tokenised rows to forget (`train_dataset`), with the column `input_ids`.
-        retain: The tokenised rows to keep (`retain_dataset`), with the same column.
+        forget: Tokenised rows, with the column `input_ids`.
+        retain: Tokenised rows, with the same column.
+        names: What the two are called in the message.
+
+    Raises:
+        ValueError: an empty set, or a row in both.
     """
-    for name, rows in (("train_dataset", forget), ("retain_dataset", retain)):
+    first, second = names
+    for name, rows in ((first, forget), (second, retain)):
         if len(rows) == 0:
-            raise ValueError(f"{name} has 0 rows: pass at least one.")
+            raise ValueError(f"`{name}` has 0 rows. Give at least one.")
     kept: dict[tuple[int, ...], int] = {}
     for j, ids in enumerate(_token_ids(retain)):
         kept.setdefault(ids, j)
@@ -163,8 +168,8 @@ def check_disjoint(forget: Rows, retain: Rows) -> None:
     if shared:
         i, j = shared[0]
         raise ValueError(
-            f"retain_dataset holds {len(shared)} of the {len(forget)} rows of train_dataset, token for token; "
-            f"the first is row {i} of train_dataset and row {j} of retain_dataset: remove them from either."
+            f"`{second}` holds {len(shared)} of the {len(forget)} rows of `{first}`, token for token; the first is "
+            f"row {i} of `{first}` and row {j} of `{second}`. Remove them from either."
         )
 
 

@@ -35,7 +35,6 @@ from alter_peft.evaluation import Pair, evaluate_sets, write_results
 
 
 DATA = Path(__file__).parent / "demo_data"
-OUT = Path("runs/demo")
 EPOCHS = 5
 FORGET_SETS = ("forget", "paraphrased", "after 200 tokens")
 # About 200 tokens of idle talk that someone might put before a question to hide its subject

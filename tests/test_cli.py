@@ -111,7 +111,7 @@ def test_flags_override_yaml(files, tmp_path):
         (["--structural_q", "-1"], "`structural_q`"),
         (["--top_k", "0"], "`top_k`"),
         (["--router", "magic"], "--router"),
-        (["--init_weights", "maybe"], "--init_weights"),
+        (["--init_weights", "maybe"], "init_weights"),
         (["--rank_pattern", "q_proj=4"], "`rank_pattern`"),
         (["--forget", "nowhere.jsonl"], "`forget`"),
         (["--calibration", "nowhere.csv"], "`calibration`"),
@@ -119,6 +119,7 @@ def test_flags_override_yaml(files, tmp_path):
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--config=nowhere.yaml"], "nowhere.yaml"),
         (["--config"], "`config`"),
+        (["--model", "nowhere"], "`model` is 'nowhere'"),
     ],
 )
 def test_bad_input_ends_with_code_2_and_names_the_field(files, capsys, wrong, name):
@@ -152,3 +153,19 @@ def test_help_lists_the_options_of_both_configs(capsys):
     out = capsys.readouterr().out
     for option in ("--router", "--structural_weight", "--forget", "--target_modules", "--learning_rate"):
         assert option in out
+
+
+def test_yaml_that_is_none(files, tmp_path, capsys):
+    (tmp_path / "bad.yaml").write_text("r: [1\n")
+    with pytest.raises(SystemExit) as ended:
+        main(flags(files, "--config", str(tmp_path / "bad.yaml")))
+    assert ended.value.code == 2 and "bad.yaml" in capsys.readouterr().err
+
+
+def test_what_fails_in_training_shows_where(files, monkeypatch):
+    def fail(self, *args, **kwargs):
+        raise ValueError("at step 500")
+
+    monkeypatch.setattr("alter_peft.cli.AlterUnlearnTrainer.train", fail)
+    with pytest.raises(ValueError, match="at step 500"):
+        main(flags(files))

@@ -183,14 +183,14 @@ class TestCheckDisjoint:
         forget = [row([1, 2], 1), *FORGET, FORGET[1]]
         retain = [*RETAIN, FORGET[1], FORGET[0]]
         message = (
-            "retain_dataset holds 3 of the 4 rows of train_dataset.*"
-            "first is row 1 of train_dataset and row 4 of retain_dataset: remove"
+            "`retain_dataset` holds 3 of the 4 rows of `train_dataset`.*"
+            "first is row 1 of `train_dataset` and row 4 of `retain_dataset`. Remove"
         )
         with pytest.raises(ValueError, match=message):
             check_disjoint(make(forget), make(retain))
 
     def test_empty_sets_are_refused(self, make):
-        with pytest.raises(ValueError, match="train_dataset has 0 rows: pass at least one"):
+        with pytest.raises(ValueError, match=r"`train_dataset` has 0 rows. Give at least one"):
             check_disjoint(make([]), make(RETAIN))
-        with pytest.raises(ValueError, match="retain_dataset has 0 rows: pass at least one"):
+        with pytest.raises(ValueError, match=r"`retain_dataset` has 0 rows. Give at least one"):
             check_disjoint(make(FORGET), make([]))

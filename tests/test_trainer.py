@@ -612,8 +612,9 @@ def test_calibration_measures_the_level(tmp_path, tokenizer):
 def test_a_router_of_other_data_is_refused(tmp_path, tokenizer):
     first = make_trainer(tmp_path, tokenizer, adapter={"domains": ["home", "bread"]})
     first.prepare_phase_one()
-    other = make_trainer(tmp_path, tokenizer, model=first.model, retain=retain_rows(3))
-    with pytest.raises(ValueError, match="router that was fitted on other data"):
+    swapped = [{**row, "domain": {"home": "bread", "bread": "home"}[row["domain"]]} for row in forget_rows()]
+    other = make_trainer(tmp_path, tokenizer, model=first.model, forget=Dataset.from_list(swapped))
+    with pytest.raises(ValueError, match=r"`model` has a router that sends .* it was fitted on other data"):
         other.prepare_phase_one()
 
 
@@ -643,3 +644,61 @@ def test_observed_averages_are_those_of_the_sample(tmp_path, tokenizer):
     assert whole.averages.shape[0] == total and whole.averages.any()
     torch.testing.assert_close(part.averages, whole.averages[sample])
     torch.testing.assert_close(part.entropy, whole.entropy)
+
+
+def test_a_router_is_known_again_in_another_precision(tmp_path, tokenizer):
+    """The regression's weights differ then, but where it sends the tokens does not."""
+    model = make_llama(len(tokenizer))
+    first = make_trainer(tmp_path, tokenizer, model=model, adapter={"domains": ["home", "bread"]}, bf16=True)
+    first.prepare_phase_one()
+    weight = first.gating.routers[0].alter_router["default"].weight.clone()
+    again = make_trainer(tmp_path, tokenizer, model=first.model)
+    again.prepare_phase_one()
+    assert torch.equal(again.gating.routers[0].alter_router["default"].weight, weight)
+
+
+def test_phase_one_of_another_config_is_not_read(tmp_path, tokenizer):
+    """The same weights at other positions are another model."""
+    model = make_llama(len(tokenizer))
+    found = []
+    for theta in (10_000.0, 100.0):
+        model.config.rope_parameters["rope_theta"] = theta
+        other = type(model)(model.config)
+        other.load_state_dict(model.state_dict())
+        trainer = make_trainer(tmp_path, tokenizer, model=other.eval(), adapter={})
+        trainer.prepare_phase_one()
+        found.append(trainer.train_dataset.forget["entropy"][0])
+    assert found[0] != found[1]
+
+
+def test_a_that_rested_learns_again(tmp_path, tokenizer):
+    first = make_trainer(tmp_path, tokenizer, adapter={"init_weights": False}, structural_weight=0)
+    assert not any(A.requires_grad for A in first.shared_matrices)
+    again = make_trainer(tmp_path, tokenizer, model=first.model, max_steps=1)
+    before = [A.detach().clone() for A in again.shared_matrices]
+    again.train()
+    assert not all(torch.equal(A, b) for A, b in zip(again.shared_matrices, before, strict=True))
+
+
+def test_the_retain_rows_format_does_not_reach_evaluation(tmp_path, tokenizer):
+    as_text = Dataset.from_dict({"text": [f"{row['prompt']}{row['completion']}" for row in retain_rows()]})
+    losses = [
+        make_trainer(tmp_path, tokenizer, retain=retain, adapter={}).evaluate(forget_rows().remove_columns("domain"))[
+            "eval_loss"
+        ]
+        for retain in (None, as_text)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_formatting_func_reaches_the_held_out_rows(tmp_path, tokenizer):
+    rows = Dataset.from_list([{"question": r["prompt"], "reply": r["completion"]} for r in retain_rows()])
+    forget = Dataset.from_list(
+        [{"question": r["prompt"], "reply": r["completion"], "domain": r["domain"]} for r in forget_rows()]
+    )
+    others = {"formatting_func": lambda row: f"{row['question']}{row['reply']}"}
+    for held_out in (rows, {"a": rows, "b": rows}):
+        trainer = make_trainer(
+            tmp_path, tokenizer, forget=forget, retain=rows, adapter={}, others={**others, "eval_dataset": held_out}
+        )
+        assert any(name.endswith("loss") for name in trainer.evaluate())

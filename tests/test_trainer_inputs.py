@@ -17,13 +17,16 @@ from __future__ import annotations
 
 import copy
 import re
+import types
 from typing import Any
 
 import pytest
+import torch
 from conftest import make_llama
 from datasets import Dataset, DatasetDict, IterableDataset, concatenate_datasets
 from peft import LoraConfig, get_peft_model
 from trainer_setup import forget_rows, make_args, make_trainer, retain_rows
+from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 from trl import SFTConfig
 
 from alter_peft import AlterConfig, AlterUnlearnTrainer
@@ -59,7 +62,7 @@ def test_missing_sets(tmp_path, tokenizer, name):
 
 def test_overlapping_sets(tmp_path, tokenizer):
     both = concatenate_datasets([retain_rows(3), forget_rows(2).remove_columns("domain")])
-    parts = ("retain_dataset", "train_dataset", "2 of the 8", "row 0", "row 3", "remove")
+    parts = ("retain_dataset", "train_dataset", "2 of the 8", "row 0", "row 3", "Remove")
     refused(tmp_path, tokenizer, *parts, retain=both)
 
 
@@ -210,3 +213,119 @@ def test_questions_and_answers_become_a_chat_where_the_model_is_asked_in_one(tmp
             tokenizer.decode(trainer._forget[0]["input_ids"]) == "Where does Alice live? Alice lives in Paris.<|end|>"
         )
     refused(tmp_path, bare, "`as_chat` is True", "no chat template", adapter={}, as_chat=True)
+
+
+@pytest.mark.parametrize("name", ["data_collator", "compute_loss_func", "optimizer_cls_and_kwargs"])
+def test_parts_that_alter_has_of_its_own(tmp_path, tokenizer, name):
+    refused(tmp_path, tokenizer, f"`{name}` is given", "Remove it", adapter={}, others={name: print})
+
+
+def test_an_optimizer_of_the_users_own(tmp_path, tokenizer):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    refused(tmp_path, tokenizer, "`optimizers` is given", adapter={}, others={"optimizers": (optimizer, None)})
+
+
+@pytest.mark.parametrize("router", ["static", "context"])
+def test_models_that_do_not_generate_left_to_right(tmp_path, tokenizer, router):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    bert = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **sizes))
+    t5 = T5ForConditionalGeneration(
+        T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    )
+    for model in (bert, t5):
+        name = type(model).__name__
+        refused(
+            tmp_path,
+            tokenizer,
+            f"`model` is a {name}",
+            "decoder-only",
+            model=model,
+            adapter={"router": router, "entropy_quantile": None},
+        )
+
+
+def test_columns_that_resemble_others_but_are_none(tmp_path, tokenizer):
+    """Only what looks like a column that is missing is taken for a typo."""
+    numbered = forget_rows().add_column("prompt_id", list("abcdefgh")).add_column("source", ["x"] * 8)
+    make_trainer(tmp_path, tokenizer, forget=numbered, adapter={})
+    renamed = Dataset.from_dict({"texts": [f"{r['prompt']}{r['completion']}" for r in retain_rows()]})
+    make_trainer(tmp_path, tokenizer, retain=renamed, adapter={}, dataset_text_field="texts")
+    refused(
+        tmp_path, tokenizer, "domian", "domain", forget=forget_rows().rename_column("domain", "domian"), adapter={}
+    )
+
+
+def test_sub_domains_that_cannot_be_found(tmp_path, tokenizer):
+    rows = forget_rows().remove_columns("domain")
+    refused(
+        tmp_path,
+        tokenizer,
+        "`train_dataset`",
+        "`num_forget_experts`=9",
+        "Add the column",
+        forget=rows,
+        adapter={"num_forget_experts": 9},
+    )
+    wordless = Dataset.from_dict({"prompt": ["1 2"] * 2, "completion": [" 3", " 4"]})
+    refused(tmp_path, tokenizer, "`train_dataset`", "no word", "Add the column", forget=wordless, adapter={})
+
+
+@pytest.mark.parametrize("name", ["train_dataset", "retain_dataset"])
+def test_a_calibration_set_that_the_model_was_taught(tmp_path, tokenizer, name):
+    rows = forget_rows(2) if name == "train_dataset" else retain_rows(2)
+    others = {"calibration_dataset": rows}
+    refused(tmp_path, tokenizer, "2 of the 2 rows of `calibration_dataset`", f"`{name}`", adapter={}, others=others)
+
+
+@pytest.mark.parametrize("brings_adapter", [True, False])
+def test_a_refused_trainer_leaves_the_model_for_another_attempt(tmp_path, tokenizer, brings_adapter):
+    model = make_llama(len(tokenizer))
+    names = [name for name, _ in model.named_parameters()]
+    given = {"adapter": {}}
+    if brings_adapter:
+        model, given = (
+            get_peft_model(model, AlterConfig(num_forget_experts=2, task_type="CAUSAL_LM")),
+            {"adapter": None},
+        )
+    wrong = Dataset.from_list([{**r, "domain": "xy"[i % 2]} for i, r in enumerate(forget_rows())])
+    refused(
+        tmp_path,
+        tokenizer,
+        "token for token",
+        model=model,
+        forget=wrong,
+        retain=wrong.remove_columns("domain"),
+        **given,
+    )
+    if not brings_adapter:
+        assert [name for name, _ in model.named_parameters()] == names
+    trainer = make_trainer(tmp_path, tokenizer, model=model, **given)
+    assert trainer.alter_config.domains == ["home", "bread"]
+
+
+def test_kl_under_a_head_that_is_trained(tmp_path, tokenizer):
+    refused(
+        tmp_path,
+        tokenizer,
+        "`modules_to_save` is ['lm_head']",
+        "retain_loss",
+        adapter={"modules_to_save": ["lm_head"]},
+        retain_loss="kl",
+    )
+
+
+def test_a_model_whose_head_does_more_than_is_known(tmp_path, tokenizer):
+    """Some models scale their logits in ways of their own: every entropy would be wrong."""
+    model = make_llama(len(tokenizer))
+    trainer = make_trainer(tmp_path, tokenizer, model=model, adapter={})
+    model.lm_head.register_forward_hook(lambda module, args, output: output)
+    forward = type(model).forward
+
+    def scaled(self, **kwargs):
+        output = forward(self, **kwargs)
+        output.logits = output.logits * 1.1
+        return output
+
+    model.forward = types.MethodType(scaled, model)
+    with pytest.raises(ValueError, match="`model` is a LlamaForCausalLM, whose forward does to the logits"):
+        trainer.train()

@@ -47,7 +47,7 @@ class AlterUnlearnConfig(SFTConfig):
         retain_weight (`float`, *optional*, defaults to `1.0`):
             gamma.
         structural_weight (`float`, *optional*, defaults to `0.01`):
-            lambda; 0 leaves A as it was initialised.
+            lambda; 0 freezes A.
         structural_q (`float`, *optional*, defaults to `0.5`):
             Order of the Tsallis entropy in L_struct.
         structural_interval (`int`, *optional*, defaults to `16`):
@@ -118,6 +118,10 @@ class AlterUnlearnConfig(SFTConfig):
         _require(
             self.retain_loss in ("cross_entropy", "kl"), "retain_loss", self.retain_loss, "'cross_entropy' or 'kl'"
         )
+        _require(self.loss_type == "nll", "loss_type", self.loss_type, "'nll': Eq. 8 is the loss")
+        smoothing = self.label_smoothing_factor
+        _require(smoothing == 0, "label_smoothing_factor", smoothing, "0: Eq. 8 is the loss")
+        _require(not self.eval_packing, "eval_packing", self.eval_packing, "unset: gates need one row for each text")
         _require(not self.packing, "packing", self.packing, "False: gates need one row for each text")
         _require(not self.padding_free, "padding_free", self.padding_free, "False: gates need one row for each text")
         _require(self.ddp_find_unused_parameters is not True, "ddp_find_unused_parameters", True, "unset or False")

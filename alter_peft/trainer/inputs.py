@@ -21,12 +21,40 @@ from difflib import get_close_matches
 from typing import Any
 
 from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel
 
 from alter_peft.subdomains import discover_subdomains
 from alter_peft.tuner.config import AlterConfig
 
 
-KNOWN_COLUMNS = {"prompt", "completion", "messages", "text", "domain"}
+# What TRL reads, beside the column `dataset_text_field`
+INPUT_COLUMNS = {"prompt", "completion", "messages", "conversations", "input_ids", "labels", "completion_mask"}
+INPUT_COLUMNS |= {"assistant_masks", "tools", "chat_template_kwargs"}
+# Arguments of SFTTrainer that would put something in the place of what ALTER is made of
+OWN_PARTS = ("data_collator", "compute_loss_func", "optimizer_cls_and_kwargs")
+
+
+def check_arguments(arguments: dict[str, Any]) -> None:
+    """Raise a `ValueError` for an argument of SFTTrainer that would be ignored here, or break isolation."""
+    given = [name for name in OWN_PARTS if arguments.get(name) is not None]
+    if (arguments.get("optimizers") or (None, None))[0] is not None:
+        given.append("optimizers")
+    if given:
+        raise ValueError(
+            f"`{given[0]}` is given, but ALTER needs its own: rows come in pairs, and every expert has its own loss, "
+            "clipping and optimizer group. Remove it; `AlterUnlearnConfig` chooses among losses and optimizers."
+        )
+
+
+def check_model(model: Any) -> None:
+    """Raise a `ValueError` unless this is a decoder-only causal language model, with or without an adapter."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(base, PreTrainedModel) or base.config.is_encoder_decoder or not base.can_generate():
+        raise ValueError(
+            f"`model` is a {type(base).__name__}, but the trainer needs a decoder-only causal language model, such as "
+            "`AutoModelForCausalLM` loads."
+        )
 
 
 def checked_dataset(
@@ -50,17 +78,16 @@ def checked_dataset(
     if formatting_func is not None:
         formatted = {text_field: [formatting_func(row) for row in dataset]}
         return Dataset.from_dict(formatted | ({"domain": dataset["domain"]} if "domain" in dataset.features else {}))
-    columns = set(dataset.column_names)
-    known = ({"prompt", "completion"}, {"messages"}, {"conversations"}, {text_field}, {"input_ids"})
-    typos = [
-        c for c in sorted(columns) if c not in KNOWN_COLUMNS and get_close_matches(c.lower(), KNOWN_COLUMNS, 1, 0.8)
-    ]
+    columns, known = set(dataset.column_names), {*INPUT_COLUMNS, text_field, "domain"}
+    forms = ({"prompt", "completion"}, {"messages"}, {"conversations"}, {text_field}, {"input_ids"})
+    missing = {"prompt", "completion", "messages", text_field, "domain"} - columns
+    typos = [c for c in sorted(columns - known) if get_close_matches(c.lower(), missing, 1, 0.8)]
     if typos:
         raise ValueError(
-            f"`{name}` has the unknown columns {typos}, which look like some of {sorted(KNOWN_COLUMNS)}. Rename or "
-            "remove them."
+            f"`{name}` has the unknown columns {typos}, which look like some of {sorted(missing)}. Rename or remove "
+            "them."
         )
-    if not any(form <= columns for form in known):
+    if not any(form <= columns for form in forms):
         raise ValueError(
             f"`{name}` has the columns {sorted(columns)}, which name no known format. Rename them to 'prompt' and "
             f"'completion', to 'messages', or to {text_field!r} (`dataset_text_field`), or pass `formatting_func`."
@@ -91,9 +118,7 @@ def as_chat(dataset: Dataset, wanted: bool | None, tokenizer: Any) -> Dataset:
 
 def keep_input_columns(dataset: Dataset, text_field: str) -> Dataset:
     """Without the columns that no trainer reads."""
-    known = {"prompt", "completion", "messages", "conversations", text_field, "input_ids", "labels", "completion_mask"}
-    known |= {"assistant_masks", "tools", "chat_template_kwargs"}
-    return dataset.select_columns([name for name in dataset.column_names if name in known])
+    return dataset.select_columns([c for c in dataset.column_names if c in INPUT_COLUMNS or c == text_field])
 
 
 def assign_experts(config: AlterConfig, forget: Dataset, text_field: str, seed: int) -> tuple[AlterConfig, list[int]]:
@@ -123,7 +148,13 @@ def assign_experts(config: AlterConfig, forget: Dataset, text_field: str, seed: 
         labels = [names.index(value) for value in values]
     else:
         wanted = config.num_forget_experts
-        labels, names = discover_subdomains([row_text(row, text_field) for row in forget], wanted, seed)
+        try:
+            labels, names = discover_subdomains([row_text(row, text_field) for row in forget], wanted, seed)
+        except ValueError as error:
+            raise ValueError(
+                f"`train_dataset` has no column `domain`, and its sub-domains (`num_forget_experts`={wanted}) cannot "
+                f"be found: {error} Add the column, or leave `num_forget_experts` unset."
+            ) from error
         if config.domains is not None:
             if set(config.domains) != set(names):
                 raise ValueError(

@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 from alter_peft.entropy import entropy_quantile
 from alter_peft.losses import score_tokens
 from alter_peft.tuner.config import AlterConfig
-from alter_peft.tuner.decoder import Decoder, LanguageModelHead
+from alter_peft.tuner.decoder import Decoder, LanguageModelHead, check_head
 from alter_peft.tuner.gating import GatingContext, base_model, observe_base
 from alter_peft.tuner.layer import AlterLayer
 from alter_peft.tuner.router import AlterRouter
@@ -43,6 +43,8 @@ from alter_peft.tuner.router import AlterRouter
 
 # Positions that the router is fitted on at most, half of them of retain rows and as many of each sub-domain
 MAX_ROUTER_POSITIONS = 40_000
+# Positions on which the router that an adapter brings is compared with the one fitted on the data
+PROBE_POSITIONS = 512
 
 
 class Observations(NamedTuple):
@@ -226,28 +228,40 @@ class PhaseOne:
         self.config.entropy_threshold = float(found["threshold"])
         self.forget_log_probabilities = found["log_probability"]
         if self.router is not None:
-            self._set_router(found["weight"], found.get("bias"))
+            self._set_router(found)
         rows = Observations(found["entropy"], found["lengths"], torch.empty(0)).rows()
         return (
             forget.add_column("entropy", rows[: len(forget)]),
             retain.add_column("entropy", rows[len(forget) :]),
         )
 
-    def _set_router(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Write the router, or check that the one that an adapter brings was fitted on these very data."""
+    def _set_router(self, found: dict[str, Tensor]) -> None:
+        """Write the router, or check that the one that an adapter brings sends these very data to the same experts."""
         linear: Any = self.router.alter_router[self.adapter_name] if self.router is not None else None
         if not linear.weight.any():
-            linear.weight.data.copy_(weight)
-            if bias is not None:
-                linear.bias.data.copy_(bias)
-        elif self.config.init_weights and not torch.allclose(linear.weight.cpu(), weight, rtol=1e-2, atol=1e-2):
+            linear.weight.data.copy_(found["weight"])
+            if "bias" in found:
+                linear.bias.data.copy_(found["bias"])
+            return
+        brought, fitted = (
+            nn.functional.linear(found["probe"], weight, bias).argmax(dim=-1)
+            for weight, bias in (
+                (linear.weight.cpu().float(), None if linear.bias is None else linear.bias.cpu().float()),
+                (found["weight"], found.get("bias")),
+            )
+        )
+        agreement = float((brought == fitted).float().mean())
+        if self.config.init_weights and agreement < 0.95:
             raise ValueError(
-                "`model` has a router that was fitted on other data than `train_dataset` and `retain_dataset`, so its "
-                "gates would not know them. Start from a fresh adapter for these data, with "
-                "`get_peft_model(model, AlterConfig(...))`."
+                f"`model` has a router that sends {1 - agreement:.0%} of the tokens of `train_dataset` and "
+                "`retain_dataset` to other experts than one fitted on them: it was fitted on other data. Start from a "
+                "fresh adapter for these, with `get_peft_model(model, AlterConfig(...))`."
             )
 
     def _compute(self, forget: Dataset, retain: Dataset, batch_size: int, seed: int) -> dict[str, Tensor]:
+        model: Any = self.model
+        with base_model(self.decoder.module, self.head, self.context):
+            check_head(model.get_base_model(), self.decoder.module, self.head)
         columns = ["input_ids", "labels", "expert"]
         both = datasets.concatenate_datasets([forget.select_columns(columns), retain.select_columns(columns)])
         experts = np.repeat(np.asarray(both["expert"]), [len(ids) for ids in both["input_ids"]])
@@ -270,9 +284,12 @@ class PhaseOne:
             found["weight"], found["bias"] = fit_router(
                 seen.averages, seen.entropy[sample], experts[sample], outputs, threshold
             )
+            probe = np.linspace(0, len(sample) - 1, min(len(sample), PROBE_POSITIONS)).astype(int)
+            found["probe"] = nn.functional.pad(seen.averages[probe], (0, 1))  # as at the threshold
         elif self.config.router == "entropy":
             outputs = 1 + (self.config.num_forget_experts or 1)
             found["weight"] = _fit_entropy_router(seen.entropy[sample], experts[sample], outputs)
+            found["probe"] = seen.entropy[sample][:PROBE_POSITIONS].unsqueeze(1)
         return found
 
     def _cache_path(self, forget: Dataset, retain: Dataset, seed: int) -> Path:
@@ -281,13 +298,15 @@ class PhaseOne:
             digest.update(chunk)
         c = self.config
         settings: list[Any] = [c.entropy_q, c.entropy_quantile, c.router, c.router_layer, c.router_half_life]
-        settings += [c.num_forget_experts, None if c.entropy_quantile is not None else c.entropy_threshold, seed, 3]
+        settings += [c.num_forget_experts, None if c.entropy_quantile is not None else c.entropy_threshold, seed, 4]
         device = next(self.decoder.module.parameters()).device.type
         if torch.is_autocast_enabled(device):
             settings.append(str(torch.get_autocast_dtype(device)))
         for dataset in (forget, retain):
             settings += [dataset["input_ids"][:], dataset["labels"][:], dataset["expert"][:]]
         digest.update(json.dumps(settings).encode())
+        base: Any = self.decoder.module
+        digest.update(base.config.to_json_string().encode())
         return Path(datasets.config.HF_DATASETS_CACHE) / "alter_peft" / f"{digest.hexdigest()}.safetensors"
 
 

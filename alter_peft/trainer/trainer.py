@@ -18,6 +18,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import torch
 from accelerate import logging
 from datasets import Dataset
 from peft import PeftModel
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
@@ -40,7 +42,15 @@ from alter_peft.tuner.model import AlterModel
 
 from .card import write_card
 from .config import AlterUnlearnConfig
-from .inputs import as_chat, assign_experts, check_all_labelled, checked_dataset, keep_input_columns
+from .inputs import (
+    as_chat,
+    assign_experts,
+    check_all_labelled,
+    check_arguments,
+    check_model,
+    checked_dataset,
+    keep_input_columns,
+)
 from .isolation import clip_by_source, drop_untaught_gradients, parameter_groups, rest_groups, wake_groups
 from .objective import Objective, token_shares, token_sums
 from .phase_one import PhaseOne, mean_log_probabilities
@@ -124,13 +134,21 @@ class AlterUnlearnTrainer(SFTTrainer):
             args = AlterUnlearnConfig(output_dir=f"{Path(name).name}-ALTER")
         if not isinstance(args, AlterUnlearnConfig):
             raise ValueError(f"`args` is a {type(args).__name__}, but must be an AlterUnlearnConfig.")
-        formatting = kwargs.pop("formatting_func", None)
-        train_dataset = checked_dataset("train_dataset", train_dataset, args.dataset_text_field, formatting)
-        retain_dataset = checked_dataset("retain_dataset", retain_dataset, args.dataset_text_field, formatting)
+        check_arguments(kwargs)
+        if not isinstance(model, str):
+            check_model(model)
+        checked = partial(
+            checked_dataset, text_field=args.dataset_text_field, formatting_func=kwargs.pop("formatting_func", None)
+        )
+        train_dataset = checked("train_dataset", train_dataset)
+        retain_dataset = checked("retain_dataset", retain_dataset)
         if calibration_dataset is not None:
-            calibration_dataset = checked_dataset(
-                "calibration_dataset", calibration_dataset, args.dataset_text_field, formatting
-            )
+            calibration_dataset = checked("calibration_dataset", calibration_dataset)
+        held_out = kwargs.pop("eval_dataset", None)
+        if isinstance(held_out, dict):
+            held_out = {name: checked(f"eval_dataset[{name!r}]", rows) for name, rows in held_out.items()}
+        elif held_out is not None:
+            held_out = checked("eval_dataset", held_out)
         has_adapter = isinstance(model, PeftModel)
         if has_adapter and peft_config is not None:
             raise ValueError("`peft_config` is given, but `model` has an adapter already. Pass either of them alone.")
@@ -141,15 +159,19 @@ class AlterUnlearnTrainer(SFTTrainer):
             raise ValueError(f"The adapter config is a {type(config).__name__}, but must be an AlterConfig.")
         assigned, experts = assign_experts(config, train_dataset, args.dataset_text_field, args.seed)
         train_dataset = keep_input_columns(train_dataset, args.dataset_text_field).add_column("expert", experts)
-        if has_adapter:
-            config.domains = assigned.domains
-            super().__init__(model, args, train_dataset=train_dataset, **kwargs)
-        else:
+        if not has_adapter:
             assigned.task_type = assigned.task_type or "CAUSAL_LM"
-            super().__init__(model, args, train_dataset=train_dataset, peft_config=assigned, **kwargs)
-        check_distributed(self)
-        self._set_up_model()
-        self._set_up_data(train_dataset, retain_dataset, calibration_dataset)
+            kwargs["peft_config"] = assigned
+        super().__init__(model, args, train_dataset=train_dataset, eval_dataset=held_out, **kwargs)
+        try:
+            check_distributed(self)
+            self._set_up_model()
+            self._set_up_data(train_dataset, retain_dataset, calibration_dataset)
+        except ValueError:
+            if not has_adapter:  # the user's model as it was given, for another attempt
+                self.model.unload()
+            raise
+        self.alter_config.domains = assigned.domains
 
     # ---- set-up -----------------------------------------------------------------------------------------------------
 
@@ -177,9 +199,14 @@ class AlterUnlearnTrainer(SFTTrainer):
                 "`structural_weight=0`."
             )
         self.alter_config.check_threshold(base.get_output_embeddings().weight.shape[0])
-        if self.args.structural_weight == 0:
-            for weight in self.shared_matrices:
-                weight.requires_grad_(False)
+        if self.args.retain_loss == "kl" and isinstance(self.head.module, AuxiliaryTrainingWrapper):
+            raise ValueError(
+                f"`modules_to_save` is {self.alter_config.modules_to_save}, which trains the LM head, but "
+                "`retain_loss='kl'` compares hidden states under one head. Use `retain_loss='cross_entropy'`, or "
+                "leave the head alone."
+            )
+        for weight in self.shared_matrices:
+            weight.requires_grad_(self.args.structural_weight > 0)
         self.forget_level: float = self.args.forget_level
         self.objective = Objective(self.args, self.alter_config, self.decoder, self.head, self.gating)
         self._structural = StructuralTerm(self)
@@ -197,10 +224,12 @@ class AlterUnlearnTrainer(SFTTrainer):
         self._forget: Dataset = self.train_dataset
         self._retain: Dataset = prepared.add_column("expert", [0] * len(prepared))
         self._calibration = calibration and self._prepare_rows("calibration_dataset", calibration)
+        if self._calibration is not None:  # what the model was taught is no measure of what it never saw
+            for name, known in (("train_dataset", self._forget), ("retain_dataset", self._retain)):
+                check_disjoint(self._calibration, known, ("calibration_dataset", name))
         self._has_entropy = False
-        if not isinstance(self.data_collator, PairCollator):
-            multiple: Any = self.args.pad_to_multiple_of
-            self.data_collator = PairCollator(pad_token_id=self._tokenizer.pad_token_id, pad_to_multiple_of=multiple)
+        multiple: Any = self.args.pad_to_multiple_of
+        self.data_collator = PairCollator(pad_token_id=self._tokenizer.pad_token_id, pad_to_multiple_of=multiple)
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
@@ -213,9 +242,13 @@ class AlterUnlearnTrainer(SFTTrainer):
     def _prepare_rows(self, name: str, dataset: Dataset) -> Dataset:
         """Tokenised rows, labelled by their own format: completions alone where there are prompts."""
         dataset = keep_input_columns(dataset, self.args.dataset_text_field)
+        of_forget = self.completion_only_loss
         if self.args.completion_only_loss is None:
             self.completion_only_loss = {"prompt", "completion"} <= set(dataset.column_names)
-        prepared = self._prepare_dataset(dataset, self.processing_class, self.args, False, None, name)
+        try:
+            prepared = self._prepare_dataset(dataset, self.processing_class, self.args, False, None, name)
+        finally:
+            self.completion_only_loss = of_forget
         check_all_labelled(name, dataset, prepared, self.args.max_length)
         return prepared
 
@@ -353,8 +386,6 @@ class AlterUnlearnTrainer(SFTTrainer):
             model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=1)
         return tapped[0]
 
-    # ---- gradients --------------------------------------------------------------------------------------------------
-
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clip every expert by itself: one norm over all would couple them."""
         if self.is_deepspeed_enabled:
@@ -389,12 +420,12 @@ class AlterUnlearnTrainer(SFTTrainer):
         """Writes beside the target first and then moves each file into place, so that none is ever half written."""
         target = Path(output_dir or str(self.args.output_dir))
         target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as partial:
-            super()._save(partial, state_dict)
-            write_card(self, Path(partial), place=target)
-            for file in sorted(Path(partial).rglob("*")):
+        with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as beside:
+            super()._save(beside, state_dict)
+            write_card(self, Path(beside), place=target)
+            for file in sorted(Path(beside).rglob("*")):
                 if file.is_file():
-                    place = target / file.relative_to(partial)
+                    place = target / file.relative_to(beside)
                     place.parent.mkdir(parents=True, exist_ok=True)
                     os.replace(file, place)
 

@@ -59,6 +59,18 @@ class LanguageModelHead:
         return logits
 
 
+def check_head(model: PreTrainedModel, decoder: nn.Module, head: LanguageModelHead) -> None:
+    """Raise a `ValueError` if `head` does not give the logits of the model's own forward, on four tokens."""
+    ids = torch.arange(1, 5, device=next(model.parameters()).device).unsqueeze(0)
+    own: Tensor = model(input_ids=ids, use_cache=False).logits.float()
+    found = head(decoder(input_ids=ids, use_cache=False)[0]).float()
+    if not torch.allclose(found, own, rtol=0.02, atol=0.02 * float(own.abs().max())):
+        raise ValueError(
+            f"`model` is a {type(model).__name__}, whose forward does to the logits what alter-peft does not know (a "
+            "scale or a cap), so that losses and entropies would be wrong. Please report this model type."
+        )
+
+
 def find_decoder(model: nn.Module) -> Decoder:
     """
     The decoder of a causal language model.
@@ -77,6 +89,11 @@ def find_decoder(model: nn.Module) -> Decoder:
         raise ValueError(
             f"A gated `router` needs a model with an LM head, but {type(model).__name__} has no output embeddings. "
             + fix
+        )
+    if not model.can_generate():
+        raise ValueError(
+            f"A gated `router` needs a causal language model, but {type(model).__name__} does not generate: its "
+            f"tokens see later ones, and gates may not. {fix}"
         )
     depth = model.config.get_text_config().num_hidden_layers
     decoder = model.get_decoder()
