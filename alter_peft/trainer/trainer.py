@@ -379,6 +379,8 @@ class AlterUnlearnTrainer(SFTTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Writes beside the target first and then moves each file into place, so that none is ever half written."""
+        if not self.args.should_save:  # under FSDP every process comes here
+            return
         target = Path(output_dir or str(self.args.output_dir))
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as partial:
