@@ -212,11 +212,11 @@ class PhaseOne:
         return self.use(self.find(forget, retain, batch_size, seed), forget, retain)
 
     def find(self, forget: Dataset, retain: Dataset, batch_size: int, seed: int) -> dict[str, Tensor]:
-        """What phase I measures, from the disk if it is there."""
+        """What phase I measures, on the CPU; from the disk if it is there."""
         path = self._cache_path(forget, retain, seed)
         if path.exists():
             return load_file(path)
-        found = self._compute(forget, retain, batch_size, seed)
+        found = {name: tensor.cpu() for name, tensor in self._compute(forget, retain, batch_size, seed).items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}")
         save_file(found, partial)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy, StateDictType
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
@@ -102,6 +103,16 @@ def _check_fsdp(trainer: AlterUnlearnTrainer) -> None:
         raise ValueError(
             "`fsdp_activation_checkpointing` is True, but must be False: it knows no gates when it recomputes a "
             "layer. Set `gradient_checkpointing=True` in AlterUnlearnConfig instead."
+        )
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise ValueError(
+            "`fsdp_offload_params` is True, but must be False: the structural term has no A on a CPU. Use more "
+            "processes, or `gradient_checkpointing=True`."
+        )
+    if plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
+        raise ValueError(
+            f"`fsdp_state_dict_type` is {plugin.state_dict_type.name}, with which transformers saves no adapter. Set "
+            "FULL_STATE_DICT."
         )
     head = trainer.model.get_base_model().get_output_embeddings()
     if not isinstance(head, nn.Linear) or any(parameter.requires_grad for parameter in head.parameters()):

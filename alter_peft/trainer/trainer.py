@@ -265,7 +265,7 @@ class AlterUnlearnTrainer(SFTTrainer):
         router = next((r for r in self.gating.routers if main and self.adapter_name in r.alter_router), None)
         phase = PhaseOne(self.model, self.alter_config, self._stack, self.head, self.gating, router, self.adapter_name)
         rows = max(1, self.args.per_device_eval_batch_size)
-        found, adapter = {}, {}
+        found: dict[str, Tensor] = {}
         if main:
             with self.accelerator.autocast():
                 found = phase.find(self._forget, self._retain, rows, self.args.seed)
@@ -286,8 +286,7 @@ class AlterUnlearnTrainer(SFTTrainer):
             start_from_clusters(self, forget)
         if several:
             own = {name: tensor for name, tensor in self.model.named_parameters() if ".alter_" in name}
-            if main:
-                adapter = {name: tensor.detach().cpu() for name, tensor in own.items()}
+            adapter = {name: tensor.detach().cpu() for name, tensor in own.items()}
             for name, tensor in from_main_process(adapter).items():
                 own[name].data.copy_(tensor)
         self._has_entropy = True
@@ -418,6 +417,8 @@ class AlterUnlearnTrainer(SFTTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Writes beside the target first and then moves each file into place, so that none is ever half written."""
+        if not self.args.should_save:  # under FSDP every process comes here
+            return
         target = Path(output_dir or str(self.args.output_dir))
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as beside:
