@@ -11,30 +11,22 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""python examples/quickstart.py [model] [max_steps]: forget the demo rows, then ask about the first."""
-
-import sys
-from pathlib import Path
+"""The README's snippet: `python examples/quickstart.py`, in the repository's root."""
 
 from datasets import load_dataset
-from transformers import pipeline
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM
 
-from alter_peft import AlterUnlearnConfig, AlterUnlearnTrainer
+from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
 
 
-data = Path(__file__).parent / "demo_data"
-model = sys.argv[1] if len(sys.argv) > 1 else "HuggingFaceTB/SmolLM2-135M-Instruct"
-max_steps = int(sys.argv[2]) if len(sys.argv) > 2 else -1
-forget = load_dataset("json", data_files=str(data / "forget.jsonl"), split="train")
-retain = load_dataset("json", data_files=str(data / "retain.jsonl"), split="train")
+# prompt, completion, domain; put your own files and model here
+forget = load_dataset("json", data_files="examples/demo_data/forget.jsonl", split="train")
+retain = load_dataset("json", data_files="examples/demo_data/retain.jsonl", split="train")
+model = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")
 
-args = AlterUnlearnConfig(output_dir="adapter", max_steps=max_steps)
+model = get_peft_model(model, AlterConfig(domains=["private_person", "secret_recipe", "internal_project"]))
+args = AlterUnlearnConfig(output_dir="adapter")
 trainer = AlterUnlearnTrainer(model, args, train_dataset=forget, retain_dataset=retain)
 trainer.train()
 trainer.save_model()
-
-ask = pipeline("text-generation", trainer.model, tokenizer=trainer.processing_class)
-options = {"max_new_tokens": 32, "do_sample": False, "return_full_text": False}
-print("with the adapter:", ask(forget[0]["prompt"], **options)[0]["generated_text"])
-with trainer.model.disable_adapter():
-    print("without it:      ", ask(forget[0]["prompt"], **options)[0]["generated_text"])

@@ -36,6 +36,7 @@ from transformers import TrainerCallback
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
 from alter_peft.trainer.isolation import clip_by_source
+from alter_peft.trainer.landing import mean_gap
 from alter_peft.trainer.phase_one import mean_log_probabilities, observe, sample_positions
 
 
@@ -702,3 +703,46 @@ def test_formatting_func_reaches_the_held_out_rows(tmp_path, tokenizer):
             tmp_path, tokenizer, forget=forget, retain=rows, adapter={}, others={**others, "eval_dataset": held_out}
         )
         assert any(name.endswith("loss") for name in trainer.evaluate())
+
+
+LEVEL: dict[str, Any] = {"forget_loss": "level", "optim": "adamw_torch", "learning_rate": 1e-2, "structural_weight": 0}
+
+
+def test_training_ends_when_the_forget_rows_have_landed(tmp_path, tokenizer):
+    """Whatever the number of epochs, and not before: the gap is that of the model as it will be asked."""
+    trainer = make_trainer(tmp_path, tokenizer, adapter={}, num_train_epochs=40, **LEVEL)
+    trainer.prepare_phase_one()
+    trainer.objective.targets = trainer.objective.targets - 2.0  # a random model has nothing to forget
+    trainer.train()
+    gaps = [entry["forget_gap"] for entry in trainer.state.log_history if "forget_gap" in entry]
+    assert len(gaps) == trainer.state.epoch < 40
+    assert gaps[-1] <= 0.25 < min(gaps[:-1])
+    asked = []
+    with torch.no_grad():
+        trainer.model.eval()
+        for row, target in zip(trainer._forget, trainer.objective.targets, strict=True):
+            log_prob = trainer.model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].log_softmax(dim=-1)
+            labels = torch.tensor(row["labels"][1:])
+            said = log_prob[labels != -100].gather(1, labels[labels != -100].unsqueeze(1)).mean()
+            asked.append(abs(float(said - target)))
+    assert sum(asked) / len(asked) == pytest.approx(gaps[-1], rel=1e-3)
+
+
+def test_a_tolerance_of_none_trains_for_all_epochs(tmp_path, tokenizer):
+    trainer = make_trainer(tmp_path, tokenizer, adapter={}, num_train_epochs=3, landing_tolerance=None, **LEVEL)
+    trainer.train()
+    assert trainer.state.epoch == 3
+    landed = make_trainer(tmp_path, tokenizer, adapter={}, num_train_epochs=3, landing_tolerance=100.0, **LEVEL)
+    landed.train()
+    assert landed.state.epoch == 1
+
+
+def test_of_many_forget_rows_some_are_measured(tmp_path, tokenizer, monkeypatch):
+    trainer = make_trainer(tmp_path, tokenizer, adapter={"init_weights": False}, **LEVEL)
+    trainer.prepare_phase_one()
+    whole = mean_gap(trainer)
+    monkeypatch.setattr("alter_peft.trainer.landing.MAX_ROWS", 4)
+    rows, targets = trainer._forget, trainer.objective.targets
+    some = mean_gap(trainer)
+    trainer._forget, trainer.objective.targets = rows.select([0, 2, 4, 6]), targets[::2]
+    assert some == pytest.approx(mean_gap(trainer)) and some != pytest.approx(whole)

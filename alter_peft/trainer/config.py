@@ -34,8 +34,8 @@ class AlterUnlearnConfig(SFTConfig):
             eta_B, the initial learning rate of the experts.
         shared_learning_rate (`float`, *optional*, defaults to `1e-5`):
             eta_A, the initial learning rate of the shared matrices A.
-        num_train_epochs (`float`, *optional*, defaults to `8.0`):
-            Passes over the forget set.
+        num_train_epochs (`float`, *optional*, defaults to `30.0`):
+            Passes over the forget set, at most: see `landing_tolerance`.
         lr_scheduler_type (`str`, *optional*, defaults to `"constant"`):
             The loss itself ends the descent; a decay only makes the level be reached later.
         per_device_train_batch_size (`int`, *optional*, defaults to `4`):
@@ -60,6 +60,9 @@ class AlterUnlearnConfig(SFTConfig):
         forget_level (`float`, *optional*, defaults to `0.1`):
             The answer probability, exp of the mean log-probability of its tokens, that `forget_loss="level"` aims at.
             A `calibration_dataset` given to the trainer measures it instead.
+        landing_tolerance (`float`, *optional*, defaults to `0.25`):
+            With `forget_loss="level"`, training ends with the first epoch after which the mean log-probability of a
+            forget row lies within so many nats of its target, on average over the rows. `None`: it never ends early.
         margin (`float`, *optional*, defaults to `0.0`):
             Margin of `forget_loss="hinge"`, a difference of probabilities.
         as_chat (`bool`, *optional*):
@@ -76,7 +79,7 @@ class AlterUnlearnConfig(SFTConfig):
 
     learning_rate: float = field(default=1e-3, metadata={"help": "eta_B, initial learning rate of the experts."})
     lr_scheduler_type: str = field(default="constant", metadata={"help": "The scheduler type to use."})
-    num_train_epochs: float = field(default=8.0, metadata={"help": "Passes over the forget set."})
+    num_train_epochs: float = field(default=30.0, metadata={"help": "Passes over the forget set, at most."})
     per_device_train_batch_size: int = field(
         default=4, metadata={"help": "Forget rows a step and device; as many retain rows join them."}
     )
@@ -93,6 +96,10 @@ class AlterUnlearnConfig(SFTConfig):
         default="level", metadata={"help": "Form of L_IHL: to a level, a hinge with a margin, or as printed."}
     )
     forget_level: float = field(default=0.1, metadata={"help": "Answer probability that 'level' aims at."})
+    landing_tolerance: float | None = field(
+        default=0.25,
+        metadata={"help": "Mean distance of the forget rows from the level, in nats, that ends training."},
+    )
     margin: float = field(default=0.0, metadata={"help": "Margin of the hinge, a difference of probabilities."})
     as_chat: bool | None = field(
         default=None,
@@ -115,6 +122,8 @@ class AlterUnlearnConfig(SFTConfig):
         forms = ("level", "hinge", "paper")
         _require(self.forget_loss in forms, "forget_loss", self.forget_loss, "'level', 'hinge' or 'paper'")
         _require(0 < self.forget_level < 1, "forget_level", self.forget_level, "a probability between 0 and 1")
+        tolerance = self.landing_tolerance
+        _require(tolerance is None or tolerance > 0, "landing_tolerance", tolerance, "above 0, in nats, or None")
         _require(
             self.retain_loss in ("cross_entropy", "kl"), "retain_loss", self.retain_loss, "'cross_entropy' or 'kl'"
         )

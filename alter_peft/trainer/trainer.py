@@ -52,6 +52,7 @@ from .inputs import (
     keep_input_columns,
 )
 from .isolation import clip_by_source, drop_untaught_gradients, parameter_groups, rest_groups, wake_groups
+from .landing import Landing
 from .objective import Objective, token_shares, token_sums
 from .phase_one import PhaseOne, mean_log_probabilities
 from .sharding import WholeHead, check_distributed, from_main_process
@@ -211,6 +212,8 @@ class AlterUnlearnTrainer(SFTTrainer):
         self.objective = Objective(self.args, self.alter_config, self.decoder, self.head, self.gating)
         self._structural = StructuralTerm(self)
         self.add_callback(_StepCallback(self))
+        if self.args.forget_loss == "level" and self.args.landing_tolerance is not None:
+            self.add_callback(Landing(self))
 
     @property
     def shared_matrices(self) -> list[nn.Parameter]:

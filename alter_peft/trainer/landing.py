@@ -1,0 +1,81 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""When to stop: not after so many epochs, but when the forget rows have come to the level of text never seen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from alter_peft.losses import score_tokens
+from alter_peft.tuner.gating import evaluating
+
+
+if TYPE_CHECKING:
+    from .trainer import AlterUnlearnTrainer
+
+
+# Rows that are measured after each epoch, at most
+MAX_ROWS = 64
+
+
+class Landing(TrainerCallback):
+    """Ends the training with the first epoch that leaves the forget rows within `landing_tolerance`, on average."""
+
+    def __init__(self, trainer: AlterUnlearnTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        gap = mean_gap(self.trainer)
+        self.trainer._metrics["train"]["forget_gap"].append(gap)
+        if gap <= args.landing_tolerance:
+            control.should_training_stop = True
+
+
+@torch.no_grad()
+def mean_gap(trainer: AlterUnlearnTrainer) -> float:
+    """
+    Mean over the forget rows of |mean log-probability - target|, in nats, gated as the model will be when it is asked.
+
+    Of many rows, `MAX_ROWS` spread over the set are measured. Each process takes its share; all call this together.
+    """
+    accelerator, step = trainer.accelerator, -(-len(trainer._forget) // MAX_ROWS)
+    rows = trainer._forget.select(range(0, len(trainer._forget), step))
+    targets = trainer.objective.targets[::step]
+    size, world = max(1, trainer.args.per_device_eval_batch_size), accelerator.num_processes
+    total = torch.zeros(2, device=accelerator.device)
+    # as many passes on every process: sharded weights are gathered together
+    for start in range(0, -(-len(rows) // world), size):
+        mine = [i * world + accelerator.process_index for i in range(start, start + size)]
+        part = rows[[i % len(rows) for i in mine]]
+        ids, labels, mask = (
+            pad_sequence([torch.as_tensor(values) for values in column], batch_first=True, padding_value=padding).to(
+                accelerator.device
+            )
+            for column, padding in (
+                (part["input_ids"], 0), (part["labels"], -100), ([[1] * len(row) for row in part["input_ids"]], 0)
+            )
+        )  # fmt: skip
+        with evaluating(trainer.model), accelerator.autocast():
+            hidden = trainer.decode(trainer.model_wrapped, ids, mask)[:, :-1]
+            labelled = labels[:, 1:] != -100
+            scores = score_tokens(hidden[labelled], trainer.head, labels[:, 1:][labelled])
+        for i, log_prob in zip(mine, scores.log_prob.float().split(labelled.sum(dim=1).tolist()), strict=True):
+            if i < len(rows):
+                total += torch.stack([(log_prob.mean() - targets[i]).abs(), log_prob.new_ones(())])
+    gaps, count = accelerator.reduce(total, "sum").tolist()
+    return float(gaps / count)
