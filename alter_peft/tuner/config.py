@@ -57,6 +57,12 @@ class AlterConfig(PeftConfig):
             Other `lora_alpha` for some layers: name or regular expression -> alpha.
         modules_to_save (`list[str]`, *optional*):
             Modules that are trained and saved whole beside the adapter.
+        trainable_token_indices (`list[int]` or `dict[str, list[int]]`, *optional*):
+            Tokens whose embeddings are trained and saved beside the adapter: indices into the input embedding, or
+            name of an embedding layer -> indices.
+        ensure_weight_tying (`bool`, *optional*, defaults to `False`):
+            Whether `modules_to_save` and `trainable_token_indices` keep tied embeddings tied. Embeddings themselves
+            are no `target_modules` of ALTER.
         bias (`str`, *optional*, defaults to `"none"`):
             Biases that are trained: `"none"`, `"all"` or `"alter_only"`.
         fan_in_fan_out (`bool`, *optional*, defaults to `False`):
@@ -126,6 +132,12 @@ class AlterConfig(PeftConfig):
     )
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Modules that are trained and saved whole beside the adapter."}
+    )
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
+        default=None, metadata={"help": "Tokens whose embeddings are trained and saved beside the adapter."}
+    )
+    ensure_weight_tying: bool = field(
+        default=False, metadata={"help": "Whether modules that are saved whole stay tied to the embeddings."}
     )
     bias: Literal["none", "all", "alter_only"] = field(default="none", metadata={"help": "Biases that are trained."})
     fan_in_fan_out: bool = field(default=False, metadata={"help": "The target stores its weight as (in, out)."})

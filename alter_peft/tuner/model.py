@@ -13,6 +13,7 @@
 # limitations under the License.
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,9 +29,10 @@ from transformers.pytorch_utils import Conv1D
 from alter_peft.registration import PREFIX
 
 from .config import AlterConfig
-from .decoder import Decoder, LanguageModelHead, find_decoder
+from .decoder import Decoder, LanguageModelHead, check_targets, find_decoder
 from .gating import DecoderHook, GatingContext, RouterHook
 from .layer import AlterLayer, AlterLinear
+from .mixed_batch import RowAdapters, check_adapter_names, copies_of_a_row, mixed_batch
 from .router import AlterRouter, AlterTunerLayer
 
 
@@ -69,7 +71,20 @@ class AlterModel(BaseTuner):
     # "all-linear" wherever LoRA has a default: query and value alone are too little to forget by (docs/paper.md)
     target_module_mapping: Any = dict.fromkeys(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, "all-linear")
 
-    def inject_adapter(self, model: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+    def inject_adapter(
+        self,
+        model: Any,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
+        """As the parent's; a gated adapter gets its router too.
+
+        Raises:
+            ValueError: the model, the layers or the adapter's name don't suit this adapter.
+        """
+        _check_name(adapter_name)
         config: AlterConfig = self.peft_config[adapter_name]
         if config.num_forget_experts is None:
             config.num_forget_experts = 1
@@ -79,9 +94,13 @@ class AlterModel(BaseTuner):
             self._decoder = find_decoder(model)
             _resolve_layers(config, self._decoder)
             config.check_threshold(model.get_output_embeddings().weight.shape[0])
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        if state_dict is not None:  # the router has its place already, whatever its keys say
+            state_dict = {key: value for key, value in state_dict.items() if ".alter_router." not in key}
+            if self._decoder is not None:
+                check_targets(state_dict, config, self._decoder)
+        super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
         if self._decoder is not None:
-            self._add_router(model, adapter_name, config, kwargs.get("low_cpu_mem_usage", False))
+            self._add_router(model, adapter_name, config, low_cpu_mem_usage)
 
     def _add_router(self, model: Any, adapter_name: str, config: AlterConfig, low_cpu_mem_usage: bool) -> None:
         assert self._decoder is not None and config.router_layer is not None
@@ -149,21 +168,49 @@ class AlterModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        if kwargs.get("adapter_names") is not None:
-            raise ValueError("`adapter_names` (a different adapter for each row) is not supported by ALTER.")
-        yield
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        check_adapter_names(self, names)
+        with mixed_batch(self.model, self.context, RowAdapters(tuple(names), copies_of_a_row(self.model, kwargs))):
+            yield
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """
+        Delete an adapter, its router included. If it was active, the other active ones stay so, or else the first of
+        the others (by name) becomes active.
+
+        Args:
+            adapter_name: the adapter to delete.
+
+        Raises:
+            ValueError: there is no such adapter, or it is merged.
+        """
+        left = [name for name in self.active_adapters if name != adapter_name]
+        super().delete_adapter(adapter_name)
+        # the parent asks the first layer which adapters are left, and that layer need not have had any other
+        names = left or sorted(self.peft_config)[:1]
+        if names and self.active_adapters != names:
+            self.set_adapter(names)
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Not supported; raises a `NotImplementedError`."""
+        raise NotImplementedError(
+            "ALTER has no `add_weighted_adapter`: adapters have different matrices A and routers, so no weighted sum "
+            "of their parameters is an adapter. To use several together, activate them: "
+            "`model.base_model.set_adapter([...])`."
+        )
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """As the parent's, after all names are checked: none is merged if one of them cannot be."""
         self._refuse_gated(adapter_names or self.active_adapters)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
 
-    def _check_merge_allowed(self) -> None:
-        super()._check_merge_allowed()
-        self._refuse_gated(self.active_adapters)
-
     def _refuse_gated(self, names: Iterable[str]) -> None:
         for name in names:
+            if name not in self.peft_config:
+                raise ValueError(f"Adapter {name!r} does not exist, only {sorted(self.peft_config)}.")
             config: AlterConfig = self.peft_config[name]
             if config.is_gated:
                 raise ValueError(
@@ -172,9 +219,15 @@ class AlterModel(BaseTuner):
                 )
 
     def _unload_and_optionally_merge(
-        self, *args: Any, **kwargs: Any
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
     ) -> Any:  # the parent declares None, but returns the model
-        model: Any = super()._unload_and_optionally_merge(*args, **kwargs)
+        if merge:
+            self._refuse_gated(adapter_names or self.active_adapters)
+        model: Any = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         for module in model.modules():
             for key, hook in list(module._forward_pre_hooks.items()):
                 if isinstance(hook, (DecoderHook, RouterHook)):
@@ -199,6 +252,14 @@ class AlterModel(BaseTuner):
                     f"(`base_model_name_or_path`={config.base_model_name_or_path!r})."
                 )
         return remapped
+
+
+def _check_name(adapter_name: str) -> None:
+    if re.fullmatch(r"retain|forget_\d+", adapter_name):
+        raise ValueError(
+            f"The adapter's name is {adapter_name!r}, which is the name of an expert, so that its weights could not "
+            "be told from those of other adapters. Choose another name."
+        )
 
 
 def _context_of(model: nn.Module) -> GatingContext:
