@@ -145,7 +145,8 @@ def inputs(family: str) -> dict[str, torch.Tensor]:
 def config(family: str, **arguments: Any) -> AlterConfig:
     """A random adapter of two forget experts with gates and experts that matter."""
     defaults: dict[str, Any] = {
-        "num_forget_experts": 2, "init_weights": False, "entropy_threshold": 0.8, "task_type": TASKS.get(family, "CAUSAL_LM")
+        "num_forget_experts": 2, "init_weights": False, "entropy_threshold": 0.8,
+        "task_type": TASKS.get(family, "CAUSAL_LM"),
     }  # fmt: skip
     if family == "mlp":
         defaults["target_modules"] = ["lin0"]

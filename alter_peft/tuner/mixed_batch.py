@@ -71,6 +71,8 @@ class _RowHook:
         self.mixed = mixed
 
     def __call__(self, wrapper: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if wrapper.disable_adapters:  # the base pass, whose head reads one row for each token
+            return None
         names = self.mixed.of(args[0].shape[0])
         # an adapter that has no copy of this module uses the base model's
         return args, {**kwargs, "adapter_names": [name if name in wrapper._adapters else BASE for name in names]}
