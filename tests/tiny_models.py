@@ -78,6 +78,7 @@ def _opt() -> Any:
         OPTConfig(
             vocab_size=VOCAB, hidden_size=32, ffn_dim=48, num_hidden_layers=3, num_attention_heads=4,
             max_position_embeddings=64, pad_token_id=0, bos_token_id=2, eos_token_id=1, word_embed_proj_dim=32,
+            dropout=0.0,
         )
     )  # fmt: skip
 

@@ -181,6 +181,8 @@ class AlterConfig(PeftConfig):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
+        if self.ensure_weight_tying:
+            self.modules_to_tie: set[str] | None = None  # as LoraConfig: where PEFT keeps what it finds to tie
         if self.entropy_threshold is None and self.entropy_quantile is None:
             self.entropy_threshold = 1.2
         if self.inference_entropy is None:

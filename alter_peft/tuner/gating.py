@@ -65,6 +65,7 @@ class GatingContext:
     def __init__(self) -> None:
         self.routers: list[AlterRouter] = []
         self.num_layers = 0
+        self.flattens = False  # whether the decoder's layers call some of their own on (B T, k), as OPT's do
         self.state = GateState(gates={})
         self.base_pass = False
         self.mixed: RowAdapters | None = None  # set when each row has an adapter of its own
@@ -124,6 +125,13 @@ class GatingContext:
             for name in (router.active_adapters if self.mixed is None else self.mixed.adapters)
             if name in router.alter_router
         ]
+
+    def flattened_batch(self, x: Tensor) -> int | None:
+        """B, if `x` is the (B T, k) that a decoder has made of its tokens in this gated pass; `None` if it is not."""
+        if not self.flattens or x.dim() != 2:
+            return None
+        gates = [self.state.gates[name] for _, name in self.active() if name in self.state.gates]
+        return gates[0].shape[0] if gates and gates[0].shape[:-1].numel() == x.shape[0] else None
 
     def entropy_for(self, config: AlterConfig) -> Tensor | None:
         """S_q (B, T) as this adapter takes it: what was supplied, or the base pass if it asks for one."""

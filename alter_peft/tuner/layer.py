@@ -179,9 +179,15 @@ class AlterLinear(nn.Module, AlterLayer):
         result: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged or self.context.base_pass:
             return result
-        dtype = result.dtype
+        batch = self.context.flattened_batch(x)
+        if batch is None:
+            return self._updated(x, result)
+        return self._updated(x.unflatten(0, (batch, -1)), result.unflatten(0, (batch, -1))).flatten(0, 1)
+
+    def _updated(self, x: Tensor, result: Tensor) -> Tensor:
         if self.context.mixed is not None:
             return self._add_by_row(self.context.mixed, x, result)
+        dtype = result.dtype
         for name in self.active_adapters:
             if name in self.alter_A:
                 result = result + self._delta(name, x).to(dtype)

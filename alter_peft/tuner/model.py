@@ -13,13 +13,14 @@
 # limitations under the License.
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from accelerate import init_empty_weights
-from peft import PeftConfig
+from peft import LoraModel, PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
@@ -109,6 +110,7 @@ class AlterModel(BaseTuner):
             hook = DecoderHook(self.context, LanguageModelHead(model))
             self._decoder.module.register_forward_pre_hook(hook, with_kwargs=True)
             self.context.num_layers = len(self._decoder.layers)
+            self.context.flattens = model.config.get_text_config().model_type == "opt"
         if not any(isinstance(hook, RouterHook) for hook in layer._forward_pre_hooks.values()):
             layer.token_router = AlterRouter(layer)
             layer.register_forward_pre_hook(RouterHook(self.context), with_kwargs=True)
@@ -122,6 +124,11 @@ class AlterModel(BaseTuner):
         layer.token_router.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _check_target_module_exists(self, peft_config: AlterConfig, key: str) -> Any:  # type: ignore[override]
+        targets = peft_config.target_modules
+        if isinstance(targets, set) and key in targets and peft_config.layers_to_transform is not None:
+            # PEFT adapts what is listed by its full name, as "all-linear" lists a small model, in whatever layer it is
+            peft_config = copy.copy(peft_config)
+            peft_config.target_modules = {key.rpartition(".")[2]}  # type: ignore[assignment]
         matched = super()._check_target_module_exists(peft_config, key)
         if not matched or self._decoder is None:
             return matched
@@ -193,6 +200,16 @@ class AlterModel(BaseTuner):
         names = left or sorted(self.peft_config)[:1]
         if names and self.active_adapters != names:
             self.set_adapter(names)
+
+    def _add_modules_to_save_to_tie(self, peft_config: AlterConfig, tied_weight_keys: list[str]) -> None:
+        LoraModel._add_modules_to_save_to_tie(self, peft_config, tied_weight_keys)
+
+    def _add_targets_to_tie(self, peft_config: AlterConfig, tied_weight_keys: list[str]) -> None:
+        raise ValueError(
+            f"`ensure_weight_tying` is set and `target_modules` is {peft_config.target_modules!r}, but embeddings are "
+            f"no `target_modules` of ALTER and {tied_weight_keys} are tied to them. Use `modules_to_save` or "
+            "`trainable_token_indices`."
+        )
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Not supported; raises a `NotImplementedError`."""
