@@ -69,6 +69,7 @@ class AlterModel(BaseTuner):
 
     prefix: str = PREFIX
     tuner_layer_cls = AlterTunerLayer
+    _add_modules_to_save_to_tie: Any = LoraModel._add_modules_to_save_to_tie
     # "all-linear" wherever LoRA has a default: query and value alone are too little to forget by (docs/paper.md)
     target_module_mapping: Any = dict.fromkeys(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, "all-linear")
 
@@ -128,7 +129,7 @@ class AlterModel(BaseTuner):
         if isinstance(targets, set) and key in targets and peft_config.layers_to_transform is not None:
             # PEFT adapts what is listed by its full name, as "all-linear" lists a small model, in whatever layer it is
             peft_config = copy.copy(peft_config)
-            peft_config.target_modules = {key.rpartition(".")[2]}  # type: ignore[assignment]
+            peft_config.target_modules = {key.rpartition(".")[2]}
         matched = super()._check_target_module_exists(peft_config, key)
         if not matched or self._decoder is None:
             return matched
@@ -200,9 +201,6 @@ class AlterModel(BaseTuner):
         names = left or sorted(self.peft_config)[:1]
         if names and self.active_adapters != names:
             self.set_adapter(names)
-
-    def _add_modules_to_save_to_tie(self, peft_config: AlterConfig, tied_weight_keys: list[str]) -> None:
-        LoraModel._add_modules_to_save_to_tie(self, peft_config, tied_weight_keys)
 
     def _add_targets_to_tie(self, peft_config: AlterConfig, tied_weight_keys: list[str]) -> None:
         raise ValueError(
