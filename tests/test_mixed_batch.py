@@ -18,7 +18,7 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import PeftModel
-from tiny_models import MASK, adapted, add, base_model, generate, inputs, outputs
+from tiny_models import MASK, TOKENS, adapted, add, base_model, generate, inputs, outputs
 from transformers import GenerationConfig
 
 from alter_peft.tuner.layer import AlterLayer
@@ -108,7 +108,7 @@ def test_sampling_several_sequences_of_a_row():
 
 @pytest.mark.parametrize(
     "saved",
-    [{"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [5, 6, 7, 8, 9]}],
+    [{"modules_to_save": ["lm_head"]}, {"trainable_token_indices": TOKENS}],
     ids=["modules_to_save", "trainable_token_indices"],
 )
 @pytest.mark.parametrize("mode", [{}, {"inference_entropy": "base"}], ids=["context", "base"])

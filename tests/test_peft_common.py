@@ -23,11 +23,12 @@ import pickle
 import pytest
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
-from tiny_models import adapted, add, base_model, config, generate, inputs, outputs
+from tiny_models import TOKENS, adapted, add, base_model, config, generate, inputs, outputs
 from torch import nn
 
-from alter_peft.tuner.layer import AlterLayer, AlterLinear
+from alter_peft.tuner.layer import AlterLinear
 
 
 STATIC = [("mlp", "static"), ("bert", "static"), ("t5", "static"), ("gpt2", "static")]
@@ -163,6 +164,30 @@ def test_merging_in_half_precision_and_with_nans(family):
     assert torch.equal(layer.get_base_layer().weight, before)
 
 
+@static
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(family, dtype):
+    base = base_model(family).to(dtype)
+    expected = outputs(base, family)
+    model = get_peft_model(base, config(family, router="static")).eval()
+    assert {p.dtype for name, p in model.named_parameters() if ".alter_" in name} == {torch.float32}
+    found = outputs(model, family)
+    assert found.dtype == dtype and found.isfinite().all() and not torch.equal(found, expected)
+    halved = outputs(model.to(dtype), family)  # the adapter too
+    assert halved.dtype == dtype and halved.isfinite().all()
+
+
+def test_biases_belong_to_one_adapter():
+    model = adapted("mlp", router="static", bias="alter_only")
+    assert model.base_model.model.lin0.base_layer.bias.requires_grad
+    with pytest.raises(ValueError, match="supports only 1 adapter with bias"):
+        add(model, "other", "mlp", router="static", bias="all")
+    assert list(model.peft_config) == ["default"]
+    with pytest.warns(UserWarning, match="Careful, disabling adapter layers with bias"), model.disable_adapter():
+        outputs(model, "mlp")
+    assert "alter.AlterLinear(" in repr(model)
+
+
 def test_static_adapters_merge_beside_a_gated_one():
     model = adapted("llama")
     add(model, "fixed", "llama", router="static")
@@ -191,7 +216,8 @@ def test_unloading(family, router):
     unloaded = model.unload()
     assert torch.equal(outputs(unloaded, family), outputs(base_model(family), family))
     assert [n for n, _ in unloaded.named_parameters()] == [n for n, _ in base_model(family).named_parameters()]
-    assert not any(isinstance(module, AlterLayer) for module in unloaded.modules())
+    assert not any(isinstance(module, BaseTunerLayer) for module in unloaded.modules())
+    assert not hasattr(unloaded, "peft_config")
 
 
 def test_generating_with_an_encoder():
@@ -229,7 +255,7 @@ def test_trained_tokens(router, tmp_path):
 
 
 def test_base_entropy_leaves_trained_tokens_out():
-    model = adapted("llama", inference_entropy="base", trainable_token_indices=[5, 6, 7, 8, 9])
+    model = adapted("llama", inference_entropy="base", trainable_token_indices=TOKENS)
     context = next(module.context for module in model.modules() if isinstance(module, AlterLinear))
     outputs(model, "llama")
     expected = context.entropy
@@ -238,6 +264,8 @@ def test_base_entropy_leaves_trained_tokens_out():
     changed = outputs(model, "llama")
     assert torch.equal(context.entropy, expected)
     assert torch.equal(outputs(model, "llama"), changed)
+    with model.disable_adapter():
+        assert not torch.allclose(changed, outputs(model, "llama"), atol=1e-2)
 
 
 def test_modules_to_save_stay_tied(tmp_path):

@@ -50,6 +50,7 @@ VOCAB = 120
 IDS = torch.randint(4, VOCAB, (3, 10), generator=torch.Generator().manual_seed(0))
 MASK = torch.ones_like(IDS)
 MASK[0, :4] = MASK[1, :1] = 0  # left padding
+TOKENS = sorted(set(IDS[:, 5:].flatten().tolist()))  # that every row has some of
 
 
 class MLP(nn.Module):
