@@ -20,7 +20,7 @@ import json
 import pytest
 from conftest import make_llama
 
-from alter_peft.cli import main
+from alter_peft.cli import _adapter_arguments, _adapter_config, main
 
 
 FORGET = [
@@ -152,3 +152,8 @@ def test_help_lists_the_options_of_both_configs(capsys):
     out = capsys.readouterr().out
     for option in ("--router", "--structural_weight", "--forget", "--target_modules", "--learning_rate"):
         assert option in out
+
+
+@pytest.mark.parametrize("given", [[5, 6], {"embed_tokens": [5, 6]}])
+def test_trained_tokens_are_a_list_or_an_object(given):
+    assert _adapter_config(_adapter_arguments()(trainable_token_indices=given)).trainable_token_indices == given
