@@ -107,7 +107,7 @@ def _adapter_config(arguments: Any) -> AlterConfig:
             value = _json_object(inner.name, value)
         elif isinstance(value, list) and len(value) == 1 and not holds.isdisjoint({str, int}):
             value = value[0]  # `--target_modules all-linear` is a name, not a list of one
-        elif list in holds and holds.isdisjoint({str, int}) and not isinstance(value, list):
+        elif list in holds and holds.isdisjoint({str, int}) and not isinstance(value, (list, dict)):
             value = [value]
         values[inner.name] = value
     return AlterConfig(**values)

@@ -20,7 +20,7 @@ import json
 import pytest
 from conftest import make_llama
 
-from alter_peft.cli import main
+from alter_peft.cli import _adapter_arguments, _adapter_config, main
 
 
 FORGET = [
@@ -169,3 +169,8 @@ def test_what_fails_in_training_shows_where(files, monkeypatch):
     monkeypatch.setattr("alter_peft.cli.AlterUnlearnTrainer.train", fail)
     with pytest.raises(ValueError, match="at step 500"):
         main(flags(files))
+
+
+@pytest.mark.parametrize("given", [[5, 6], {"embed_tokens": [5, 6]}])
+def test_trained_tokens_are_a_list_or_an_object(given):
+    assert _adapter_config(_adapter_arguments()(trainable_token_indices=given)).trainable_token_indices == given

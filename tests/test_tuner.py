@@ -642,11 +642,6 @@ def test_merging_a_gated_adapter_that_is_not_active_raises():
 # What is not supported raises
 
 
-def test_adapter_names_are_refused():
-    with pytest.raises(ValueError, match=r"`adapter_names` .* not supported"):
-        adapted()(input_ids=IDS, adapter_names=["default"] * 3)
-
-
 def test_layer_input_of_another_shape_raises():
     model = adapted()
     logits(model)

@@ -57,6 +57,12 @@ class AlterConfig(PeftConfig):
             Other `lora_alpha` for some layers: name or regular expression -> alpha.
         modules_to_save (`list[str]`, *optional*):
             Modules that are trained and saved whole beside the adapter.
+        trainable_token_indices (`list[int]` or `dict[str, list[int]]`, *optional*):
+            Tokens whose embeddings are trained and saved beside the adapter: indices into the input embedding, or
+            name of an embedding layer -> indices.
+        ensure_weight_tying (`bool`, *optional*, defaults to `False`):
+            Whether `modules_to_save` and `trainable_token_indices` keep tied embeddings tied. Embeddings themselves
+            are no `target_modules` of ALTER.
         bias (`str`, *optional*, defaults to `"none"`):
             Biases that are trained: `"none"`, `"all"` or `"alter_only"`.
         fan_in_fan_out (`bool`, *optional*, defaults to `False`):
@@ -127,6 +133,12 @@ class AlterConfig(PeftConfig):
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Modules that are trained and saved whole beside the adapter."}
     )
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
+        default=None, metadata={"help": "Tokens whose embeddings are trained and saved beside the adapter."}
+    )
+    ensure_weight_tying: bool = field(
+        default=False, metadata={"help": "Whether modules that are saved whole stay tied to the embeddings."}
+    )
     bias: Literal["none", "all", "alter_only"] = field(default="none", metadata={"help": "Biases that are trained."})
     fan_in_fan_out: bool = field(default=False, metadata={"help": "The target stores its weight as (in, out)."})
     num_forget_experts: int | None = field(
@@ -169,6 +181,8 @@ class AlterConfig(PeftConfig):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
+        if self.ensure_weight_tying:
+            self.modules_to_tie: set[str] | None = None  # as LoraConfig: where PEFT keeps what it finds to tie
         if self.entropy_threshold is None and self.entropy_quantile is None:
             self.entropy_threshold = 1.2
         if self.inference_entropy is None:

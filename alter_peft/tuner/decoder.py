@@ -21,6 +21,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from alter_peft.registration import PREFIX
+
+from .config import AlterConfig
+
 
 class Decoder(NamedTuple):
     """The decoder stack of a causal language model, `path` being the name of `layers` in it."""
@@ -104,3 +108,15 @@ def find_decoder(model: nn.Module) -> Decoder:
     raise ValueError(
         f"A gated `router` needs decoder layers, but {type(model).__name__} has no list of {depth} modules. {fix}"
     )
+
+
+def check_targets(state_dict: dict[str, Tensor], config: AlterConfig, decoder: Decoder) -> None:
+    """Raise a `ValueError` if a state dict has adapted layers below the router."""
+    branch = tuple(f"{decoder.path}.{i}." for i in range(config.router_layer or 0, len(decoder.layers)))
+    adapted = {key.partition(f".{PREFIX}")[0] + "." for key in state_dict if f".{PREFIX}" in key}
+    wrong = sorted(name[:-1] for name in adapted if not name.removeprefix("base_model.model.").startswith(branch))
+    if wrong:
+        raise ValueError(
+            f"`state_dict` has an adapter on {wrong[0]!r}, but a gated router adapts the layers from `router_layer`="
+            f"{config.router_layer} up alone. Set `router_layer` to that of the adapter that the state dict is of."
+        )

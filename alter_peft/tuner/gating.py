@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
@@ -33,7 +34,9 @@ from transformers.cache_utils import Cache
 from alter_peft.entropy import chunked_tsallis_entropy
 
 from .cache import base_layers, router_state, with_cache
+from .config import AlterConfig
 from .decoder import LanguageModelHead
+from .mixed_batch import RowAdapters
 from .router import AlterRouter, Context, moving_average
 
 
@@ -51,6 +54,10 @@ class GateState(NamedTuple):
     learns_experts: bool = True
     learns_shared: bool = True
 
+    def of_rows(self, rows: list[int]) -> GateState:
+        """The state of these rows of the batch alone."""
+        return self._replace(gates={name: gates[rows] for name, gates in self.gates.items()})
+
 
 class GatingContext:
     """The state of one base model, shared by its hooks and by all of its ALTER layers."""
@@ -58,8 +65,10 @@ class GatingContext:
     def __init__(self) -> None:
         self.routers: list[AlterRouter] = []
         self.num_layers = 0
+        self.flattens = False  # whether the decoder's layers call some of their own on (B T, k), as OPT's do
         self.state = GateState(gates={})
         self.base_pass = False
+        self.mixed: RowAdapters | None = None  # set when each row has an adapter of its own
         self.attention_mask: Tensor | None = None
         self.entropy: Tensor | None = None
         self.observer: Callable[[str, Context], None] | None = None
@@ -108,14 +117,26 @@ class GatingContext:
         self.state = self._supplied._replace(gates={})
 
     def active(self) -> list[tuple[AlterRouter, str]]:
-        """The enabled routers and their active adapters."""
+        """The enabled routers and their active adapters; in a mixed batch, the adapters of its rows."""
         return [
             (router, name)
             for router in self.routers
             if not router.disable_adapters
-            for name in router.active_adapters
+            for name in (router.active_adapters if self.mixed is None else self.mixed.adapters)
             if name in router.alter_router
         ]
+
+    def flattened_batch(self, x: Tensor) -> int | None:
+        """B, if `x` is the (B T, k) that a decoder has made of its tokens in this gated pass; `None` if it is not."""
+        if not self.flattens or x.dim() != 2:
+            return None
+        gates = [self.state.gates[name] for _, name in self.active() if name in self.state.gates]
+        return gates[0].shape[0] if gates and gates[0].shape[:-1].numel() == x.shape[0] else None
+
+    def entropy_for(self, config: AlterConfig) -> Tensor | None:
+        """S_q (B, T) as this adapter takes it: what was supplied, or the base pass if it asks for one."""
+        supplied = self._supplied_entropy is not None
+        return self.entropy if supplied or config.inference_entropy == "base" else None
 
     def gates_for(self, name: str, h: Tensor) -> Tensor:
         """The gates of an adapter, (B, T, 1+N), for a layer whose A x is `h`; a shape that doesn't fit raises."""
@@ -184,7 +205,7 @@ class RouterHook:
                     if context.observer is not None:
                         context.observer(name, average)
                     else:
-                        context.state.gates[name] = router(name, average, context.entropy)
+                        context.state.gates[name] = router(name, average, context.entropy_for(router.config[name]))
 
     def _average(self, router: AlterRouter, name: str, hidden: Tensor, cache: Cache | None) -> Context:
         batch, length = hidden.shape[:2]
@@ -246,7 +267,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def original_modules(*roots: nn.Module) -> Iterator[None]:
     """Inside, `modules_to_save` are the base model's own; `enable_adapters` would touch their gradients too."""
-    wrappers = [module for root in roots for module in root.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+    kinds = (AuxiliaryTrainingWrapper, TrainableTokensLayer)  # the latter has a switch beside its wrapper's
+    wrappers = [module for root in roots for module in root.modules() if isinstance(module, kinds)]
     switched = [wrapper for wrapper in wrappers if not wrapper._disable_adapters]
     try:
         for wrapper in switched:

@@ -30,6 +30,7 @@ from .router import AlterTunerLayer
 if TYPE_CHECKING:
     from .config import AlterConfig
     from .gating import GatingContext
+    from .mixed_batch import RowAdapters
 
 
 class SharedProjection(nn.Linear):
@@ -173,13 +174,34 @@ class AlterLinear(nn.Module, AlterLayer):
         Returns:
             y: (..., d), in the dtype of the base layer's output.
         """
+        if self.disable_adapters and self.merged:
+            self.unmerge()
         result: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged or self.context.base_pass:
             return result
+        batch = self.context.flattened_batch(x)
+        if batch is None:
+            return self._updated(x, result)
+        return self._updated(x.unflatten(0, (batch, -1)), result.unflatten(0, (batch, -1))).flatten(0, 1)
+
+    def _updated(self, x: Tensor, result: Tensor) -> Tensor:
+        if self.context.mixed is not None:
+            return self._add_by_row(self.context.mixed, x, result)
         dtype = result.dtype
         for name in self.active_adapters:
             if name in self.alter_A:
                 result = result + self._delta(name, x).to(dtype)
+        return result
+
+    def _add_by_row(self, mixed: RowAdapters, x: Tensor, result: Tensor) -> Tensor:
+        """Add to each row the update of its own adapter."""
+        state = self.context.state
+        for name, rows in mixed.groups(x.shape[0]).items():
+            if name in self.alter_A:
+                if self.expert_weights[name] is None:
+                    self.context.gates_for(name, x)  # raises if the gates are of another shape
+                with self.context.replaying(state.of_rows(rows)):
+                    result[rows] += self._delta(name, x[rows]).to(result.dtype)
         return result
 
     def _delta(self, name: str, x: Tensor) -> Tensor:

@@ -13,12 +13,14 @@
 # limitations under the License.
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from accelerate import init_empty_weights
-from peft import PeftConfig
+from peft import LoraModel, PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
@@ -30,9 +32,10 @@ from transformers.pytorch_utils import Conv1D
 from alter_peft.registration import PREFIX
 
 from .config import AlterConfig
-from .decoder import Decoder, LanguageModelHead, find_decoder
+from .decoder import Decoder, LanguageModelHead, check_targets, find_decoder
 from .gating import DecoderHook, GatingContext, RouterHook
 from .layer import AlterLayer, AlterLinear
+from .mixed_batch import RowAdapters, check_adapter_names, copies_of_a_row, mixed_batch
 from .router import AlterRouter, AlterTunerLayer
 
 
@@ -68,10 +71,24 @@ class AlterModel(BaseTuner):
 
     prefix: str = PREFIX
     tuner_layer_cls = AlterTunerLayer
+    _add_modules_to_save_to_tie: Any = LoraModel._add_modules_to_save_to_tie
     # "all-linear" wherever LoRA has a default: query and value alone are too little to forget by (docs/paper.md)
     target_module_mapping: Any = dict.fromkeys(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, "all-linear")
 
-    def inject_adapter(self, model: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+    def inject_adapter(
+        self,
+        model: Any,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
+        """As the parent's; a gated adapter gets its router too.
+
+        Raises:
+            ValueError: the model, the layers or the adapter's name don't suit this adapter.
+        """
+        _check_name(adapter_name)
         _refuse_split_weights(model)
         config: AlterConfig = self.peft_config[adapter_name]
         if config.num_forget_experts is None:
@@ -82,9 +99,13 @@ class AlterModel(BaseTuner):
             self._decoder = find_decoder(model)
             _resolve_layers(config, self._decoder)
             config.check_threshold(model.get_output_embeddings().weight.shape[0])
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        if state_dict is not None:  # the router has its place already, whatever its keys say
+            state_dict = {key: value for key, value in state_dict.items() if ".alter_router." not in key}
+            if self._decoder is not None:
+                check_targets(state_dict, config, self._decoder)
+        super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
         if self._decoder is not None:
-            self._add_router(model, adapter_name, config, kwargs.get("low_cpu_mem_usage", False))
+            self._add_router(model, adapter_name, config, low_cpu_mem_usage)
 
     def _add_router(self, model: Any, adapter_name: str, config: AlterConfig, low_cpu_mem_usage: bool) -> None:
         assert self._decoder is not None and config.router_layer is not None
@@ -93,6 +114,7 @@ class AlterModel(BaseTuner):
             hook = DecoderHook(self.context, LanguageModelHead(model))
             self._decoder.module.register_forward_pre_hook(hook, with_kwargs=True)
             self.context.num_layers = len(self._decoder.layers)
+            self.context.flattens = model.config.get_text_config().model_type == "opt"
         if not any(isinstance(hook, RouterHook) for hook in layer._forward_pre_hooks.values()):
             layer.token_router = AlterRouter(layer)
             layer.register_forward_pre_hook(RouterHook(self.context), with_kwargs=True)
@@ -106,6 +128,11 @@ class AlterModel(BaseTuner):
         layer.token_router.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _check_target_module_exists(self, peft_config: AlterConfig, key: str) -> Any:  # type: ignore[override]
+        targets = peft_config.target_modules
+        if isinstance(targets, set) and key in targets and peft_config.layers_to_transform is not None:
+            # PEFT adapts what is listed by its full name, as "all-linear" lists a small model, in whatever layer it is
+            peft_config = copy.copy(peft_config)
+            peft_config.target_modules = {key.rpartition(".")[2]}
         matched = super()._check_target_module_exists(peft_config, key)
         if not matched or self._decoder is None:
             return matched
@@ -152,21 +179,56 @@ class AlterModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        if kwargs.get("adapter_names") is not None:
-            raise ValueError("`adapter_names` (a different adapter for each row) is not supported by ALTER.")
-        yield
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        check_adapter_names(self, names)
+        with mixed_batch(self.model, self.context, RowAdapters(tuple(names), copies_of_a_row(self.model, kwargs))):
+            yield
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """
+        Delete an adapter, its router included. If it was active, the other active ones stay so, or else the first of
+        the others (by name) becomes active.
+
+        Args:
+            adapter_name: the adapter to delete.
+
+        Raises:
+            ValueError: there is no such adapter, or it is merged.
+        """
+        left = [name for name in self.active_adapters if name != adapter_name]
+        super().delete_adapter(adapter_name)
+        # the parent asks the first layer which adapters are left, and that layer need not have had any other
+        names = left or sorted(self.peft_config)[:1]
+        if names and self.active_adapters != names:
+            self.set_adapter(names)
+
+    def _add_targets_to_tie(self, peft_config: AlterConfig, tied_weight_keys: list[str]) -> None:
+        raise ValueError(
+            f"`ensure_weight_tying` is set and `target_modules` is {peft_config.target_modules!r}, but embeddings are "
+            f"no `target_modules` of ALTER and {tied_weight_keys} are tied to them. Use `modules_to_save` or "
+            "`trainable_token_indices`."
+        )
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Not supported; raises a `NotImplementedError`."""
+        raise NotImplementedError(
+            "ALTER has no `add_weighted_adapter`: adapters have different matrices A and routers, so no weighted sum "
+            "of their parameters is an adapter. To use several together, activate them: "
+            "`model.base_model.set_adapter([...])`."
+        )
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """As the parent's, after all names are checked: none is merged if one of them cannot be."""
         self._refuse_gated(adapter_names or self.active_adapters)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
 
-    def _check_merge_allowed(self) -> None:
-        super()._check_merge_allowed()
-        self._refuse_gated(self.active_adapters)
-
     def _refuse_gated(self, names: Iterable[str]) -> None:
         for name in names:
+            if name not in self.peft_config:
+                raise ValueError(f"Adapter {name!r} does not exist, only {sorted(self.peft_config)}.")
             config: AlterConfig = self.peft_config[name]
             if config.is_gated:
                 raise ValueError(
@@ -175,9 +237,15 @@ class AlterModel(BaseTuner):
                 )
 
     def _unload_and_optionally_merge(
-        self, *args: Any, **kwargs: Any
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
     ) -> Any:  # the parent declares None, but returns the model
-        model: Any = super()._unload_and_optionally_merge(*args, **kwargs)
+        if merge:
+            self._refuse_gated(adapter_names or self.active_adapters)
+        model: Any = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         for module in model.modules():
             for key, hook in list(module._forward_pre_hooks.items()):
                 if isinstance(hook, (DecoderHook, RouterHook)):
@@ -212,6 +280,14 @@ def _refuse_split_weights(model: nn.Module) -> None:
             f"The model's weights are split over processes (the first is {split!r}), as by `tp_plan` or "
             "`distributed_config`, which ALTER does not support. Load it without these; for training in parts, launch "
             "with FSDP 2 (`examples/accelerate_configs/fsdp2.yaml`)."
+        )
+
+
+def _check_name(adapter_name: str) -> None:
+    if re.fullmatch(r"retain|forget_\d+", adapter_name):
+        raise ValueError(
+            f"The adapter's name is {adapter_name!r}, which is the name of an expert, so that its weights could not "
+            "be told from those of other adapters. Choose another name."
         )
 
 

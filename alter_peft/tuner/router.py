@@ -13,6 +13,7 @@
 # limitations under the License.
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -110,14 +111,14 @@ class AlterRouter(nn.Module, AlterTunerLayer):
     router. An unknown S counts as one at the threshold. Always float32; fitted in phase I and frozen.
     """
 
-    adapter_layer_names: tuple[str, ...] = ("alter_router",)
-    other_param_names: tuple[str, ...] = ("config",)
+    # no `adapter_layer_names`: PEFT makes what is listed there trainable, and its status would call a model whose
+    # experts train while its router is frozen "irregular"
+    other_param_names: tuple[str, ...] = ("alter_router", "config")
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.alter_router: Any = nn.ModuleDict({})  # of nn.Linear
         self.config: dict[str, AlterConfig] = {}
-        self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._layer = (layer,)  # in a tuple, so that the parent is no child of its own child
@@ -135,7 +136,6 @@ class AlterRouter(nn.Module, AlterTunerLayer):
             nn.init.zeros_(linear.bias)
         self.alter_router[adapter_name] = linear.requires_grad_(False)
         self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.frozen_peft_weight_names[adapter_name] = ("alter_router",)
         self.config[adapter_name] = config
 
     def logits(self, name: str, context: Context, entropy: Tensor | None) -> Tensor:
@@ -167,6 +167,22 @@ class AlterRouter(nn.Module, AlterTunerLayer):
                 "Train the adapter first or set `entropy_threshold`."
             )
         return entropy.float() - threshold
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Nothing to merge: a gated adapter is refused before this is reached."""
+
+    def unmerge(self) -> None:
+        """Nothing to unmerge."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AlterRouter:
+        """Moves to a device, never to another dtype: `model.half()` would round the gates."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            found = fn(tensor)
+            return found if found.dtype == tensor.dtype else tensor.to(found.device)
+
+        super()._apply(moved, recurse)
+        return self
 
     def get_base_layer(self) -> nn.Module:
         """The decoder layer whose input is read."""

@@ -1,0 +1,213 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What PEFT's test_low_level_api, test_config and test_initialization check for every method."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import re
+
+import pytest
+import torch
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_base_model_state_dict,
+    get_peft_config,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_base_model_state_dict,
+    set_peft_model_state_dict,
+)
+from tiny_models import MLP, adapted, base_model, config, outputs
+from torch import nn
+
+from alter_peft import AlterConfig
+from alter_peft.tuner.layer import AlterLayer
+from alter_peft.tuner.router import AlterRouter
+
+
+CASES = [("mlp", "static"), ("bert", "static"), ("t5", "static"), ("llama", "context")]
+every = pytest.mark.parametrize(("family", "router"), CASES, ids=[f"{f}-{r}" for f, r in CASES])
+
+
+def adapted_names(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, AlterLayer)]
+
+
+def injected(family: str, seed: int = 1, state_dict=None, **arguments) -> nn.Module:
+    model = base_model(family)
+    torch.manual_seed(seed)
+    return inject_adapter_in_model(config(family, **arguments), model, state_dict=state_dict).eval()
+
+
+# Injection without a PeftModel
+
+
+@every
+def test_state_dicts_of_an_injected_adapter(family, router):
+    model, other = injected(family, router=router), injected(family, seed=2, router=router)
+    assert torch.equal(outputs(model, family), outputs(adapted(family, router=router), family))
+    state = get_peft_model_state_dict(model)
+    names = [key for key in state if "modules_to_save" not in key and ".alter_" in f".{key}"]
+    assert names and all(key.startswith(tuple(adapted_names(model))) or "alter_router" in key for key in names)
+    result = set_peft_model_state_dict(other, state)
+    assert not result.unexpected_keys and torch.equal(outputs(other, family), outputs(model, family))
+
+
+@every
+def test_injection_by_a_state_dict(family, router, recwarn):
+    state = get_peft_model_state_dict(injected(family, router=router))
+    model = injected(family, router=router, state_dict=state)
+    assert not [w for w in recwarn if issubclass(w.category, (RuntimeWarning, UserWarning))]
+    found = get_peft_model_state_dict(model)
+    assert {key: value.shape for key, value in found.items()} == {key: value.shape for key, value in state.items()}
+    fewer = {key: value for key, value in state.items() if not key.startswith(adapted_names(model)[0] + ".")}
+    if fewer:
+        with pytest.warns(RuntimeWarning, match="PEFT config contained these additional target modules"):
+            injected(family, router=router, state_dict=fewer)
+    less = {"target_modules": ["q_proj"]} if family == "llama" else {"exclude_modules": adapted_names(model)[:1]}
+    if len(adapted_names(model)) > 1:
+        with pytest.warns(RuntimeWarning, match="state_dict contained these additional target modules"):
+            more = injected(family, router=router, state_dict=state, **less)
+        assert adapted_names(more) == adapted_names(model)
+    meta = inject_adapter_in_model(
+        config(family, router=router), base_model(family), state_dict=state, low_cpu_mem_usage=True
+    )
+    devices = {value.device.type for key, value in get_peft_model_state_dict(meta).items() if "alter_" in key}
+    assert devices == {"meta"}
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
+def test_a_second_adapter_is_injected_by_a_state_dict():
+    model = injected("llama", router_layer=1)
+    state = get_peft_model_state_dict(model)
+    inject_adapter_in_model(config("llama", router_layer=1), model, adapter_name="other", state_dict=state)
+    other = get_peft_model_state_dict(model, adapter_name="other")
+    assert other.keys() == state.keys() and sum(isinstance(m, AlterRouter) for m in model.modules()) == 1
+
+
+def test_a_state_dict_below_the_router_is_refused():
+    state = get_peft_model_state_dict(injected("llama", router_layer=0))
+    model = base_model("llama")
+    with pytest.raises(ValueError, match=r"`state_dict` has an adapter on 'model\.layers\.0\..*Set `router_layer`"):
+        inject_adapter_in_model(config("llama", router_layer=2), model, state_dict=state)
+    assert not adapted_names(model)
+
+
+def test_state_dict_of_the_base_alone():
+    model = adapted("llama", modules_to_save=["lm_head"])
+    expected = base_model("llama").state_dict()
+    state = get_base_model_state_dict(model)
+    assert state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in state)
+    set_base_model_state_dict(model, {key: torch.zeros_like(value) for key, value in state.items()})
+    with model.disable_adapter():
+        assert not outputs(model, "llama").any()
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
+@pytest.mark.filterwarnings("ignore:Adapter .* was active which is now deleted:UserWarning")
+def test_transformers_own_methods(tmp_path):
+    """`add_adapter`, `load_adapter`, `set_adapter`, `disable_adapters`, `enable_adapters`, `delete_adapter`."""
+    model = base_model("llama")
+    for seed, (name, depth) in enumerate({"first": 2, "second": 1}.items()):
+        torch.manual_seed(seed)
+        model.add_adapter(config("llama", router_layer=depth), adapter_name=name)
+    second = outputs(model.eval(), "llama")
+    assert model.active_adapters() == ["second"]
+    model.set_adapter("first")
+    first = outputs(model, "llama")
+    torch.manual_seed(0)
+    alone = get_peft_model(base_model("llama"), config("llama", router_layer=2)).eval()
+    assert torch.equal(first, outputs(alone, "llama")) and not torch.equal(first, second)
+    model.set_adapter(["first", "second"])
+    assert model.active_adapters() == ["first", "second"] and not torch.equal(outputs(model, "llama"), second)
+    model.disable_adapters()
+    assert torch.equal(outputs(model, "llama"), outputs(base_model("llama"), "llama"))
+    model.enable_adapters()
+    model.set_adapter("first")
+    model.save_pretrained(tmp_path)
+    model.delete_adapter("first")
+    assert list(model.peft_config) == ["second"] and not any(".first." in n for n, _ in model.named_parameters())
+    model.set_adapter("second")
+    assert torch.equal(outputs(model, "llama"), second)
+    model.load_adapter(str(tmp_path), adapter_name="again")
+    model.set_adapter("again")
+    assert torch.equal(outputs(model, "llama"), first)
+    loaded = PeftModel.from_pretrained(base_model("llama"), tmp_path).eval()  # PEFT reads what transformers wrote
+    assert torch.equal(outputs(loaded, "llama"), first)
+
+
+# Configuration
+
+
+def test_configs_are_saved_loaded_and_copied(tmp_path):
+    own = AlterConfig(
+        r=4, target_modules=["v", "q"], exclude_modules=["k"], domains=["a", "b"], rank_pattern={"q": 2},
+        trainable_token_indices={"embed_tokens": [1, 2]}, ensure_weight_tying=True, revision="x",
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    own.save_pretrained(tmp_path)
+    for loaded in (AlterConfig.from_pretrained(tmp_path), PeftConfig.from_pretrained(tmp_path)):
+        assert loaded.to_dict() == own.to_dict() and type(loaded) is AlterConfig
+        assert loaded.target_modules == {"q", "v"} and loaded.exclude_modules == {"k"}
+    assert get_peft_config(own.to_dict()).to_dict() == own.to_dict()
+    assert copy.deepcopy(own).to_dict() == pickle.loads(pickle.dumps(own)).to_dict() == own.to_dict()
+    file = tmp_path / "adapter_config.json"
+    assert json.loads(file.read_text())["target_modules"] == ["q", "v"]  # sorted: the file is the same every time
+    file.write_text(json.dumps({**json.loads(file.read_text()), "from_the_future": 1}))
+    with pytest.warns(UserWarning, match=r"Unexpected keyword arguments \['from_the_future'\] for class AlterConfig"):
+        assert AlterConfig.from_pretrained(tmp_path).to_dict() == own.to_dict()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'from_the_future'"):
+        AlterConfig(from_the_future=1)
+
+
+def test_config_of_the_base_is_left_alone():
+    before = base_model("llama").config.to_dict()
+    assert adapted("llama").config.to_dict() == before
+
+
+@pytest.mark.parametrize("router", ["static", "context"])
+def test_what_matches_no_module(router):
+    with pytest.raises(ValueError, match=r"Target modules \{'no'\} not found in the base model"):
+        adapted("llama", router=router, target_modules=["no"])
+    with pytest.raises(ValueError, match=r"All modules were excluded|No modules were targeted"):
+        adapted("llama", router=router, target_modules=["q_proj"], exclude_modules=["q_proj"])
+    with pytest.raises(ValueError, match="Please specify `target_modules` in `peft_config`"):
+        get_peft_model(MLP(), AlterConfig(router="static"))
+    with pytest.warns(UserWarning, match=r"exclude_modules=\{'no'\} but no modules were excluded"):
+        adapted("llama", router=router, exclude_modules=["no"])
+    with pytest.warns(RuntimeWarning, match=r"rank_pattern keys did not match .*\['no'\]"):
+        adapted("llama", router=router, rank_pattern={"no": 2})
+    with pytest.warns(RuntimeWarning, match=r"alpha_pattern keys did not match .*\['no'\]"):
+        adapted("llama", router=router, alpha_pattern={"no": 2})
+
+
+@pytest.mark.parametrize("router", ["static", "context"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("layers", [2, [2], [1, 2]])
+def test_layers_to_transform_whatever_the_size_of_the_model(family, router, layers):
+    """Also when "all-linear" stands for fewer than the 20 layers from which PEFT abbreviates their names."""
+    first = {} if router == "static" else {"router_layer": 1}
+    names = adapted_names(adapted(family, router=router, layers_to_transform=layers, **first))
+    found = {int(re.search(r"\.(\d+)\.", name)[1]) for name in names}
+    assert found == ({layers} if isinstance(layers, int) else set(layers))
+    excluded = adapted(
+        family, router=router, layers_to_transform=layers, exclude_modules=r".*\.(attn|self_attn)\..*", **first
+    )
+    assert 0 < len(adapted_names(excluded)) < len(names)
+    assert not any("attn" in name.rsplit(".", 2)[1] for name in adapted_names(excluded))
