@@ -60,6 +60,8 @@ class GatingContext:
         self.num_layers = 0
         self.state = GateState(gates={})
         self.base_pass = False
+        # adapter -> temporary scales of its experts, (1+N,) or (B, 1+N): see `ExpertControl.experts`
+        self.expert_scales: dict[str, Tensor] = {}
         self.attention_mask: Tensor | None = None
         self.entropy: Tensor | None = None
         self.observer: Callable[[str, Context], None] | None = None

@@ -29,12 +29,13 @@ from alter_peft.registration import PREFIX
 
 from .config import AlterConfig
 from .decoder import Decoder, LanguageModelHead, find_decoder
+from .experts import ExpertControl
 from .gating import DecoderHook, GatingContext, RouterHook
-from .layer import AlterLayer, AlterLinear
+from .layer import NO_FIXED_WEIGHT, AlterLayer, AlterLinear
 from .router import AlterRouter, AlterTunerLayer
 
 
-class AlterModel(BaseTuner):
+class AlterModel(ExpertControl, BaseTuner):
     """
     Creates an ALTER model (https://huggingface.co/papers/2603.01792) from a pretrained model.
 
@@ -167,8 +168,7 @@ class AlterModel(BaseTuner):
             config: AlterConfig = self.peft_config[name]
             if config.is_gated:
                 raise ValueError(
-                    f"Adapter {name!r} gates every token by itself (`router`={config.router!r}), so no merged "
-                    "weight equals it. Keep it as an adapter, or train with `AlterConfig(router='static')`."
+                    f"Adapter {name!r} gates every token by itself (`router`={config.router!r}), so {NO_FIXED_WEIGHT}"
                 )
 
     def _unload_and_optionally_merge(
