@@ -40,7 +40,7 @@ from alter_peft.tuner.model import AlterModel
 
 from .card import write_card
 from .config import AlterUnlearnConfig
-from .inputs import assign_experts, check_all_labelled, checked_dataset, keep_input_columns
+from .inputs import assign_experts, check_all_labelled, check_unscaled, checked_dataset, keep_input_columns
 from .isolation import clip_by_source, drop_untaught_gradients, parameter_groups
 from .objective import Objective, token_shares, token_sums
 from .phase_one import PhaseOne, mean_log_probabilities
@@ -138,6 +138,7 @@ class AlterUnlearnTrainer(SFTTrainer):
             config = model.peft_config[model.active_adapter]
         if not isinstance(config, AlterConfig):
             raise ValueError(f"The adapter config is a {type(config).__name__}, but must be an AlterConfig.")
+        check_unscaled(config)
         assigned, experts = assign_experts(config, train_dataset, args.dataset_text_field, args.seed)
         train_dataset = keep_input_columns(train_dataset, args.dataset_text_field).add_column("expert", experts)
         if has_adapter:
@@ -234,6 +235,7 @@ class AlterUnlearnTrainer(SFTTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As [`~transformers.Trainer.train`], after phase I."""
+        check_unscaled(self.alter_config)
         self.prepare_phase_one()
         return super().train(*args, **kwargs)
 

@@ -102,6 +102,7 @@ def _lora_config(model: PeftModel, config: AlterConfig, layers: dict[str, Any]) 
     """LoRA's config of the same layers, ranks and scales: what both have alike has the same name."""
     shared = {field.name for field in fields(LoraConfig)} & {field.name for field in fields(AlterConfig)}
     arguments = {name: getattr(config, name) for name in shared - {"peft_type"}}
+    arguments["inference_mode"] = True  # as PEFT saves every adapter
     arguments["bias"] = config.bias.replace("alter_only", "lora_only")
     # so that LoRA need not set it by itself, with a warning
     arguments["fan_in_fan_out"] = any(isinstance(layer.get_base_layer(), Conv1D) for layer in layers.values())
