@@ -94,7 +94,7 @@ def main() -> None:
     by_domain = {
         domain: [pair for pair, row in zip(sets["forget"], rows["forget"], strict=True) if row["domain"] == domain]
         for domain in domains
-    } | {name: sets[name] for name in ("retain", "neighbours")}
+    }
     found = {"all experts on": probabilities(model, tokenizer, by_domain)}
     for domain in domains:
         with model.experts({domain: 0.0}):

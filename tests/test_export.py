@@ -93,12 +93,28 @@ def test_several_adapters_merge_together_and_one_by_one():
     model.unmerge_adapter()
     for a, b in zip(weights_of(model), before, strict=True):
         torch.testing.assert_close(a, b, atol=1e-14, rtol=0)
-    for names, expected in (["default"], first), (["second"], second):
-        model.merge_adapter(adapter_names=names)
+    for name, expected in ("default", first), ("second", second):
+        model.base_model.set_adapter(name)  # a layer without the merged adapter goes on with the active ones
+        model.merge_adapter(adapter_names=[name])
         torch.testing.assert_close(logits(model), expected, atol=1e-10, rtol=1e-10)
         model.unmerge_adapter()
     merged = model.merge_and_unload(adapter_names=["default", "second"])
     torch.testing.assert_close(logits(merged), both, atol=1e-10, rtol=1e-10)
+
+
+def test_a_static_adapter_merges_beside_a_gated_one():
+    model = adapted(**OMEGA).double()
+    expected, before = logits(model), weights_of(model)
+    model.add_adapter("gated", config())
+    with pytest.raises(ValueError, match="'gated' gates every token by itself"):
+        model.merge_and_unload(adapter_names=["default", "gated"])
+    assert all(map(torch.equal, weights_of(model), before))
+    model.merge_adapter(adapter_names=["default"])
+    torch.testing.assert_close(logits(model), expected, atol=1e-10, rtol=1e-10)
+    model.unmerge_adapter()
+    merged = model.merge_and_unload()
+    torch.testing.assert_close(logits(merged), expected, atol=1e-10, rtol=1e-10)
+    assert not any("router" in name for name, _ in merged.named_modules())
 
 
 @pytest.mark.parametrize("mode", MODES, ids=["context", "context-base", "entropy"])

@@ -281,11 +281,6 @@ class AlterLinear(nn.Module, AlterLayer):
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.alter_A:
                 continue
-            if name in self.context.expert_scales:
-                raise ValueError(
-                    f"Adapter {name!r} cannot be merged under the temporary scales of `experts`. Leave the context, "
-                    "or scale the expert by `set_expert_scale`."
-                )
             weight: Any = self.get_base_layer().weight
             merged = weight.data + self.get_delta_weight(name).to(weight.dtype)
             if safe_merge and not torch.isfinite(merged).all():

@@ -156,24 +156,31 @@ class AlterModel(ExpertControl, BaseTuner):
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """As the parent's, after all names are checked: none is merged if one of them cannot be."""
-        self._refuse_gated(adapter_names or self.active_adapters)
+        self._refuse_unmergeable(adapter_names or self.active_adapters)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
 
     def _check_merge_allowed(self) -> None:
         super()._check_merge_allowed()
-        self._refuse_gated(self.active_adapters)
+        self._refuse_unmergeable(self.active_adapters)
 
-    def _refuse_gated(self, names: Iterable[str]) -> None:
+    def _refuse_unmergeable(self, names: Iterable[str]) -> None:
         for name in names:
             config: AlterConfig = self.peft_config[name]
             if config.is_gated:
                 raise ValueError(
                     f"Adapter {name!r} gates every token by itself (`router`={config.router!r}), so {NO_FIXED_WEIGHT}"
                 )
+            if name in self.context.expert_scales:
+                raise ValueError(
+                    f"Adapter {name!r} cannot be merged under the temporary scales of `experts`. Leave the context, "
+                    "or scale the expert by `set_expert_scale`."
+                )
 
     def _unload_and_optionally_merge(
         self, *args: Any, **kwargs: Any
     ) -> Any:  # the parent declares None, but returns the model
+        if kwargs.get("merge", True):
+            self._refuse_unmergeable(kwargs.get("adapter_names") or self.active_adapters)
         model: Any = super()._unload_and_optionally_merge(*args, **kwargs)
         for module in model.modules():
             for key, hook in list(module._forward_pre_hooks.items()):

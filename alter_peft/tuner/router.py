@@ -168,6 +168,12 @@ class AlterRouter(nn.Module, AlterTunerLayer):
             )
         return entropy.float() - threshold
 
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Nothing: a static adapter, which alone can be merged, has no part in the router of another."""
+
+    def unmerge(self) -> None:
+        """Nothing, as `merge`."""
+
     def get_base_layer(self) -> nn.Module:
         """The decoder layer whose input is read."""
         return self._layer[0]
