@@ -73,37 +73,45 @@ def show(title: str, sets: dict[str, list[Pair]], rows: dict[str, list[float]]) 
         print(f"| {' | '.join([name, *(f'{value:.3f}' for value in values)])} |", flush=True)
 
 
-def main() -> None:
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
-    rows = {name: read(name) for name in ("forget", "retain", "neighbours", "world")}
-    sets = {
-        name: [Pair(r["prompt"], r["completion"], tuple(r.get("wrong", ()))) for r in part]
-        for name, part in rows.items()
-    }
+def folds(folder: Path) -> None:
+    """The adapter gated, and folded into plain LoRA in three ways."""
     target, tokenizer = folder / "target", AutoTokenizer.from_pretrained(folder / "adapter")
+    sets = {
+        name: [Pair(r["prompt"], r["completion"], tuple(r.get("wrong", ()))) for r in read(name)]
+        for name in ("forget", "retain", "neighbours", "world")
+    }
     base = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
-    before = probabilities(base, tokenizer, sets)
+    found = {"before unlearning": probabilities(base, tokenizer, sets)}
     model = PeftModel.from_pretrained(base, folder / "adapter")
-    found = {"before unlearning": before, "gated adapter": probabilities(model, tokenizer, sets)}
+    found["gated adapter"] = probabilities(model, tokenizer, sets)
     for name, weights in FOLDS.items():
         lora = folded(model, target, weights, with_retain="forget experts alone" not in name)
         found[name] = probabilities(lora, tokenizer, sets)
     show("answer probability", sets, found)
 
-    domains = list(model.list_experts())
-    by_domain = {
-        domain: [pair for pair, row in zip(sets["forget"], rows["forget"], strict=True) if row["domain"] == domain]
-        for domain in domains
-    }
-    found = {"all experts on": probabilities(model, tokenizer, by_domain)}
+
+def single_experts(folder: Path) -> None:
+    """What is forgotten of each domain with one expert switched off, and with it deleted."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(folder / "target", dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, folder / "adapter")
+    domains, rows = list(model.list_experts()), read("forget")
+    sets = {d: [Pair(row["prompt"], row["completion"]) for row in rows if row["domain"] == d] for d in domains}
+    found = {"all experts on": probabilities(model, tokenizer, sets)}
     for domain in domains:
         with model.experts({domain: 0.0}):
-            found[f"{domain} off"] = probabilities(model, tokenizer, by_domain)
+            found[f"{domain} off"] = probabilities(model, tokenizer, sets)
     for domain in domains:
         rest = copy.deepcopy(model)
         rest.delete_expert(domain)
-        found[f"{domain} deleted"] = probabilities(rest, tokenizer, by_domain)
-    show("answer probability", by_domain, found)
+        found[f"{domain} deleted"] = probabilities(rest, tokenizer, sets)
+    show("answer probability", sets, found)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
+    folds(folder)
+    single_experts(folder)
 
 
 if __name__ == "__main__":
