@@ -95,8 +95,11 @@ def test_listing_says_what_is_active():
 # Scales
 
 
-@routers
-@pytest.mark.parametrize("factor", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("router", "factor"),
+    [*((mode, 0.0) for mode in MODES), (MODES[0], 0.5), ({"router": "static"}, 0.0)],
+    ids=["context", "context-base", "entropy", "context-half", "static"],
+)
 def test_a_scale_is_the_expert_times_it_bit_for_bit(router, factor):
     model = model_of(**router)
     plain, changed = logits(model), 0
