@@ -174,6 +174,15 @@ def assign_experts(config: AlterConfig, forget: Dataset, text_field: str, seed: 
     return replace(config, domains=domains, num_forget_experts=len(domains)), [1 + label for label in labels]
 
 
+def check_unscaled(config: AlterConfig) -> None:
+    """Raise a `ValueError` if an expert is scaled: it would be trained for another factor than it is used with."""
+    if set(config.scales) != {1.0}:
+        raise ValueError(
+            f"`expert_scales` is {config.expert_scales}, but experts are trained at scale 1. Set those domains to 1 "
+            "by `set_expert_scale`, train, and scale them again."
+        )
+
+
 def row_text(row: dict[str, Any], text_field: str) -> str:
     """All text of a row, whatever its format."""
     parts = [row[key] for key in ("prompt", "completion", "messages", "conversations", text_field) if key in row]

@@ -48,6 +48,7 @@ from .inputs import (
     check_all_labelled,
     check_arguments,
     check_model,
+    check_unscaled,
     checked_dataset,
     keep_input_columns,
 )
@@ -158,6 +159,7 @@ class AlterUnlearnTrainer(SFTTrainer):
             config = model.peft_config[model.active_adapter]
         if not isinstance(config, AlterConfig):
             raise ValueError(f"The adapter config is a {type(config).__name__}, but must be an AlterConfig.")
+        check_unscaled(config)
         assigned, experts = assign_experts(config, train_dataset, args.dataset_text_field, args.seed)
         train_dataset = keep_input_columns(train_dataset, args.dataset_text_field).add_column("expert", experts)
         if not has_adapter:
@@ -304,6 +306,7 @@ class AlterUnlearnTrainer(SFTTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As [`~transformers.Trainer.train`], after phase I."""
+        check_unscaled(self.alter_config)
         self.prepare_phase_one()
         return super().train(*args, **kwargs)
 

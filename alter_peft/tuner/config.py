@@ -101,6 +101,9 @@ class AlterConfig(PeftConfig):
             omega_1..omega_N of the static router (Eq. 6); all 1 by default.
         domains (`list[str]`, *optional*):
             Names of the sub-domains, in the order of the forget experts.
+        expert_scales (`dict[str, float]`, *optional*):
+            What the forget experts of some domains are multiplied by after the gates: 0 switches one off, the others
+            count 1. Set it on a model by `set_expert_scale`.
         init_weights (`bool` or `str`, *optional*, defaults to `True`):
             `True`: every B starts at zero, so that a fresh adapter is the base model bit for bit. `False`: random,
             for tests. `"cluster"`: as `True`, and the trainer starts each forget expert from the centre of its
@@ -170,6 +173,9 @@ class AlterConfig(PeftConfig):
         default=None, metadata={"help": "omega_1..omega_N of the static router (default: all 1)."}
     )
     domains: list[str] | None = field(default=None, metadata={"help": "Names of the sub-domains, in expert order."})
+    expert_scales: dict[str, float] | None = field(
+        default=None, metadata={"help": "Domain -> factor of its forget expert: 0 is off (default: all 1)."}
+    )
     init_weights: bool | Literal["cluster"] = field(
         default=True, metadata={"help": "True: start as the base model; False: random; 'cluster': from the domains."}
     )
@@ -200,6 +206,17 @@ class AlterConfig(PeftConfig):
     def is_gated(self) -> bool:
         """Whether the gates depend on the token (context and entropy routers)."""
         return self.router != "static"
+
+    @property
+    def expert_names(self) -> list[str]:
+        """The domain of every forget expert; `forget_0`, `forget_1`, ... where `domains` is unset."""
+        return self.domains or [f"forget_{d}" for d in range(self.num_forget_experts or 1)]
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """What each expert is multiplied by after the gates, 1 for the retain expert first."""
+        scales = self.expert_scales or {}
+        return (1.0, *(scales.get(name, 1.0) for name in self.expert_names))
 
     def check_threshold(self, vocab_size: int) -> None:
         """Raise a `ValueError` if no token of a vocabulary of this size could be a high-entropy token."""
@@ -253,6 +270,12 @@ class AlterConfig(PeftConfig):
             weights = self.expert_weights
             _require(self.router == "static", "expert_weights", weights, "unset unless `router` is 'static'")
             _require(len(weights) == n, "expert_weights", weights, f"a list of `num_forget_experts`={n} numbers")
+        if self.expert_scales is not None:
+            scales, names = self.expert_scales, self.expert_names
+            known = isinstance(scales, dict) and set(scales) <= set(names)
+            _require(known, "expert_scales", scales, f"a dict of numbers by domain, out of {names}")
+            for name, scale in scales.items():
+                _require(is_finite_number(scale), f"expert_scales[{name!r}]", scale, "a finite number: 1 on, 0 off")
 
     def _check_layers(self) -> None:
         pattern, layers = self.layers_pattern, self.layers_to_transform
@@ -270,6 +293,11 @@ class AlterConfig(PeftConfig):
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_finite_number(value: object) -> bool:
+    """Whether it is an int or a float (no bool), and finite."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _require(condition: bool, name: str, value: object, fix: str) -> None:

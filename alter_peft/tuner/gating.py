@@ -69,6 +69,8 @@ class GatingContext:
         self.state = GateState(gates={})
         self.base_pass = False
         self.mixed: RowAdapters | None = None  # set when each row has an adapter of its own
+        # adapter -> temporary scales of its experts, (1+N,) or (B, 1+N): see `ExpertControl.experts`
+        self.expert_scales: dict[str, Tensor] = {}
         self.attention_mask: Tensor | None = None
         self.entropy: Tensor | None = None
         self.observer: Callable[[str, Context], None] | None = None

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
     from .config import AlterConfig
     from .gating import GatingContext
     from .mixed_batch import RowAdapters
+
+
+# Why a gated adapter isn't merged, and the ways out
+NO_FIXED_WEIGHT = (
+    "no merged weight equals it. Keep it as an adapter, train with `AlterConfig(router='static')`, or fold it at "
+    "fixed `expert_weights` with `alter_peft.tuner.export.export_to_lora`, which changes what it does."
+)
 
 
 class SharedProjection(nn.Linear):
@@ -83,12 +91,52 @@ class ExpertBank(nn.Module):
         both = torch.cat([taught.flatten(-2), (gated - taught).flatten(-2)], dim=-1)  # (..., 2 (1+N) r)
         return F.linear(both, torch.cat([stacked, stacked.detach()], dim=1))
 
+    def delete(self, d: int) -> None:
+        """Remove B_f^(d+1); the forget experts behind it move up by one."""
+        for later in range(d + 1, self.num_forget_experts):
+            self.register_parameter(f"forget_{later - 1}", self.get_parameter(f"forget_{later}"))
+        self.num_forget_experts -= 1
+        delattr(self, f"forget_{self.num_forget_experts}")
+
+
+def scale_gates(gates: Tensor, saved: tuple[float, ...], temporary: Tensor | None) -> Tensor:
+    """
+    What an expert's share of a token is multiplied by, after the router's choice.
+
+    Args:
+        gates: g, (B, T, 1+N) or (..., 1+N).
+        saved: the scale of every expert, the retain expert first.
+        temporary: scales in their place, (1+N,) or one row for each of the batch, (B, 1+N); `None` without any.
+
+    Raises:
+        ValueError: rows of scales for a batch of another size.
+    """
+    if temporary is None:
+        return gates if set(saved) == {1.0} else gates * gates.new_tensor(saved)
+    scales = temporary.to(gates)
+    if scales.dim() == 2:
+        if scales.shape[0] != gates.shape[0]:
+            raise ValueError(
+                f"`experts` was given scales for {scales.shape[0]} rows, but the batch has {gates.shape[0]}. Give one "
+                "number for all rows, or one for each; beams and `num_return_sequences` are rows of their own, so "
+                "repeat each row's scale for them (`repeat_interleave(num_beams)`)."
+            )
+        scales = scales.view(len(scales), *[1] * (gates.dim() - 2), -1)
+    return gates * scales
+
 
 class AlterLayer(AlterTunerLayer):
     """Holds A and the experts of every adapter on one layer."""
 
     adapter_layer_names: tuple[str, ...] = ("alter_A", "alter_B")
-    other_param_names: tuple[str, ...] = ("r", "lora_alpha", "scaling", "alter_dropout", "expert_weights")
+    other_param_names: tuple[str, ...] = (
+        "r",
+        "lora_alpha",
+        "scaling",
+        "alter_dropout",
+        "expert_weights",
+        "expert_scales",
+    )
 
     def __init__(self, base_layer: nn.Module, context: GatingContext, **kwargs: Any) -> None:
         self.base_layer = base_layer
@@ -98,6 +146,8 @@ class AlterLayer(AlterTunerLayer):
         self.scaling: dict[str, float] = {}
         # omega of the static router, 1 for the retain expert first; None for gated routers
         self.expert_weights: dict[str, tuple[float, ...] | None] = {}
+        # what each expert is multiplied by after the gates (`AlterConfig.scales`)
+        self.expert_scales: dict[str, tuple[float, ...]] = {}
         self.alter_dropout = nn.ModuleDict({})
         self.alter_A: Any = nn.ModuleDict({})  # of SharedProjection
         self.alter_B: Any = nn.ModuleDict({})  # of ExpertBank
@@ -122,6 +172,7 @@ class AlterLayer(AlterTunerLayer):
         self.scaling[adapter_name] = lora_alpha / (math.sqrt(r) if config.use_rslora else r)
         weights = config.expert_weights or [1.0] * num_forget_experts
         self.expert_weights[adapter_name] = None if config.is_gated else (1.0, *weights)
+        self.expert_scales[adapter_name] = config.scales
         self.alter_dropout[adapter_name] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
         self.alter_A[adapter_name] = SharedProjection(self.in_features, r)
         self.alter_B[adapter_name] = ExpertBank(self.out_features, r, num_forget_experts)
@@ -138,19 +189,33 @@ class AlterLayer(AlterTunerLayer):
             else:
                 nn.init.zeros_(expert)
 
+    def fixed_weights(self, adapter: str, expert_weights: Sequence[float] | None = None) -> tuple[float, ...]:
+        """
+        What each expert is multiplied by where no token is gated, the retain expert first: omega times its scale.
+
+        Args:
+            expert_weights: omega_1..omega_N; those of the config by default, which the static router alone has.
+        """
+        omega = self.expert_weights[adapter] if expert_weights is None else (1.0, *expert_weights)
+        if omega is None:
+            raise ValueError(f"Adapter {adapter!r} gates every token by itself, so {NO_FIXED_WEIGHT}")
+        return tuple(w * scale for w, scale in zip(omega, self.expert_scales[adapter], strict=True))
+
+    def combined_expert(self, adapter: str, expert_weights: Sequence[float] | None = None) -> Tensor:
+        """B_r + sum_d omega_d B_f^d of Eq. 6, (d, r); `expert_weights` as for `fixed_weights`."""
+        weights = self.fixed_weights(adapter, expert_weights)
+        experts = self.alter_B[adapter].experts()
+        return torch.stack([w * B for w, B in zip(weights, experts, strict=True)]).sum(dim=0)
+
     def get_delta_weight(self, adapter: str) -> Tensor:
         """s (B_r + sum_d omega_d B_f^d) A in the shape of the base weight (Eq. 6); the static router alone has one."""
-        weights = self.expert_weights[adapter]
-        if weights is None:
-            raise ValueError(
-                f"The adapter {adapter!r} gates every token by itself (`router` is not 'static'), so no single weight "
-                "delta equals it. Train with `AlterConfig(router='static')` if you need to merge."
-            )
-        experts = self.alter_B[adapter].experts()
-        combined = sum(w * B for w, B in zip(weights, experts, strict=True))
-        delta = combined @ self.alter_A[adapter].weight * self.scaling[adapter]
+        delta = self.combined_expert(adapter) @ self.alter_A[adapter].weight * self.scaling[adapter]
         oriented: Tensor = transpose(delta, isinstance(self.get_base_layer(), Conv1D))
         return oriented
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether one weight delta equals the adapter, as `peft.convert_to_lora` asks: with the static router."""
+        return self.expert_weights.get(adapter_name) is not None
 
 
 class AlterLinear(nn.Module, AlterLayer):
@@ -213,6 +278,14 @@ class AlterLinear(nn.Module, AlterLayer):
             gates = h.new_tensor(weights).expand(*h.shape[:-1], len(weights))
         else:
             gates = self.context.gates_for(name, h).to(h.dtype)
+        temporary = self.context.expert_scales.get(name)
+        if temporary is not None and self.training and torch.is_grad_enabled():
+            # checkpoints would be recomputed after the context has been left
+            raise ValueError(
+                "The temporary scales of `experts` are for inference, but the model is in training mode. Call "
+                "`model.eval()`, or scale the expert by `set_expert_scale`."
+            )
+        gates = scale_gates(gates, self.expert_scales[name], temporary)
         delta: Tensor = self.alter_B[name](h, gates, state.owner, learn=state.learns_experts) * self.scaling[name]
         return delta
 

@@ -33,13 +33,14 @@ from alter_peft.registration import PREFIX
 
 from .config import AlterConfig
 from .decoder import Decoder, LanguageModelHead, check_targets, find_decoder
+from .experts import ExpertControl
 from .gating import DecoderHook, GatingContext, RouterHook
-from .layer import AlterLayer, AlterLinear
+from .layer import NO_FIXED_WEIGHT, AlterLayer, AlterLinear
 from .mixed_batch import RowAdapters, check_adapter_names, copies_of_a_row, mixed_batch
 from .router import AlterRouter, AlterTunerLayer
 
 
-class AlterModel(BaseTuner):
+class AlterModel(ExpertControl, BaseTuner):
     """
     Creates an ALTER model (https://huggingface.co/papers/2603.01792) from a pretrained model.
 
@@ -222,18 +223,22 @@ class AlterModel(BaseTuner):
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """As the parent's, after all names are checked: none is merged if one of them cannot be."""
-        self._refuse_gated(adapter_names or self.active_adapters)
+        self._refuse_unmergeable(adapter_names or self.active_adapters)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
 
-    def _refuse_gated(self, names: Iterable[str]) -> None:
+    def _refuse_unmergeable(self, names: Iterable[str]) -> None:
         for name in names:
             if name not in self.peft_config:
                 raise ValueError(f"Adapter {name!r} does not exist, only {sorted(self.peft_config)}.")
             config: AlterConfig = self.peft_config[name]
             if config.is_gated:
                 raise ValueError(
-                    f"Adapter {name!r} gates every token by itself (`router`={config.router!r}), so no merged "
-                    "weight equals it. Keep it as an adapter, or train with `AlterConfig(router='static')`."
+                    f"Adapter {name!r} gates every token by itself (`router`={config.router!r}), so {NO_FIXED_WEIGHT}"
+                )
+            if name in self.context.expert_scales:
+                raise ValueError(
+                    f"Adapter {name!r} cannot be merged under the temporary scales of `experts`. Leave the context, "
+                    "or scale the expert by `set_expert_scale`."
                 )
 
     def _unload_and_optionally_merge(
@@ -244,7 +249,7 @@ class AlterModel(BaseTuner):
         adapter_names: list[str] | None = None,
     ) -> Any:  # the parent declares None, but returns the model
         if merge:
-            self._refuse_gated(adapter_names or self.active_adapters)
+            self._refuse_unmergeable(adapter_names or self.active_adapters)
         model: Any = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         for module in model.modules():
             for key, hook in list(module._forward_pre_hooks.items()):
