@@ -40,6 +40,7 @@ from alter_peft.tuner.model import AlterModel
 
 from .card import write_card
 from .config import AlterUnlearnConfig
+from .initialization import start_from_clusters
 from .inputs import assign_experts, check_all_labelled, checked_dataset, keep_input_columns
 from .isolation import clip_by_source, drop_untaught_gradients, parameter_groups
 from .objective import Objective, token_shares, token_sums
@@ -219,8 +220,6 @@ class AlterUnlearnTrainer(SFTTrainer):
         self.objective.targets = phase.forget_log_probabilities.clamp(max=math.log(self.forget_level))
         self.train_dataset = PairDataset(forget, retain)
         if self.alter_config.init_weights == "cluster":
-            from alter_peft.tuner.initialization import start_from_clusters
-
             start_from_clusters(self, forget)
         self._has_entropy = True
 

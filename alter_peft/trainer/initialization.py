@@ -25,13 +25,12 @@ from torch import Tensor, nn
 
 from alter_peft.data import PairCollator
 from alter_peft.losses import kl_to_base_loss
-
-from .gating import evaluating
-from .layer import AlterLayer
+from alter_peft.tuner.gating import evaluating
+from alter_peft.tuner.layer import AlterLayer
 
 
 if TYPE_CHECKING:
-    from alter_peft.trainer import AlterUnlearnTrainer
+    from .trainer import AlterUnlearnTrainer
 
 
 KL_LIMIT = 1e-3  # nats a token, the mean over the answer tokens of the forget rows
