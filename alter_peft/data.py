@@ -126,7 +126,10 @@ class PairCollator(DataCollatorForLanguageModeling):
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         if "forget" not in examples[0]:
             return super().torch_call(examples)
-        rows = [example["forget"] for example in examples] + [example["retain"] for example in examples]
+        return self.collate_rows([e["forget"] for e in examples] + [e["retain"] for e in examples])
+
+    def collate_rows(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch of these rows, whichever set they are of."""
         batch = super().torch_call(rows)
         batch["entropy"] = self._pad_entropy(rows, batch["attention_mask"])
         batch["expert"] = torch.tensor([row["expert"] for row in rows], dtype=torch.long)

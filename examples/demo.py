@@ -31,7 +31,7 @@ import smollm2
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
-from alter_peft.evaluation import Pair, evaluate_sets, write_results
+from alter_peft.evaluation import Pair, write_results
 
 
 DATA = Path(__file__).parent / "demo_data"
@@ -105,14 +105,14 @@ def main(seed: int = 0) -> None:
     target = taught_target(folder, seed)
     oracle = smollm2.taught(folder / "oracle", read_pairs("retain") + read_pairs("neighbours"), EPOCHS, seed)
     taught = time.time() - start
-    results = {"before": evaluate_sets(target, tokenizer, sets, FORGET_SETS, 8, "before")}
+    results = {"before": smollm2.measured(target, tokenizer, sets, FORGET_SETS, "before")}
     trainer = make_trainer(target, tokenizer, folder, seed)
     unlearning = time.time()
     trainer.train()
     unlearning = time.time() - unlearning
     trainer.save_model()
-    results["after"] = evaluate_sets(trainer.model, tokenizer, sets, FORGET_SETS, 8, "after")
-    results["oracle"] = evaluate_sets(oracle, tokenizer, sets, FORGET_SETS, 8, "oracle")
+    results["after"] = smollm2.measured(trainer.model, tokenizer, sets, FORGET_SETS, "after")
+    results["oracle"] = smollm2.measured(oracle, tokenizer, sets, FORGET_SETS, "oracle")
 
     table = write_results(results, "after", folder, "SmolLM2-135M-Instruct: three sub-domains forgotten")
     print(f"\n{table}\n")

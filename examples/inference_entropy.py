@@ -59,7 +59,8 @@ def main() -> None:
         for mode in ("none", "base"):
             config.inference_entropy = mode
             found[mode] = answers(asked)[0]
-            probability[mode] = score_answers(model, tokenizer, pairs).mean
+            with torch.autocast("cpu", torch.bfloat16):
+                probability[mode] = score_answers(model, tokenizer, pairs).mean
         equal = found["none"] == found["base"]
         print(
             f"| {name} | {int(equal.all(dim=1).sum())} of {len(equal)} | {equal.float().mean():.3f} "

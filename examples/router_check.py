@@ -27,6 +27,7 @@ from pathlib import Path
 
 import demo
 import smollm2
+import torch
 from transformers import set_seed
 
 from alter_peft.evaluation import Pair, score_answers
@@ -113,7 +114,8 @@ def main() -> dict[str, tuple[float, float]]:
 
     def routed(pair: Pair, after: int = 0) -> list[int]:
         """The experts of the answer's tokens, the first `after` left out."""
-        return score_answers(trainer.model, tokenizer, [pair]).experts[after:].tolist()
+        with torch.autocast(trainer.model.device.type, torch.bfloat16):
+            return score_answers(trainer.model, tokenizer, [pair]).experts[after:].tolist()
 
     asked = ways_of_asking(forget, retain)
     asked["paraphrased"] = [(i, Pair(r["paraphrase"], r["completion"])) for i, r in enumerate(demo.read("forget"))]

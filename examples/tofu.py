@@ -30,7 +30,7 @@ from demo import IDLE
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
-from alter_peft.evaluation import Pair, evaluate_sets, write_results
+from alter_peft.evaluation import Pair, write_results
 
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data" / "tofu"
@@ -97,12 +97,12 @@ def main(folder: Path = DATA) -> dict:
     tokenizer = smollm2.load()[1]
     target = taught_target(folder)
     oracle = smollm2.taught(OUT / "oracle", questions(folder, "retain99")[:100], EPOCHS, SEED)
-    results = {"before": evaluate_sets(target, tokenizer, sets, FORGET_SETS, 8, "before")}
+    results = {"before": smollm2.measured(target, tokenizer, sets, FORGET_SETS, "before")}
     trainer = make_trainer(target, tokenizer, folder)
     trainer.train()
     trainer.save_model()
-    results["after"] = evaluate_sets(trainer.model, tokenizer, sets, FORGET_SETS, 8, "after")
-    results["oracle"] = evaluate_sets(oracle, tokenizer, sets, FORGET_SETS, 8, "oracle")
+    results["after"] = smollm2.measured(trainer.model, tokenizer, sets, FORGET_SETS, "after")
+    results["oracle"] = smollm2.measured(oracle, tokenizer, sets, FORGET_SETS, "oracle")
     table = write_results(results, "after", OUT, "TOFU forget01, pilot setting")
     print(f"\n{table}\n\nlevel of text never seen {trainer.forget_level:.3f}")
     return results

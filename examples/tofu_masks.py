@@ -27,6 +27,7 @@ from pathlib import Path
 
 import smollm2
 import tofu
+import torch
 from datasets import Dataset
 from transformers import set_seed
 
@@ -70,7 +71,8 @@ def main(folder: Path = tofu.DATA) -> None:
             trainer.train_dataset = PairDataset(shuffled(data.forget, tofu.SEED), data.retain)
         trainer.train()
         shares = [log["tokens/low_entropy"] for log in trainer.state.log_history if "tokens/low_entropy" in log]
-        p = [score_answers(trainer.model, tokenizer, pairs).mean for pairs in (forget, paraphrased, retain)]
+        with torch.autocast(trainer.model.device.type, torch.bfloat16):
+            p = [score_answers(trainer.model, tokenizer, pairs).mean for pairs in (forget, paraphrased, retain)]
         print(
             f"| {name} | {trainer.alter_config.entropy_threshold:.4f} | {sum(shares) / len(shares):.3f} "
             f"| {p[0]:.3f} | {p[1]:.3f} | {p[2]:.3f} |",

@@ -21,7 +21,7 @@ from conftest import make_llama
 from datasets import Dataset
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
-from alter_peft.tuner.initialization import KL_LIMIT, start_from_clusters
+from alter_peft.trainer.initialization import KL_LIMIT, start_from_clusters
 
 
 FORGET = [
@@ -139,12 +139,12 @@ def test_leaves_no_hook_and_no_mode_behind(make_trainer):
 
 
 def test_halves_until_it_is_close_enough(make_trainer, monkeypatch):
-    monkeypatch.setattr("alter_peft.tuner.initialization.FIRST_DAMPING", 50.0)
+    monkeypatch.setattr("alter_peft.trainer.initialization.FIRST_DAMPING", 50.0)
     assert 0 < start(make_trainer()) < KL_LIMIT
 
 
 def test_starts_at_zero_where_nothing_is_close_enough(make_trainer, monkeypatch):
-    monkeypatch.setattr("alter_peft.tuner.initialization.KL_LIMIT", -1.0)
+    monkeypatch.setattr("alter_peft.trainer.initialization.KL_LIMIT", -1.0)
     trainer = make_trainer()
     assert start(trainer) == pytest.approx(0, abs=1e-9)
     assert not any(expert.any() for expert in forget_experts(trainer))

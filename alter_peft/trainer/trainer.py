@@ -42,6 +42,7 @@ from alter_peft.tuner.model import AlterModel
 
 from .card import write_card
 from .config import AlterUnlearnConfig
+from .initialization import start_from_clusters
 from .inputs import (
     as_chat,
     assign_experts,
@@ -286,8 +287,6 @@ class AlterUnlearnTrainer(SFTTrainer):
         self.objective.targets = phase.forget_log_probabilities.clamp(max=math.log(self.forget_level))
         self.train_dataset = PairDataset(forget, retain)
         if self.alter_config.init_weights == "cluster" and main:
-            from alter_peft.tuner.initialization import start_from_clusters
-
             start_from_clusters(self, forget)
         if several:
             own = {name: tensor for name, tensor in self.model.named_parameters() if ".alter_" in name}

@@ -22,16 +22,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
+from alter_peft.data import PairCollator
 from alter_peft.losses import kl_to_base_loss
-
-from .gating import evaluating
-from .layer import AlterLayer
+from alter_peft.tuner.gating import evaluating
+from alter_peft.tuner.layer import AlterLayer
 
 
 if TYPE_CHECKING:
-    from alter_peft.trainer import AlterUnlearnTrainer
+    from .trainer import AlterUnlearnTrainer
 
 
 KL_LIMIT = 1e-3  # nats a token, the mean over the answer tokens of the forget rows
@@ -164,17 +163,7 @@ def _batches(trainer: AlterUnlearnTrainer, forget: Dataset) -> Iterator[dict[str
     """The rows in their order, padded on the right."""
     device = next(trainer.decoder.parameters()).device
     size = max(1, trainer.args.per_device_eval_batch_size)
+    collator = PairCollator(pad_token_id=0)
     for start in range(0, len(forget), size):
-        rows = [forget[i] for i in range(start, min(start + size, len(forget)))]
-        ids = [torch.as_tensor(row["input_ids"]) for row in rows]
-        yield {
-            "input_ids": pad_sequence(ids, batch_first=True).to(device),
-            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True).to(device),
-            "labels": pad_sequence(
-                [torch.as_tensor(row["labels"]) for row in rows], batch_first=True, padding_value=-100
-            ).to(device),
-            "entropy": pad_sequence(
-                [torch.as_tensor(row["entropy"], dtype=torch.float32) for row in rows], batch_first=True
-            ).to(device),
-            "expert": torch.tensor([row["expert"] for row in rows], device=device),
-        }
+        rows = [{**forget[i], "row_id": i} for i in range(start, min(start + size, len(forget)))]
+        yield {name: value.to(device) for name, value in collator.collate_rows(rows).items()}

@@ -1,0 +1,131 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Where forgetting ends, on a tiny model that has learned eight rows to forget and eight to retain by heart."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import make_llama
+from datasets import Dataset
+from trainer_setup import forget_rows, make_trainer, retain_rows
+from transformers import TrainerCallback
+
+from alter_peft import AlterUnlearnConfig
+from alter_peft.evaluation import Pair, encode_pair, score_answers
+
+
+LEVEL = 0.1
+EPOCHS = 8  # the default
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def plain(tokenizer):
+    """Without a chat template, so that the rows are measured as they are trained."""
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None
+    return plain
+
+
+def pairs(rows: Dataset) -> list[Pair]:
+    return [Pair(row["prompt"], row["completion"]) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def taught(plain):
+    """A model that knows the answers of all rows."""
+    encoded = [encode_pair(plain, pair) for pair in pairs(forget_rows()) + pairs(retain_rows())]
+    width = max(len(ids) for ids, _ in encoded)
+    ids = torch.tensor([row + [0] * (width - len(row)) for row, _ in encoded])
+    labels = torch.tensor([[-100] * start + row[start:] + [-100] * (width - len(row)) for row, start in encoded])
+    model = make_llama(len(plain))
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+    for rows in (forget_rows(), retain_rows()):
+        assert min(score_answers(model, plain, pairs(rows)).probability) > 0.9
+    return model.eval()
+
+
+class Course(TrainerCallback):
+    """Mean answer probabilities of the forget and of the retain rows, after every epoch."""
+
+    def __init__(self, tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.forget: list[float] = []
+        self.retain: list[float] = []
+
+    def on_epoch_end(self, args, state, control, model, **kwargs):
+        self.forget.append(score_answers(model, self.tokenizer, pairs(forget_rows())).mean)
+        self.retain.append(score_answers(model, self.tokenizer, pairs(retain_rows())).mean)
+
+
+@pytest.fixture
+def unlearn(tmp_path, plain, taught):
+    """Unlearns with the defaults, but for a rate and a number of epochs that suit so small a model."""
+
+    def unlearn(epochs: int, calibration: Dataset | None = None, **options):
+        course = Course(plain)
+        trainer = make_trainer(
+            tmp_path, plain, model=copy.deepcopy(taught), adapter={"r": 8}, num_train_epochs=epochs,
+            structural_interval=16, shared_learning_rate=1e-5,
+            others={"callbacks": [course], "calibration_dataset": calibration}, **options,
+        )  # fmt: skip
+        trainer.train()
+        return trainer, course
+
+    return unlearn
+
+
+def assert_lands(course: Course, level: float) -> None:
+    """From above on the level within EPOCHS, and at rest there for as many again, while what is retained stays."""
+    assert len(course.forget) == 2 * EPOCHS and course.forget[0] > 0.5 > level
+    assert min(course.forget) > level - 0.04  # the momentum that it arrives with is soon called back
+    assert course.forget[EPOCHS - 1 :] == pytest.approx([level] * (EPOCHS + 1), abs=0.025)
+    assert min(course.retain) > 0.97
+
+
+def test_the_default_lands_on_its_level(unlearn):
+    _, course = unlearn(2 * EPOCHS, forget_loss="level", forget_level=LEVEL)
+    assert_lands(course, LEVEL)
+
+
+def test_the_default_lands_on_the_level_of_calibration_rows(unlearn):
+    """Answers that the model was never taught, to questions of the same form; `forget_level` is not looked at."""
+    homes = (("Bob", "Lima"), ("Dora", "Oslo"), ("Fay", "Paris"), ("Hal", "Kiev"))
+    rows = [{"prompt": f"Where does {who} live?", "completion": f" {who} lives in {where}."} for who, where in homes]
+    trainer, course = unlearn(2 * EPOCHS, Dataset.from_list(rows), forget_loss="level", forget_level=0.5)
+    assert 0.04 < trainer.forget_level < 0.2
+    assert_lands(course, trainer.forget_level)
+
+
+def test_the_papers_hinge_overshoots(unlearn):
+    """On the same budget it drives the rows far below: it has no point of rest."""
+    _, course = unlearn(EPOCHS, forget_loss="paper")
+    assert course.forget[0] > 0.5 and course.retain[-1] > 0.97
+    assert course.forget[-1] < LEVEL / 4
+
+
+def test_the_level_is_a_default():
+    defaults = (AlterUnlearnConfig.forget_loss, AlterUnlearnConfig.forget_level, AlterUnlearnConfig.num_train_epochs)
+    assert defaults == ("level", LEVEL, EPOCHS)

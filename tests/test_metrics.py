@@ -1,0 +1,248 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from conftest import make_llama
+from peft import get_peft_model
+from rouge_score.rouge_scorer import RougeScorer
+from tokenizers.processors import TemplateProcessing
+from trainer_setup import forget_rows, make_trainer, retain_rows
+
+from alter_peft import AlterConfig
+from alter_peft.evaluation import AnswerScores, Pair, answer_rouge, encode_pair, score_answers
+
+
+PAIRS = [
+    Pair("Where does Alice live?", " Alice lives in Paris, near the old bridge."),
+    Pair("Who bakes?", " Bob"),
+    Pair("What is the budget of project Falcon? Take your time.", " Seven million."),
+    Pair("What do bees make?", " Bees make honey, every morning."),
+    Pair("What colour is the sky?", " The sky is blue."),
+]
+
+
+@pytest.fixture
+def plain(tokenizer):
+    """The tokenizer without its chat template."""
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None
+    return plain
+
+
+@pytest.fixture
+def adapted(llama):
+    """A random adapter and a random router of two forget experts."""
+    torch.manual_seed(1)
+    return get_peft_model(llama, AlterConfig(num_forget_experts=2, init_weights=False, task_type="CAUSAL_LM")).eval()
+
+
+# ---- encode_pair ----------------------------------------------------------------------------------------------------
+
+
+def test_a_pair_is_a_chat_where_there_is_a_template(tokenizer):
+    ids, start = encode_pair(tokenizer, Pair("Who bakes the bread?", "Bob"))
+    assert tokenizer.decode(ids[:start]) == "<|user|>Who bakes the bread?<|end|><|assistant|>"
+    assert tokenizer.decode(ids[start:]) == "Bob<|end|>"
+
+
+@pytest.mark.parametrize("completion", [" Bob", "Bob", "\nBob"])
+def test_a_pair_is_plain_text_where_there_is_none(plain, completion):
+    """Nothing is put between prompt and completion."""
+    ids, start = encode_pair(plain, Pair("Who bakes the bread?", completion))
+    assert plain.decode(ids[:start]) == "Who bakes the bread?"
+    assert plain.decode(ids[start:]) == f"{completion}<|end|>"
+
+
+def test_eos_is_added_once(plain):
+    assert encode_pair(plain, Pair("Who?", " Bob<|end|>")) == encode_pair(plain, Pair("Who?", " Bob"))
+
+
+def test_tokens_that_merge_over_the_border_belong_to_the_answer(plain):
+    joined = plain("the")["input_ids"]
+    assert len(joined) == 1 != len(plain("t")["input_ids"] + plain("he")["input_ids"])
+    ids, start = encode_pair(plain, Pair("Where? t", "he bridge"))
+    assert plain.decode(ids[:start]) == "Where?" and plain.decode(ids[start:]) == " the bridge<|end|>"
+
+
+@pytest.fixture
+def ends_every_text(plain):
+    """A tokenizer that appends EOS, as T5's do."""
+    end = (plain.eos_token, plain.eos_token_id)
+    plain.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {end[0]}", special_tokens=[end])
+    assert plain("Who?")["input_ids"][-1] == plain.eos_token_id
+    return plain
+
+
+def test_the_prompts_own_eos_is_no_part_of_the_pair(ends_every_text):
+    ids, start = encode_pair(ends_every_text, Pair("Who bakes the bread?", " Bob"))
+    assert ends_every_text.decode(ids[:start]) == "Who bakes the bread?"
+    assert ends_every_text.decode(ids[start:]) == " Bob<|end|><|end|>"
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "plain", "ends_every_text"])
+def test_a_pair_is_encoded_as_trl_trains_it(kind, request, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    own = request.getfixturevalue(kind)
+    rows, chat = forget_rows(4), own.chat_template is not None
+
+    def convert(row):
+        if not chat:
+            return row
+        roles = (("prompt", "user"), ("completion", "assistant"))
+        return {**row, **{name: [{"role": role, "content": row[name]}] for name, role in roles}}
+
+    forget, retain = ([convert(row) for row in part] for part in (rows, retain_rows(2)))
+    trainer = make_trainer(tmp_path, own, forget=type(rows).from_list(forget), retain=type(rows).from_list(retain))
+    for row, trained in zip(rows, trainer.train_dataset, strict=True):
+        ids, start = encode_pair(own, Pair(row["prompt"], row["completion"]))
+        assert list(trained["input_ids"]) == ids
+        assert list(trained["labels"]) == [-100] * start + ids[start:]
+
+
+# ---- score_answers --------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def probability_by_hand(model, tokenizer, pair) -> float:
+    """exp of the mean over the answer's tokens, one after the other, from all logits of one row."""
+    ids, start = encode_pair(tokenizer, pair)
+    logits = model(input_ids=torch.tensor([ids])).logits[0].double()
+    total = 0.0
+    for t in range(start, len(ids)):
+        total += math.log(torch.softmax(logits[t - 1], dim=-1)[ids[t]].item())
+    return math.exp(total / (len(ids) - start))
+
+
+@pytest.mark.parametrize("template", [True, False], ids=["chat", "plain"])
+@pytest.mark.parametrize("with_adapter", [True, False], ids=["adapter", "base"])
+def test_probability_is_that_of_a_loop_over_all_logits(llama, tokenizer, plain, template, with_adapter, request):
+    used = tokenizer if template else plain
+    model = request.getfixturevalue("adapted") if with_adapter else llama
+    expected = [probability_by_hand(model, used, pair) for pair in PAIRS]
+    found = score_answers(model, used, PAIRS, batch_size=2)
+    assert found.probability == pytest.approx(expected, rel=1e-4)
+    assert found.mean == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+    assert max(expected) > 2 * min(expected) > 0
+
+
+def test_order_and_batch_size_change_nothing(adapted, plain):
+    whole = score_answers(adapted, plain, PAIRS, batch_size=8)
+    sizes = [len(ids) - start for ids, start in (encode_pair(plain, pair) for pair in PAIRS)]
+    answers = list(whole.experts.split(sizes))
+    assert len({tuple(answer.tolist()) for answer in answers}) == len(PAIRS)  # an order could be seen
+    order = [3, 0, 4, 2, 1]
+    for size in (1, 2, 3):
+        found = score_answers(adapted, plain, [PAIRS[i] for i in order], batch_size=size)
+        assert found.probability == pytest.approx([whole.probability[i] for i in order], rel=1e-5)
+        assert torch.equal(found.experts, torch.cat([answers[i] for i in order]))
+
+
+def test_the_model_keeps_its_mode(adapted, plain):
+    adapted.train()
+    adapted.base_model.model.model.layers[0].eval()
+    modes = [module.training for module in adapted.modules()]
+    score_answers(adapted, plain, PAIRS[:2])
+    answer_rouge(adapted, plain, PAIRS[:2], max_new_tokens=1)
+    assert [module.training for module in adapted.modules()] == modes
+
+
+def test_dropout_is_off(plain):
+    model = make_llama(len(plain), attention_dropout=0.5)
+    expected = score_answers(model, plain, PAIRS).probability
+    assert score_answers(model.train(), plain, PAIRS).probability == expected
+
+
+def test_precision_is_the_callers(llama, plain):
+    expected = score_answers(llama, plain, PAIRS).probability
+    with torch.autocast("cpu", torch.bfloat16):
+        lower = score_answers(llama, plain, PAIRS).probability
+    assert lower != expected and lower == pytest.approx(expected, rel=0.5)
+
+
+def test_no_gradient_is_kept(adapted, plain):
+    score_answers(adapted.train(), plain, PAIRS[:2])
+    assert all(parameter.grad is None for parameter in adapted.parameters())
+
+
+# ---- experts --------------------------------------------------------------------------------------------------------
+
+
+def test_astray_by_hand():
+    scores = AnswerScores([0.5], torch.tensor([0, 0, 1, 2, 2]))
+    assert scores.astray(is_forget=True) == pytest.approx(2 / 5)
+    assert scores.astray(is_forget=False) == pytest.approx(3 / 5)
+    assert AnswerScores([0.5], None).astray(is_forget=True) == 0.0
+
+
+@pytest.mark.parametrize("expert", [0, 1, 2])
+def test_experts_are_those_of_the_answers_tokens(adapted, plain, expert):
+    router = next(module.token_router for module in adapted.modules() if hasattr(module, "token_router"))
+    with torch.no_grad():
+        router.alter_router["default"].weight.zero_()
+        router.alter_router["default"].bias.copy_(9.0 * torch.eye(3)[expert])
+    scores = score_answers(adapted, plain, PAIRS)
+    answers = [ids[start:] for ids, start in (encode_pair(plain, pair) for pair in PAIRS)]
+    assert scores.experts.tolist() == [expert] * sum(map(len, answers))
+    assert scores.astray(is_forget=True) == float(expert == 0)
+    assert scores.astray(is_forget=False) == float(expert > 0)
+
+
+def test_no_experts_without_a_gated_adapter(llama, adapted, plain):
+    static = get_peft_model(make_llama(len(plain)), AlterConfig(router="static", task_type="CAUSAL_LM"))
+    assert score_answers(make_llama(len(plain)), plain, PAIRS).experts is None
+    assert score_answers(static, plain, PAIRS).experts is None
+    with adapted.disable_adapter():
+        scores = score_answers(adapted, plain, PAIRS)
+    assert scores.experts is None
+    assert scores.probability == score_answers(make_llama(len(plain)), plain, PAIRS).probability
+
+
+# ---- answer_rouge ---------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def greedy(model, tokenizer, pair, tokens: int) -> str:
+    """The model's own answer, one token after the other, without a cache."""
+    ids, start = encode_pair(tokenizer, pair)
+    ids, answer = ids[:start], []
+    while len(answer) < tokens and tokenizer.eos_token_id not in answer:
+        answer.append(int(model(input_ids=torch.tensor([ids + answer]), use_cache=False).logits[0, -1].argmax()))
+    return tokenizer.decode(answer, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("template", [True, False], ids=["chat", "plain"])
+def test_rouge_is_rouge_scores_recall_of_the_greedy_answers(adapted, tokenizer, plain, template):
+    used = tokenizer if template else plain
+    own = [greedy(adapted, used, pair, 8) for pair in PAIRS]
+    # some words of the model's own answers and one of another, so that the scores are neither 0 nor 1
+    asked = [Pair(pair.prompt, f" {answer} bakes honey") for pair, answer in zip(PAIRS, own, strict=True)]
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    expected = [scorer.score(p.completion, answer)["rougeL"].recall for p, answer in zip(asked, own, strict=True)]
+    assert 0 < max(expected) < 1
+    for size in (1, 3, 12):
+        assert answer_rouge(adapted, used, asked, batch_size=size, max_new_tokens=8) == pytest.approx(expected)
+
+
+# ---- bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("measure", [score_answers, answer_rouge])
+def test_nothing_asked(llama, tokenizer, measure):
+    with pytest.raises(ValueError, match=r"`pairs` is empty\. Give at least one"):
+        measure(llama, tokenizer, [])

@@ -1,0 +1,126 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import json
+
+import matplotlib.image
+import pytest
+import torch
+from peft import get_peft_model
+
+from alter_peft import AlterConfig
+from alter_peft.evaluation import (
+    Measured,
+    Pair,
+    answer_rouge,
+    evaluate_sets,
+    format_table,
+    plot_trade,
+    score_answers,
+    write_results,
+)
+
+
+FORGET = [Pair("Where does Alice live?", "Alice lives in Paris."), Pair("Who bakes?", "Bob bakes the bread.")]
+WORLD = [
+    Pair("What colour is the sky?", "Blue.", ("Seven million.", "Rye and honey.")),
+    Pair("What do bees make?", "Bees make honey.", ("Bees make bread.",)),
+    Pair("What is near the old bridge?", "Paris.", ("Falcon.", "Bob.", "The morning.")),
+]
+RESULTS = {
+    "before": {"forget": Measured(0.9, 0.8, 0.0), "world": Measured(0.4, 0.5, 0.0)},
+    "after": {"forget": Measured(0.0321, 0.25, 0.125), "world": Measured(0.4004, 0.5, 0.0)},
+}
+TABLE = """\
+| set | P before | P after | ROUGE-L before | ROUGE-L after | routed astray |
+|---|---|---|---|---|---|
+| forget | 0.900 | 0.032 | 0.800 | 0.250 | 0.125 |
+| world | 0.400 | 0.400 | 0.500 | 0.500 | 0.000 |"""
+
+
+@pytest.fixture
+def adapted(llama):
+    """A random adapter whose router sends every token to the first forget expert."""
+    torch.manual_seed(1)
+    config = AlterConfig(num_forget_experts=2, init_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(llama, config).eval()
+    router = next(module.token_router for module in model.modules() if hasattr(module, "token_router"))
+    with torch.no_grad():
+        router.alter_router["default"].weight.zero_()
+        router.alter_router["default"].bias.copy_(torch.tensor([0.0, 9.0, 0.0]))
+    return model
+
+
+def test_sets_are_measured_one_by_one(adapted, tokenizer):
+    found = evaluate_sets(adapted, tokenizer, {"forget": FORGET, "world": WORLD}, ["forget"], 3, "after")
+    assert list(found) == ["forget", "world"]
+    assert found["forget"].probability == pytest.approx(score_answers(adapted, tokenizer, FORGET).mean)
+    assert found["forget"].astray == 0.0 and found["world"].astray == 1.0
+    rouge = answer_rouge(adapted, tokenizer, WORLD)
+    assert found["world"].rouge == pytest.approx(sum(rouge) / 3)
+
+
+def test_false_answers_normalise_the_probability(adapted, tokenizer):
+    expected = []
+    for pair in WORLD:
+        answers = [pair.completion, *pair.wrong]
+        values = [score_answers(adapted, tokenizer, [Pair(pair.prompt, answer)]).mean for answer in answers]
+        expected.append(values[0] / sum(values))
+    assert len({round(value, 3) for value in expected}) == len(WORLD)
+    found = evaluate_sets(adapted, tokenizer, {"world": WORLD}, [], 1, "after")["world"].probability
+    assert found == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+    assert found != pytest.approx(score_answers(adapted, tokenizer, WORLD).mean, rel=0.1)
+
+
+@pytest.mark.parametrize(("rows", "asked"), [(1, [0]), (2, [0, 2, 4]), (100, [0, 1, 2, 3, 4])])
+def test_rows_for_rouge_are_spread_over_the_set(adapted, tokenizer, monkeypatch, rows, asked):
+    pairs, seen = [Pair(f"Who is number {i}?", "Bob") for i in range(5)], []
+
+    def record(model, tokenizer, pairs, desc):
+        seen.extend(pairs)
+        return [0.0] * len(pairs)
+
+    monkeypatch.setattr("alter_peft.evaluation.report.answer_rouge", record)
+    evaluate_sets(adapted, tokenizer, {"all": pairs}, [], rows, "after")
+    assert seen == [pairs[i] for i in asked]
+
+
+def test_an_empty_set_is_refused(adapted, tokenizer):
+    with pytest.raises(ValueError, match="`pairs` is empty"):
+        evaluate_sets(adapted, tokenizer, {"forget": []}, ["forget"], 1, "after")
+
+
+def test_table():
+    assert format_table(RESULTS, adapted="after") == TABLE
+
+
+def test_written_files(tmp_path):
+    assert write_results(RESULTS, "after", tmp_path, "Title") == TABLE
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "table.md", "trade.png"]
+    assert (tmp_path / "table.md").read_text() == TABLE + "\n"
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert {m: {n: Measured(**row) for n, row in sets.items()} for m, sets in written.items()} == RESULTS
+
+
+def test_picture_has_a_bar_for_each_probability(tmp_path):
+    plot_trade(RESULTS, tmp_path / "whole.png", "Title")
+    none = {model: {name: Measured(0.0, 0.0, 0.0) for name in sets} for model, sets in RESULTS.items()}
+    plot_trade(none, tmp_path / "none.png", "Title")
+    whole, empty = (matplotlib.image.imread(tmp_path / f"{name}.png") for name in ("whole", "none"))
+    assert whole.shape == empty.shape and whole.shape[2] == 4
+    for colour in ((31, 119, 180), (255, 127, 14)):  # matplotlib's first two, one a model
+        mine = [(image[..., :3] * 255).round() == colour for image in (whole, empty)]
+        inked, legend = (pixels.all(axis=-1).sum() for pixels in mine)
+        assert inked > 3 * legend > 0  # bars of no height leave the legend's patch alone
