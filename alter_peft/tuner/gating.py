@@ -33,7 +33,7 @@ from transformers.cache_utils import Cache
 from alter_peft.entropy import chunked_tsallis_entropy
 
 from .cache import base_layers, router_state, with_cache
-from .decoder import LanguageModelHead
+from .decoder import LanguageModelHead, padding_mask
 from .router import AlterRouter, Context, moving_average
 
 
@@ -145,15 +145,7 @@ class DecoderHook:
         active = context.active()
         if context.base_pass or not active:
             return None
-        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
-            raise ValueError(
-                "A gated router needs the (batch, length) `attention_mask`, but the decoder was given "
-                f"{f'one of shape {tuple(mask.shape)}' if isinstance(mask, Tensor) else type(mask).__name__}. "
-                "`generate` makes such masks for a static cache: leave `cache_implementation` unset, or use "
-                "`AlterConfig(router='static')`."
-            )
-        context.begin(mask)
+        context.begin(padding_mask(args, kwargs, self.head.is_composite))
         if decoder.training:
             _replay_gates_in_checkpoints(decoder, context)
         orders = {router.config[n].entropy_q for router, n in active if router.config[n].inference_entropy == "base"}
@@ -194,10 +186,7 @@ class RouterHook:
         else:
             valid = mask[:, -length:].to(hidden.device).bool()
         state = None if cache is None else router_state(cache, name, self.context.num_layers)
-        past = None
-        if state is not None and state.get_seq_length():
-            counts = state.values[:, 0, -1:]
-            past = Context(state.keys[:, 0, -1:], counts[..., 0], counts[..., 1])
+        past = None if state is None else state.past()
         average = moving_average(hidden, valid, router.config[name].router_half_life, past)
         if state is not None:
             counts = torch.stack([average.weight, average.count], dim=-1)
@@ -289,6 +278,8 @@ class _ReplayingCheckpoint:
         self.checkpoint, self.context = checkpoint, context
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+        if torch.compiler.is_compiling():  # the graph recomputes with the gates that it traced
+            return self.checkpoint(function, *args)
         return self.checkpoint(_Replay(function, self.context), *args)
 
 
