@@ -19,23 +19,22 @@ import copy
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer, DynamicCache, DynamicLayer, StaticLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, StaticLayer
 
 from .router import Context
 
 
-class RouterStateLayer(DynamicLayer, DummyLayer):
+class RouterStateLayer(DynamicLayer):
     """The moving average of one adapter in the KV cache: (B, 1, T, k) sums and (B, 1, T, 2) weights and counts.
 
-    A `DummyLayer`, so that stock code takes it for none of the model's attention layers (offloading, masks). All
-    positions are kept, because assisted decoding crops the cache.
+    All positions are kept, because assisted decoding crops the cache.
     """
 
     keys: Any  # Tensor, or None before the first update
     values: Any
 
     def __init__(self, adapter_name: str) -> None:
-        DynamicLayer.__init__(self)
+        super().__init__()
         self.adapter_name = adapter_name
 
     def past(self) -> Context | None:
@@ -43,14 +42,14 @@ class RouterStateLayer(DynamicLayer, DummyLayer):
         return _context(self.keys, self.values) if self.get_seq_length() else None
 
 
-class StaticRouterStateLayer(StaticLayer, DummyLayer):
+class StaticRouterStateLayer(StaticLayer):
     """`RouterStateLayer` in a static cache, which cannot be cropped: the last position alone, at a fixed address."""
 
     keys: Any
     values: Any
 
     def __init__(self, adapter_name: str) -> None:
-        StaticLayer.__init__(self, max_cache_len=1)
+        super().__init__(max_cache_len=1)
         self.adapter_name = adapter_name
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -84,6 +83,11 @@ def with_cache(decoder: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _own_layers(cache: Cache, num_layers: int) -> list[Any]:
     """The model's own layers of a cache, all of them made: what is added comes after them."""
+    if cache.offloading:  # it would fetch what is added after the last layer, instead of the first
+        raise ValueError(
+            "A gated router cannot use an offloaded `past_key_values`. Leave `cache_implementation` unset or make it "
+            "'static', or use `AlterConfig(router='static')`."
+        )
     make_layer: Any = cache.layer_class_to_replicate
     while len(cache.layers) < num_layers:  # a cache made without a config grows layer by layer
         cache.layers.append(make_layer())
@@ -111,6 +115,8 @@ def router_state(cache: Cache, name: str, num_layers: int) -> RouterStateLayer |
     # the layers below l0 already hold this pass; the last one can only hold an earlier one
     _require_empty(own[-1], "the router's moving average")
     state = StaticRouterStateLayer(name) if _is_static(own) else RouterStateLayer(name)
+    # so that stock code that looks for the first layer with or without a window finds one of the model's own
+    state.is_sliding = any(getattr(layer, "is_sliding", False) for layer in own)
     cache.layers.append(state)
     return state
 

@@ -113,8 +113,8 @@ def padding_mask(args: tuple[Any, ...], kwargs: dict[str, Any], masks_are_made: 
     """
     if kwargs.get("cu_seq_lens_q") is not None:
         raise ValueError(
-            "A gated router needs one text a row, but the decoder was given packed rows (`cu_seq_lens_q`, as continuous "
-            "batching and padding-free training make them). Use `generate` or a padded batch, or "
+            "A gated router needs one text a row, but the decoder was given packed rows (`cu_seq_lens_q`, as "
+            "continuous batching and padding-free training make them). Use `generate` or a padded batch, or "
             "`AlterConfig(router='static')`."
         )
     mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)

@@ -58,6 +58,7 @@ class GatingContext:
     def __init__(self) -> None:
         self.routers: list[AlterRouter] = []
         self.num_layers = 0
+        self.flattened = False  # whether a layer's (N, k) input is all tokens in their order
         self.state = GateState(gates={})
         self.base_pass = False
         self.attention_mask: Tensor | None = None
@@ -118,13 +119,18 @@ class GatingContext:
         ]
 
     def gates_for(self, name: str, h: Tensor) -> Tensor:
-        """The gates of an adapter, (B, T, 1+N), for a layer whose A x is `h`; a shape that doesn't fit raises."""
+        """The gates of an adapter, (..., 1+N), for a layer whose A x is `h`, (..., r); another shape raises.
+
+        (...) is (B, T), or (B T) in OPT's feed-forward layers.
+        """
         gates = self.state.gates.get(name)
         if gates is None:
             raise ValueError(
                 f"The layers of adapter {name!r} were run without the decoder layer that gates them. Call the whole "
                 "model, or use `AlterConfig(router='static')`."
             )
+        if self.flattened and h.dim() == 2 and h.shape[0] == gates.shape[0] * gates.shape[1]:
+            return gates.flatten(0, 1)
         if gates.shape[:-1] != h.shape[:-1]:
             raise ValueError(
                 f"A layer of adapter {name!r} was given an input of shape {tuple(h.shape[:-1])} before its last "
@@ -132,6 +138,18 @@ class GatingContext:
                 "layer by `exclude_modules`, or use `AlterConfig(router='static')`."
             )
         return gates
+
+    def owner_for(self, h: Tensor) -> Tensor | None:
+        """The owner of each row of `h`, A x: (B, 1+N), or (B T, 1+N) in OPT's feed-forward layers."""
+        owner = self.state.owner
+        if owner is None or h.dim() > 2:
+            return owner
+        if not self.flattened or h.shape[0] % owner.shape[0]:
+            raise ValueError(
+                f"A layer was given an input of shape {tuple(h.shape[:-1])} before its last dimension, which cannot "
+                f"be told apart by the {owner.shape[0]} rows of the batch. Exclude this layer by `exclude_modules`."
+            )
+        return owner.repeat_interleave(h.shape[0] // owner.shape[0], dim=0)
 
 
 class DecoderHook:
