@@ -163,10 +163,17 @@ def test_half_precision(dtype, router):
     assert {p.dtype for name, p in fresh.named_parameters() if ".alter_" in name} == {torch.float32}
 
     model = adapt(make_llama(VOCAB).to(dtype), **router)
-    assert not torch.allclose(logits(model), expected, atol=0.1)
-    assert torch.equal(generated(model), generated(model, use_cache=False))
-    for gates in context_of(model).state.gates.values():
-        assert gates.dtype == torch.float32
+    changed = logits(model)
+    assert not torch.allclose(changed, expected, atol=0.1)
+    if model.peft_config["default"].is_gated:
+        whole, cache, pieces = context_of(model).state.gates["default"], DynamicCache(config=model.config), []
+        for start, stop in ((0, 6), (6, 7), (7, 12)):
+            inputs = {"input_ids": IDS[:, start:stop], "attention_mask": MASK[:, :stop]}
+            logits(model, **inputs, past_key_values=cache, use_cache=True)
+            pieces.append(context_of(model).state.gates["default"])
+        assert whole.dtype == pieces[0].dtype == torch.float32
+        # tokens themselves may differ by the rounding of the base, with an adapter or without
+        assert torch.equal(torch.cat(pieces, 1).argmax(-1)[MASK.bool()], whole.argmax(-1)[MASK.bool()])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
@@ -182,6 +189,7 @@ def test_router_stays_in_float32_beside_a_half_precision_adapter(dtype):
 # Embeddings, meta
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # for the head
 @routers
 def test_tied_embeddings(tmp_path, router):
     base = make_llama(VOCAB, tie_word_embeddings=True)
@@ -352,6 +360,7 @@ def packed_llama():
     return base
 
 
+@pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")  # the stand-in
 def test_layers_that_peft_knows_as_gptq(monkeypatch):
     def resolve(layer, **kwargs):
         return ForwardOnlyQuantizationBackend("gptq") if isinstance(layer, Packed) else None

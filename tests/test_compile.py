@@ -23,11 +23,11 @@ from transformers import CompileConfig, LlamaConfig, LlamaForCausalLM
 
 
 @pytest.fixture(autouse=True)
-def strict(monkeypatch):
-    """Every graph break and every recompilation is an error."""
+def strict():
+    """Every recompilation is an error."""
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
-    yield
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
     torch._dynamo.reset()
 
 

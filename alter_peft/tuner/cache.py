@@ -81,13 +81,18 @@ def with_cache(decoder: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     return {**kwargs, "past_key_values": DynamicCache(config=decoder.config)}
 
 
-def _own_layers(cache: Cache, num_layers: int) -> list[Any]:
-    """The model's own layers of a cache, all of them made: what is added comes after them."""
-    if cache.offloading:  # it would fetch what is added after the last layer, instead of the first
+def refuse_offloading(cache: Cache | None) -> None:
+    """Raise a `ValueError` if the layers of this cache are offloaded."""
+    if cache is not None and cache.offloading:
+        # after the model's last layer it would fetch what is added here, instead of the model's first
         raise ValueError(
             "A gated router cannot use an offloaded `past_key_values`. Leave `cache_implementation` unset or make it "
             "'static', or use `AlterConfig(router='static')`."
         )
+
+
+def _own_layers(cache: Cache, num_layers: int) -> list[Any]:
+    """The model's own layers of a cache, all of them made: what is added comes after them."""
     make_layer: Any = cache.layer_class_to_replicate
     while len(cache.layers) < num_layers:  # a cache made without a config grows layer by layer
         cache.layers.append(make_layer())

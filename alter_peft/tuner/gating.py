@@ -32,7 +32,7 @@ from transformers.cache_utils import Cache
 
 from alter_peft.entropy import chunked_tsallis_entropy
 
-from .cache import base_layers, router_state, with_cache
+from .cache import base_layers, refuse_offloading, router_state, with_cache
 from .decoder import LanguageModelHead, padding_mask
 from .router import AlterRouter, Context, moving_average
 
@@ -163,6 +163,7 @@ class DecoderHook:
         active = context.active()
         if context.base_pass or not active:
             return None
+        refuse_offloading(kwargs.get("past_key_values"))
         context.begin(padding_mask(args, kwargs, self.head.is_composite))
         if decoder.training:
             _replay_gates_in_checkpoints(decoder, context)
