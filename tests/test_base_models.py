@@ -46,6 +46,7 @@ from transformers import (
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
     MistralConfig,
@@ -291,7 +292,9 @@ def quantized(folder, kind):
     else:
         pytest.importorskip("bitsandbytes")
         settings = BitsAndBytesConfig(load_in_8bit=kind == "8bit", load_in_4bit=kind == "4bit")
-    make_llama(VOCAB).save_pretrained(folder / "base")
+    torch.manual_seed(0)  # bitsandbytes wants whole blocks of 64 in 4 bits
+    tiny = LlamaForCausalLM(LlamaConfig(**{**SIZES, "hidden_size": 64, "intermediate_size": 64, "head_dim": 16}))
+    sharpened(tiny).save_pretrained(folder / "base")
     return AutoModelForCausalLM.from_pretrained(folder / "base", quantization_config=settings, device_map="cpu").eval()
 
 

@@ -165,7 +165,7 @@ class DecoderHook:
             return None
         refuse_offloading(kwargs.get("past_key_values"))
         context.begin(padding_mask(args, kwargs, self.head.is_composite))
-        if decoder.training:
+        if decoder.training and not torch.compiler.is_compiling():
             _replay_gates_in_checkpoints(decoder, context)
         orders = {router.config[n].entropy_q for router, n in active if router.config[n].inference_entropy == "base"}
         if orders and context.entropy is None:
