@@ -29,7 +29,7 @@ from alter_peft.evaluation import Pair, encode_pair, score_answers
 
 
 LEVEL = 0.1
-EPOCHS = 8  # the default
+EPOCHS = 8
 
 
 @pytest.fixture(autouse=True)
@@ -106,15 +106,23 @@ def assert_lands(course: Course, level: float) -> None:
 
 
 def test_the_default_lands_on_its_level(unlearn):
-    _, course = unlearn(2 * EPOCHS, forget_loss="level", forget_level=LEVEL)
+    _, course = unlearn(2 * EPOCHS, forget_loss="level", forget_level=LEVEL, landing_tolerance=None)
     assert_lands(course, LEVEL)
+
+
+def test_the_default_ends_there(unlearn):
+    """Whatever the number of epochs: once the rows have landed there is nothing left to do."""
+    _, course = unlearn(10 * EPOCHS, forget_loss="level", forget_level=LEVEL)
+    assert len(course.forget) < 2 * EPOCHS and course.forget[-1] == pytest.approx(LEVEL, abs=0.025)
 
 
 def test_the_default_lands_on_the_level_of_calibration_rows(unlearn):
     """Answers that the model was never taught, to questions of the same form; `forget_level` is not looked at."""
     homes = (("Bob", "Lima"), ("Dora", "Oslo"), ("Fay", "Paris"), ("Hal", "Kiev"))
     rows = [{"prompt": f"Where does {who} live?", "completion": f" {who} lives in {where}."} for who, where in homes]
-    trainer, course = unlearn(2 * EPOCHS, Dataset.from_list(rows), forget_loss="level", forget_level=0.5)
+    trainer, course = unlearn(
+        2 * EPOCHS, Dataset.from_list(rows), forget_loss="level", forget_level=0.5, landing_tolerance=None
+    )
     assert 0.04 < trainer.forget_level < 0.2
     assert_lands(course, trainer.forget_level)
 
@@ -127,5 +135,5 @@ def test_the_papers_hinge_overshoots(unlearn):
 
 
 def test_the_level_is_a_default():
-    defaults = (AlterUnlearnConfig.forget_loss, AlterUnlearnConfig.forget_level, AlterUnlearnConfig.num_train_epochs)
-    assert defaults == ("level", LEVEL, EPOCHS)
+    defaults = (AlterUnlearnConfig.forget_loss, AlterUnlearnConfig.forget_level, AlterUnlearnConfig.landing_tolerance)
+    assert defaults == ("level", LEVEL, 0.25)

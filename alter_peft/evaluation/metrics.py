@@ -23,7 +23,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from alter_peft.losses import score_tokens
@@ -105,7 +105,7 @@ def score_answers(
         ValueError: `pairs` is empty.
     """
     _require_pairs(pairs)
-    base: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     decoder, head = find_decoder(base).module, LanguageModelHead(base)
     context = next((m.context for m in model.modules() if isinstance(m, AlterLayer)), None)
     active = context.active() if context is not None else []

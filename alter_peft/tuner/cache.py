@@ -18,11 +18,17 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, StaticLayer
+
+from .router import Context
 
 
 class RouterStateLayer(DynamicLayer):
-    """The moving average of one adapter in the KV cache: (B, 1, T, k) sums and (B, 1, T, 2) weights and counts."""
+    """The moving average of one adapter in the KV cache: (B, 1, T, k) sums and (B, 1, T, 2) weights and counts.
+
+    All positions are kept, because assisted decoding crops the cache.
+    """
 
     keys: Any  # Tensor, or None before the first update
     values: Any
@@ -30,6 +36,39 @@ class RouterStateLayer(DynamicLayer):
     def __init__(self, adapter_name: str) -> None:
         super().__init__()
         self.adapter_name = adapter_name
+
+    def past(self) -> Context | None:
+        """The last position, T = 1; `None` at the start of a text."""
+        return _context(self.keys, self.values) if self.get_seq_length() else None
+
+
+class StaticRouterStateLayer(StaticLayer):
+    """`RouterStateLayer` in a static cache, which cannot be cropped: the last position alone, at a fixed address."""
+
+    keys: Any
+    values: Any
+
+    def __init__(self, adapter_name: str) -> None:
+        super().__init__(max_cache_len=1)
+        self.adapter_name = adapter_name
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Keep the last of the positions given."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys.copy_(key_states[:, :, -1:])
+        self.values.copy_(value_states[:, :, -1:])
+        self.cumulative_length.add_(key_states.shape[-2])
+        return self.keys, self.values
+
+    def past(self) -> Context | None:
+        """The last position, T = 1: zeros, as at the start of a text, after a reset."""
+        return _context(self.keys, self.values) if self.is_initialized else None
+
+
+def _context(keys: Tensor, values: Tensor) -> Context:
+    counts = values[:, 0, -1:]
+    return Context(keys[:, 0, -1:], counts[..., 0], counts[..., 1])
 
 
 def with_cache(decoder: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -42,12 +81,26 @@ def with_cache(decoder: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     return {**kwargs, "past_key_values": DynamicCache(config=decoder.config)}
 
 
+def refuse_offloading(cache: Cache | None) -> None:
+    """Raise a `ValueError` if the layers of this cache are offloaded."""
+    if cache is not None and cache.offloading:
+        # after the model's last layer it would fetch what is added here, instead of the model's first
+        raise ValueError(
+            "A gated router cannot use an offloaded `past_key_values`. Leave `cache_implementation` unset or make it "
+            "'static', or use `AlterConfig(router='static')`."
+        )
+
+
 def _own_layers(cache: Cache, num_layers: int) -> list[Any]:
     """The model's own layers of a cache, all of them made: what is added comes after them."""
     make_layer: Any = cache.layer_class_to_replicate
     while len(cache.layers) < num_layers:  # a cache made without a config grows layer by layer
         cache.layers.append(make_layer())
     return cache.layers[:num_layers]
+
+
+def _is_static(layers: list[Any]) -> bool:
+    return any(isinstance(layer, StaticLayer) for layer in layers)
 
 
 def _require_empty(layer: Any, missing: str) -> None:
@@ -58,15 +111,17 @@ def _require_empty(layer: Any, missing: str) -> None:
         )
 
 
-def router_state(cache: Cache, name: str, num_layers: int) -> RouterStateLayer:
+def router_state(cache: Cache, name: str, num_layers: int) -> RouterStateLayer | StaticRouterStateLayer:
     """The moving average of an adapter in this cache, made if it isn't there; a `ValueError` if it is too late."""
     own = _own_layers(cache, num_layers)
     for layer in cache.layers[num_layers:]:
-        if isinstance(layer, RouterStateLayer) and layer.adapter_name == name:
+        if isinstance(layer, (RouterStateLayer, StaticRouterStateLayer)) and layer.adapter_name == name:
             return layer
     # the layers below l0 already hold this pass; the last one can only hold an earlier one
     _require_empty(own[-1], "the router's moving average")
-    state = RouterStateLayer(name)
+    state = StaticRouterStateLayer(name) if _is_static(own) else RouterStateLayer(name)
+    # so that stock code that looks for the first layer with or without a window finds one of the model's own
+    state.is_sliding = any(getattr(layer, "is_sliding", False) for layer in own)
     cache.layers.append(state)
     return state
 
@@ -74,7 +129,11 @@ def router_state(cache: Cache, name: str, num_layers: int) -> RouterStateLayer:
 def base_layers(cache: Cache, num_layers: int) -> list[Any]:
     """The base model's own keys and values in this cache, as `router_state`."""
     own = _own_layers(cache, num_layers)
-    mirrored = [layer for layer in cache.layers[num_layers:] if not isinstance(layer, RouterStateLayer)]
+    mirrored = [
+        layer
+        for layer in cache.layers[num_layers:]
+        if not isinstance(layer, (RouterStateLayer, StaticRouterStateLayer))
+    ]
     if not mirrored:
         _require_empty(own[-1], "the base model's own part")
         mirrored = copy.deepcopy(own)

@@ -33,9 +33,9 @@ from transformers.cache_utils import Cache
 
 from alter_peft.entropy import chunked_tsallis_entropy
 
-from .cache import base_layers, router_state, with_cache
+from .cache import base_layers, refuse_offloading, router_state, with_cache
 from .config import AlterConfig
-from .decoder import LanguageModelHead
+from .decoder import LanguageModelHead, padding_mask
 from .mixed_batch import RowAdapters
 from .router import AlterRouter, Context, moving_average
 
@@ -129,11 +129,13 @@ class GatingContext:
         ]
 
     def flattened_batch(self, x: Tensor) -> int | None:
-        """B, if `x` is the (B T, k) that a decoder has made of its tokens in this gated pass; `None` if it is not."""
+        """B, if `x` is the (B T, k) that a decoder has made of its tokens in this pass; `None` if it is not."""
         if not self.flattens or x.dim() != 2:
             return None
         gates = [self.state.gates[name] for _, name in self.active() if name in self.state.gates]
-        return gates[0].shape[0] if gates and gates[0].shape[:-1].numel() == x.shape[0] else None
+        if not gates:
+            return None if self.state.owner is None else self.state.owner.shape[0]
+        return gates[0].shape[0] if gates[0].shape[:-1].numel() == x.shape[0] else None
 
     def entropy_for(self, config: AlterConfig) -> Tensor | None:
         """S_q (B, T) as this adapter takes it: what was supplied, or the base pass if it asks for one."""
@@ -168,16 +170,9 @@ class DecoderHook:
         active = context.active()
         if context.base_pass or not active:
             return None
-        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
-            raise ValueError(
-                "A gated router needs the (batch, length) `attention_mask`, but the decoder was given "
-                f"{f'one of shape {tuple(mask.shape)}' if isinstance(mask, Tensor) else type(mask).__name__}. "
-                "`generate` makes such masks for a static cache: leave `cache_implementation` unset, or use "
-                "`AlterConfig(router='static')`."
-            )
-        context.begin(mask)
-        if decoder.training:
+        refuse_offloading(kwargs.get("past_key_values"))
+        context.begin(padding_mask(args, kwargs, self.head.is_composite))
+        if decoder.training and not torch.compiler.is_compiling():
             _replay_gates_in_checkpoints(decoder, context)
         orders = {router.config[n].entropy_q for router, n in active if router.config[n].inference_entropy == "base"}
         if orders and context.entropy is None:
@@ -217,10 +212,7 @@ class RouterHook:
         else:
             valid = mask[:, -length:].to(hidden.device).bool()
         state = None if cache is None else router_state(cache, name, self.context.num_layers)
-        past = None
-        if state is not None and state.get_seq_length():
-            counts = state.values[:, 0, -1:]
-            past = Context(state.keys[:, 0, -1:], counts[..., 0], counts[..., 1])
+        past = None if state is None else state.past()
         average = moving_average(hidden, valid, router.config[name].router_half_life, past)
         if state is not None:
             counts = torch.stack([average.weight, average.count], dim=-1)
@@ -313,6 +305,8 @@ class _ReplayingCheckpoint:
         self.checkpoint, self.context = checkpoint, context
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+        if torch.compiler.is_compiling():  # the graph recomputes with the gates that it traced
+            return self.checkpoint(function, *args)
         return self.checkpoint(_Replay(function, self.context), *args)
 
 

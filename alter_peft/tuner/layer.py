@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import check_adapters_to_merge
+from peft.tuners.tuners_utils import _get_in_out_features, check_adapters_to_merge
+from peft.utils import resolve_quantization_backend
 from peft.utils.other import transpose
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -85,6 +86,11 @@ class ExpertBank(nn.Module):
         if not learn:
             stacked, owner = stacked.detach(), None
         gated = gates.unsqueeze(-1) * h.unsqueeze(-2)  # (..., 1+N, r)
+        if owner is not None and owner.shape[0] != h.shape[0]:
+            raise ValueError(
+                f"A layer was given an input of shape {tuple(h.shape[:-1])} before its last dimension, in which the "
+                f"{owner.shape[0]} rows of the batch cannot be told apart. Exclude this layer by `exclude_modules`."
+            )
         if owner is None:
             return F.linear(gated.flatten(-2), stacked)
         taught = gated * owner.to(gated.dtype).view(owner.shape[0], *[1] * (gated.dim() - 3), owner.shape[1], 1)
@@ -156,8 +162,13 @@ class AlterLayer(AlterTunerLayer):
         self.kwargs = kwargs
 
         layer = self.get_base_layer()
+        self.quantization_backend = resolve_quantization_backend(layer, **kwargs)
         if isinstance(layer, nn.Linear):
             self.in_features, self.out_features = layer.in_features, layer.out_features
+        elif self.quantization_backend is not None:
+            in_features, out_features = _get_in_out_features(layer)
+            assert in_features is not None and out_features is not None
+            self.in_features, self.out_features = in_features, out_features
         elif isinstance(layer, Conv1D):
             shape = layer.weight.ds_shape if hasattr(layer.weight, "ds_shape") else layer.weight.shape
             self.in_features, self.out_features = shape
@@ -219,22 +230,29 @@ class AlterLayer(AlterTunerLayer):
 
 
 class AlterLinear(nn.Module, AlterLayer):
-    """ALTER on a linear layer (`nn.Linear` or transformers' `Conv1D`)."""
+    """ALTER on a linear layer (`nn.Linear`, quantised or not, or transformers' `Conv1D`)."""
 
     def __init__(
-        self, base_layer: nn.Module, adapter_name: str, context: GatingContext, config: AlterConfig, **kwargs: Any
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        context: GatingContext,
+        config: AlterConfig,
+        r: int,
+        lora_alpha: float,
+        **kwargs: Any,
     ) -> None:
         super().__init__()
-        AlterLayer.__init__(self, base_layer, context)
+        AlterLayer.__init__(self, base_layer, context, **kwargs)
         self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config=config, **kwargs)
+        self.update_layer(adapter_name, r, lora_alpha, config)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """
         y = W0 x + s sum_e g_e B_e A x (Eqs. 2, 6, 9).
 
         Args:
-            x: (B, T, k) under a gated router, (..., k) under the static one.
+            x: (B, T, k) or OPT's (B T, k) under a gated router, (..., k) under the static one.
 
         Returns:
             y: (..., d), in the dtype of the base layer's output.
@@ -253,6 +271,8 @@ class AlterLinear(nn.Module, AlterLayer):
         if self.context.mixed is not None:
             return self._add_by_row(self.context.mixed, x, result)
         dtype = result.dtype
+        if self.quantization_backend is not None:
+            result = self.quantization_backend.maybe_clone_base_result(result)
         for name in self.active_adapters:
             if name in self.alter_A:
                 result = result + self._delta(name, x).to(dtype)
@@ -299,15 +319,16 @@ class AlterLinear(nn.Module, AlterLayer):
 
         Raises:
             ValueError: NaNs with `safe_merge`, or an adapter that gates its tokens.
+            TypeError: a quantised base whose weights cannot be written back (GPTQ, AWQ and others), by PEFT.
         """
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.alter_A:
                 continue
-            weight: Any = self.get_base_layer().weight
-            merged = weight.data + self.get_delta_weight(name).to(weight.dtype)
+            weight = self.get_base_weight()  # dequantised
+            merged = weight + self.get_delta_weight(name).to(weight.dtype)
             if safe_merge and not torch.isfinite(merged).all():
                 raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
-            weight.data = merged
+            self.set_base_weight(merged)
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
@@ -317,8 +338,8 @@ class AlterLinear(nn.Module, AlterLayer):
             return
         while self.merged_adapters:
             name = self.merged_adapters.pop()
-            weight: Any = self.get_base_layer().weight
-            weight.data = weight.data - self.get_delta_weight(name).to(weight.dtype)
+            weight = self.get_base_weight()
+            self.set_base_weight(weight - self.get_delta_weight(name).to(weight.dtype))
 
     def __repr__(self) -> str:
         return "alter." + super().__repr__()

@@ -22,7 +22,11 @@ from typing import Any
 from accelerate import init_empty_weights
 from peft import LoraModel, PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils import (
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    get_quantization_kwargs,
+    resolve_quantization_backend,
+)
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -95,6 +99,8 @@ class AlterModel(ExpertControl, BaseTuner):
         if config.num_forget_experts is None:
             config.num_forget_experts = 1
         self.context = _context_of(model)
+        if isinstance(model, PreTrainedModel):
+            self.context.flattens = model.config.get_text_config().model_type == "opt"
         self._decoder: Decoder | None = None
         if config.is_gated:
             self._decoder = find_decoder(model)
@@ -115,7 +121,6 @@ class AlterModel(ExpertControl, BaseTuner):
             hook = DecoderHook(self.context, LanguageModelHead(model))
             self._decoder.module.register_forward_pre_hook(hook, with_kwargs=True)
             self.context.num_layers = len(self._decoder.layers)
-            self.context.flattens = model.config.get_text_config().model_type == "opt"
         if not any(isinstance(hook, RouterHook) for hook in layer._forward_pre_hooks.values()):
             layer.token_router = AlterRouter(layer)
             layer.register_forward_pre_hook(RouterHook(self.context), with_kwargs=True)
@@ -168,12 +173,14 @@ class AlterModel(ExpertControl, BaseTuner):
             target.update_layer(adapter_name, config=config, **sizes)
             return
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        if not isinstance(base, (nn.Linear, Conv1D)):
+        quantization = get_quantization_kwargs(self.model)
+        if not isinstance(base, (nn.Linear, Conv1D)) and not _is_quantized_linear(base, quantization):
             raise ValueError(
                 f"Target module {current_key!r} is a {type(base).__name__}, which ALTER does not support. Restrict "
-                "`target_modules` to `torch.nn.Linear` and `transformers.pytorch_utils.Conv1D`."
+                "`target_modules` to `torch.nn.Linear` (optionally quantised) and "
+                "`transformers.pytorch_utils.Conv1D`; for a quantised layer, install the package that made it."
             )
-        new_module = AlterLinear(target, adapter_name, self.context, config, **sizes)
+        new_module = AlterLinear(target, adapter_name, self.context, config, **sizes, **quantization)
         if adapter_name not in self.active_adapters:
             new_module.requires_grad_(False)  # adding an adapter must not make it trainable
         self._replace_module(parent, target_name, new_module, target)
@@ -225,6 +232,29 @@ class AlterModel(ExpertControl, BaseTuner):
         """As the parent's, after all names are checked: none is merged if one of them cannot be."""
         self._refuse_unmergeable(adapter_names or self.active_adapters)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' continuous batching, which packs requests into one row: static router alone."""
+        self._refuse_packing()
+        return self.model.generate_batch(*args, **kwargs)
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """As `generate_batch`."""
+        self._refuse_packing()
+        return self.model.init_continuous_batching(*args, **kwargs)
+
+    def continuous_batching_context_manager(self, *args: Any, **kwargs: Any) -> Any:
+        """As `generate_batch`."""
+        self._refuse_packing()
+        return self.model.continuous_batching_context_manager(*args, **kwargs)
+
+    def _refuse_packing(self) -> None:
+        for _, name in self.context.active():
+            raise ValueError(
+                f"Adapter {name!r} gates each token by its own row's prefix (`router`="
+                f"{self.peft_config[name].router!r}), but continuous batching packs many requests into one row. Use "
+                "`generate`, or `AlterConfig(router='static')`."
+            )
 
     def _refuse_unmergeable(self, names: Iterable[str]) -> None:
         for name in names:
@@ -302,6 +332,11 @@ def _context_of(model: nn.Module) -> GatingContext:
         if isinstance(module, AlterLayer):
             return module.context
     return GatingContext()
+
+
+def _is_quantized_linear(layer: nn.Module, kwargs: dict[str, Any]) -> bool:
+    backend = resolve_quantization_backend(layer, **kwargs)
+    return backend is not None and backend.layer_type == "linear"
 
 
 def _resolve_layers(config: AlterConfig, decoder: Decoder) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .config import AlterConfig
 
 
-CHUNK = 256  # positions a block of the moving average; bounds its (B, CHUNK, CHUNK) weights
+CHUNK = 128  # positions a chunk of the moving average, which holds CHUNK weights a position
 
 
 class Context(NamedTuple):
@@ -62,17 +62,26 @@ def moving_average(hidden: Tensor, valid: Tensor, half_life: float, past: Contex
     counts = count + valid.cumsum(dim=1)
     used = (valid & (counts > 1)).to(states.dtype)
     decay = 0.5 ** (1.0 / half_life)
-    sums, weights = [], []
-    for start in range(0, length, CHUNK):
-        block = slice(start, start + CHUNK)
-        n, seen = counts[:, block], used[:, block]
-        age = (n.unsqueeze(2) - n.unsqueeze(1)).clamp(min=0)  # (B, t, s)
-        share = (decay**age * seen.unsqueeze(1)).tril()
-        carried = decay ** (n - count)  # (B, t)
-        sums.append(share @ states[:, block] + carried.unsqueeze(-1) * total)
-        weights.append(share.sum(dim=-1) + carried * weight)
-        total, weight, count = sums[-1][:, -1:], weights[-1][:, -1:], n[:, -1:]
-    return Context(torch.cat(sums, dim=1), torch.cat(weights, dim=1), counts)
+    # chunks of positions, and no loop over them: a compiled graph then serves every length
+    size = min(length, CHUNK)
+    padding = -length % size
+    states = F.pad(states, (0, 0, 0, padding)).unflatten(1, (-1, size))  # (B, m, size, k)
+    used = F.pad(used, (0, padding)).unflatten(1, (-1, size))
+    n = torch.cat([counts, counts[:, -1:].expand(-1, padding)], dim=1).unflatten(1, (-1, size))
+    age = (n.unsqueeze(3) - n.unsqueeze(2)).clamp(min=0)  # (B, m, t, s)
+    share = (decay**age * used.unsqueeze(2)).tril()
+    sums, weights = share @ states, share.sum(dim=-1)
+
+    ends = n[..., -1]
+    starts = torch.cat([count, ends[:, :-1]], dim=1)
+    carry = (decay ** (starts.unsqueeze(2) - ends.unsqueeze(1)).clamp(min=0)).tril(-1)  # (B, m, m)
+    kept = decay ** (starts - count)
+    total = carry @ sums[:, :, -1] + kept.unsqueeze(-1) * total  # what each chunk begins with, (B, m, k)
+    weight = (carry @ weights[:, :, -1:]).squeeze(-1) + kept * weight
+    carried = decay ** (n - starts.unsqueeze(-1))
+    sums = sums + carried.unsqueeze(-1) * total.unsqueeze(2)
+    weights = weights + carried * weight.unsqueeze(-1)
+    return Context(sums.flatten(1, 2)[:, :length], weights.flatten(1, 2)[:, :length], counts)
 
 
 def gate(logits: Tensor, high: Tensor | None, temperature_high: float, temperature_low: float, top_k: int) -> Tensor:

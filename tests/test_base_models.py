@@ -1,0 +1,382 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import pytest
+import torch
+from adapters import (
+    IDS,
+    MASK,
+    ROUTER_IDS,
+    ROUTERS,
+    SIZES,
+    VOCAB,
+    adapt,
+    config,
+    context_of,
+    generated,
+    llama,
+    logits,
+    sharpened,
+)
+from conftest import make_llama
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.quantization_utils import ForwardOnlyQuantizationBackend
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    CLIPVisionConfig,
+    DynamicCache,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3Config,
+    Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    SiglipVisionConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+    TorchAoConfig,
+)
+
+from alter_peft.tuner.layer import AlterLinear
+from alter_peft.tuner.router import AlterRouter
+
+
+routers = pytest.mark.parametrize("router", ROUTERS, ids=ROUTER_IDS)
+STATIC = {"router": "static", "expert_weights": [0.5, -1.0]}
+IMAGE_TOKEN = VOCAB - 1
+VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+VISION |= {"image_size": 8, "patch_size": 4}  # 4 patches
+
+
+def opt():
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    return OPTForCausalLM(OPTConfig(**sizes, word_embed_proj_dim=32, max_position_embeddings=128, pad_token_id=0))
+
+
+FAMILIES = {
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=5)),
+    "qwen2": lambda: Qwen2ForCausalLM(
+        Qwen2Config(**SIZES, sliding_window=5, use_sliding_window=True, max_window_layers=2)
+    ),
+    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, sliding_window=5)),
+    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, sliding_window=5, sliding_window_pattern=2)),
+    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4)),
+    "opt": opt,
+}
+
+
+def build(make):
+    torch.manual_seed(0)
+    return sharpened(make())
+
+
+# Decoders: windows, hybrids, mixtures of experts, OPT's flat inputs
+
+
+@routers
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_with_and_without_a_cache_beyond_the_window(family, router):
+    base = build(FAMILIES[family])
+    expected = logits(base)
+    model = adapt(base, 8.0, **router)
+    assert not torch.allclose(logits(model), expected, atol=1e-2)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), expected)
+    assert torch.equal(generated(model), generated(model, use_cache=False))
+    gates = context_of(model).state.gates["default"]
+    assert len(set(gates.argmax(-1).flatten().tolist())) > 1
+
+
+def test_flat_inputs_are_gated_and_owned_by_their_rows():
+    model = llama(temperature_low=5.0).train()
+    layer = next(module for module in model.modules() if isinstance(module, AlterLinear))
+    with context_of(model).supply(owner=torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])):
+        logits(model)
+        context_of(model).flattens = True  # as OPT's decoder does
+        x, found = torch.randn(3, 12, layer.in_features), []
+        for shaped in (x, x.flatten(0, 1)):
+            model.zero_grad()
+            output = layer(shaped)
+            output.square().sum().backward()
+            gradients = [parameter.grad for parameter in layer.alter_B["default"].parameters()]
+            found.append([output.flatten(0, -2), *gradients])
+        torch.testing.assert_close(*found)
+        context_of(model).flattens = False  # as with experts that are given some of the tokens each
+        with pytest.raises(ValueError, match=r"input of shape \(36,\) .*exclude_modules"):
+            layer(x.flatten(0, 1))
+
+
+def test_inputs_embeds_instead_of_ids():
+    model = llama()
+    embeds = model.get_input_embeddings()(IDS).detach()
+    assert torch.equal(logits(model, inputs_embeds=embeds, attention_mask=MASK), logits(model))
+    found = generated(model, input_ids=None, inputs_embeds=embeds)
+    assert torch.equal(found, generated(model)[:, 12:])
+
+
+# Precision
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("router", [*ROUTERS, STATIC], ids=[*ROUTER_IDS, "static"])
+def test_half_precision(dtype, router):
+    base = make_llama(VOCAB).to(dtype)
+    expected = logits(base)
+    fresh = adapt(base, init_weights=True, **router)
+    assert logits(fresh).dtype == dtype and torch.equal(logits(fresh), expected)
+    assert {p.dtype for name, p in fresh.named_parameters() if ".alter_" in name} == {torch.float32}
+
+    model = adapt(make_llama(VOCAB).to(dtype), **router)
+    changed = logits(model)
+    assert not torch.allclose(changed, expected, atol=0.1)
+    if model.peft_config["default"].is_gated:
+        whole, cache, pieces = context_of(model).state.gates["default"], DynamicCache(config=model.config), []
+        for start, stop in ((0, 6), (6, 7), (7, 12)):
+            inputs = {"input_ids": IDS[:, start:stop], "attention_mask": MASK[:, :stop]}
+            logits(model, **inputs, past_key_values=cache, use_cache=True)
+            pieces.append(context_of(model).state.gates["default"])
+        assert whole.dtype == pieces[0].dtype == torch.float32
+        # tokens themselves may differ by the rounding of the base, with an adapter or without
+        assert torch.equal(torch.cat(pieces, 1).argmax(-1)[MASK.bool()], whole.argmax(-1)[MASK.bool()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_router_stays_in_float32_beside_a_half_precision_adapter(dtype):
+    torch.manual_seed(1)
+    model = get_peft_model(make_llama(VOCAB).to(dtype), config(), autocast_adapter_dtype=False).eval()
+    kinds = {name.split(".alter_")[1][0]: p.dtype for name, p in model.named_parameters() if ".alter_" in name}
+    assert kinds == {"A": dtype, "B": dtype, "r": torch.float32}
+    assert logits(model).dtype == dtype and logits(model).isfinite().all()
+    assert context_of(model).state.gates["default"].dtype == torch.float32
+
+
+# Embeddings, meta
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # for the head
+@routers
+def test_tied_embeddings(tmp_path, router):
+    base = make_llama(VOCAB, tie_word_embeddings=True)
+    expected = logits(base)
+    model = adapt(base, **router)
+    assert base.lm_head.weight is base.model.embed_tokens.weight
+    assert not torch.allclose(logits(model), expected)
+    assert torch.equal(generated(model), generated(model, use_cache=False))
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_llama(VOCAB, tie_word_embeddings=True), tmp_path).eval()
+    assert torch.equal(logits(loaded), logits(model))
+    with pytest.raises(ValueError, match="contains the LM head"):
+        adapt(make_llama(VOCAB, tie_word_embeddings=True), target_modules=["lm_head"], **router)
+
+
+def test_base_on_meta_has_its_adapter_there_as_with_lora():
+    for settings in (config(), LoraConfig(target_modules="all-linear")):
+        with torch.device("meta"):
+            base = make_llama(VOCAB)
+        model = get_peft_model(base, settings)
+        assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+# Encoder-decoder, vision-language
+
+
+def t5():
+    sizes = {"vocab_size": VOCAB, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    torch.manual_seed(0)
+    return T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)).eval()
+
+
+def test_encoder_decoder_with_the_static_router():
+    inputs = {"input_ids": IDS, "attention_mask": MASK, "decoder_input_ids": IDS[:, :5]}
+    expected = logits(t5(), **inputs)
+    assert torch.equal(
+        logits(adapt(t5(), task_type="SEQ_2_SEQ_LM", router="static", init_weights=True), **inputs), expected
+    )
+    model = adapt(t5(), task_type="SEQ_2_SEQ_LM", **STATIC)
+    changed = logits(model, **inputs)
+    assert not torch.allclose(changed, expected, atol=1e-2)
+    assert torch.equal(generated(model), generated(model, use_cache=False))
+    torch.testing.assert_close(logits(model.merge_and_unload(), **inputs), changed, atol=1e-4, rtol=1e-3)
+
+
+def test_encoder_decoder_with_a_gated_router_raises():
+    with pytest.raises(ValueError, match=r"T5ForConditionalGeneration has an encoder.*router='static'"):
+        adapt(t5(), task_type="SEQ_2_SEQ_LM")
+
+
+VISION_LANGUAGE = {
+    "llava": lambda: LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=CLIPVisionConfig(**VISION), text_config=LlamaConfig(**SIZES), image_token_index=IMAGE_TOKEN,
+        )
+    ),
+    "gemma3": lambda: Gemma3ForConditionalGeneration(
+        Gemma3Config(
+            vision_config=SiglipVisionConfig(**VISION), text_config=Gemma3TextConfig(**SIZES, sliding_window=5),
+            image_token_index=IMAGE_TOKEN, mm_tokens_per_image=4,
+        )
+    ),
+}  # fmt: skip
+
+
+@routers
+@pytest.mark.parametrize("family", VISION_LANGUAGE)
+def test_text_decoder_of_a_vision_language_model(family, router):
+    model = adapt(build(VISION_LANGUAGE[family]), 8.0, **router)
+    adapted = [name for name, module in model.named_modules() if isinstance(module, AlterLinear)]
+    assert adapted and all(".language_model.layers." in name for name in adapted)
+    ids = IDS.clamp(max=IMAGE_TOKEN - 1)
+    ids[:, 5:9] = IMAGE_TOKEN
+    generator = torch.Generator().manual_seed(0)
+    inputs = {"input_ids": ids, "attention_mask": MASK, "pixel_values": torch.randn(3, 3, 8, 8, generator=generator)}
+    if family == "gemma3":
+        inputs["token_type_ids"] = (ids == IMAGE_TOKEN).long()
+    with model.disable_adapter():
+        base = logits(model, **inputs)
+    changed = logits(model, **inputs)
+    assert not torch.allclose(changed, base, atol=1e-2)
+    alone = {name: value[2:] for name, value in inputs.items()}  # the row without padding
+    torch.testing.assert_close(logits(model, **alone), changed[2:], atol=2e-4, rtol=1e-4)
+    shorter = {**{name: value[:1, 4:] for name, value in inputs.items()}, "pixel_values": inputs["pixel_values"][:1]}
+    torch.testing.assert_close(logits(model, **shorter), changed[:1, 4:], atol=2e-4, rtol=1e-4)  # without its padding
+    expected = generated(model, **inputs)
+    assert torch.equal(generated(model, use_cache=False, **inputs), expected)
+    assert torch.equal(generated(model, cache_implementation="static", **inputs), expected)
+
+
+# Quantised bases
+
+
+def quantized(folder, kind):
+    """A tiny Llama, quantised by transformers while it is loaded; skips where the package isn't installed."""
+    if kind == "torchao":
+        quantization = pytest.importorskip("torchao.quantization")
+        settings = TorchAoConfig(quantization.Int8WeightOnlyConfig())
+    else:
+        pytest.importorskip("bitsandbytes")
+        settings = BitsAndBytesConfig(load_in_8bit=kind == "8bit", load_in_4bit=kind == "4bit")
+    torch.manual_seed(0)  # bitsandbytes wants whole blocks of 64 in 4 bits
+    tiny = LlamaForCausalLM(LlamaConfig(**{**SIZES, "hidden_size": 64, "intermediate_size": 64, "head_dim": 16}))
+    sharpened(tiny).save_pretrained(folder / "base")
+    return AutoModelForCausalLM.from_pretrained(folder / "base", quantization_config=settings, device_map="cpu").eval()
+
+
+kinds = pytest.mark.parametrize("kind", ["torchao", "8bit", "4bit"])
+
+
+@kinds
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_quantized_base(tmp_path, kind):
+    base = quantized(tmp_path, kind)
+    expected = logits(base)
+    fresh = adapt(base, init_weights=True)
+    assert all(layer.quantization_backend is not None for layer in fresh.modules() if isinstance(layer, AlterLinear))
+    assert torch.equal(logits(fresh), expected)
+    base = fresh.unload()
+    assert torch.equal(logits(base), expected)
+
+    gated = adapt(base)
+    changed = logits(gated)
+    assert not torch.allclose(changed, expected, atol=1e-2)
+    assert torch.equal(generated(gated), generated(gated, use_cache=False))
+    with pytest.raises(ValueError, match="gates every token by itself"):
+        gated.merge_adapter()
+    gated.train()
+    gated(input_ids=IDS, attention_mask=MASK, labels=IDS).loss.backward()
+    learns = {name for name, p in gated.named_parameters() if p.grad is not None and p.grad.any()}
+    assert learns and all(".alter_" in name for name in learns)
+    gated.save_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(gated.unload(), tmp_path / "adapter").eval()
+    assert torch.equal(logits(loaded), changed)
+
+
+@kinds
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_merging_into_a_quantized_base(tmp_path, kind):
+    base = quantized(tmp_path, kind)
+    original = logits(base)
+    model = adapt(base, **STATIC)
+    expected = logits(model)
+    assert (expected - original).abs().mean() > 0.5
+    model.merge_adapter()
+    assert (logits(model) - expected).abs().mean() < 0.5 * (expected - original).abs().mean()
+    model.unmerge_adapter()
+    merged = model.merge_and_unload(safe_merge=True)
+    assert not any(isinstance(module, AlterLinear) for module in merged.modules())
+    assert (logits(merged) - expected).abs().mean() < 0.5 * (expected - original).abs().mean()
+
+
+class Packed(nn.Module):
+    """Stands for a GPTQ or AWQ layer: packed integers in place of a weight."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.register_buffer("qweight", torch.zeros(4, dtype=torch.int32))
+        self.register_buffer("unpacked", linear.weight.detach())
+
+    def forward(self, x):
+        return x @ self.unpacked.T
+
+
+def packed_llama():
+    base = make_llama(VOCAB)
+    for layer in base.model.layers:
+        layer.mlp.down_proj = Packed(layer.mlp.down_proj)
+    return base
+
+
+@pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")  # the stand-in
+def test_layers_that_peft_knows_as_gptq(monkeypatch):
+    def resolve(layer, **kwargs):
+        return ForwardOnlyQuantizationBackend("gptq") if isinstance(layer, Packed) else None
+
+    monkeypatch.setattr("alter_peft.tuner.model.resolve_quantization_backend", resolve)
+    monkeypatch.setattr("alter_peft.tuner.layer.resolve_quantization_backend", resolve)
+    expected = logits(make_llama(VOCAB))
+    torch.testing.assert_close(
+        logits(adapt(packed_llama(), target_modules=["down_proj"], init_weights=True)), expected
+    )
+    model = adapt(packed_llama(), target_modules=["down_proj"], **STATIC)
+    assert not torch.allclose(logits(model), expected, atol=1e-2)
+    assert {layer.get_base_layer().qweight.dtype for layer in model.modules() if isinstance(layer, AlterLinear)}
+    with pytest.raises(TypeError, match="gptq"):
+        model.merge_adapter()
+
+
+def test_unknown_layer_names_module_type_and_way_out():
+    with pytest.raises(ValueError, match=r"'model.layers.\d.mlp.down_proj' is a Packed.*install the package"):
+        adapt(packed_llama(), target_modules=["down_proj"])
+
+
+def test_cache_made_without_a_config_grows_its_own_layers_first():
+    model = llama()
+    cache = DynamicCache()
+    logits(model, input_ids=IDS, attention_mask=MASK, past_key_values=cache, use_cache=True)
+    assert len(cache.layers) == 5 and [module for module in model.modules() if isinstance(module, AlterRouter)]

@@ -1,0 +1,149 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import pytest
+import torch
+from adapters import IDS, MASK, ROUTER_IDS, ROUTERS, SIZES, VOCAB, adapt, config, generated, llama, logits, sharpened
+from conftest import make_llama
+from transformers import (
+    ContinuousBatchingConfig,
+    DynamicCache,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GenerationConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    StaticCache,
+)
+
+from alter_peft.tuner.cache import StaticRouterStateLayer
+
+
+routers = pytest.mark.parametrize("router", ROUTERS, ids=ROUTER_IDS)
+MAKERS = {
+    "full": lambda: make_llama(VOCAB),
+    "sliding": lambda: sharpened(MistralForCausalLM(MistralConfig(**SIZES, sliding_window=5))),
+    "hybrid": lambda: sharpened(Gemma2ForCausalLM(Gemma2Config(**SIZES, sliding_window=5))),
+}
+
+
+# Static cache
+
+
+@routers
+@pytest.mark.parametrize("family", MAKERS)
+def test_static_cache_gives_the_same_tokens(family, router):
+    torch.manual_seed(0)
+    model = adapt(MAKERS[family](), 8.0, **router)
+    expected = generated(model)
+    assert torch.equal(generated(model, cache_implementation="static"), expected)
+    assert torch.equal(generated(model, cache_implementation="static", prefill_chunk_size=5), expected)
+    with model.disable_adapter():
+        assert not torch.equal(generated(model), expected)
+
+
+def test_static_cache_without_padding_and_with_eager_attention():
+    model = llama(8.0)
+    ones = torch.ones_like(IDS)
+    assert torch.equal(
+        generated(model, attention_mask=ones, cache_implementation="static"), generated(model, attention_mask=ones)
+    )
+    model.set_attn_implementation("eager")  # its masks are floats
+    assert torch.equal(generated(model, cache_implementation="static"), generated(model))
+
+
+@routers
+def test_static_cache_is_static_and_can_be_reset(router):
+    model = llama(8.0, **router)
+    cache = StaticCache(config=model.config, max_cache_len=40)
+    expected = generated(model)
+    assert torch.equal(generated(model, past_key_values=cache), expected)
+    states = [layer for layer in cache.layers if isinstance(layer, StaticRouterStateLayer)]
+    assert [state.keys.shape for state in states] == [(3, 1, 1, 32)] and cache.is_compileable
+    address = states[0].keys.data_ptr()
+    cache.reset()
+    assert torch.equal(generated(model, past_key_values=cache), expected)
+    assert states[0].keys.data_ptr() == address and cache.layers.count(states[0]) == 1
+
+
+def test_static_cache_and_beams():
+    model = llama(8.0)
+    assert torch.equal(generated(model, num_beams=3, cache_implementation="static"), generated(model, num_beams=3))
+
+
+def test_offloaded_cache_raises():
+    cache = DynamicCache()
+    cache.offloading = True  # as `DynamicCache(offloading=True)`, which wants an accelerator
+    with pytest.raises(ValueError, match="cannot use an offloaded `past_key_values`"):
+        logits(llama(), input_ids=IDS, past_key_values=cache, use_cache=True)
+
+
+# Assisted decoding
+
+
+@routers
+@pytest.mark.parametrize("adapted_assistant", [False, True], ids=["base-assists", "adapted-assists"])
+def test_assisted_decoding_gives_the_same_tokens(router, adapted_assistant):
+    adapted, base = llama(1.5, **router), make_llama(VOCAB)
+    model, assistant = (base, adapted) if adapted_assistant else (adapted, base)
+    row = {"input_ids": IDS[2:], "attention_mask": MASK[2:]}
+    assert torch.equal(generated(model, assistant_model=assistant, **row), generated(model, **row))
+    assert not torch.equal(generated(base, **row), generated(adapted, **row))  # so that tokens are rejected
+
+
+def test_prompt_lookup_beyond_a_sliding_window():
+    torch.manual_seed(0)
+    model = adapt(MAKERS["sliding"](), 8.0)
+    row = {"input_ids": IDS[2:, :5].repeat(1, 3), "attention_mask": torch.ones(1, 15, dtype=torch.long)}
+    assert torch.equal(generated(model, prompt_lookup_num_tokens=3, **row), generated(model, **row))
+
+
+# Continuous batching
+
+
+PROMPTS = [[5, 6, 7, 8], [9, 10, 11]]
+SMALL = {"num_blocks": 8, "max_batch_tokens": 32, "page_size": 16}
+
+
+def batched(model):
+    greedy = GenerationConfig(max_new_tokens=4, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    settings = ContinuousBatchingConfig(**SMALL)
+    return model.generate_batch(PROMPTS, generation_config=greedy, continuous_batching_config=settings)
+
+
+def test_continuous_batching_with_the_static_router_gives_the_same_tokens():
+    model = llama(router="static")
+    for prompt, output in zip(PROMPTS, batched(model).values(), strict=True):
+        alone = generated(model, input_ids=torch.tensor([prompt]), attention_mask=None, max_new_tokens=4)
+        assert output.generated_tokens == alone[0, len(prompt) :].tolist()
+
+
+def test_continuous_batching_with_a_gated_router_raises():
+    model = llama()
+    for start in (model.generate_batch, model.init_continuous_batching, model.continuous_batching_context_manager):
+        with pytest.raises(ValueError, match=r"'default' gates each token .* packs many requests into one row"):
+            start(PROMPTS)
+
+
+def test_continuous_batching_fails_without_a_peft_model_too():
+    model = make_llama(VOCAB)
+    model.add_adapter(config())
+    assert all("packed rows" in output.error for output in batched(model).values())
+
+
+def test_packed_rows_raise():
+    lengths = torch.tensor([0, 6, 12], dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"packed rows \(`cu_seq_lens_q`.*router='static'"):
+        logits(llama(), input_ids=IDS[:1], cu_seq_lens_q=lengths)
