@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from conftest import make_llama
 
 from alter_peft.cli import _adapter_arguments, _adapter_config, main
@@ -95,13 +96,18 @@ def test_flags_override_yaml(files, tmp_path):
         "entropy_quantile": 0.7,
     }
     options |= {"domains": ["person", "recipe"], "rank_pattern": {"q_proj": 3}, "modules_to_save": "lm_head"}
+    options |= {"forget_loss": "hinge", "margin": 0.25, "structural_interval": 3, "seed": 5, "retain_weight": 2}
     path = tmp_path / "options.yaml"
     path.write_text(json.dumps(options))  # JSON is YAML
     unseen = write_rows(tmp_path / "unseen.jsonl", [{"prompt": "Where does Carl live?", "completion": " In Oslo."}])
-    main(["unlearn", "--config", str(path), "--r", "4", "--calibration", unseen])
+    flagged = ["--r", "4", "--structural_interval", "7", "--calibration", unseen]
+    main(["unlearn", "--config", str(path), *flagged])
     config = saved_config(files)
     assert config["r"] == 4 and config["top_k"] == 1 and config["init_weights"] == "cluster"
     assert config["rank_pattern"] == {"q_proj": 3} and config["modules_to_save"] == ["lm_head"]
+    args = torch.load(tmp_path / "out" / "training_args.bin", weights_only=False)
+    assert (args.forget_loss, args.margin, args.retain_weight, args.seed) == ("hinge", 0.25, 2.0, 5)
+    assert (args.learning_rate, args.max_steps) == (1e-2, 1) and args.structural_interval == 7
 
 
 @pytest.mark.parametrize(

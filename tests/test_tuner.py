@@ -327,24 +327,6 @@ def test_experts_and_shared_matrix_can_be_kept_from_learning():
     assert reached and all(name.endswith("alter_A.default.weight") for name in reached)
 
 
-def test_step_moves_no_other_expert():
-    model = adapted(temperature_low=5.0).train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
-    context = context_of(model)
-    model(input_ids=IDS, labels=IDS).loss.backward()
-    optimizer.step()  # momentum on everything
-    optimizer.zero_grad()
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    with context.supply(owner=torch.tensor([[0.0, 0.0, 1.0]]).expand(3, 3), learns_shared=False):
-        model(input_ids=IDS, labels=IDS).loss.backward()
-    for p in model.parameters():
-        if p.grad is not None and not p.grad.any():
-            p.grad = None  # as the trainer does
-    optimizer.step()
-    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    assert moved and all(name.endswith("alter_B.default.forget_1") for name in moved)
-
-
 # Saving and loading
 
 
