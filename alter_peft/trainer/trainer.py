@@ -27,7 +27,7 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput
 from trl import SFTTrainer
 
@@ -140,6 +140,7 @@ class AlterUnlearnTrainer(SFTTrainer):
             raise ValueError(f"The adapter config is a {type(config).__name__}, but must be an AlterConfig.")
         assigned, experts = assign_experts(config, train_dataset, args.dataset_text_field, args.seed)
         train_dataset = keep_input_columns(train_dataset, args.dataset_text_field).add_column("expert", experts)
+        set_seed(args.seed)  # as newer TRL does before it adds the adapter
         if has_adapter:
             config.domains = assigned.domains
             super().__init__(model, args, train_dataset=train_dataset, **kwargs)
