@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,17 +59,19 @@ def push_base(repo_id: str, token: str) -> None:
     make_llama(VOCABULARY).push_to_hub(repo_id, token=token, private=True)
 
 
-def make_adapter(base_id: str, seed: int, token: str) -> PeftModel:
+def make_adapter(base_id: str, seed: int, token: str, router: str = "context") -> PeftModel:
     """A random adapter, whose experts are not at zero, on a base from the Hub."""
     torch.manual_seed(seed)
     base = AutoModelForCausalLM.from_pretrained(base_id, token=token)
-    config = AlterConfig(domains=["person", "recipe"], r=4, task_type="CAUSAL_LM", init_weights=False)
-    return get_peft_model(base, config)
+    options = {"domains": ["person", "recipe"], "r": 4, "task_type": "CAUSAL_LM", "init_weights": False}
+    return get_peft_model(base, AlterConfig(router=router, **options))
 
 
-def push_adapter(base_id: str, repo_id: str, seed: int, token: str, **options: Any) -> tuple[str, list[list[float]]]:
+def push_adapter(
+    base_id: str, repo_id: str, seed: int, token: str, router: str = "context", **options: Any
+) -> tuple[str, list[list[float]]]:
     """PEFT's own `push_to_hub`; the commit and what the adapter says."""
-    model = make_adapter(base_id, seed, token)
+    model = make_adapter(base_id, seed, token, router)
     info = model.push_to_hub(repo_id, token=token, **options)
     return info.oid, outputs(model)
 
@@ -91,6 +94,15 @@ def upload_pickle(base_id: str, folder: Path, repo_id: str, token: str) -> None:
 
 def load_auto(repo_id: str, **options: Any) -> list[list[float]]:
     return outputs(AutoPeftModelForCausalLM.from_pretrained(repo_id, **options))
+
+
+def load_logged_in(repo_id: str, token: str) -> list[list[float]]:
+    """With the token of a login: the one way in which transformers sends it with all it asks for a tokenizer."""
+    os.environ["HF_TOKEN"] = token
+    try:
+        return load_auto(repo_id)
+    finally:
+        del os.environ["HF_TOKEN"]
 
 
 def load_on_base(base_id: str, repo_id: str, token: str, **options: Any) -> list[list[float]]:

@@ -73,8 +73,10 @@ def since(hub: HubServer, start: int) -> list[tuple[str, str, str | None]]:
 # ---- the trainer ----------------------------------------------------------------------------------------------------
 
 
-def test_a_pushed_training_loads_as_it_was(client, trained):
-    assert client(hub_client.load_auto, "alice/trained", token=ALICE) == trained.outputs
+def test_a_pushed_training_loads_as_it_was(client, trained, hub):
+    start = len(hub.requests)
+    assert client(hub_client.load_logged_in, "alice/trained", ALICE) == trained.outputs
+    assert {token for _, path, token in since(hub, start) if not path.startswith("/storage/")} == {ALICE}
     assert client(hub_client.load_on_base, BASE, "alice/trained", ALICE) == trained.outputs
 
 
@@ -127,7 +129,7 @@ def test_a_revision_pins_the_older_adapter(client, pushed):
 
 
 def test_a_push_to_a_branch_leaves_main_alone(client, pushed, hub):
-    _, third = client(hub_client.push_adapter, BASE, "alice/adapter", 3, ALICE, revision="stronger")
+    _, third = client(hub_client.push_adapter, BASE, "alice/adapter", 3, ALICE, "static", revision="stronger")
     assert sorted(hub.repos["alice/adapter"].branches) == ["main", "stronger"]
     assert client(hub_client.load_auto, "alice/adapter", token=ALICE, revision="stronger") == third
     assert client(hub_client.load_auto, "alice/adapter", token=ALICE) == pushed[1][1]
