@@ -192,7 +192,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def validate_yaml(self) -> Any:
         self.user()
-        return 200, {}, {"errors": [], "warnings": []}
+        return 200, {}, {}
 
     def branch(self, repo_id: str, name: str) -> Any:
         repo = self.repo(repo_id, write=True)
@@ -248,8 +248,6 @@ class Handler(BaseHTTPRequestHandler):
                 if value["oid"] not in self.server.verified:
                     raise HubError(400, None, f"LFS pointer to a missing object: {value['path']}")
                 files[value["path"]] = File(self.server.storage[value["oid"]], is_lfs=True)
-            elif key == "deletedFile":
-                del files[value["path"]]
         sha = repo.commit(revision, files, self.body)
         return 200, {}, {"commitUrl": f"{self.server.endpoint}/{repo_id}/commit/{sha}", "commitOid": sha}
 
@@ -264,8 +262,7 @@ class Handler(BaseHTTPRequestHandler):
         entries = []
         for path, file in files.items():
             if folder is None or path.startswith(f"{folder}/"):
-                lfs = {"lfs": {"oid": file.oid, "size": len(file.content), "pointerSize": 134}} if file.is_lfs else {}
-                entries.append({"type": "file", "path": path, "size": len(file.content), "oid": file.oid, **lfs})
+                entries.append({"type": "file", "path": path, "size": len(file.content), "oid": file.oid})
         if folder is not None and not entries:
             raise HubError(404, "EntryNotFound", f"{folder} does not exist on {revision}", **{"X-Repo-Commit": sha})
         return 200, {}, entries
