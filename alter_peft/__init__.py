@@ -13,9 +13,10 @@
 # limitations under the License.
 """Machine unlearning for language models as a PEFT adapter (ALTER, arXiv 2603.01792). Importing registers it."""
 
+__version__ = "0.1.0.dev0"  # before the imports: AlterConfig writes it into what it saves
+
 from .trainer import AlterUnlearnConfig, AlterUnlearnTrainer
 from .tuner import AlterConfig, AlterModel
 
 
-__version__ = "0.1.0.dev0"
 __all__ = ["AlterConfig", "AlterModel", "AlterUnlearnConfig", "AlterUnlearnTrainer", "__version__"]

@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from alter_peft import __version__
+from alter_peft.tuner.files import LOADING
+
 
 if TYPE_CHECKING:
     from .trainer import AlterUnlearnTrainer
@@ -35,15 +38,7 @@ An [ALTER](https://huggingface.co/papers/2603.01792) adapter that makes `{base_m
 
 ## Use
 
-Importing `alter_peft` is what tells PEFT of this kind of adapter (`pip install alter-peft`):
-
-```python
-import alter_peft  # noqa: F401  registers ALTER with PEFT
-from peft import AutoPeftModelForCausalLM
-
-model = AutoPeftModelForCausalLM.from_pretrained("{hub_model_id}")
-```
-
+{loading}
 The base model still holds what was forgotten: whoever removes or disables the adapter has it back.
 
 ## Sub-domains
@@ -71,6 +66,9 @@ The base model still holds what was forgotten: whoever removes or disables the a
 ```
 """
 
+LOADING_CODE = """from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("{place}"{revision})"""
 VERSIONS = ("peft", "trl", "transformers", "torch")
 OPTIONS = (
     "learning_rate", "shared_learning_rate", "num_train_epochs", "per_device_train_batch_size",
@@ -100,14 +98,19 @@ def write_card(
         tags=sorted({*trainer._tag_names, *extra}),
     )
     domains = config.domains or []
+    revision = trainer.hub_model_id and trainer.args.hub_revision
+    code = LOADING_CODE.format(
+        place=trainer.hub_model_id or place or folder, revision=f', revision="{revision}"' if revision else ""
+    )
+    versions = {"alter-peft": __version__} | {name: importlib.metadata.version(name) for name in VERSIONS}
     text = TEMPLATE.format(
         card_data=data.to_yaml(),
         model_name=model_name or Path(trainer.hub_model_id or str(trainer.args.output_dir)).name,
         base_model=base or "its base model",
         forgotten=f"{len(domains)} sub-domain{'s' * (len(domains) != 1)}",
-        hub_model_id=trainer.hub_model_id or place or folder,
+        loading=LOADING.format(loading=code),
         domains="\n".join(f"{d}. {name}" for d, name in enumerate(domains, start=1)),
         options="\n".join(f"| `{name}` | {getattr(trainer.args, name)} |" for name in OPTIONS),
-        versions="\n".join(f"- {name}: {importlib.metadata.version(name)}" for name in VERSIONS),
+        versions="\n".join(f"- {name}: {version}" for name, version in versions.items()),
     )
     ModelCard(text).save(folder / "README.md")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from trl import SFTConfig
@@ -71,6 +71,8 @@ class AlterUnlearnConfig(SFTConfig):
             answers in its template (`docs/log.md`). `False` takes them as they are, as TRL does.
         retain_loss (`str`, *optional*, defaults to `"cross_entropy"`):
             `"cross_entropy"` on the retain rows, or `"kl"`, the divergence from the base model on them.
+
+    Copied by pickle or `copy`, as for `training_args.bin`, the configuration comes without its `hub_token`.
 
     Raises:
         `ValueError`: a value out of its range, or an option that ALTER cannot honour; the message names the field,
@@ -136,6 +138,10 @@ class AlterUnlearnConfig(SFTConfig):
         _require(self.ddp_find_unused_parameters is not True, "ddp_find_unused_parameters", True, "unset or False")
         # A learns through its own term alone, which DDP would take for "unused, then ready twice"
         self.ddp_find_unused_parameters = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        # transformers pickles its arguments into training_args.bin and pushes it with the adapter, for all to read
+        return {**self.__dict__, "hub_token": None}
 
 
 def _require(condition: bool, name: str, value: object, fix: str) -> None:

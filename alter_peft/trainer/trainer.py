@@ -29,7 +29,7 @@ from peft import PeftModel
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput
 from trl import SFTTrainer
 
@@ -163,6 +163,7 @@ class AlterUnlearnTrainer(SFTTrainer):
         check_unscaled(config)
         assigned, experts = assign_experts(config, train_dataset, args.dataset_text_field, args.seed)
         train_dataset = keep_input_columns(train_dataset, args.dataset_text_field).add_column("expert", experts)
+        set_seed(args.seed)  # as newer TRL does before it adds the adapter
         if not has_adapter:
             assigned.task_type = assigned.task_type or "CAUSAL_LM"
             kwargs["peft_config"] = assigned

@@ -15,12 +15,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from peft.config import PeftConfig
 
+from alter_peft import __version__
 from alter_peft.entropy import max_tsallis_entropy
 from alter_peft.registration import ALTER
+
+from .files import FORMAT_VERSION, check_format_version, explain_loading, refuse_pickle_on_load, refuse_pickle_on_save
 
 
 @dataclass
@@ -108,6 +112,11 @@ class AlterConfig(PeftConfig):
             `True`: every B starts at zero, so that a fresh adapter is the base model bit for bit. `False`: random,
             for tests. `"cluster"`: as `True`, and the trainer starts each forget expert from the centre of its
             sub-domain.
+        format_version (`int`, *optional*, defaults to `1`):
+            Version of the saved format, written and checked by itself. Every version up to the present one can be
+            read; a file without it counts as version 1.
+        alter_peft_version (`str`, *optional*):
+            The alter-peft version that made the adapter, filled in by itself, as `peft_version` is.
 
     Raises:
         `ValueError`: a value out of its range; the message names the field, the value and the fix.
@@ -179,10 +188,17 @@ class AlterConfig(PeftConfig):
     init_weights: bool | Literal["cluster"] = field(
         default=True, metadata={"help": "True: start as the base model; False: random; 'cluster': from the domains."}
     )
+    format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the saved format."})
+    alter_peft_version: str | None = field(
+        default=None, metadata={"help": "alter-peft version, leave empty to auto-fill."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = ALTER
+        check_format_version(self.format_version, self.alter_peft_version)
+        if self.alter_peft_version is None:
+            self.alter_peft_version = __version__
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]
         if isinstance(self.exclude_modules, list):
@@ -201,6 +217,24 @@ class AlterConfig(PeftConfig):
         self._check_ranges()
         self._check_experts()
         self._check_layers()
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """As the parent's. Says in PEFT's card, where there is one, how the adapter is loaded; refuses a pickle."""
+        refuse_pickle_on_save(Path(save_directory))
+        super().save_pretrained(save_directory, **kwargs)
+        explain_loading(Path(save_directory))
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> PeftConfig:
+        """As the parent's. Raises a `ValueError` if the weights beside the config are a pickle."""
+        config: PeftConfig = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        if isinstance(config, AlterConfig):
+            names = ("revision", "token", "cache_dir", "repo_type", "local_files_only")
+            hub = {name: kwargs[name] for name in names if name in kwargs}
+            refuse_pickle_on_load(pretrained_model_name_or_path, subfolder, **hub)
+        return config
 
     @property
     def is_gated(self) -> bool:

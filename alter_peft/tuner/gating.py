@@ -197,6 +197,8 @@ class RouterHook:
         cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
         for router, name in context.active():
             if router is layer.token_router:
+                if name in context.state.gates:  # recomputed: checkpoints of transformers before 5.23 run hooks too
+                    continue
                 with torch.no_grad():
                     average = self._average(router, name, hidden.detach(), cache)
                     if context.observer is not None:
