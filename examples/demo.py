@@ -105,14 +105,14 @@ def main(seed: int = 0) -> None:
     target = taught_target(folder, seed)
     oracle = smollm2.taught(folder / "oracle", read_pairs("retain") + read_pairs("neighbours"), EPOCHS, seed)
     taught = time.time() - start
-    results = {"before": smollm2.measured(target, tokenizer, sets, FORGET_SETS, "before")}
+    results = {"before": smollm2.measured(target, tokenizer, sets, FORGET_SETS)}
     trainer = make_trainer(target, tokenizer, folder, seed)
     unlearning = time.time()
     trainer.train()
     unlearning = time.time() - unlearning
     trainer.save_model()
-    results["after"] = smollm2.measured(trainer.model, tokenizer, sets, FORGET_SETS, "after")
-    results["oracle"] = smollm2.measured(oracle, tokenizer, sets, FORGET_SETS, "oracle")
+    results["after"] = smollm2.measured(trainer.model, tokenizer, sets, FORGET_SETS, routed=True)
+    results["oracle"] = smollm2.measured(oracle, tokenizer, sets, FORGET_SETS)
 
     table = write_results(results, "after", folder, "SmolLM2-135M-Instruct: three sub-domains forgotten")
     print(f"\n{table}\n")

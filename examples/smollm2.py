@@ -31,7 +31,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from alter_peft.evaluation import Measured, Pair, evaluate_sets
+from alter_peft.evaluation import Pair, Score, evaluate_sets
 
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -72,11 +72,11 @@ def measured(
     tokenizer: PreTrainedTokenizerBase,
     sets: Mapping[str, Sequence[Pair]],
     forget_sets: Sequence[str],
-    desc: str,
-) -> dict[str, Measured]:
+    routed: bool = False,
+) -> dict[str, Score]:
     """The published figures are measured under bfloat16 autocast, on about 8 answers a set for ROUGE-L."""
     with torch.autocast(model.device.type, torch.bfloat16):
-        return evaluate_sets(model, tokenizer, sets, forget_sets, 8, desc)
+        return evaluate_sets(model, tokenizer, sets, forget_sets, 8, routed)
 
 
 def taught(folder: Path, pairs: list[Pair], epochs: int, seed: int) -> PreTrainedModel:

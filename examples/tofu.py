@@ -97,12 +97,12 @@ def main(folder: Path = DATA) -> dict:
     tokenizer = smollm2.load()[1]
     target = taught_target(folder)
     oracle = smollm2.taught(OUT / "oracle", questions(folder, "retain99")[:100], EPOCHS, SEED)
-    results = {"before": smollm2.measured(target, tokenizer, sets, FORGET_SETS, "before")}
+    results = {"before": smollm2.measured(target, tokenizer, sets, FORGET_SETS)}
     trainer = make_trainer(target, tokenizer, folder)
     trainer.train()
     trainer.save_model()
-    results["after"] = smollm2.measured(trainer.model, tokenizer, sets, FORGET_SETS, "after")
-    results["oracle"] = smollm2.measured(oracle, tokenizer, sets, FORGET_SETS, "oracle")
+    results["after"] = smollm2.measured(trainer.model, tokenizer, sets, FORGET_SETS, routed=True)
+    results["oracle"] = smollm2.measured(oracle, tokenizer, sets, FORGET_SETS)
     table = write_results(results, "after", OUT, "TOFU forget01, pilot setting")
     print(f"\n{table}\n\nlevel of text never seen {trainer.forget_level:.3f}")
     return results

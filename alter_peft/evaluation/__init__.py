@@ -11,18 +11,29 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-from .metrics import AnswerScores, Pair, answer_rouge, encode_pair, score_answers
-from .report import Measured, evaluate_sets, format_table, plot_trade, write_results
+"""The measure of unlearning: what a model still knows, what it kept, and how far both are from an oracle."""
+
+from .answers import AnswerScores, Pair, encode_pair, generate_answers, score_answers
+from .measure import METRICS, Asked, Score, measure
+from .oracle import Band, band
+from .results import Result
+from .trade import evaluate_sets, format_table, plot_trade, write_results
 
 
 __all__ = [
+    "METRICS",
     "AnswerScores",
-    "Measured",
+    "Asked",
+    "Band",
     "Pair",
-    "answer_rouge",
+    "Result",
+    "Score",
+    "band",
     "encode_pair",
     "evaluate_sets",
     "format_table",
+    "generate_answers",
+    "measure",
     "plot_trade",
     "score_answers",
     "write_results",

@@ -11,166 +11,158 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What an answer is worth to a model: its probability, its ROUGE-L, and where its tokens were routed."""
+"""The field's metrics as their authors define them: pure functions of what a model made of a set of questions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import takewhile
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import torch
-from peft import PeftModel
+import numpy as np
+from scipy.stats import hmean, ks_2samp
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
-from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-
-from alter_peft.losses import score_tokens
-from alter_peft.tuner.decoder import LanguageModelHead, find_decoder
-from alter_peft.tuner.gating import evaluating
-from alter_peft.tuner.layer import AlterLayer
 
 
-class Pair(NamedTuple):
+def exact_memorization(greedy: Sequence[Tensor], content: Sequence[int]) -> list[float]:
     """
-    A question and its answer, and false answers of the same form if there are any.
-
-    Without a chat template nothing is put between the two, as in TRL: a space there belongs to either of them.
-    """
-
-    prompt: str
-    completion: str
-    wrong: tuple[str, ...] = ()
-
-
-def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> tuple[list[int], int]:
-    """
-    Token ids of the pair, and where among them its answer begins, as TRL tokenises a prompt and its completion.
-
-    With a chat template the pair is a conversation of two turns; without one the answer follows as it stands, and EOS
-    follows it. It begins where the ids leave those of the prompt alone, which may be earlier than these end: tokens
-    merge over the border, and some tokenizers end every text by EOS.
-    """
-    if tokenizer.chat_template is None:
-        end = tokenizer.eos_token or ""
-        answer = pair.completion if pair.completion.endswith(end) else pair.completion + end
-        prompt, ids = tokenizer(pair.prompt)["input_ids"], tokenizer(pair.prompt + answer)["input_ids"]
-    else:
-        user = {"role": "user", "content": pair.prompt}
-        render: Any = tokenizer.apply_chat_template
-        prompt = render([user], add_generation_prompt=True, return_dict=True)["input_ids"]
-        ids = render([user, {"role": "assistant", "content": pair.completion}], return_dict=True)["input_ids"]
-    shared = takewhile(lambda both: both[0] == both[1], zip(prompt, ids, strict=False))
-    return ids, len(list(shared))
-
-
-class AnswerScores(NamedTuple):
-    """
-    probability: exp of the mean log-probability of each answer's tokens, one number a pair (TOFU, arXiv 2401.06121).
-    experts: the expert that each answer token was sent to, pair after pair; `None` without a gated adapter.
-    """
-
-    probability: list[float]
-    experts: Tensor | None
-
-    @property
-    def mean(self) -> float:
-        """Mean answer probability."""
-        return sum(self.probability) / len(self.probability)
-
-    def astray(self, is_forget: bool) -> float:
-        """Share of answer tokens sent to the retain expert (of forget text), or to a forget expert (of any other)."""
-        if self.experts is None:
-            return 0.0
-        wrong = self.experts == 0 if is_forget else self.experts > 0
-        return float(wrong.float().mean())
-
-
-@torch.no_grad()
-def score_answers(
-    model: Any, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_size: int = 8, desc: str | None = None
-) -> AnswerScores:
-    """
-    Probability of every answer and the experts of its tokens.
-
-    In eval mode, and in the precision of the context: call it under `torch.autocast` to measure under autocast.
+    Share of an answer's tokens that the model says by itself, given those before: EM.
 
     Args:
-        model: a causal language model, with or without an ALTER adapter (of which the first active one counts).
-        tokenizer: its tokenizer.
-        pairs: questions and answers.
+        greedy: for each answer, whether each token is the model's first choice, bool (n_i,).
+        content: how many of them count, without the end of the turn.
 
-    Raises:
-        ValueError: `pairs` is empty.
+    References:
+        Tirumala et al., "Memorization Without Overfitting", arXiv 2205.10770.
     """
-    _require_pairs(pairs)
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    decoder, head = find_decoder(base).module, LanguageModelHead(base)
-    context = next((m.context for m in model.modules() if isinstance(m, AlterLayer)), None)
-    active = context.active() if context is not None else []
-    device = next(base.parameters()).device
-    encoded = [encode_pair(tokenizer, pair) for pair in pairs]
-    labelled_rows = [{"input_ids": ids, "labels": [-100] * start + ids[start:]} for ids, start in encoded]
-    order = sorted(range(len(pairs)), key=lambda i: len(encoded[i][0]))
-    collate = DataCollatorForLanguageModeling(pad_token_id=0)
-    probability, experts = [0.0] * len(pairs), [torch.empty(0)] * len(pairs)
-    for rows in tqdm(list(_batches(order, batch_size)), desc=desc, disable=None if desc else True, leave=False):
-        batch = {name: value.to(device) for name, value in collate([labelled_rows[row] for row in rows]).items()}
-        labels = batch.pop("labels")[:, 1:]
-        labelled = labels != -100
-        with evaluating(model):
-            hidden = decoder(**batch, use_cache=False)[0][:, :-1]
-            log_prob = score_tokens(hidden[labelled], head, labels[labelled]).log_prob
-        sizes = labelled.sum(dim=1).tolist()
-        for row, part in zip(rows, log_prob.split(sizes), strict=True):
-            probability[row] = float(part.mean().exp())
-        if context is not None and active:
-            routed = context.state.gates[active[0][1]][:, :-1].argmax(dim=-1)[labelled].cpu()
-            for row, part in zip(rows, routed.split(sizes), strict=True):
-                experts[row] = part
-    return AnswerScores(probability, torch.cat(experts) if active else None)
+    return [float(row[:n].float().mean()) for row, n in zip(greedy, content, strict=True)]
 
 
-@torch.no_grad()
-def answer_rouge(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[Pair],
-    batch_size: int = 12,
-    max_new_tokens: int = 40,
-    desc: str | None = None,
-) -> list[float]:
+def extraction_strength(greedy: Sequence[Tensor], content: Sequence[int]) -> list[float]:
     """
-    ROUGE-L recall (rouge-score, stemmed) of the greedy answers, one number a pair, as TOFU has it.
+    Share of an answer that the model completes by itself once it is given the rest: ES.
 
-    In eval mode, and in the precision of the context, as `score_answers`.
+    1 - k / n, with k the fewest tokens of the answer that must be given before all others follow. An answer whose last
+    token is wrong has 0; open-unlearning's code gives it 1 / n.
 
-    Raises:
-        ValueError: `pairs` is empty.
+    Args:
+        greedy, content: as for `exact_memorization`.
+
+    References:
+        Wang et al., "Towards Effective Evaluations and Comparisons for LLM Unlearning Methods", arXiv 2406.09179.
+    """
+    strengths = []
+    for row, n in zip(greedy, content, strict=True):
+        wrong = (~row[:n]).nonzero().flatten()
+        given = int(wrong[-1]) + 1 if len(wrong) else 0
+        strengths.append(1 - given / n)
+    return strengths
+
+
+def min_k(log_probs: Sequence[Tensor], content: Sequence[int], k: float = 0.4) -> list[float]:
+    """
+    Min-K%: minus the mean log-probability of an answer's least likely tokens, in nats. Low for text seen in training.
+
+    Args:
+        log_probs: ln p of each token, (n_i,).
+        content: how many of them count, without the end of the turn.
+        k: the share of tokens, at least one; MUSE takes .4 for PrivLeak.
+
+    References:
+        Shi et al., "Detecting Pretraining Data from Large Language Models", arXiv 2310.16789.
+    """
+    rows = [row[:n].sort().values for row, n in zip(log_probs, content, strict=True)]
+    return [-float(row[: max(1, int(k * len(row)))].mean()) for row in rows]
+
+
+def membership_auc(forget: Sequence[float], holdout: Sequence[float]) -> float:
+    """
+    Probability that a forget row has a higher score (`min_k`) than one that was never seen, ties counted half.
+
+    About 0 for a model that memorised the forget rows, about .5 for one that never saw either.
+    """
+    labels = [1] * len(forget) + [0] * len(holdout)
+    return float(roc_auc_score(labels, [*forget, *holdout]))
+
+
+def privleak(auc: float, oracle_auc: float) -> float:
+    """
+    (AUC - AUC of the oracle) / AUC of the oracle, in percent: -100 is full membership leak, 0 the oracle.
+
+    Above 0 the forget rows stand out by being less likely than text that was never seen, which leaks as well.
+
+    References:
+        Shi et al., "MUSE: Machine Unlearning Six-Way Evaluation for Language Models", arXiv 2407.06460.
+    """
+    return 100 * (auc - oracle_auc) / oracle_auc
+
+
+def truth_ratio(true: Sequence[float], false: Sequence[Sequence[float]]) -> list[float]:
+    """
+    How much likelier the false answers are than the true one: their geometric mean probability over its own.
+
+    Probabilities are per token, exp of the mean log-probability of an answer; that of the false answers is the exp of
+    the mean over them of these logarithms, as in TOFU's published code.
+
+    Args:
+        true: mean log-probability of the (rephrased) true answer, one a question, in nats.
+        false: those of its false answers.
+
+    References:
+        Maini et al., "TOFU: A Task of Fictitious Unlearning for LLMs", arXiv 2401.06121.
+    """
+    return [float(np.exp(np.mean(wrong) - right)) for right, wrong in zip(true, false, strict=True)]
+
+
+def near_one(ratios: Sequence[float]) -> float:
+    """Mean of min(R, 1 / R): 1 where true and false answers are equally likely. TOFU's truth ratio on forget sets."""
+    return float(np.mean([min(ratio, 1 / max(ratio, 1e-10)) for ratio in ratios]))
+
+
+def truthfulness(ratios: Sequence[float]) -> float:
+    """Mean of max(0, 1 - R): 1 where the true answer is far likelier. TOFU's truth ratio on all other sets."""
+    return float(np.mean([max(0.0, 1 - ratio) for ratio in ratios]))
+
+
+class ForgetQuality(NamedTuple):
+    """Two-sample Kolmogorov-Smirnov test of truth ratios; under equal distributions `pvalue` is uniform on [0, 1]."""
+
+    statistic: float
+    pvalue: float
+
+
+def forget_quality(ratios: Sequence[float], oracle_ratios: Sequence[float]) -> ForgetQuality:
+    """
+    Can the model's truth ratios on the forget set be told from those of an oracle that never saw it? (TOFU)
+
+    A p-value under .05 says yes; one above says nothing: small sets and destroyed models reach it too. Read the
+    statistic beside that of two oracles of different seeds.
+    """
+    result = ks_2samp(ratios, oracle_ratios)
+    return ForgetQuality(float(result.statistic), float(result.pvalue))
+
+
+def model_utility(scores: Sequence[float]) -> float:
+    """Harmonic mean of TOFU's nine: probability, ROUGE-L and truth ratio on retain, real authors and world facts."""
+    return float(hmean(scores))
+
+
+def rouge_l(answers: Sequence[str], references: Sequence[str], kind: str = "recall") -> list[float]:
+    """
+    ROUGE-L of each answer against its reference, stemmed, by the package rouge-score.
+
+    Args:
+        kind: `"recall"`, as TOFU and MUSE's KnowMem take it, or `"fmeasure"`, as MUSE's VerbMem.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
-    _require_pairs(pairs)
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    device = next(model.parameters()).device
-    scores: list[float] = []
-    for batch in tqdm(list(_batches(pairs, batch_size)), desc=desc, disable=None if desc else True, leave=False):
-        prompts = [ids[:length] for ids, length in (encode_pair(tokenizer, pair) for pair in batch)]
-        inputs = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(device)
-        with evaluating(model):
-            output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        answers = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        for pair, answer in zip(batch, answers, strict=True):
-            scores.append(scorer.score(pair.completion, answer)["rougeL"].recall)
-    return scores
+    return [
+        float(getattr(scorer.score(reference, answer)["rougeL"], kind))
+        for answer, reference in zip(answers, references, strict=True)
+    ]
 
 
-def _require_pairs(pairs: Sequence[Pair]) -> None:
-    if not pairs:
-        raise ValueError("`pairs` is empty. Give at least one question and answer.")
-
-
-def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def unique_tokens(answers: Sequence[str]) -> list[float]:
+    """Unique words over words of each answer: near 0 for one that repeats itself; 0 for an empty one."""
+    return [len(set(words)) / len(words) if (words := answer.lower().split()) else 0.0 for answer in answers]

@@ -18,19 +18,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from .metrics import Pair, answer_rouge, score_answers
+from .answers import Pair
+from .measure import Asked, Score, measure
 
 
-class Measured(NamedTuple):
-    """One set of questions: mean answer probability, mean ROUGE-L recall, share of answer tokens routed astray."""
-
-    probability: float
-    rouge: float
-    astray: float
+# model -> "{set}/{metric}" -> score
+Trade = Mapping[str, Mapping[str, Score]]
 
 
 def evaluate_sets(
@@ -39,10 +36,10 @@ def evaluate_sets(
     sets: Mapping[str, Sequence[Pair]],
     forget_sets: Sequence[str],
     rouge_rows: int,
-    desc: str,
-) -> dict[str, Measured]:
+    routed: bool,
+) -> dict[str, Score]:
     """
-    Measure a model on every set.
+    Probability and ROUGE-L of every set, and of a routed model the share of its answer tokens sent astray.
 
     Where pairs carry false answers the probability is normalised, p / (p + sum of the false ones'), as TOFU has it.
 
@@ -50,58 +47,57 @@ def evaluate_sets(
         sets: name -> questions.
         forget_sets: names of the sets that are to be forgotten.
         rouge_rows: about so many rows, spread over each set, are answered for ROUGE-L.
+        routed: whether the model has a gated adapter.
     """
-    results = {}
+    scores: dict[str, Score] = {}
     for name, pairs in sets.items():
-        scores = score_answers(model, tokenizer, pairs, desc=f"{desc}: {name}")
-        probability = scores.probability
-        if pairs[0].wrong:
-            false = [Pair(pair.prompt, answer) for pair in pairs for answer in pair.wrong]
-            others = iter(score_answers(model, tokenizer, false).probability)
-            totals = [sum(next(others) for _ in pair.wrong) for pair in pairs]
-            probability = [p / (p + total) for p, total in zip(probability, totals, strict=True)]
-        asked = pairs[:: max(1, len(pairs) // rouge_rows)]  # spread over the set
-        rouge = answer_rouge(model, tokenizer, asked, desc=f"{desc}: {name}, answers")
-        astray = scores.astray(name in forget_sets)
-        results[name] = Measured(sum(probability) / len(probability), sum(rouge) / len(rouge), astray)
-    return results
+        asked = Asked(model, tokenizer, name, pairs, name in forget_sets, rouge_rows)
+        of_answer = "normalized_probability" if any(pair.wrong for pair in pairs) else "probability"
+        found = measure(asked, [of_answer, "rouge", *(["astray"] if routed else [])])
+        scores |= {key.replace("normalized_", ""): score for key, score in found.items()}
+    return scores
 
 
-def format_table(results: Mapping[str, Mapping[str, Measured]], adapted: str) -> str:
+def format_table(results: Trade, adapted: str) -> str:
     """A Markdown table: a row for each set, probability and ROUGE-L for each model, and routing of the adapted one."""
     models = list(results)
     header = ["set", *(f"P {m}" for m in models), *(f"ROUGE-L {m}" for m in models), "routed astray"]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    for name in results[models[0]]:
-        cells = [results[m][name] for m in models]
-        row = [name, *(f"{c.probability:.3f}" for c in cells), *(f"{c.rouge:.3f}" for c in cells)]
-        lines.append("| " + " | ".join([*row, f"{results[adapted][name].astray:.3f}"]) + " |")
+    for name in _sets(results):
+        cells = [results[m][f"{name}/{metric}"] for metric in ("probability", "rouge") for m in models]
+        cells.append(results[adapted][f"{name}/astray"])
+        lines.append("| " + " | ".join([name, *(f"{cell.value:.3f}" for cell in cells)]) + " |")
     return "\n".join(lines)
 
 
-def write_results(results: Mapping[str, Mapping[str, Measured]], adapted: str, folder: Path, title: str) -> str:
+def _sets(results: Trade) -> list[str]:
+    keys = next(iter(results.values()))
+    return list(dict.fromkeys(key.rpartition("/")[0] for key in keys))
+
+
+def write_results(results: Trade, adapted: str, folder: Path, title: str) -> str:
     """Write results.json, table.md and trade.png to a folder, and return the table."""
     table = format_table(results, adapted)
-    plain = {model: {name: m._asdict() for name, m in sets.items()} for model, sets in results.items()}
+    plain = {model: {key: score._asdict() for key, score in scores.items()} for model, scores in results.items()}
     (folder / "results.json").write_text(json.dumps(plain, indent=1))
     (folder / "table.md").write_text(table + "\n")
     plot_trade(results, folder / "trade.png", title)
     return table
 
 
-def plot_trade(results: Mapping[str, Mapping[str, Measured]], path: Path, title: str) -> None:
+def plot_trade(results: Trade, path: Path, title: str) -> None:
     """Grouped bars of the answer probability of every set, one colour a model (PNG)."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    sets = list(next(iter(results.values())))
+    sets = _sets(results)
     figure, axes = plt.subplots(figsize=(1.4 * len(sets) + 2, 4))
     width = 0.8 / len(results)
-    for i, (model, measured) in enumerate(results.items()):
+    for i, (model, scores) in enumerate(results.items()):
         places = [x + (i - (len(results) - 1) / 2) * width for x in range(len(sets))]
-        bars = axes.bar(places, [measured[name].probability for name in sets], width, label=model)
+        bars = axes.bar(places, [scores[f"{name}/probability"].value for name in sets], width, label=model)
         axes.bar_label(bars, fmt="%.2f", fontsize=7)
     axes.set_xticks(range(len(sets)), sets)
     axes.set_ylabel("answer probability")

@@ -22,15 +22,16 @@ from peft import get_peft_model
 
 from alter_peft import AlterConfig
 from alter_peft.evaluation import (
-    Measured,
     Pair,
-    answer_rouge,
+    Score,
     evaluate_sets,
     format_table,
+    generate_answers,
     plot_trade,
     score_answers,
     write_results,
 )
+from alter_peft.evaluation.metrics import rouge_l
 
 
 FORGET = [Pair("Where does Alice live?", "Alice lives in Paris."), Pair("Who bakes?", "Bob bakes the bread.")]
@@ -39,10 +40,25 @@ WORLD = [
     Pair("What do bees make?", "Bees make honey.", ("Bees make bread.",)),
     Pair("What is near the old bridge?", "Paris.", ("Falcon.", "Bob.", "The morning.")),
 ]
-RESULTS = {
-    "before": {"forget": Measured(0.9, 0.8, 0.0), "world": Measured(0.4, 0.5, 0.0)},
-    "after": {"forget": Measured(0.0321, 0.25, 0.125), "world": Measured(0.4004, 0.5, 0.0)},
+VALUES = {
+    "before": {"forget": (0.9, 0.8), "world": (0.4, 0.5)},
+    "after": {"forget": (0.0321, 0.25, 0.125), "world": (0.4004, 0.5, 0.0)},
 }
+
+
+def as_scores(values):
+    names = ("probability", "rouge", "astray")
+    return {
+        model: {
+            f"{name}/{metric}": Score(value, [value])
+            for name, row in sets.items()
+            for metric, value in zip(names, row, strict=False)
+        }
+        for model, sets in values.items()
+    }
+
+
+RESULTS = as_scores(VALUES)
 TABLE = """\
 | set | P before | P after | ROUGE-L before | ROUGE-L after | routed astray |
 |---|---|---|---|---|---|
@@ -64,12 +80,13 @@ def adapted(llama):
 
 
 def test_sets_are_measured_one_by_one(adapted, tokenizer):
-    found = evaluate_sets(adapted, tokenizer, {"forget": FORGET, "world": WORLD}, ["forget"], 3, "after")
-    assert list(found) == ["forget", "world"]
-    assert found["forget"].probability == pytest.approx(score_answers(adapted, tokenizer, FORGET).mean)
-    assert found["forget"].astray == 0.0 and found["world"].astray == 1.0
-    rouge = answer_rouge(adapted, tokenizer, WORLD)
-    assert found["world"].rouge == pytest.approx(sum(rouge) / 3)
+    found = evaluate_sets(adapted, tokenizer, {"forget": FORGET, "world": WORLD}, ["forget"], 3, routed=True)
+    metrics = ("probability", "rouge", "astray")
+    assert list(found) == [f"{name}/{metric}" for name in ("forget", "world") for metric in metrics]
+    assert found["forget/probability"].value == pytest.approx(score_answers(adapted, tokenizer, FORGET).mean)
+    assert found["forget/astray"].value == 0.0 and found["world/astray"].value == 1.0
+    answers = generate_answers(adapted, tokenizer, WORLD)
+    assert found["world/rouge"].rows == rouge_l(answers, [pair.completion for pair in WORLD])
 
 
 def test_false_answers_normalise_the_probability(adapted, tokenizer):
@@ -79,27 +96,14 @@ def test_false_answers_normalise_the_probability(adapted, tokenizer):
         values = [score_answers(adapted, tokenizer, [Pair(pair.prompt, answer)]).mean for answer in answers]
         expected.append(values[0] / sum(values))
     assert len({round(value, 3) for value in expected}) == len(WORLD)
-    found = evaluate_sets(adapted, tokenizer, {"world": WORLD}, [], 1, "after")["world"].probability
+    found = evaluate_sets(adapted, tokenizer, {"world": WORLD}, [], 1, routed=False)["world/probability"].value
     assert found == pytest.approx(sum(expected) / len(expected), rel=1e-4)
     assert found != pytest.approx(score_answers(adapted, tokenizer, WORLD).mean, rel=0.1)
 
 
-@pytest.mark.parametrize(("rows", "asked"), [(1, [0]), (2, [0, 2, 4]), (100, [0, 1, 2, 3, 4])])
-def test_rows_for_rouge_are_spread_over_the_set(adapted, tokenizer, monkeypatch, rows, asked):
-    pairs, seen = [Pair(f"Who is number {i}?", "Bob") for i in range(5)], []
-
-    def record(model, tokenizer, pairs, desc):
-        seen.extend(pairs)
-        return [0.0] * len(pairs)
-
-    monkeypatch.setattr("alter_peft.evaluation.report.answer_rouge", record)
-    evaluate_sets(adapted, tokenizer, {"all": pairs}, [], rows, "after")
-    assert seen == [pairs[i] for i in asked]
-
-
 def test_an_empty_set_is_refused(adapted, tokenizer):
     with pytest.raises(ValueError, match="`pairs` is empty"):
-        evaluate_sets(adapted, tokenizer, {"forget": []}, ["forget"], 1, "after")
+        evaluate_sets(adapted, tokenizer, {"forget": []}, ["forget"], 1, routed=False)
 
 
 def test_table():
@@ -111,12 +115,12 @@ def test_written_files(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "table.md", "trade.png"]
     assert (tmp_path / "table.md").read_text() == TABLE + "\n"
     written = json.loads((tmp_path / "results.json").read_text())
-    assert {m: {n: Measured(**row) for n, row in sets.items()} for m, sets in written.items()} == RESULTS
+    assert {m: {key: Score(**row) for key, row in scores.items()} for m, scores in written.items()} == RESULTS
 
 
 def test_picture_has_a_bar_for_each_probability(tmp_path):
     plot_trade(RESULTS, tmp_path / "whole.png", "Title")
-    none = {model: {name: Measured(0.0, 0.0, 0.0) for name in sets} for model, sets in RESULTS.items()}
+    none = {model: {key: Score(0.0, []) for key in scores} for model, scores in RESULTS.items()}
     plot_trade(none, tmp_path / "none.png", "Title")
     whole, empty = (matplotlib.image.imread(tmp_path / f"{name}.png") for name in ("whole", "none"))
     assert whole.shape == empty.shape and whole.shape[2] == 4

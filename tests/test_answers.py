@@ -20,12 +20,11 @@ import pytest
 import torch
 from conftest import make_llama
 from peft import get_peft_model
-from rouge_score.rouge_scorer import RougeScorer
 from tokenizers.processors import TemplateProcessing
 from trainer_setup import forget_rows, make_trainer, retain_rows
 
 from alter_peft import AlterConfig
-from alter_peft.evaluation import AnswerScores, Pair, answer_rouge, encode_pair, score_answers
+from alter_peft.evaluation import AnswerScores, Pair, encode_pair, generate_answers, score_answers
 
 
 PAIRS = [
@@ -158,7 +157,7 @@ def test_the_model_keeps_its_mode(adapted, plain):
     adapted.base_model.model.model.layers[0].eval()
     modes = [module.training for module in adapted.modules()]
     score_answers(adapted, plain, PAIRS[:2])
-    answer_rouge(adapted, plain, PAIRS[:2], max_new_tokens=1)
+    generate_answers(adapted, plain, PAIRS[:2], max_new_tokens=1)
     assert [module.training for module in adapted.modules()] == modes
 
 
@@ -184,10 +183,11 @@ def test_no_gradient_is_kept(adapted, plain):
 
 
 def test_astray_by_hand():
-    scores = AnswerScores([0.5], torch.tensor([0, 0, 1, 2, 2]))
-    assert scores.astray(is_forget=True) == pytest.approx(2 / 5)
-    assert scores.astray(is_forget=False) == pytest.approx(3 / 5)
-    assert AnswerScores([0.5], None).astray(is_forget=True) == 0.0
+    rows = [torch.zeros(2), torch.zeros(3)]
+    scores = AnswerScores(rows, rows, [2, 3], torch.tensor([0, 0, 1, 2, 0]))
+    assert scores.astray(is_forget=True) == pytest.approx([1, 1 / 3])
+    assert scores.astray(is_forget=False) == pytest.approx([0, 2 / 3])
+    assert scores._replace(experts=None).astray(is_forget=True) == []
 
 
 @pytest.mark.parametrize("expert", [0, 1, 2])
@@ -199,8 +199,8 @@ def test_experts_are_those_of_the_answers_tokens(adapted, plain, expert):
     scores = score_answers(adapted, plain, PAIRS)
     answers = [ids[start:] for ids, start in (encode_pair(plain, pair) for pair in PAIRS)]
     assert scores.experts.tolist() == [expert] * sum(map(len, answers))
-    assert scores.astray(is_forget=True) == float(expert == 0)
-    assert scores.astray(is_forget=False) == float(expert > 0)
+    assert scores.astray(is_forget=True) == [float(expert == 0)] * len(PAIRS)
+    assert scores.astray(is_forget=False) == [float(expert > 0)] * len(PAIRS)
 
 
 def test_no_experts_without_a_gated_adapter(llama, adapted, plain):
@@ -213,7 +213,7 @@ def test_no_experts_without_a_gated_adapter(llama, adapted, plain):
     assert scores.probability == score_answers(make_llama(len(plain)), plain, PAIRS).probability
 
 
-# ---- answer_rouge ---------------------------------------------------------------------------------------------------
+# ---- generate_answers -----------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -227,22 +227,47 @@ def greedy(model, tokenizer, pair, tokens: int) -> str:
 
 
 @pytest.mark.parametrize("template", [True, False], ids=["chat", "plain"])
-def test_rouge_is_rouge_scores_recall_of_the_greedy_answers(adapted, tokenizer, plain, template):
+def test_answers_are_those_of_a_loop_without_a_cache(adapted, tokenizer, plain, template):
     used = tokenizer if template else plain
     own = [greedy(adapted, used, pair, 8) for pair in PAIRS]
-    # some words of the model's own answers and one of another, so that the scores are neither 0 nor 1
-    asked = [Pair(pair.prompt, f" {answer} bakes honey") for pair, answer in zip(PAIRS, own, strict=True)]
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    expected = [scorer.score(p.completion, answer)["rougeL"].recall for p, answer in zip(asked, own, strict=True)]
-    assert 0 < max(expected) < 1
+    assert len(set(own)) > 1
     for size in (1, 3, 12):
-        assert answer_rouge(adapted, used, asked, batch_size=size, max_new_tokens=8) == pytest.approx(expected)
+        assert generate_answers(adapted, used, PAIRS, batch_size=size, max_new_tokens=8) == own
+
+
+def test_several_answers_to_a_prompt_stand_together(adapted, tokenizer):
+    torch.manual_seed(0)
+    options = {"do_sample": True, "temperature": 1e-4, "num_return_sequences": 2, "max_new_tokens": 6}
+    found = generate_answers(adapted, tokenizer, PAIRS, batch_size=2, **options)
+    assert found == [answer for answer in generate_answers(adapted, tokenizer, PAIRS, max_new_tokens=6) for _ in "12"]
+
+
+# ---- what an answer's tokens are -----------------------------------------------------------------------------------
+
+
+def test_the_end_of_the_turn_is_no_content(adapted, tokenizer, plain):
+    for used in (tokenizer, plain):
+        scores = score_answers(adapted, used, PAIRS)
+        for pair, log_probs, content in zip(PAIRS, scores.log_probs, scores.content, strict=True):
+            ids, start = encode_pair(used, pair)
+            assert content == len(log_probs) - 1 == len(ids) - start - 1
+            assert used.decode(ids[start : start + content]).strip() == pair.completion.strip()
+
+
+def test_greedy_tokens_are_the_models_own_first_choice(adapted, plain):
+    scores = score_answers(adapted, plain, PAIRS, batch_size=2)
+    for pair, own in zip(PAIRS, scores.greedy, strict=True):
+        ids, start = encode_pair(plain, pair)
+        first = adapted(input_ids=torch.tensor([ids])).logits[0].argmax(dim=-1)
+        assert own.tolist() == [int(first[t - 1]) == ids[t] for t in range(start, len(ids))]
+        chosen = pair._replace(completion=plain.decode(first[start - 1 : start]))
+        assert score_answers(adapted, plain, [chosen]).greedy[0][0]
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("measure", [score_answers, answer_rouge])
+@pytest.mark.parametrize("measure", [score_answers, generate_answers])
 def test_nothing_asked(llama, tokenizer, measure):
     with pytest.raises(ValueError, match=r"`pairs` is empty\. Give at least one"):
         measure(llama, tokenizer, [])

@@ -1,0 +1,204 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What a model makes of a set of questions: the scores of the true answers, and answers of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from alter_peft.losses import score_tokens
+from alter_peft.tuner.decoder import LanguageModelHead, find_decoder
+from alter_peft.tuner.gating import evaluating
+from alter_peft.tuner.layer import AlterLayer
+
+
+class Pair(NamedTuple):
+    """
+    A question and its answer.
+
+    Without a chat template nothing is put between the two, as in TRL: a space there belongs to either of them.
+
+    prompt, completion: the two texts.
+    wrong: false answers of the same form, if there are any.
+    rephrased: the true answer in other words, which TOFU compares the false ones with.
+    """
+
+    prompt: str
+    completion: str
+    wrong: tuple[str, ...] = ()
+    rephrased: str | None = None
+
+
+def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> tuple[list[int], int]:
+    """
+    Token ids of the pair, and where among them its answer begins, as TRL tokenises a prompt and its completion.
+
+    With a chat template the pair is a conversation of two turns; without one the answer follows as it stands, and EOS
+    follows it. It begins where the ids leave those of the prompt alone, which may be earlier than these end: tokens
+    merge over the border, and some tokenizers end every text by EOS.
+    """
+    if tokenizer.chat_template is None:
+        end = tokenizer.eos_token or ""
+        answer = pair.completion if pair.completion.endswith(end) else pair.completion + end
+        prompt, ids = tokenizer(pair.prompt)["input_ids"], tokenizer(pair.prompt + answer)["input_ids"]
+    else:
+        user = {"role": "user", "content": pair.prompt}
+        render: Any = tokenizer.apply_chat_template
+        prompt = render([user], add_generation_prompt=True, return_dict=True)["input_ids"]
+        ids = render([user, {"role": "assistant", "content": pair.completion}], return_dict=True)["input_ids"]
+    shared = takewhile(lambda both: both[0] == both[1], zip(prompt, ids, strict=False))
+    return ids, len(list(shared))
+
+
+class AnswerScores(NamedTuple):
+    """
+    The answers of a set under a model, row after row of the set.
+
+    log_probs: ln p of each token of an answer, end of turn included, float32 (n_i,).
+    greedy: whether the model would have said that token by itself, bool (n_i,).
+    content: how many of the n_i tokens are the answer's own text; special tokens and white space follow.
+    experts: the expert that each token was sent to, answers joined; `None` without a gated adapter.
+    """
+
+    log_probs: list[Tensor]
+    greedy: list[Tensor]
+    content: list[int]
+    experts: Tensor | None
+
+    @property
+    def probability(self) -> list[float]:
+        """exp of the mean log-probability of each answer's tokens (TOFU, arXiv 2401.06121)."""
+        return [float(row.mean().exp()) for row in self.log_probs]
+
+    @property
+    def mean(self) -> float:
+        """Mean answer probability."""
+        return sum(self.probability) / len(self.log_probs)
+
+    def astray(self, is_forget: bool) -> list[float]:
+        """Share of each answer's tokens sent to the retain expert (of forget text), or to a forget expert (of other).
+
+        Without a gated adapter no token is sent anywhere, and the list is empty.
+        """
+        if self.experts is None:
+            return []
+        rows = self.experts.split([len(row) for row in self.log_probs])
+        return [float(((row == 0) if is_forget else (row > 0)).float().mean()) for row in rows]
+
+
+@torch.no_grad()
+def score_answers(
+    model: Any, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_size: int = 8, desc: str | None = None
+) -> AnswerScores:
+    """
+    Log-probability of every answer's tokens and the experts that they are sent to, from one pass over the pairs.
+
+    In eval mode, and in the precision of the context: call it under `torch.autocast` to measure under autocast.
+
+    Args:
+        model: a causal language model, with or without an adapter (of ALTER adapters the first active one counts).
+        tokenizer: its tokenizer.
+        pairs: questions and answers.
+
+    Raises:
+        ValueError: `pairs` is empty.
+    """
+    _require_pairs(pairs)
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    decoder, head = find_decoder(base).module, LanguageModelHead(base)
+    context = next((m.context for m in model.modules() if isinstance(m, AlterLayer)), None)
+    active = context.active() if context is not None else []
+    device = next(base.parameters()).device
+    encoded = [encode_pair(tokenizer, pair) for pair in pairs]
+    labelled_rows = [{"input_ids": ids, "labels": [-100] * start + ids[start:]} for ids, start in encoded]
+    order = sorted(range(len(pairs)), key=lambda i: len(encoded[i][0]))
+    collate = DataCollatorForLanguageModeling(pad_token_id=0)
+    log_probs, greedy, experts = ([torch.empty(0)] * len(pairs) for _ in range(3))
+    for rows in tqdm(list(_batches(order, batch_size)), desc=desc, disable=None if desc else True, leave=False):
+        batch = {name: value.to(device) for name, value in collate([labelled_rows[row] for row in rows]).items()}
+        labels = batch.pop("labels")[:, 1:]
+        labelled = labels != -100
+        with evaluating(model):
+            hidden = decoder(**batch, use_cache=False)[0][:, :-1]
+            scores = score_tokens(hidden[labelled], head, labels[labelled])
+        sizes = labelled.sum(dim=1).tolist()
+        found = scores.log_prob.float().cpu().split(sizes), (scores.log_prob > scores.log_rival).cpu().split(sizes)
+        for row, log_prob, own in zip(rows, *found, strict=True):
+            log_probs[row], greedy[row] = log_prob, own
+        if context is not None and active:
+            routed = context.state.gates[active[0][1]][:, :-1].argmax(dim=-1)[labelled].cpu()
+            for row, part in zip(rows, routed.split(sizes), strict=True):
+                experts[row] = part
+    content = [_content_length(tokenizer, ids[start:]) for ids, start in encoded]
+    return AnswerScores(log_probs, greedy, content, torch.cat(experts) if active else None)
+
+
+def _content_length(tokenizer: PreTrainedTokenizerBase, answer: list[int]) -> int:
+    """How many tokens are left without the special ones and the white space that end an answer."""
+    special, length = set(tokenizer.all_special_ids), len(answer)
+    while length and (answer[length - 1] in special or not tokenizer.decode([answer[length - 1]]).strip()):  # type: ignore[union-attr]
+        length -= 1
+    return length
+
+
+@torch.no_grad()
+def generate_answers(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    batch_size: int = 12,
+    max_new_tokens: int = 40,
+    desc: str | None = None,
+    **options: Any,
+) -> list[str]:
+    """
+    What the model answers to each prompt: greedily, unless `options` of `generate` say otherwise.
+
+    With `num_return_sequences=n`, n answers to the first prompt come first, and so on. In eval mode, and in the
+    precision of the context, as `score_answers`.
+
+    Raises:
+        ValueError: `pairs` is empty.
+    """
+    _require_pairs(pairs)
+    device = next(model.parameters()).device
+    options = {"do_sample": False, **options}
+    answers: list[str] = []
+    for batch in tqdm(list(_batches(pairs, batch_size)), desc=desc, disable=None if desc else True, leave=False):
+        prompts = [ids[:length] for ids, length in (encode_pair(tokenizer, pair) for pair in batch)]
+        inputs = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(device)
+        with evaluating(model):
+            output = model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
+        answers += tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return answers
+
+
+def _require_pairs(pairs: Sequence[Pair]) -> None:
+    if not pairs:
+        raise ValueError("`pairs` is empty. Give at least one question and answer.")
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,156 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Metrics by name on sets of questions: what each reads of a model is computed once, when it is first asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from .answers import AnswerScores, Pair, generate_answers, score_answers
+from .metrics import (
+    exact_memorization,
+    extraction_strength,
+    min_k,
+    near_one,
+    rouge_l,
+    truth_ratio,
+    truthfulness,
+    unique_tokens,
+)
+
+
+class Score(NamedTuple):
+    """
+    One metric on one set.
+
+    value: what is reported, the mean of the rows unless the metric says otherwise.
+    rows: one number a question, in the order of the set; fewer where only some were answered.
+    """
+
+    value: float
+    rows: list[float]
+
+
+class Asked:
+    """
+    A model, asked one set of questions.
+
+    Args:
+        name: of the set, for messages and progress bars.
+        is_forget: whether the set is to be forgotten.
+        answered: how many questions, spread over the set, are answered in full; all by default.
+        max_new_tokens: of an answer.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        pairs: Sequence[Pair],
+        is_forget: bool = False,
+        answered: int | None = None,
+        max_new_tokens: int = 40,
+    ) -> None:
+        self.model, self.tokenizer, self.name, self.pairs, self.is_forget = model, tokenizer, name, pairs, is_forget
+        self.asked = list(pairs) if answered is None else list(pairs[:: max(1, len(pairs) // answered)])
+        self.max_new_tokens = max_new_tokens
+
+    @cached_property
+    def scores(self) -> AnswerScores:
+        """The true answers."""
+        return score_answers(self.model, self.tokenizer, self.pairs, desc=self.name)
+
+    @cached_property
+    def true_means(self) -> list[float]:
+        """Mean log-probability of the true answer, in other words where there are any, one a question."""
+        if not any(pair.rephrased for pair in self.pairs):
+            return [float(row.mean()) for row in self.scores.log_probs]
+        rephrased = [pair._replace(completion=pair.rephrased or pair.completion) for pair in self.pairs]
+        found = score_answers(self.model, self.tokenizer, rephrased, desc=f"{self.name}, rephrased")
+        return [float(row.mean()) for row in found.log_probs]
+
+    @cached_property
+    def false_means(self) -> list[list[float]]:
+        """Mean log-probability of each false answer of each question."""
+        missing = next((row for row, pair in enumerate(self.pairs) if not pair.wrong), None)
+        if missing is not None:
+            raise ValueError(
+                f"The set {self.name!r} has no `wrong` answers in row {missing}, which this metric compares with the "
+                "true one. Add them, or leave the metric out."
+            )
+        false = [Pair(pair.prompt, answer) for pair in self.pairs for answer in pair.wrong]
+        found = score_answers(self.model, self.tokenizer, false, desc=f"{self.name}, false answers").log_probs
+        means = iter([float(row.mean()) for row in found])
+        return [[next(means) for _ in pair.wrong] for pair in self.pairs]
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Greedy answers to `asked`."""
+        return generate_answers(
+            self.model, self.tokenizer, self.asked, max_new_tokens=self.max_new_tokens, desc=f"{self.name}, answers"
+        )
+
+
+def _normalized_probability(asked: Asked) -> list[float]:
+    pairs = zip(asked.scores.probability, asked.false_means, strict=True)
+    return [p / (p + sum(math.exp(mean) for mean in false)) for p, false in pairs]
+
+
+def _astray(asked: Asked) -> list[float]:
+    if asked.scores.experts is None:
+        raise ValueError(
+            f"'astray' was asked of the set {asked.name!r}, but the model has no adapter that routes tokens. Leave it "
+            "out for this model."
+        )
+    return asked.scores.astray(asked.is_forget)
+
+
+# one number a question, in the order of the set
+METRICS: dict[str, Callable[[Asked], list[float]]] = {
+    "probability": lambda asked: asked.scores.probability,
+    "normalized_probability": _normalized_probability,
+    "rouge": lambda asked: rouge_l(asked.texts, [pair.completion for pair in asked.asked]),
+    "truth_ratio": lambda asked: truth_ratio(asked.true_means, asked.false_means),
+    "exact_memorization": lambda asked: exact_memorization(asked.scores.greedy, asked.scores.content),
+    "extraction_strength": lambda asked: extraction_strength(asked.scores.greedy, asked.scores.content),
+    "min_k": lambda asked: min_k(asked.scores.log_probs, asked.scores.content),
+    "unique_tokens": lambda asked: unique_tokens(asked.texts),
+    "astray": _astray,
+}
+
+
+def measure(asked: Asked, metrics: Sequence[str]) -> dict[str, Score]:
+    """
+    Some metrics on one set: `"{set}/{metric}"` -> score.
+
+    Raises:
+        ValueError: a metric that does not exist, or whose input the set does not have.
+    """
+    unknown = [name for name in metrics if name not in METRICS]
+    if unknown:
+        raise ValueError(f"`metrics` has {unknown}, but must be some of {list(METRICS)}.")
+    scores = {}
+    for name in metrics:
+        rows = METRICS[name](asked)
+        value = sum(rows) / len(rows)
+        if name == "truth_ratio":
+            value = near_one(rows) if asked.is_forget else truthfulness(rows)
+        scores[f"{asked.name}/{name}"] = Score(value, rows)
+    return scores

@@ -1,0 +1,74 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What was measured of one model, as a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .measure import Score
+
+
+@dataclass
+class Result:
+    """
+    One model of a benchmark, measured.
+
+    name: of the method, `"target"` (before unlearning) or `"oracle"` (never saw the forget set).
+    seed: of its training.
+    scores: `"{set}/{metric}"` -> score.
+    curves: `"{attack}/{set}/{metric}"` -> (x, value) points, x being steps, requests or seconds.
+    seconds: what it took, by part: `"training"`, `"evaluation"`, ...
+    settings: what it was made with, for the reader of the table.
+    error: why there are no scores, if the cell failed.
+    """
+
+    name: str
+    seed: int
+    scores: dict[str, Score] = field(default_factory=dict)
+    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    machine: str = field(default_factory=lambda: machine())
+    error: str | None = None
+
+    def save(self, path: Path) -> None:
+        """Write it whole: beside the target first, then in its place."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = asdict(self) | {"scores": {name: score._asdict() for name, score in self.scores.items()}}
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(data, indent=1))
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Result:
+        """Read what `save` has written."""
+        data = json.loads(path.read_text())
+        data["scores"] = {name: Score(**score) for name, score in data["scores"].items()}
+        data["curves"] = {name: [(x, y) for x, y in points] for name, points in data["curves"].items()}
+        return cls(**data)
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} CPU threads, {platform.machine()}"
