@@ -29,9 +29,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from trl import SFTConfig, SFTTrainer
 
-from alter_peft.evaluation import Pair, Score, evaluate_sets
+from alter_peft.evaluation import Pair, Score, evaluate_sets, methods
 
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -81,15 +80,7 @@ def measured(
 
 def taught(folder: Path, pairs: list[Pair], epochs: int, seed: int) -> PreTrainedModel:
     """SmolLM2 with all weights fine-tuned until it knows the pairs by heart; kept in `folder` for the next run."""
-    if not (folder / "config.json").exists():
-        model, tokenizer = load()
-        print(f"Teaching {folder.name}: {len(pairs)} pairs, {epochs} epochs", flush=True)
-        args = SFTConfig(
-            output_dir=str(folder), num_train_epochs=epochs, per_device_train_batch_size=8, learning_rate=2e-4,
-            warmup_steps=10, lr_scheduler_type="constant_with_warmup", bf16=True, gradient_checkpointing=False,
-            save_strategy="no", report_to="none", logging_steps=10, seed=seed, use_cpu=not torch.cuda.is_available(),
-        )  # fmt: skip
-        SFTTrainer(model, args, train_dataset=chats(pairs), processing_class=tokenizer).train()
-        model.save_pretrained(folder.with_suffix(".partial"))
-        folder.with_suffix(".partial").replace(folder)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    if (folder / "config.json").exists():
+        return methods.load(folder)
+    print(f"Teaching {folder.name}: {len(pairs)} pairs, {epochs} epochs", flush=True)
+    return methods.teach(*load(), chats(pairs), folder, seed, num_train_epochs=epochs)

@@ -17,7 +17,6 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from trl import SFTTrainer
 from alter_peft.data import PairCollator, PairDataset, PairSampler, check_disjoint
 from alter_peft.losses import score_tokens
 from alter_peft.tuner.config import AlterConfig
-from alter_peft.tuner.decoder import LanguageModelHead, find_decoder
+from alter_peft.tuner.decoder import LanguageModelHead, find_decoder, last_hidden_states
 from alter_peft.tuner.layer import AlterLayer
 from alter_peft.tuner.model import AlterModel
 
@@ -387,9 +386,7 @@ class AlterUnlearnTrainer(SFTTrainer):
 
     def decode(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The decoder's last hidden states (B, T, k) from a pass of the whole model: its wrapper wants to see it."""
-        with _tap(self.decoder) as tapped:
-            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=1)
-        return tapped[0]
+        return last_hidden_states(model, self.decoder, input_ids, attention_mask)
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clip every expert by itself: one norm over all would couple them."""
@@ -468,14 +465,3 @@ class _StepCallback(TrainerCallback):
         if not trainer._structural.due():
             for weight in trainer.shared_matrices:
                 weight.grad = None
-
-
-@contextmanager
-def _tap(decoder: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects the decoder's last hidden states, before the head."""
-    tapped: list[Tensor] = []
-    handle = decoder.register_forward_hook(lambda module, args, output: tapped.append(output[0]))
-    try:
-        yield tapped
-    finally:
-        handle.remove()

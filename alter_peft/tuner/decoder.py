@@ -114,6 +114,20 @@ def find_decoder(model: nn.Module) -> Decoder:
     )
 
 
+def last_hidden_states(model: nn.Module, decoder: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The decoder's last hidden states (B, T, k), before the head, from a pass of the whole model.
+
+    A wrapper (DDP, FSDP) wants to see that pass; of the head's logits only the last position's are made.
+    """
+    tapped: list[Tensor] = []
+    handle = decoder.register_forward_hook(lambda module, args, output: tapped.append(output[0]))
+    try:
+        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=1)
+    finally:
+        handle.remove()
+    return tapped[0]
+
+
 def check_targets(state_dict: dict[str, Tensor], config: AlterConfig, decoder: Decoder) -> None:
     """Raise a `ValueError` if a state dict has adapted layers below the router."""
     branch = tuple(f"{decoder.path}.{i}." for i in range(config.router_layer or 0, len(decoder.layers)))

@@ -1,0 +1,134 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Plain LoRA with the losses that ALTER is compared with; the paper's and the field's baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from alter_peft.data import PairDataset, PairSampler
+from alter_peft.losses import TokenScores, cross_entropy_loss, inverted_hinge_loss, score_tokens
+from alter_peft.trainer.inputs import as_chat, keep_input_columns
+from alter_peft.tuner.decoder import LanguageModelHead, find_decoder, last_hidden_states
+
+
+# per token, unreduced, as in `alter_peft.losses`; the mean over the forget rows' labelled tokens is what is minimised
+FORGET_LOSSES: dict[str, Callable[[TokenScores], Tensor]] = {
+    "ihl": inverted_hinge_loss,  # LoKU, arXiv 2408.06621
+    "ga": lambda scores: -cross_entropy_loss(scores),  # gradient ascent, arXiv 2210.01504
+}
+
+
+class LoraUnlearnTrainer(SFTTrainer):
+    """
+    Unlearning by one plain adapter: `FORGET_LOSSES[forget_loss]` on forget rows plus cross-entropy on retain rows.
+
+    Its only changes from [`~trl.SFTTrainer`]: every step pairs rows to forget with rows to retain, as ALTER's does,
+    and the loss. With `"ga"` this is GradDiff (TOFU, arXiv 2401.06121).
+
+    Args:
+        model: the base model.
+        args: its optimisation.
+        forget_loss: a name of `FORGET_LOSSES`.
+        train_dataset, retain_dataset: rows as the ALTER trainer takes them.
+        peft_config: the adapter.
+        kwargs: as for [`~trl.SFTTrainer`].
+    """
+
+    args: SFTConfig
+    model: Any
+    train_dataset: Any
+    processing_class: Any
+    _signature_columns: Any
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: SFTConfig,
+        *,
+        forget_loss: str,
+        train_dataset: Dataset,
+        retain_dataset: Dataset,
+        peft_config: LoraConfig,
+        **kwargs: Any,
+    ) -> None:
+        if forget_loss not in FORGET_LOSSES:
+            raise ValueError(f"`forget_loss` is {forget_loss!r}, but must be one of {list(FORGET_LOSSES)}.")
+        self.forget_loss = FORGET_LOSSES[forget_loss]
+        field = args.dataset_text_field
+        forget, retain = (keep_input_columns(rows, field) for rows in (train_dataset, retain_dataset))
+        super().__init__(model, args, train_dataset=forget, peft_config=peft_config, **kwargs)
+        kept = self._prepare_dataset(retain, self.processing_class, args, False, None, "retain_dataset")
+        self.train_dataset = PairDataset(self.train_dataset, kept)
+        self.data_collator = _BothCollator(pad_token_id=self._tokenizer.pad_token_id)
+        self.model_accepts_loss_kwargs = False  # a mean over the batch, which accumulation divides
+        self.add_callback(_Epochs(self))
+        base = self.model.get_base_model()
+        self._decoder, self._head = find_decoder(base).module, LanguageModelHead(base)
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return super()._prepare_dataset(as_chat(dataset, None, self._tokenizer), *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[tuple[int, int]]:
+        data: PairDataset = self.train_dataset
+        rows = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        self.sampler = PairSampler(len(data.forget), len(data.retain), rows, self.args.seed)
+        return self.sampler
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list({*self._signature_columns, "forget", "retain"})
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The forget loss plus the retain loss, each a mean over its own tokens; forget rows come first."""
+        labels = inputs["labels"][:, 1:]
+        labelled = labels != -100
+        hidden = last_hidden_states(model, self._decoder, inputs["input_ids"], inputs["attention_mask"])[:, :-1]
+        of_forget = torch.zeros_like(labelled)
+        of_forget[: len(labels) // 2] = True
+        with self.accelerator.autocast():
+            scores = score_tokens(hidden[labelled], self._head, labels[labelled])
+        forget = self.forget_loss(scores)[of_forget[labelled]].mean()
+        loss = forget + cross_entropy_loss(scores)[~of_forget[labelled]].mean()
+        return (loss, None) if return_outputs else loss
+
+
+class _BothCollator(DataCollatorForLanguageModeling):
+    """Pairs -> one batch, forget rows first."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        rows = [example[kind] for kind in ("forget", "retain") for example in examples]
+        return super().torch_call(rows)
+
+
+class _Epochs(TrainerCallback):
+    """Each epoch has its own pairs."""
+
+    def __init__(self, trainer: LoraUnlearnTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.trainer.sampler.set_epoch(int(state.epoch or 0))

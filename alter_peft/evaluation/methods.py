@@ -1,0 +1,153 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a benchmark compares: how a model is taught what it shall forget, and the methods that make it forget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer
+
+from alter_peft.trainer import AlterUnlearnConfig, AlterUnlearnTrainer
+from alter_peft.trainer.inputs import as_chat
+from alter_peft.tuner import AlterConfig
+
+from .baselines import LoraUnlearnTrainer
+
+
+class Task(NamedTuple):
+    """
+    What a method is given.
+
+    forget, retain: rows as [`AlterUnlearnTrainer`] takes them.
+    calibration: text like the forget rows that was never trained on, for the methods that can use it.
+    """
+
+    forget: Dataset
+    retain: Dataset
+    calibration: Dataset | None = None
+
+
+# Learning rate and batch of the pilot (docs/log.md); TOFU teaches for 5 epochs
+TEACHING: dict[str, Any] = {
+    "num_train_epochs": 5, "per_device_train_batch_size": 8, "learning_rate": 2e-4, "warmup_steps": 10,
+    "lr_scheduler_type": "constant_with_warmup", "gradient_checkpointing": False,
+}  # fmt: skip
+# TOFU unlearns for 5 epochs; the learning rate is the pilot's, nothing else is tuned
+LORA: dict[str, Any] = {
+    "num_train_epochs": 5, "per_device_train_batch_size": 4, "learning_rate": 5e-4, "gradient_checkpointing": False,
+}  # fmt: skip
+
+
+def teach(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    folder: Path,
+    seed: int,
+    **options: Any,
+) -> PreTrainedModel:
+    """
+    All weights fine-tuned on the rows and saved in `folder`, which is whole or not there.
+
+    The target of a benchmark is taught everything, an oracle all but the forget set.
+
+    Args:
+        options: of [`~trl.SFTConfig`], over `TEACHING`.
+    """
+    args = SFTConfig(output_dir=str(folder), seed=seed, **_quiet(), **{**TEACHING, **options})
+    SFTTrainer(model, args, train_dataset=as_chat(rows, None, tokenizer), processing_class=tokenizer).train()
+    partial_folder = folder.with_suffix(".partial")
+    model.save_pretrained(partial_folder)
+    tokenizer.save_pretrained(partial_folder)
+    partial_folder.replace(folder)
+    return load(folder)
+
+
+def load(folder: Path | str) -> PreTrainedModel:
+    """A model in float32, in which small steps are not lost, on the accelerator if there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.to(device).eval()  # type: ignore[no-any-return]
+
+
+def _quiet() -> dict[str, Any]:
+    """Training arguments that all methods share."""
+    return {
+        "save_strategy": "no", "report_to": "none", "logging_steps": 10, "bf16": True,
+        "use_cpu": not torch.cuda.is_available(), "dataloader_pin_memory": torch.cuda.is_available(),
+    }  # fmt: skip
+
+
+def _alter(
+    router: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    folder: Path,
+    seed: int,
+    options: dict[str, Any],
+) -> PeftModel:
+    trainer = AlterUnlearnTrainer(
+        model,
+        AlterUnlearnConfig(output_dir=str(folder), seed=seed, **{**_quiet(), **options}),
+        train_dataset=task.forget,
+        retain_dataset=task.retain,
+        calibration_dataset=task.calibration,
+        peft_config=AlterConfig(router=router),  # type: ignore[arg-type]
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.save_model()
+    return trainer.model  # type: ignore[no-any-return]
+
+
+def _lora(
+    forget_loss: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    folder: Path,
+    seed: int,
+    options: dict[str, Any],
+) -> PeftModel:
+    trainer = LoraUnlearnTrainer(
+        model,
+        SFTConfig(output_dir=str(folder), seed=seed, **{**_quiet(), **LORA, **options}),
+        forget_loss=forget_loss,
+        train_dataset=task.forget,
+        retain_dataset=task.retain,
+        peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.save_model()
+    return trainer.model  # type: ignore[no-any-return]
+
+
+# (model, tokenizer, task, folder, seed, options of the training) -> the model with an adapter, saved in `folder`
+Method = Callable[[PreTrainedModel, PreTrainedTokenizerBase, Task, Path, int, dict[str, Any]], PeftModel]
+METHODS: dict[str, Method] = {
+    "alter": partial(_alter, "context"),
+    "asymlora": partial(_alter, "static"),
+    "lora_ihl": partial(_lora, "ihl"),
+    "lora_ga": partial(_lora, "ga"),
+}
