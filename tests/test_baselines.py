@@ -19,11 +19,10 @@ import pytest
 import torch
 from conftest import make_llama
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig
 from trainer_setup import forget_rows, retain_rows
 from trl import SFTConfig
 
-from alter_peft.evaluation import Pair, score_answers
 from alter_peft.evaluation.baselines import FORGET_LOSSES, LoraUnlearnTrainer
 from alter_peft.losses import TokenScores
 from alter_peft.tuner.decoder import last_hidden_states
@@ -91,21 +90,6 @@ def test_pairs_change_with_the_epoch_and_cover_the_forget_set(tokenizer, tmp_pat
     trainer.train()
     assert [sorted(seen[i] + seen[i + 1]) for i in (0, 2)] == [list(range(8))] * 2
     assert seen[:2] != seen[2:]
-
-
-@pytest.mark.parametrize("forget_loss", list(FORGET_LOSSES))
-def test_it_learns_the_one_rather_than_the_other(tokenizer, tmp_path, forget_loss):
-    forget = [Pair(row["prompt"], row["completion"]) for row in forget_rows()]
-    retain = [Pair(row["prompt"], row["completion"]) for row in retain_rows()]
-    trainer = make_trainer(tokenizer, tmp_path, forget_loss, num_train_epochs=8)
-    before = [score_answers(trainer.model, tokenizer, pairs).mean for pairs in (forget, retain)]
-    trainer.train()
-    after = [score_answers(trainer.model, tokenizer, pairs).mean for pairs in (forget, retain)]
-    assert after[1] > 10 * before[1]
-    assert after[1] / after[0] > 5 * before[1] / before[0]  # a random model knows neither, and all answers have EOS
-    trainer.save_model(tmp_path / "saved")
-    loaded = PeftModel.from_pretrained(make_llama(len(tokenizer)), tmp_path / "saved")
-    assert score_answers(loaded, tokenizer, forget).mean == pytest.approx(after[0], rel=1e-4)
 
 
 def test_questions_become_turns_of_a_chat(tokenizer, tmp_path):

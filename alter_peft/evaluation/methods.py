@@ -73,7 +73,7 @@ def teach(
     Args:
         options: of [`~trl.SFTConfig`], over `TEACHING`.
     """
-    args = SFTConfig(output_dir=str(folder), seed=seed, **_quiet(), **{**TEACHING, **options})
+    args = SFTConfig(output_dir=str(folder), seed=seed, **{**_quiet(), **TEACHING, **options})
     SFTTrainer(model, args, train_dataset=as_chat(rows, None, tokenizer), processing_class=tokenizer).train()
     partial_folder = folder.with_suffix(".partial")
     model.save_pretrained(partial_folder)

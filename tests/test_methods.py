@@ -1,0 +1,65 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_llama
+from datasets import concatenate_datasets
+from peft import PeftModel
+from trainer_setup import forget_rows, retain_rows
+
+from alter_peft import AlterConfig
+from alter_peft.evaluation import Pair, score_answers
+from alter_peft.evaluation.methods import METHODS, Task, load, teach
+
+
+TASK = Task(forget_rows().remove_columns("domain"), retain_rows())
+FORGET, RETAIN = ([Pair(row["prompt"], row["completion"]) for row in rows] for rows in (TASK.forget, TASK.retain))
+# 8 rows are few steps an epoch
+OPTIONS = {"learning_rate": 1e-2, "num_train_epochs": 30, "bf16": False, "disable_tqdm": True}
+
+
+@pytest.fixture(scope="module")
+def target(tokenizer, tmp_path_factory) -> Path:
+    """A tiny model that knows both sets."""
+    folder = tmp_path_factory.mktemp("taught") / "target"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder.parent / "cache")
+        rows = concatenate_datasets([TASK.forget, TASK.retain])
+        options = {"num_train_epochs": 60, "learning_rate": 3e-3, "bf16": False, "disable_tqdm": True}
+        model = teach(make_llama(len(tokenizer)), tokenizer, rows, folder, 0, **options)
+    assert min(score_answers(model, tokenizer, pairs).mean for pairs in (FORGET, RETAIN)) > 0.9
+    return folder
+
+
+def test_what_is_taught_is_saved_whole(target, tokenizer):
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in target.iterdir()}
+    assert not target.with_suffix(".partial").exists()
+    model = load(target)
+    assert not model.training and {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_forgets_the_one_and_keeps_the_other(target, tokenizer, tmp_path, monkeypatch, method):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    model = METHODS[method](load(target), tokenizer, TASK, tmp_path / "run", 0, OPTIONS)
+    forget, retain = (score_answers(model, tokenizer, pairs).mean for pairs in (FORGET, RETAIN))
+    assert forget < 0.6 and retain > forget + 0.3, (forget, retain)
+    again = PeftModel.from_pretrained(load(target), tmp_path / "run")
+    assert score_answers(again, tokenizer, FORGET).mean == pytest.approx(forget, rel=1e-3)
+    kind, config = method.partition("_")[0], again.peft_config["default"]
+    assert isinstance(config, AlterConfig) == (kind in ("alter", "asymlora"))
