@@ -30,7 +30,7 @@ from alter_peft.evaluation.methods import METHODS, Task, load, teach
 TASK = Task(forget_rows().remove_columns("domain"), retain_rows())
 FORGET, RETAIN = ([Pair(row["prompt"], row["completion"]) for row in rows] for rows in (TASK.forget, TASK.retain))
 # 8 rows are few steps an epoch
-OPTIONS = {"learning_rate": 1e-2, "num_train_epochs": 30, "bf16": False, "disable_tqdm": True}
+OPTIONS = {"learning_rate": 1e-2, "num_train_epochs": 20, "bf16": False, "disable_tqdm": True}
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +63,15 @@ def test_each_method_forgets_the_one_and_keeps_the_other(target, tokenizer, tmp_
     assert score_answers(again, tokenizer, FORGET).mean == pytest.approx(forget, rel=1e-3)
     kind, config = method.partition("_")[0], again.peft_config["default"]
     assert isinstance(config, AlterConfig) == (kind in ("alter", "asymlora"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_second_request_leaves_the_first_one_forgotten(target, tokenizer, tmp_path, monkeypatch, method):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    parts = [TASK.forget.select(range(start, start + 4)) for start in (0, 4)]
+    model = load(target)
+    for number, rows in enumerate(parts):
+        task = TASK._replace(forget=rows)
+        model = METHODS[method](model, tokenizer, task, tmp_path / f"request-{number}", 0, OPTIONS)
+    found = [score_answers(model, tokenizer, pairs).mean for pairs in (FORGET[:4], FORGET[4:], RETAIN)]
+    assert max(found[:2]) < 0.6 and found[2] > max(found[:2]) + 0.3, found

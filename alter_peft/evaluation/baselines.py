@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
@@ -48,11 +48,11 @@ class LoraUnlearnTrainer(SFTTrainer):
     and the loss. With `"ga"` this is GradDiff (TOFU, arXiv 2401.06121).
 
     Args:
-        model: the base model.
+        model: a base model that gets an adapter by `peft_config`, or one with an adapter, which is trained on.
         args: its optimisation.
         forget_loss: a name of `FORGET_LOSSES`.
         train_dataset, retain_dataset: rows as the ALTER trainer takes them.
-        peft_config: the adapter.
+        peft_config: the adapter, if `model` has none yet.
         kwargs: as for [`~trl.SFTTrainer`].
     """
 
@@ -64,13 +64,13 @@ class LoraUnlearnTrainer(SFTTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | PeftModel,
         args: SFTConfig,
         *,
         forget_loss: str,
         train_dataset: Dataset,
         retain_dataset: Dataset,
-        peft_config: LoraConfig,
+        peft_config: LoraConfig | None = None,
         **kwargs: Any,
     ) -> None:
         if forget_loss not in FORGET_LOSSES:

@@ -99,43 +99,50 @@ def _quiet() -> dict[str, Any]:
 
 def _alter(
     router: str,
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     folder: Path,
     seed: int,
     options: dict[str, Any],
 ) -> PeftModel:
+    config = AlterConfig(router=router)  # type: ignore[arg-type]
+    if isinstance(model, PeftModel):  # an earlier request's: this one gets an adapter of its own
+        name = f"request_{len(model.peft_config)}"
+        model.add_adapter(name, config)
+        model.set_adapter(name)
     trainer = AlterUnlearnTrainer(
         model,
         AlterUnlearnConfig(output_dir=str(folder), seed=seed, **{**_quiet(), **options}),
         train_dataset=task.forget,
         retain_dataset=task.retain,
         calibration_dataset=task.calibration,
-        peft_config=AlterConfig(router=router),  # type: ignore[arg-type]
+        peft_config=None if isinstance(model, PeftModel) else config,
         processing_class=tokenizer,
     )
     trainer.train()
     trainer.save_model()
+    trainer.model.base_model.set_adapter(list(trainer.model.peft_config), inference_mode=True)
     return trainer.model  # type: ignore[no-any-return]
 
 
 def _lora(
     forget_loss: str,
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     folder: Path,
     seed: int,
     options: dict[str, Any],
 ) -> PeftModel:
+    config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = LoraUnlearnTrainer(
         model,
         SFTConfig(output_dir=str(folder), seed=seed, **{**_quiet(), **LORA, **options}),
         forget_loss=forget_loss,
         train_dataset=task.forget,
         retain_dataset=task.retain,
-        peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
+        peft_config=None if isinstance(model, PeftModel) else config,
         processing_class=tokenizer,
     )
     trainer.train()
@@ -143,8 +150,9 @@ def _lora(
     return trainer.model  # type: ignore[no-any-return]
 
 
-# (model, tokenizer, task, folder, seed, options of the training) -> the model with an adapter, saved in `folder`
-Method = Callable[[PreTrainedModel, PreTrainedTokenizerBase, Task, Path, int, dict[str, Any]], PeftModel]
+# (model, tokenizer, task, folder, seed, options of the training) -> the model with an adapter, saved in `folder`. To the
+# model that an earlier request left, ALTER adds an adapter for this one, while LoRA trains its adapter on.
+Method = Callable[[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, Task, Path, int, dict[str, Any]], PeftModel]
 METHODS: dict[str, Method] = {
     "alter": partial(_alter, "context"),
     "asymlora": partial(_alter, "static"),
