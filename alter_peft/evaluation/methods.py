@@ -150,8 +150,8 @@ def _lora(
     return trainer.model  # type: ignore[no-any-return]
 
 
-# (model, tokenizer, task, folder, seed, options of the training) -> the model with an adapter, saved in `folder`. To the
-# model that an earlier request left, ALTER adds an adapter for this one, while LoRA trains its adapter on.
+# (model, tokenizer, task, folder, seed, options of the training) -> the model with an adapter, saved in `folder`.
+# To what an earlier request left, ALTER adds an adapter for this one, while LoRA trains its adapter on.
 Method = Callable[[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, Task, Path, int, dict[str, Any]], PeftModel]
 METHODS: dict[str, Method] = {
     "alter": partial(_alter, "context"),

@@ -1,0 +1,86 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Deletion requests that come one after another: what is left of the earlier ones, and of the rest, after each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .answers import Pair, score_answers
+from .methods import METHODS, Task
+
+
+def split_requests(forget: Sequence[Any], count: int) -> list[list[Any]]:
+    """
+    The forget rows as so many requests of equal size, in their order: TOFU's are sorted by author, 20 rows each.
+
+    Raises:
+        ValueError: the rows cannot be shared out evenly.
+    """
+    if count < 1 or len(forget) % count:
+        raise ValueError(
+            f"`requests` is {count}, which does not divide the {len(forget)} forget rows evenly. Choose a divisor, "
+            "such as one request an author (20 rows of TOFU)."
+        )
+    size = len(forget) // count
+    return [list(forget[start : start + size]) for start in range(0, len(forget), size)]
+
+
+def run_requests(
+    method: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[Sequence[Pair]],
+    retain: Dataset,
+    calibration: Dataset | None,
+    kept: dict[str, Sequence[Pair]],
+    folder: Path,
+    seed: int,
+    options: dict[str, Any],
+) -> dict[str, list[tuple[float, float]]]:
+    """
+    One request after another, each by the method and given to what the one before left.
+
+    Args:
+        requests: the questions of each request.
+        kept: sets that must stay, by name.
+        folder: for the adapters, one folder a request.
+
+    Returns:
+        curves of mean answer probability after 0, 1, ... requests: `"requests/{set}"` for what is kept,
+        `"requests/request 1"`, ... for what each request asks to forget, and the means of these,
+        `"requests/forgotten"` over those made so far and `"requests/open"` over those still to come.
+    """
+    curves: dict[str, list[tuple[float, float]]] = {}
+    current: Any = model
+    for number in range(len(requests) + 1):
+        if number:
+            rows = Dataset.from_list([{"prompt": p.prompt, "completion": p.completion} for p in requests[number - 1]])
+            task = Task(rows, retain, calibration)
+            current = METHODS[method](current, tokenizer, task, folder / f"request-{number}", seed, options)
+        sets = {**kept, **{f"request {i}": pairs for i, pairs in enumerate(requests, start=1)}}
+        desc = f"after {number} requests"
+        means = {name: score_answers(current, tokenizer, pairs, desc=desc).mean for name, pairs in sets.items()}
+        asked = [means[f"request {i}"] for i in range(1, len(requests) + 1)]
+        for name, part in (("forgotten", asked[:number]), ("open", asked[number:])):
+            if part:
+                means[name] = sum(part) / len(part)
+        for name, mean in means.items():
+            curves.setdefault(f"requests/{name}", []).append((number, mean))
+    return curves

@@ -1,0 +1,65 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import pytest
+from conftest import make_llama
+from trainer_setup import forget_rows, retain_rows
+
+from alter_peft.evaluation import Pair, score_answers, sequential
+from alter_peft.evaluation.sequential import run_requests, split_requests
+
+
+PAIRS = [Pair(row["prompt"], row["completion"]) for row in forget_rows()]
+KEPT = [Pair(row["prompt"], row["completion"]) for row in retain_rows()]
+
+
+def test_requests_are_rows_in_their_order():
+    assert split_requests(list("abcdef"), 3) == [["a", "b"], ["c", "d"], ["e", "f"]]
+    assert split_requests([1, 2], 1) == [[1, 2]]
+
+
+@pytest.mark.parametrize("count", [0, 4, 7])
+def test_requests_of_unequal_size_are_refused(count):
+    with pytest.raises(ValueError, match=rf"`requests` is {count}, which does not divide the 6 forget rows evenly"):
+        split_requests(list("abcdef"), count)
+
+
+def test_each_request_is_given_to_what_the_one_before_left(tokenizer, tmp_path, monkeypatch):
+    """With a method that replaces the model, so that every point of a curve can be told."""
+    models = [make_llama(len(tokenizer), seed=seed) for seed in range(3)]
+    asked = []
+
+    def replace(model, tokenizer, task, folder, seed, options):
+        asked.append((models.index(model), [row["prompt"] for row in task.forget], folder.name, seed, options))
+        return models[len(asked)]
+
+    monkeypatch.setitem(sequential.METHODS, "replace", replace)
+    requests = split_requests(PAIRS, 2)
+    options = {"learning_rate": 1.0}
+    curves = run_requests(
+        "replace", models[0], tokenizer, requests, retain_rows(), None, {"retain": KEPT}, tmp_path, 7, options
+    )
+    prompts = [[pair.prompt for pair in request] for request in requests]
+    assert asked == [(0, prompts[0], "request-1", 7, options), (1, prompts[1], "request-2", 7, options)]
+    means = {
+        name: [score_answers(model, tokenizer, pairs).mean for model in models]
+        for name, pairs in (("retain", KEPT), ("request 1", requests[0]), ("request 2", requests[1]))
+    }
+    for name, values in means.items():
+        assert curves[f"requests/{name}"] == [(i, pytest.approx(value)) for i, value in enumerate(values)]
+    first, second = means["request 1"], means["request 2"]
+    halves = [(first[i] + second[i]) / 2 for i in range(3)]
+    assert curves["requests/forgotten"] == [(1, pytest.approx(first[1])), (2, pytest.approx(halves[2]))]
+    assert curves["requests/open"] == [(0, pytest.approx(halves[0])), (1, pytest.approx(second[1]))]
