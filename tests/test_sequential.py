@@ -18,6 +18,7 @@ from conftest import make_llama
 from trainer_setup import forget_rows, retain_rows
 
 from alter_peft.evaluation import Pair, score_answers, sequential
+from alter_peft.evaluation.methods import Task
 from alter_peft.evaluation.sequential import run_requests, split_requests
 
 
@@ -48,9 +49,11 @@ def test_each_request_is_given_to_what_the_one_before_left(tokenizer, tmp_path, 
     monkeypatch.setitem(sequential.METHODS, "replace", replace)
     requests = split_requests(PAIRS, 2)
     options = {"learning_rate": 1.0}
-    curves = run_requests(
-        "replace", models[0], tokenizer, requests, retain_rows(), None, {"retain": KEPT}, tmp_path, 7, options
+    task = Task(forget_rows(), retain_rows())
+    curves, last = run_requests(
+        "replace", models[0], tokenizer, requests, task, {"retain": KEPT}, tmp_path, 7, options
     )
+    assert last is models[2]
     prompts = [[pair.prompt for pair in request] for request in requests]
     assert asked == [(0, prompts[0], "request-1", 7, options), (1, prompts[1], "request-2", 7, options)]
     means = {

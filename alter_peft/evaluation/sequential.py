@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .answers import Pair, score_answers
@@ -47,33 +48,33 @@ def run_requests(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     requests: Sequence[Sequence[Pair]],
-    retain: Dataset,
-    calibration: Dataset | None,
+    task: Task,
     kept: dict[str, Sequence[Pair]],
     folder: Path,
     seed: int,
     options: dict[str, Any],
-) -> dict[str, list[tuple[float, float]]]:
+) -> tuple[dict[str, list[tuple[float, float]]], PeftModel]:
     """
     One request after another, each by the method and given to what the one before left.
 
     Args:
         requests: the questions of each request.
+        task: the retain and calibration rows, given with each of them.
         kept: sets that must stay, by name.
         folder: for the adapters, one folder a request.
 
     Returns:
         curves of mean answer probability after 0, 1, ... requests: `"requests/{set}"` for what is kept,
         `"requests/request 1"`, ... for what each request asks to forget, and the means of these,
-        `"requests/forgotten"` over those made so far and `"requests/open"` over those still to come.
+        `"requests/forgotten"` over those made so far and `"requests/open"` over those still to come; and the model.
     """
     curves: dict[str, list[tuple[float, float]]] = {}
     current: Any = model
     for number in range(len(requests) + 1):
         if number:
             rows = Dataset.from_list([{"prompt": p.prompt, "completion": p.completion} for p in requests[number - 1]])
-            task = Task(rows, retain, calibration)
-            current = METHODS[method](current, tokenizer, task, folder / f"request-{number}", seed, options)
+            request = task._replace(forget=rows)
+            current = METHODS[method](current, tokenizer, request, folder / f"request-{number}", seed, options)
         sets = {**kept, **{f"request {i}": pairs for i, pairs in enumerate(requests, start=1)}}
         desc = f"after {number} requests"
         means = {name: score_answers(current, tokenizer, pairs, desc=desc).mean for name, pairs in sets.items()}
@@ -83,4 +84,4 @@ def run_requests(
                 means[name] = sum(part) / len(part)
         for name, mean in means.items():
             curves.setdefault(f"requests/{name}", []).append((number, mean))
-    return curves
+    return curves, current

@@ -1,0 +1,297 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A grid of models on one benchmark: target, oracles and methods, a folder each; it resumes where it stopped."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import PartialState, logging
+from datasets import Dataset
+from peft import PeftModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from .answers import Pair
+from .attacks import ATTACKS, Rows, attack
+from .measure import Score
+from .methods import METHODS, Task, load, teach
+from .results import Result
+from .sequential import run_requests, split_requests
+from .tofu import evaluate_tofu, read_tofu
+
+
+logger = logging.get_logger(__name__)
+# What does not change the figures of a cell: methods, seeds and attacks may join a grid later
+JOINABLE = {"output_dir", "methods", "seeds", "oracle_seeds", "attacks", "options"}
+UNMEASURED = "stopped before it was measured"
+
+
+@dataclass
+class BenchmarkArguments:
+    """
+    A grid: every method with every seed, beside the target and the oracles.
+
+    model: folder or Hub id of the model that is taught the data, and then made to forget a part of it.
+    output_dir: where each cell gets a folder; those that are there already are not run again.
+    data: folder with TOFU's JSON lines, or its Hub data set.
+    split: what is forgotten.
+    retain_rows: the target is taught, and a method is given, so many retain rows; all by default.
+    rows: questions of each other set that are asked, spread over it; all by default.
+    answered: questions of each set that are answered in full, for ROUGE-L; all by default.
+    max_new_tokens: of such an answer.
+    requests: the forget set comes as so many requests, one after another, instead of at once.
+    methods: names of `METHODS`.
+    seeds: of the methods.
+    oracle_seeds: two at least: their spread is the unit of every distance.
+    attacks: names of `ATTACKS`.
+    options: method -> options of its training, or `"teach"` -> those of the target's and the oracles'; JSON on the
+        command line.
+    target: a model that was taught the data already, instead of teaching `model`.
+    """
+
+    model: str = field(metadata={"help": "Folder or Hub id of the model that is taught and then made to forget."})
+    output_dir: str = field(metadata={"help": "Folder of the results, one folder a cell inside."})
+    data: str = field(default="locuslab/TOFU", metadata={"help": "Folder of TOFU's JSON lines, or a Hub data set."})
+    split: str = field(default="forget01", metadata={"help": "What is forgotten: forget01, forget05 or forget10."})
+    retain_rows: int | None = field(default=None, metadata={"help": "Retain rows taught and kept (default: all)."})
+    rows: int | None = field(default=None, metadata={"help": "Questions asked of each other set (default: all)."})
+    answered: int | None = field(default=None, metadata={"help": "Questions answered in full (default: all)."})
+    max_new_tokens: int = field(default=200, metadata={"help": "Tokens of such an answer."})
+    requests: int | None = field(default=None, metadata={"help": "Split the forget set into so many requests."})
+    methods: list[str] = field(
+        default_factory=lambda: list(METHODS), metadata={"help": f"Some of {', '.join(METHODS)}."}
+    )
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds of the methods."})
+    oracle_seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the oracles."})
+    attacks: list[str] = field(
+        default_factory=list, metadata={"help": f"Some of {', '.join(ATTACKS)} (default: none)."}
+    )
+    options: dict[str, dict[str, Any]] | str = field(
+        default_factory=dict, metadata={"help": 'Method, or "teach" -> training options, as JSON.'}
+    )
+    target: str | None = field(default=None, metadata={"help": "A model that was taught the data already."})
+
+    def __post_init__(self) -> None:
+        if isinstance(self.options, str):
+            self.options = json.loads(self.options)
+        for name, known in (("methods", METHODS), ("attacks", ATTACKS), ("options", {**METHODS, "teach": None})):
+            unknown = [value for value in getattr(self, name) if value not in known]
+            if unknown:
+                raise ValueError(f"`{name}` has {unknown}, but must be some of {list(known)}.")
+        if len(set(self.oracle_seeds)) < 2:
+            raise ValueError(
+                f"`oracle_seeds` is {self.oracle_seeds}, but a benchmark needs 2 oracles at least: their spread is "
+                "the unit in which every score is read."
+            )
+        if self.requests is not None and self.attacks:
+            raise ValueError("`attacks` is set, but they are for a forget set at once. Remove it or `requests`.")
+
+
+class Setting(NamedTuple):
+    """
+    What a grid is about.
+
+    task: what a method is given.
+    taught, kept: rows that the target is taught, and an oracle.
+    evaluate: model, tokenizer -> scores.
+    rows: what the attacks ask about.
+    requests: the forget set as requests, or `None` if it comes at once.
+    """
+
+    task: Task
+    taught: Dataset
+    kept: Dataset
+    evaluate: Callable[[Any, PreTrainedTokenizerBase], dict[str, Score]]
+    rows: Rows
+    requests: list[list[Pair]] | None = None
+
+
+def tofu_setting(args: BenchmarkArguments) -> Setting:
+    """TOFU: the authors of one split are forgotten, the others kept."""
+    data = read_tofu(args.data, args.split, args.retain_rows, args.rows)
+
+    def evaluate(model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Score]:
+        return evaluate_tofu(model, tokenizer, data, args.answered, args.max_new_tokens)
+
+    return Setting(
+        Task(as_rows(data.forget), as_rows(data.retain), as_rows(data.holdout)),
+        as_rows(data.forget + data.retain),
+        as_rows(data.retain),
+        evaluate,
+        Rows(data.forget, data.retain, data.holdout, data.sets["paraphrased"], args.answered),
+        None if args.requests is None else split_requests(data.forget, args.requests),
+    )
+
+
+def as_rows(pairs: list[Pair]) -> Dataset:
+    """Questions and answers as the trainers take them."""
+    return Dataset.from_list([{"prompt": pair.prompt, "completion": pair.completion} for pair in pairs])
+
+
+def run_benchmark(args: BenchmarkArguments) -> list[Result]:
+    """
+    Run every cell that is not there yet, and return all of them: target, oracles, then the methods.
+
+    A cell that fails is a result with `error`, and is tried again by the next run; without the target there is
+    nothing to compare, so its failure is raised. Under `accelerate launch` the processes train together, and the main
+    one measures while the others wait.
+
+    Raises:
+        ValueError: unusable data, or results of other settings in `output_dir`.
+    """
+    setting = tofu_setting(args)
+    tokenizer = AutoTokenizer.from_pretrained(args.target or args.model)
+    cells = [("target", 0), *(("oracle", seed) for seed in args.oracle_seeds)]
+    cells += [(method, seed) for method in args.methods for seed in args.seeds]
+    found = {cell: _Cell(args, setting, tokenizer, *cell) for cell in cells}
+    for cell in found.values():
+        cell.check()
+    return [cell.run() for cell in found.values()]
+
+
+class _Cell:
+    """One model of the grid, in a folder of its own."""
+
+    def __init__(
+        self,
+        args: BenchmarkArguments,
+        setting: Setting,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        seed: int,
+    ) -> None:
+        self.args, self.setting, self.tokenizer, self.name, self.seed = args, setting, tokenizer, name, seed
+        out = Path(args.output_dir)
+        self.target = Path(args.target) if args.target else out / "target" / "model"
+        self.folder = out / ("target" if name == "target" else f"{name}-{seed}")
+        self.path = self.folder / "result.json"
+        assert isinstance(args.options, dict)
+        self.options = args.options.get("teach" if name in ("target", "oracle") else name, {})
+        self.settings = {key: value for key, value in asdict(args).items() if key not in JOINABLE}
+        self.settings["options"] = self.options
+
+    def check(self) -> None:
+        """Raise a `ValueError` if the folder has a result of other settings."""
+        if not self.path.is_file():
+            return
+        before = Result.load(self.path).settings
+        changed = [key for key in self.settings if before.get(key) != self.settings[key]]
+        if changed:
+            key = changed[0]
+            raise ValueError(
+                f"`{key}` is {self.settings[key]!r}, but {self.path} was made with {before.get(key)!r}. Choose "
+                "another `output_dir`, or remove that folder."
+            )
+
+    def run(self) -> Result:
+        """What is missing of the cell: training, scores, attacks."""
+        result = Result.load(self.path) if self.path.is_file() else Result(self.name, self.seed)
+        result.settings, result.machine = self.settings, Result(self.name, self.seed).machine
+        missing = [name for name in self.args.attacks if f"attack: {name}" not in result.seconds]
+        if result.error is None and result.scores and not missing:
+            return result
+        print(f"{self.folder.name}: {'attacks' if result.scores else 'training and evaluation'}", flush=True)
+        try:
+            set_seed(self.seed)
+            model = self._model(result)
+            result.error = None
+            if PartialState().is_main_process:
+                self._measure(result, model, missing)
+        except Exception as error:
+            if self.name == "target":
+                raise
+            logger.warning("%s failed", self.folder.name, exc_info=True)
+            result.error = f"{type(error).__name__}: {error}"
+        self._save(result)
+        PartialState().wait_for_everyone()
+        return result
+
+    def _save(self, result: Result) -> None:
+        if PartialState().is_main_process:
+            result.save(self.path)
+
+    def _model(self, result: Result) -> Any:
+        """The trained model, from the folder if it is there."""
+        if self.name == "target" and self.args.target:
+            return load(self.target)
+        if self.name in ("target", "oracle"):
+            return self._taught(result)
+        trained = "training" in result.seconds and self.setting.requests is None
+        if trained:
+            return PeftModel.from_pretrained(load(self.target), self.folder).eval()
+        with _timing(result, "training"):
+            model = self._unlearned(result)
+        result.error = UNMEASURED
+        self._save(result)
+        return model
+
+    def _taught(self, result: Result) -> PreTrainedModel:
+        place = self.folder / "model"
+        if (place / "config.json").is_file():
+            return load(place)
+        rows = self.setting.taught if self.name == "target" else self.setting.kept
+        with _timing(result, "training"):
+            model = teach(load(self.args.model), self.tokenizer, rows, place, self.seed, **self.options)
+        result.error = UNMEASURED
+        self._save(result)
+        return model
+
+    def _unlearned(self, result: Result) -> PeftModel:
+        model, task = load(self.target), self.setting.task
+        method, requests = METHODS[self.name], self.setting.requests
+        if requests is None:
+            return method(model, self.tokenizer, task, self.folder, self.seed, self.options)
+        with _precision():
+            curves, model = run_requests(
+                method, model, self.tokenizer, requests, task, {"retain": self.setting.rows.retain}, self.folder,
+                self.seed, self.options,
+            )  # fmt: skip
+        result.curves |= curves
+        return model
+
+    def _measure(self, result: Result, model: Any, missing: list[str]) -> None:
+        with _precision():
+            if not result.scores:
+                with _timing(result, "evaluation"):
+                    result.scores = self.setting.evaluate(model, self.tokenizer)
+                self._save(result)
+            for name in missing:
+                found = attack(model, self.tokenizer, self.setting.rows, [name])
+                result.scores |= found.scores
+                result.curves |= found.curves
+                result.seconds[f"attack: {name}"] = found.seconds.get(name, 0.0)
+                result.skipped |= found.skipped
+                self._save(result)
+
+
+@contextmanager
+def _timing(result: Result, part: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    result.seconds[part] = time.monotonic() - start
+
+
+@contextmanager
+def _precision() -> Iterator[None]:
+    """bfloat16 autocast, in which all of a grid is measured."""
+    device = PartialState().device.type
+    with torch.autocast(device, torch.bfloat16):
+        yield
