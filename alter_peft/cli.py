@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -34,6 +33,7 @@ from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl.scripts.utils import TrlParser
 
+from .options import json_object
 from .trainer import AlterUnlearnConfig, AlterUnlearnTrainer
 from .tuner import AlterConfig
 
@@ -104,23 +104,13 @@ def _adapter_config(arguments: Any) -> AlterConfig:
         if bool in holds and str(value).lower() in ("true", "false"):
             value = str(value).lower() == "true"
         elif dict in holds and isinstance(value, str):
-            value = _json_object(inner.name, value)
+            value = json_object(inner.name, value)
         elif isinstance(value, list) and len(value) == 1 and not holds.isdisjoint({str, int}):
             value = value[0]  # `--target_modules all-linear` is a name, not a list of one
         elif list in holds and holds.isdisjoint({str, int}) and not isinstance(value, (list, dict)):
             value = [value]
         values[inner.name] = value
     return AlterConfig(**values)
-
-
-def _json_object(name: str, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError(f"`{name}` is {text!r}, but must be a JSON object such as '{{\"q_proj\": 4}}'.")
-    return value
 
 
 def _load_rows(name: str, source: str) -> Dataset:

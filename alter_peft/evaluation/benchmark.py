@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +27,8 @@ from accelerate import PartialState, logging
 from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from alter_peft.options import json_object
 
 from .answers import Pair
 from .attacks import ATTACKS, Rows, attack
@@ -84,14 +85,15 @@ class BenchmarkArguments:
     attacks: list[str] = field(
         default_factory=list, metadata={"help": f"Some of {', '.join(ATTACKS)} (default: none)."}
     )
-    options: dict[str, dict[str, Any]] | str = field(
-        default_factory=dict, metadata={"help": 'Method, or "teach" -> training options, as JSON.'}
+    options: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'Method, or "teach" -> training options, as JSON.'}
     )
     target: str | None = field(default=None, metadata={"help": "A model that was taught the data already."})
 
     def __post_init__(self) -> None:
         if isinstance(self.options, str):
-            self.options = json.loads(self.options)
+            self.options = json_object("options", self.options)
+        self.options = self.options or {}
         for name, known in (("methods", METHODS), ("attacks", ATTACKS), ("options", {**METHODS, "teach": None})):
             unknown = [value for value in getattr(self, name) if value not in known]
             if unknown:

@@ -1,0 +1,210 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import make_llama
+from peft import LoraConfig, get_peft_model
+from tiny_tofu import write_tofu
+
+from alter_peft.evaluation import benchmark
+from alter_peft.evaluation.benchmark import BenchmarkArguments, run_benchmark
+from alter_peft.evaluation.measure import Score
+from alter_peft.evaluation.results import Result
+
+
+calls: list[tuple[str, int]] = []
+
+
+def random_adapter(model, tokenizer, task, folder, seed, options):
+    """A method that takes no time: random LoRA weights."""
+    calls.append(("random", seed))
+    config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, config)
+    adapted.save_pretrained(folder)
+    return adapted
+
+
+def broken(model, tokenizer, task, folder, seed, options):
+    calls.append(("broken", seed))
+    raise RuntimeError("no such luck")
+
+
+def fake_attack(model, tokenizer, rows):
+    calls.append(("attack", len(rows.forget)))
+    return {"fake/probability": Score(0.5, [0.5])}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, tokenizer) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    make_llama(len(tokenizer)).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    write_tofu(folder / "tofu")
+    return folder
+
+
+@pytest.fixture
+def arguments(base, tmp_path, monkeypatch):
+    """Arguments of a grid of quick methods, counted in `calls`."""
+    calls.clear()
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(benchmark, "METHODS", {"random": random_adapter, "broken": broken})
+    monkeypatch.setattr(benchmark, "ATTACKS", {"fake": fake_attack})
+    monkeypatch.setattr("alter_peft.evaluation.attacks.ATTACKS", {"fake": fake_attack})
+    original = benchmark.teach
+
+    def counted(model, tokenizer, rows, folder, seed, **options):
+        calls.append((folder.parent.name, len(rows)))
+        return original(model, tokenizer, rows, folder, seed, disable_tqdm=True, **options)
+
+    monkeypatch.setattr(benchmark, "teach", counted)
+
+    def make(**changes):
+        usual = {
+            "model": str(base / "model"), "data": str(base / "tofu"), "output_dir": str(tmp_path / "out"),
+            "oracle_seeds": [0, 1], "methods": ["random"], "max_new_tokens": 4, "retain_rows": 6,
+            "options": {"teach": {"num_train_epochs": 1}},
+        }  # fmt: skip
+        return BenchmarkArguments(**{**usual, **changes})
+
+    return make
+
+
+def test_every_cell_is_measured_once(arguments, tmp_path):
+    results = run_benchmark(arguments(seeds=[3, 4]))
+    assert [(r.name, r.seed, r.error) for r in results] == [
+        ("target", 0, None), ("oracle", 0, None), ("oracle", 1, None), ("random", 3, None), ("random", 4, None),
+    ]  # fmt: skip
+    assert calls == [("target", 10), ("oracle-0", 6), ("oracle-1", 6), ("random", 3), ("random", 4)]
+    for result, folder in zip(results, ("target", "oracle-0", "oracle-1", "random-3", "random-4"), strict=True):
+        assert Result.load(tmp_path / "out" / folder / "result.json") == result
+        assert set(result.seconds) == {"training", "evaluation"} and result.settings["split"] == "forget01"
+    first, second = (result.scores["forget/probability"].rows for result in results[3:])
+    assert len(first) == 4 and first != second
+    calls.clear()
+    assert run_benchmark(arguments(seeds=[3, 4])) == results and calls == []
+
+
+def test_methods_seeds_and_attacks_join_later(arguments):
+    before = run_benchmark(arguments())
+    calls.clear()
+    after = run_benchmark(arguments(seeds=[0, 1], attacks=["fake"]))
+    assert calls == [("attack", 4)] * 4 + [("random", 1), ("attack", 4)]
+    for old, new in zip(before, after, strict=False):
+        assert new.scores == {**old.scores, "fake/probability": Score(0.5, [0.5])}
+        assert "attack: fake" in new.seconds
+
+
+def test_a_failed_cell_says_so_and_is_tried_again(arguments, monkeypatch):
+    results = run_benchmark(arguments(methods=["broken", "random"]))
+    assert results[3].error == "RuntimeError: no such luck" and results[3].scores == {}
+    assert results[4].error is None and results[4].scores
+    calls.clear()
+    monkeypatch.setitem(benchmark.METHODS, "broken", random_adapter)
+    results = run_benchmark(arguments(methods=["broken", "random"]))
+    assert results[3].error is None and results[3].scores and calls == [("random", 0)]
+
+
+def test_what_was_trained_is_not_trained_again(arguments, monkeypatch):
+    """A run that stopped while it measured."""
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(benchmark, "evaluate_tofu", stop)
+        run_benchmark(arguments())
+    assert calls == [("target", 10)]
+    stopped = benchmark.evaluate_tofu
+    count = []
+
+    def later(*args):
+        count.append(1)
+        if len(count) == 4:  # the method's
+            raise KeyboardInterrupt
+        return stopped(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(benchmark, "evaluate_tofu", later)
+        run_benchmark(arguments())
+    assert calls == [("target", 10), ("oracle-0", 6), ("oracle-1", 6), ("random", 0)]
+    unmeasured = Result.load(Path(arguments().output_dir) / "random-0" / "result.json")
+    assert unmeasured.error == benchmark.UNMEASURED and unmeasured.seconds["training"] > 0
+    calls.clear()
+    results = run_benchmark(arguments())
+    assert calls == [] and all(result.error is None and result.scores for result in results)
+    assert results[3].seconds["training"] == unmeasured.seconds["training"]
+
+
+def test_a_target_that_fails_ends_the_run(arguments, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(benchmark, "evaluate_tofu", fail)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        run_benchmark(arguments())
+
+
+def test_a_target_may_be_given(arguments, tmp_path):
+    results = run_benchmark(arguments(output_dir=str(tmp_path / "first")))
+    calls.clear()
+    target = str(tmp_path / "first" / "target" / "model")
+    again = run_benchmark(arguments(target=target))
+    assert ("target", 10) not in calls and again[0].scores == results[0].scores
+
+
+def test_requests_one_after_another(arguments, monkeypatch):
+    given = []
+
+    def record(model, tokenizer, task, folder, seed, options):
+        given.append((folder.name, task.forget["prompt"][:]))
+        return random_adapter(model, tokenizer, task, folder, seed, options) if len(given) == 1 else model
+
+    monkeypatch.setitem(benchmark.METHODS, "random", record)
+    monkeypatch.setattr("alter_peft.evaluation.sequential.METHODS", benchmark.METHODS)
+    result = run_benchmark(arguments(requests=2))[-1]
+    assert [name for name, _ in given] == ["request-1", "request-2"] and len(given[0][1]) == len(given[1][1]) == 2
+    assert [x for x, _ in result.curves["requests/request 1"]] == [0, 1, 2]
+    assert result.scores["forget/probability"].rows
+
+
+# ---- bad input ------------------------------------------------------------------------------------------------------
+
+
+def test_results_of_other_settings_are_refused(arguments):
+    run_benchmark(arguments())
+    with pytest.raises(ValueError, match=r"`retain_rows` is 4, but .*target.result.json was made with 6\. Choose ano"):
+        run_benchmark(arguments(retain_rows=4))
+    options = {"teach": {"num_train_epochs": 2}}
+    with pytest.raises(ValueError, match=r"`options` is {'num_train_epochs': 2}, but"):
+        run_benchmark(arguments(options=options))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ["alters"]}, r"`methods` has \['alters'\], but must be some of \['random', 'broken'\]"),
+        ({"attacks": ["rude"]}, r"`attacks` has \['rude'\], but must be some of \['fake'\]"),
+        ({"options": '{"lora": {}}'}, r"`options` has \['lora'\], but must be some of"),
+        ({"options": "{"}, r"`options` is '\{', but must be a JSON object"),
+        ({"oracle_seeds": [0, 0]}, r"`oracle_seeds` is \[0, 0\], but a benchmark needs 2 oracles at least"),
+        ({"requests": 2, "attacks": ["fake"]}, "Remove it or `requests`"),
+    ],
+)
+def test_unusable_arguments(arguments, changes, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(**changes)
