@@ -14,6 +14,7 @@
 """The measure of unlearning: what a model still knows, what it kept, and how far both are from an oracle."""
 
 from .answers import AnswerScores, Pair, encode_pair, generate_answers, score_answers
+from .guards import expert_usage, fluency, high_entropy, measure_guards
 from .measure import METRICS, Asked, Score, measure
 from .oracle import Band, Comparison, Distance, band, compare_with_oracles, distances
 from .prompts import IDLE
@@ -43,9 +44,13 @@ __all__ = [
     "encode_pair",
     "evaluate_sets",
     "evaluate_tofu",
+    "expert_usage",
+    "fluency",
     "format_table",
     "generate_answers",
+    "high_entropy",
     "measure",
+    "measure_guards",
     "measure_tofu",
     "plot_trade",
     "read_tofu",
