@@ -20,49 +20,36 @@ Needs the TOFU files in ../shared/data/tofu, or in the folder given as the first
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import smollm2
-from demo import IDLE
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
-from alter_peft.evaluation import Pair, write_results
+from alter_peft.evaluation import FORGET_SETS, TofuData, read_tofu, write_results
 
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data" / "tofu"
 OUT = Path("runs/tofu")
 SEED = 0
 EPOCHS = 6
-FORGET_SETS = ("forget", "paraphrased", "after 200 tokens")
 
 
-def read(folder: Path, name: str) -> list[dict]:
-    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+def read(folder: Path) -> TofuData:
+    return read_tofu(folder, "forget01", retain_rows=100)
 
 
-def perturbed(rows: list[dict]) -> list[Pair]:
-    """Questions with their false answers; some sets keep one answer and some a list."""
-    return [Pair(r["question"], r["answer"], tuple(r["perturbed_answer"])) for r in rows]
-
-
-def questions(folder: Path, name: str) -> list[Pair]:
-    return [Pair(r["question"], r["answer"]) for r in read(folder, name)]
-
-
-def taught_target(folder: Path) -> PreTrainedModel:
+def taught_target(data: TofuData) -> PreTrainedModel:
     """The model that knows all of it."""
-    everything = questions(folder, "forget01") + questions(folder, "retain99")[:100]
-    return smollm2.taught(OUT / "target", everything, EPOCHS, SEED)
+    return smollm2.taught(OUT / "target", data.forget + data.retain, EPOCHS, SEED)
 
 
 def make_trainer(
     target: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
+    data: TofuData,
     adapter: AlterConfig | None = None,
     **options: Any,
 ) -> AlterUnlearnTrainer:
@@ -74,9 +61,9 @@ def make_trainer(
     return AlterUnlearnTrainer(
         target,
         args,
-        train_dataset=smollm2.chats(questions(folder, "forget01")),
-        retain_dataset=smollm2.chats(questions(folder, "retain99")[:100]),
-        calibration_dataset=smollm2.chats(questions(folder, "holdout01")),
+        train_dataset=smollm2.chats(data.forget),
+        retain_dataset=smollm2.chats(data.retain),
+        calibration_dataset=smollm2.chats(data.holdout),
         peft_config=adapter or AlterConfig(),
         processing_class=tokenizer,
     )
@@ -85,20 +72,20 @@ def make_trainer(
 def main(folder: Path = DATA) -> dict:
     set_seed(SEED)
     OUT.mkdir(parents=True, exist_ok=True)
-    forget = questions(folder, "forget01")
+    data = read(folder)
     sets = {
-        "forget": forget,
-        "paraphrased": [Pair(r["paraphrased_question"], r["answer"]) for r in read(folder, "forget01_perturbed")],
-        "after 200 tokens": [Pair(IDLE + pair.prompt, pair.completion) for pair in forget],
-        "retain": questions(folder, "retain99")[:100],
-        "real authors": perturbed(read(folder, "real_authors_perturbed")[:40]),
-        "world": perturbed(read(folder, "world_facts_perturbed")[:40]),
+        "forget": data.forget,
+        "paraphrased": data.sets["paraphrased"],
+        "after 200 tokens": data.sets["after 200 tokens"],
+        "retain": data.retain,
+        "real authors": data.sets["real_authors"][:40],
+        "world": data.sets["world_facts"][:40],
     }
     tokenizer = smollm2.load()[1]
-    target = taught_target(folder)
-    oracle = smollm2.taught(OUT / "oracle", questions(folder, "retain99")[:100], EPOCHS, SEED)
+    target = taught_target(data)
+    oracle = smollm2.taught(OUT / "oracle", data.retain, EPOCHS, SEED)
     results = {"before": smollm2.measured(target, tokenizer, sets, FORGET_SETS)}
-    trainer = make_trainer(target, tokenizer, folder)
+    trainer = make_trainer(target, tokenizer, data)
     trainer.train()
     trainer.save_model()
     results["after"] = smollm2.measured(trainer.model, tokenizer, sets, FORGET_SETS, routed=True)

@@ -33,7 +33,7 @@ from transformers import set_seed
 
 from alter_peft import AlterConfig
 from alter_peft.data import PairDataset
-from alter_peft.evaluation import Pair, score_answers
+from alter_peft.evaluation import score_answers
 
 
 def shuffled(dataset: Dataset, seed: int) -> Dataset:
@@ -55,24 +55,24 @@ def shuffled(dataset: Dataset, seed: int) -> Dataset:
 
 def main(folder: Path = tofu.DATA) -> None:
     tokenizer = smollm2.load()[1]
-    forget, retain = tofu.questions(folder, "forget01"), tofu.questions(folder, "retain99")[:100]
-    paraphrased = [Pair(r["paraphrased_question"], r["answer"]) for r in tofu.read(folder, "forget01_perturbed")]
+    data = tofu.read(folder)
+    asked = (data.forget, data.sets["paraphrased"], data.retain)
     arms = [("threshold 1.2", None, False)]
     arms += [(f"{word}, {q}", q, word == "shuffled") for q in (0.5, 0.8) for word in ("quantile", "shuffled")]
     print("| mask | threshold | low-entropy share | P forget | P paraphrased | P retain |\n|---|---|---|---|---|---|")
     for name, quantile, is_shuffled in arms:
         set_seed(tofu.SEED)
         options = {"forget_loss": "hinge", "num_train_epochs": 3, "disable_tqdm": True}
-        target = tofu.taught_target(folder)
-        trainer = tofu.make_trainer(target, tokenizer, folder, AlterConfig(entropy_quantile=quantile), **options)
+        target = tofu.taught_target(data)
+        trainer = tofu.make_trainer(target, tokenizer, data, AlterConfig(entropy_quantile=quantile), **options)
         trainer.prepare_phase_one()
         if is_shuffled:
-            data = trainer.train_dataset
-            trainer.train_dataset = PairDataset(shuffled(data.forget, tofu.SEED), data.retain)
+            rows = trainer.train_dataset
+            trainer.train_dataset = PairDataset(shuffled(rows.forget, tofu.SEED), rows.retain)
         trainer.train()
         shares = [log["tokens/low_entropy"] for log in trainer.state.log_history if "tokens/low_entropy" in log]
         with torch.autocast(trainer.model.device.type, torch.bfloat16):
-            p = [score_answers(trainer.model, tokenizer, pairs).mean for pairs in (forget, paraphrased, retain)]
+            p = [score_answers(trainer.model, tokenizer, pairs).mean for pairs in asked]
         print(
             f"| {name} | {trainer.alter_config.entropy_threshold:.4f} | {sum(shares) / len(shares):.3f} "
             f"| {p[0]:.3f} | {p[1]:.3f} | {p[2]:.3f} |",

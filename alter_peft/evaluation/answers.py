@@ -131,13 +131,8 @@ def score_answers(
     active = context.active() if context is not None else []
     device = next(base.parameters()).device
     encoded = [encode_pair(tokenizer, pair) for pair in pairs]
-    labelled_rows = [{"input_ids": ids, "labels": [-100] * start + ids[start:]} for ids, start in encoded]
-    order = sorted(range(len(pairs)), key=lambda i: len(encoded[i][0]))
-    collate = DataCollatorForLanguageModeling(pad_token_id=0)
     log_probs, greedy, experts = ([torch.empty(0)] * len(pairs) for _ in range(3))
-    for rows in tqdm(list(_batches(order, batch_size)), desc=desc, disable=None if desc else True, leave=False):
-        batch = {name: value.to(device) for name, value in collate([labelled_rows[row] for row in rows]).items()}
-        labels = batch.pop("labels")[:, 1:]
+    for rows, batch, labels in labelled_batches(encoded, batch_size, device, desc):
         labelled = labels != -100
         with evaluating(model):
             hidden = decoder(**batch, use_cache=False)[0][:, :-1]
@@ -152,6 +147,25 @@ def score_answers(
                 experts[row] = part
     content = [_content_length(tokenizer, ids[start:]) for ids, start in encoded]
     return AnswerScores(log_probs, greedy, content, torch.cat(experts) if active else None)
+
+
+def labelled_batches(
+    encoded: Sequence[tuple[list[int], int]], batch_size: int, device: torch.device, desc: str | None = None
+) -> Iterator[tuple[Sequence[int], dict[str, Tensor], Tensor]]:
+    """
+    The pairs in batches of about the same length: the rows that a batch holds, its `input_ids` and `attention_mask`
+    (B, T), and the token that each of its positions but the last predicts, (B, T - 1), -100 outside the answers.
+
+    Args:
+        encoded: of each pair, what `encode_pair` gives.
+    """
+    collate = DataCollatorForLanguageModeling(pad_token_id=0)
+    labelled = [{"input_ids": ids, "labels": [-100] * start + ids[start:]} for ids, start in encoded]
+    order = sorted(range(len(encoded)), key=lambda row: len(encoded[row][0]))
+    for rows in tqdm(list(_batches(order, batch_size)), desc=desc, disable=None if desc else True, leave=False):
+        batch = {name: value.to(device) for name, value in collate([labelled[row] for row in rows]).items()}
+        labels = batch.pop("labels")[:, 1:]
+        yield rows, batch, labels
 
 
 def _content_length(tokenizer: PreTrainedTokenizerBase, answer: list[int]) -> int:

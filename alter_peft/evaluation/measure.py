@@ -15,11 +15,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
 from .answers import AnswerScores, Pair, generate_answers, score_answers
@@ -54,8 +54,13 @@ class Asked:
     Args:
         name: of the set, for messages and progress bars.
         is_forget: whether the set is to be forgotten.
-        answered: how many questions, spread over the set, are answered in full; all by default.
+        answered: at least so many questions, spread evenly over the set, are answered in full; all by default.
         max_new_tokens: of an answer.
+        batch_size: rows of a pass and of a batch of answers; by default those of `score_answers` and
+            `generate_answers`.
+
+    Raises:
+        ValueError: `pairs` is empty, or a number is below 1.
     """
 
     def __init__(
@@ -67,24 +72,40 @@ class Asked:
         is_forget: bool = False,
         answered: int | None = None,
         max_new_tokens: int = 40,
+        batch_size: int | None = None,
     ) -> None:
+        for argument, value in (
+            ("answered", answered),
+            ("max_new_tokens", max_new_tokens),
+            ("batch_size", batch_size),
+        ):
+            if value is not None and value < 1:
+                raise ValueError(f"`{argument}` is {value}, but must be 1 or more.")
+        if not pairs:
+            raise ValueError(f"The set {name!r}: `pairs` is empty. Give at least one question and answer.")
         self.model, self.tokenizer, self.name, self.pairs, self.is_forget = model, tokenizer, name, pairs, is_forget
         self.asked = list(pairs) if answered is None else list(pairs[:: max(1, len(pairs) // answered)])
         self.max_new_tokens = max_new_tokens
+        self.batches = {} if batch_size is None else {"batch_size": batch_size}
 
     @cached_property
     def scores(self) -> AnswerScores:
         """The true answers."""
-        return score_answers(self.model, self.tokenizer, self.pairs, desc=self.name)
+        return self._score(self.pairs, self.name)
 
     @cached_property
     def true_means(self) -> list[float]:
-        """Mean log-probability of the true answer, in other words where there are any, one a question."""
-        if not any(pair.rephrased for pair in self.pairs):
+        """Mean log-probability of the true answer, one a question: in other words if the set has them."""
+        rephrased = [pair._replace(completion=pair.rephrased) for pair in self.pairs if pair.rephrased]
+        if not rephrased:
             return [float(row.mean()) for row in self.scores.log_probs]
-        rephrased = [pair._replace(completion=pair.rephrased or pair.completion) for pair in self.pairs]
-        found = score_answers(self.model, self.tokenizer, rephrased, desc=f"{self.name}, rephrased")
-        return [float(row.mean()) for row in found.log_probs]
+        if len(rephrased) < len(self.pairs):
+            missing = next(row for row, pair in enumerate(self.pairs) if not pair.rephrased)
+            raise ValueError(
+                f"The set {self.name!r} has no `rephrased` answer in row {missing}, but others have one. Give it to "
+                "all or to none: an answer that was learned by heart can't be compared with rephrased ones."
+            )
+        return [float(row.mean()) for row in self._score(rephrased, f"{self.name}, rephrased").log_probs]
 
     @cached_property
     def false_means(self) -> list[list[float]]:
@@ -96,21 +117,23 @@ class Asked:
                 "true one. Add them, or leave the metric out."
             )
         false = [Pair(pair.prompt, answer) for pair in self.pairs for answer in pair.wrong]
-        found = score_answers(self.model, self.tokenizer, false, desc=f"{self.name}, false answers").log_probs
-        means = iter([float(row.mean()) for row in found])
+        means = iter([float(row.mean()) for row in self._score(false, f"{self.name}, false answers").log_probs])
         return [[next(means) for _ in pair.wrong] for pair in self.pairs]
 
     @cached_property
     def texts(self) -> list[str]:
         """Greedy answers to `asked`."""
-        return generate_answers(
-            self.model, self.tokenizer, self.asked, max_new_tokens=self.max_new_tokens, desc=f"{self.name}, answers"
-        )
+        options: dict[str, Any] = {**self.batches, "max_new_tokens": self.max_new_tokens}
+        return generate_answers(self.model, self.tokenizer, self.asked, desc=f"{self.name}, answers", **options)
+
+    def _score(self, pairs: Sequence[Pair], desc: str) -> AnswerScores:
+        return score_answers(self.model, self.tokenizer, pairs, desc=desc, **self.batches)
 
 
 def _normalized_probability(asked: Asked) -> list[float]:
-    pairs = zip(asked.scores.probability, asked.false_means, strict=True)
-    return [p / (p + sum(math.exp(mean) for mean in false)) for p, false in pairs]
+    """p / (p + sum of the false answers'), from logarithms: a destroyed model's probabilities may all round to 0."""
+    true = [float(row.mean()) for row in asked.scores.log_probs]
+    return [float(softmax([mean, *false])[0]) for mean, false in zip(true, asked.false_means, strict=True)]
 
 
 def _astray(asked: Asked) -> list[float]:

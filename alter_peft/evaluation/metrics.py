@@ -32,30 +32,35 @@ def exact_memorization(greedy: Sequence[Tensor], content: Sequence[int]) -> list
         greedy: for each answer, whether each token is the model's first choice, bool (n_i,).
         content: how many of them count, without the end of the turn.
 
+    Raises:
+        ValueError: an answer without text of its own; so do the other two that take `content`.
+
     References:
         Tirumala et al., "Memorization Without Overfitting", arXiv 2205.10770.
     """
-    return [float(row[:n].float().mean()) for row, n in zip(greedy, content, strict=True)]
+    return [float(row.float().mean()) for row in _texts(greedy, content)]
 
 
 def extraction_strength(greedy: Sequence[Tensor], content: Sequence[int]) -> list[float]:
     """
     Share of an answer that the model completes by itself once it is given the rest: ES.
 
-    1 - k / n, with k the fewest tokens of the answer that must be given before all others follow. An answer whose last
-    token is wrong has 0; open-unlearning's code gives it 1 / n.
+    1 - k / n, with k the fewest of its n tokens that must be given before greedy decoding says all others. An answer
+    whose last token is wrong has 0; open-unlearning's code gives it 1 / n.
 
     Args:
-        greedy, content: as for `exact_memorization`.
+        greedy, content: as for `exact_memorization`. Given the true tokens before each, all from the k-th on are right
+            exactly where greedy decoding from there would say them.
 
     References:
-        Wang et al., "Towards Effective Evaluations and Comparisons for LLM Unlearning Methods", arXiv 2406.09179.
+        Carlini et al., "Extracting Training Data from Large Language Models", arXiv 2012.07805; for unlearning Wang et
+        al., "Towards Effective Evaluations and Comparisons for LLM Unlearning Methods", arXiv 2406.09179.
     """
     strengths = []
-    for row, n in zip(greedy, content, strict=True):
-        wrong = (~row[:n]).nonzero().flatten()
+    for row in _texts(greedy, content):
+        wrong = (~row).nonzero().flatten()
         given = int(wrong[-1]) + 1 if len(wrong) else 0
-        strengths.append(1 - given / n)
+        strengths.append(1 - given / len(row))
     return strengths
 
 
@@ -66,21 +71,33 @@ def min_k(log_probs: Sequence[Tensor], content: Sequence[int], k: float = 0.4) -
     Args:
         log_probs: ln p of each token, (n_i,).
         content: how many of them count, without the end of the turn.
-        k: the share of tokens, at least one; MUSE takes .4 for PrivLeak.
+        k: the share of tokens, rounded down, at least one; MUSE takes .4 for PrivLeak.
 
     References:
         Shi et al., "Detecting Pretraining Data from Large Language Models", arXiv 2310.16789.
     """
-    rows = [row[:n].sort().values for row, n in zip(log_probs, content, strict=True)]
-    return [-float(row[: max(1, int(k * len(row)))].mean()) for row in rows]
+    return [-float(row.sort().values[: max(1, int(k * len(row)))].mean()) for row in _texts(log_probs, content)]
+
+
+def _texts(rows: Sequence[Tensor], content: Sequence[int]) -> list[Tensor]:
+    """The values of the answers' own text, without those of what ends a turn."""
+    empty = next((row for row, n in enumerate(content) if n < 1), None)
+    if empty is not None:
+        raise ValueError(f"Answer {empty} has no text, so there are no tokens to score. Leave it out of the set.")
+    return [row[:n] for row, n in zip(rows, content, strict=True)]
 
 
 def membership_auc(forget: Sequence[float], holdout: Sequence[float]) -> float:
     """
     Probability that a forget row has a higher score (`min_k`) than one that was never seen, ties counted half.
 
-    About 0 for a model that memorised the forget rows, about .5 for one that never saw either.
+    About 0 for a model that memorised the forget rows, about .5 for one that never saw either. MUSE has it this way
+    round; open-unlearning logs 1 - AUC, which is about 1 for a model that memorised them.
+
+    Raises:
+        ValueError: either is empty.
     """
+    _require(forget=forget, holdout=holdout)
     labels = [1] * len(forget) + [0] * len(holdout)
     return float(roc_auc_score(labels, [*forget, *holdout]))
 
@@ -91,9 +108,20 @@ def privleak(auc: float, oracle_auc: float) -> float:
 
     Above 0 the forget rows stand out by being less likely than text that was never seen, which leaks as well.
 
+    Args:
+        auc, oracle_auc: as `membership_auc` has them.
+
+    Raises:
+        ValueError: the oracle's AUC is 0: it has seen the forget rows, or the holdout rows are no rows of their kind.
+
     References:
         Shi et al., "MUSE: Machine Unlearning Six-Way Evaluation for Language Models", arXiv 2407.06460.
     """
+    if oracle_auc == 0:
+        raise ValueError(
+            "The oracle's `oracle_auc` is 0: to it every forget row is likelier than any holdout row, so there is no "
+            "level to compare with. Take an oracle that never saw the forget rows and a holdout set of the same kind."
+        )
     return 100 * (auc - oracle_auc) / oracle_auc
 
 
@@ -101,17 +129,21 @@ def truth_ratio(true: Sequence[float], false: Sequence[Sequence[float]]) -> list
     """
     How much likelier the false answers are than the true one: their geometric mean probability over its own.
 
-    Probabilities are per token, exp of the mean log-probability of an answer; that of the false answers is the exp of
-    the mean over them of these logarithms, as in TOFU's published code.
+    exp(mean_i l_i - l), with l the mean log-probability of a token of the true answer and l_i of the i-th false one.
+    So TOFU's code has it for forget quality, and open-unlearning for all; TOFU's paper prints the arithmetic mean of
+    the false answers' probabilities, which its code takes for utility. Exponents are kept within +-700, where float64
+    ends: a destroyed model has ratios beyond.
 
     Args:
-        true: mean log-probability of the (rephrased) true answer, one a question, in nats.
+        true: l of the (rephrased) true answer, one a question, in nats.
         false: those of its false answers.
 
     References:
-        Maini et al., "TOFU: A Task of Fictitious Unlearning for LLMs", arXiv 2401.06121.
+        Maini et al., "TOFU: A Task of Fictitious Unlearning for LLMs", arXiv 2401.06121. Open-unlearning divides by
+        p + 1e-10 instead of p, which matters only where p is about as small.
     """
-    return [float(np.exp(np.mean(wrong) - right)) for right, wrong in zip(true, false, strict=True)]
+    logs = [np.mean(wrong) - right for right, wrong in zip(true, false, strict=True)]
+    return [float(np.exp(np.clip(log, -700, 700))) for log in logs]
 
 
 def near_one(ratios: Sequence[float]) -> float:
@@ -136,33 +168,62 @@ def forget_quality(ratios: Sequence[float], oracle_ratios: Sequence[float]) -> F
     Can the model's truth ratios on the forget set be told from those of an oracle that never saw it? (TOFU)
 
     A p-value under .05 says yes; one above says nothing: small sets and destroyed models reach it too. Read the
-    statistic beside that of two oracles of different seeds.
+    statistic beside that of two oracles of different seeds. Both are the same for 1 / R, which open-unlearning takes.
+
+    Raises:
+        ValueError: either is empty.
     """
+    _require(ratios=ratios, oracle_ratios=oracle_ratios)
     result = ks_2samp(ratios, oracle_ratios)
     return ForgetQuality(float(result.statistic), float(result.pvalue))
 
 
 def model_utility(scores: Sequence[float]) -> float:
-    """Harmonic mean of TOFU's nine: probability, ROUGE-L and truth ratio on retain, real authors and world facts."""
+    """
+    Harmonic mean of TOFU's nine: probability, ROUGE-L and truth ratio on retain, real authors and world facts.
+
+    It is 0 where one of them is.
+
+    Raises:
+        ValueError: there are not nine of them.
+    """
+    if len(scores) != 9:
+        raise ValueError(f"`scores` has {len(scores)} values, but model utility is the harmonic mean of nine.")
     return float(hmean(scores))
 
 
-def rouge_l(answers: Sequence[str], references: Sequence[str], kind: str = "recall") -> list[float]:
+def rouge_l(
+    answers: Sequence[str], references: Sequence[str], kind: str = "recall", use_stemmer: bool = True
+) -> list[float]:
     """
-    ROUGE-L of each answer against its reference, stemmed, by the package rouge-score.
+    ROUGE-L of each answer against its reference, by the package rouge-score.
+
+    TOFU takes the recall of stemmed words. MUSE's code takes the F-measure of words as they stand, for VerbMem and
+    for KnowMem; open-unlearning stems there too.
 
     Args:
-        kind: `"recall"`, as TOFU and MUSE's KnowMem take it, or `"fmeasure"`, as MUSE's VerbMem.
+        kind: `"recall"`, `"precision"` or `"fmeasure"`.
+        use_stemmer: whether words are compared by their Porter stems.
+
+    Raises:
+        ValueError: a `kind` that does not exist.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    return [
-        float(getattr(scorer.score(reference, answer)["rougeL"], kind))
-        for answer, reference in zip(answers, references, strict=True)
-    ]
+    kinds = ("precision", "recall", "fmeasure")
+    if kind not in kinds:
+        raise ValueError(f"`kind` is {kind!r}, but must be one of {list(kinds)}.")
+    scorer = RougeScorer(["rougeL"], use_stemmer=use_stemmer)
+    scores = [scorer.score(reference, answer)["rougeL"] for answer, reference in zip(answers, references, strict=True)]
+    return [float(score[kinds.index(kind)]) for score in scores]
 
 
 def unique_tokens(answers: Sequence[str]) -> list[float]:
     """Unique words over words of each answer: near 0 for one that repeats itself; 0 for an empty one."""
     return [len(set(words)) / len(words) if (words := answer.lower().split()) else 0.0 for answer in answers]
+
+
+def _require(**samples: Sequence[float]) -> None:
+    for name, values in samples.items():
+        if not len(values):
+            raise ValueError(f"`{name}` is empty, so there is nothing to compare. Give at least one value.")

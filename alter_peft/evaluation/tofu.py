@@ -1,0 +1,248 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""TOFU, questions about fictitious authors: reading it, and what a model makes of its sets (arXiv 2401.06121)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from datasets import load_dataset
+from datasets.exceptions import DatasetsError
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from .answers import Pair
+from .measure import Asked, Score, measure
+from .metrics import model_utility
+from .prompts import IDLE
+
+
+# forget split -> what is retained beside it, and rows like it that no model was trained on
+SPLITS = {
+    "forget01": ("retain99", "holdout01"),
+    "forget05": ("retain95", "holdout05"),
+    "forget10": ("retain90", "holdout10"),
+}
+FORGET_SETS = ("forget", "paraphrased", "after 200 tokens")
+# set -> its metrics. TOFU's and open-unlearning's are: probability (normalised by the false answers where the model
+# was not trained on the true one), ROUGE-L recall and truth ratio, and on the forget set also exact memorisation,
+# extraction strength and Min-K%. Added here: the two disguised sets, and the guard against answers that repeat
+# themselves.
+TOFU_METRICS = {
+    "forget": (
+        "probability",
+        "rouge",
+        "truth_ratio",
+        "exact_memorization",
+        "extraction_strength",
+        "min_k",
+        "unique_tokens",
+    ),
+    "paraphrased": ("probability", "rouge", "exact_memorization", "extraction_strength"),
+    "after 200 tokens": ("probability", "rouge", "exact_memorization", "extraction_strength"),
+    "retain": ("probability", "rouge", "truth_ratio", "unique_tokens"),
+    "real_authors": ("normalized_probability", "rouge", "truth_ratio"),
+    "world_facts": ("normalized_probability", "rouge", "truth_ratio"),
+    "holdout": ("min_k",),
+}
+# TOFU's nine, of which model utility is the harmonic mean
+UTILITY = tuple(
+    f"{name}/{metric}"
+    for name in ("retain", "real_authors", "world_facts")
+    for metric in TOFU_METRICS[name]
+    if metric != "unique_tokens"
+)
+
+OTHER_ANSWERS = ("paraphrased_answer", "perturbed_answer")
+
+T = TypeVar("T")
+
+
+class TofuData(NamedTuple):
+    """
+    One split of TOFU.
+
+    forget: the rows to be forgotten.
+    retain: the rows that a model is trained on beside them.
+    holdout: rows of the same kind that no model is trained on, for calibration.
+    sets: what a model is asked, by the names of `TOFU_METRICS`; pairs have their false answers, and those of forget
+        and retain rows the true answer in other words.
+    """
+
+    forget: list[Pair]
+    retain: list[Pair]
+    holdout: list[Pair]
+    sets: dict[str, list[Pair]]
+
+
+def read_tofu(
+    source: str | Path, split: str = "forget01", retain_rows: int | None = None, rows: int | None = None
+) -> TofuData:
+    """
+    Read a split of TOFU.
+
+    Args:
+        source: a folder with `forget01.jsonl` and so on (or `.json`, also with one object a line), or a Hub data set
+            with these configurations, such as `"locuslab/TOFU"`.
+        split: `"forget01"`, `"forget05"` or `"forget10"`: percent of the authors.
+        retain_rows: the first so many rows are retained alone; all by default.
+        rows: so many questions of retain, real authors and world facts are asked, spread evenly over each; all by
+            default. Forget and holdout rows are always asked in full.
+
+    Raises:
+        ValueError: a split, file, configuration or column that is not there, a number below 1, or retained rows of
+            which none has false answers.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"`split` is {split!r}, but must be one of {list(SPLITS)}.")
+    for argument, value in (("retain_rows", retain_rows), ("rows", rows)):
+        if value is not None and value < 1:
+            raise ValueError(f"`{argument}` is {value}, but must be 1 or more.")
+    retain_name, holdout_name = SPLITS[split]
+    perturbed = _read(source, f"{split}_perturbed", "paraphrased_question", *OTHER_ANSWERS)
+    forget, forget_asked = [_pair(row) for row in _read(source, split)], [_pair(row) for row in perturbed]
+    if [pair[:2] for pair in forget] != [pair[:2] for pair in forget_asked]:
+        raise ValueError(
+            f"`source` is {str(source)!r}, where {split!r} and '{split}_perturbed' are not of the same questions. "
+            "Take both from the same version of TOFU."
+        )
+    retain = [_pair(row) for row in _read(source, retain_name)][:retain_rows]
+    holdout = [_pair(row) for row in _read(source, holdout_name)]
+    sets = {
+        "forget": forget_asked,
+        "paraphrased": [Pair(row["paraphrased_question"], row["answer"]) for row in perturbed],
+        "after 200 tokens": [Pair(IDLE + pair.prompt, pair.completion) for pair in forget],
+        "retain": spread(_retain_asked(source, retain), rows),
+        "real_authors": spread(_known(source, "real_authors"), rows),
+        "world_facts": spread(_known(source, "world_facts"), rows),
+        "holdout": holdout,
+    }
+    return TofuData(forget, retain, holdout, sets)
+
+
+def _retain_asked(source: str | Path, retain: Sequence[Pair]) -> list[Pair]:
+    """The retained rows that have false answers."""
+    kept = {pair[:2] for pair in retain}
+    asked = [pair for row in _read(source, "retain_perturbed", *OTHER_ANSWERS) if (pair := _pair(row))[:2] in kept]
+    if not asked:
+        raise ValueError(
+            f"`source` is {str(source)!r}, where no row of 'retain_perturbed' is among the {len(retain)} retained "
+            "ones. Raise `retain_rows`, or take both from the same version of TOFU."
+        )
+    return asked
+
+
+def _known(source: str | Path, name: str) -> list[Pair]:
+    return [_pair(row) for row in _read(source, f"{name}_perturbed", "perturbed_answer")]
+
+
+def spread(items: Sequence[T], count: int | None) -> list[T]:
+    """So many of the items, evenly spread over them; all of them by default and if there are fewer."""
+    count = len(items) if count is None else min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def _pair(row: dict[str, Any]) -> Pair:
+    """A row with what it has of false answers (one may stand alone) and of the true one in other words."""
+    wrong = row.get("perturbed_answer", ())
+    wrong = (wrong,) if isinstance(wrong, str) else tuple(wrong)
+    return Pair(row["question"], row["answer"], wrong, row.get("paraphrased_answer"))
+
+
+def _read(source: str | Path, name: str, *columns: str) -> list[dict[str, Any]]:
+    rows = _read_folder(Path(source), name) if Path(source).is_dir() else _read_hub(str(source), name)
+    if not rows:
+        raise ValueError(f"`source` is {str(source)!r}, where {name!r} has no rows.")
+    for number, row in enumerate(rows):
+        missing = [column for column in ("question", "answer", *columns) if not row.get(column)]
+        if missing:
+            raise ValueError(
+                f"`source` is {str(source)!r}, where row {number} of {name!r} has no {missing}, but only {list(row)}. "
+                "Take TOFU as it was published."
+            )
+    return rows
+
+
+def _read_folder(folder: Path, name: str) -> list[dict[str, Any]]:
+    files = [folder / f"{name}.jsonl", folder / f"{name}.json"]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise ValueError(f"`source` is {str(folder)!r}, which has neither {files[0].name!r} nor {files[1].name!r}.")
+    try:
+        with file.open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines if line.strip()]
+    except ValueError as error:
+        raise ValueError(f"`source`: {file} is not one JSON object a line ({error}).") from error
+
+
+def _read_hub(source: str, name: str) -> list[dict[str, Any]]:
+    try:
+        return list(load_dataset(source, name, split="train"))
+    except (DatasetsError, OSError, ValueError) as error:
+        raise ValueError(
+            f"`source` is {source!r}, whose {name!r} could not be read ({error}). Give a folder with {name}.jsonl, or "
+            f"the name of a Hub data set with a configuration {name!r} and a split 'train'."
+        ) from error
+
+
+def ask_tofu(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    data: TofuData,
+    answered: int | None = None,
+    max_new_tokens: int = 200,
+    batch_size: int | None = None,
+) -> dict[str, Asked]:
+    """
+    A model, asked TOFU's sets; nothing is computed yet.
+
+    Args:
+        answered, batch_size: as for `Asked`.
+        max_new_tokens: of an answer; 200 as in open-unlearning.
+    """
+    return {
+        name: Asked(model, tokenizer, name, data.sets[name], name in FORGET_SETS, answered, max_new_tokens, batch_size)
+        for name in TOFU_METRICS
+    }
+
+
+def measure_tofu(asked: dict[str, Asked]) -> dict[str, Score]:
+    """`TOFU_METRICS` of what `ask_tofu` gives, and `"utility/model_utility"`, a score without rows."""
+    scores: dict[str, Score] = {}
+    for name, metrics in tqdm(TOFU_METRICS.items(), desc="TOFU", disable=None, leave=False):
+        scores |= measure(asked[name], metrics)
+    utility = model_utility([scores[name].value for name in UTILITY])
+    return scores | {"utility/model_utility": Score(utility, [])}
+
+
+def evaluate_tofu(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    data: TofuData,
+    answered: int | None = None,
+    max_new_tokens: int = 200,
+    batch_size: int | None = None,
+) -> dict[str, Score]:
+    """
+    TOFU's metrics of a model: `"{set}/{metric}"` -> score (see `TOFU_METRICS`), and `"utility/model_utility"`.
+
+    In eval mode, and in the precision of the context, as `score_answers`. What needs other models is in
+    `compare_with_oracles`: forget quality, membership, PrivLeak, and the distance of each score.
+
+    Args: as for `ask_tofu`.
+    """
+    return measure_tofu(ask_tofu(model, tokenizer, data, answered, max_new_tokens, batch_size))

@@ -1,0 +1,243 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import json
+
+import pytest
+from datasets import Dataset
+from scipy.stats import hmean
+from tiny_tofu import perturbed, rows, write, write_tofu
+
+from alter_peft.evaluation import (
+    FORGET_SETS,
+    IDLE,
+    METRICS,
+    TOFU_METRICS,
+    Asked,
+    Pair,
+    ask_tofu,
+    evaluate_tofu,
+    measure,
+    read_tofu,
+)
+from alter_peft.evaluation.tofu import UTILITY, spread
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_tofu(tmp_path / "tofu")
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def test_the_sets_of_a_folder(folder):
+    data = read_tofu(folder)
+    forget, retain = rows("author", 4), rows("poet", 12)
+    assert data.forget == [Pair(row["question"], row["answer"]) for row in forget]
+    assert data.retain == [Pair(row["question"], row["answer"]) for row in retain]
+    assert data.holdout == [Pair(row["question"], row["answer"]) for row in rows("stranger", 4)]
+    assert list(data.sets) == list(TOFU_METRICS)
+    false = ("A alder.", "A birch.", "A cedar.")
+    assert data.sets["forget"][1] == Pair("Who is author birch?", "A oak man.", false, "It is A oak man.")
+    assert data.sets["paraphrased"][1] == Pair("Who is author birch? Pray?", "A oak man.")
+    assert data.sets["after 200 tokens"][1] == Pair(IDLE + "Who is author birch?", "A oak man.")
+    assert data.sets["retain"][0] == Pair("Who is poet alder?", "A pine man.", false, "It is A pine man.")
+    assert data.sets["real_authors"][0] == Pair("Who is Dante alder?", "A pine man.", false[:2])
+    assert data.sets["world_facts"][0] == Pair("Who is Paris alder?", "A pine man.", false[:2])
+    assert data.sets["holdout"] == data.holdout
+    assert {name: len(pairs) for name, pairs in data.sets.items()} == {
+        "forget": 4, "paraphrased": 4, "after 200 tokens": 4, "retain": 6, "real_authors": 5, "world_facts": 5,
+        "holdout": 4,
+    }  # fmt: skip
+
+
+def test_only_what_is_retained_is_asked(folder):
+    data = read_tofu(folder, retain_rows=4)
+    assert data.retain == read_tofu(folder).retain[:4]
+    assert [pair[:2] for pair in data.sets["retain"]] == [pair[:2] for pair in data.retain]
+    write(folder, "retain_perturbed", perturbed(rows("poet", 12)[8:], 3))
+    with pytest.raises(ValueError, match="no row of 'retain_perturbed' is among the 4 retained ones"):
+        read_tofu(folder, retain_rows=4)
+
+
+def test_rows_limit_what_is_asked_but_never_the_forget_set(folder):
+    whole, data = read_tofu(folder), read_tofu(folder, rows=3)
+    assert data.sets["retain"] == [whole.sets["retain"][row] for row in (0, 2, 4)]
+    assert data.sets["world_facts"] == [whole.sets["world_facts"][row] for row in (0, 1, 3)]
+    for name in (*FORGET_SETS, "holdout"):
+        assert data.sets[name] == whole.sets[name]
+    assert (data.forget, data.retain, data.holdout) == (whole.forget, whole.retain, whole.holdout)
+
+
+def test_spread():
+    assert spread("abcdefghij", 4) == ["a", "c", "f", "h"]
+    assert spread("abc", None) == spread("abc", 7) == ["a", "b", "c"]
+    for length in range(1, 30):
+        for count in range(1, length + 1):
+            found = spread(range(length), count)
+            assert len(set(found)) == count and found[0] == 0
+            assert max(b - a for a, b in zip(found, [*found[1:], length], strict=True)) <= -(-length // count)
+
+
+def test_one_false_answer_may_stand_alone(folder):
+    write(folder, "world_facts_perturbed", [{"question": "Who?", "answer": "Bob.", "perturbed_answer": "Alice."}])
+    assert read_tofu(folder).sets["world_facts"] == [Pair("Who?", "Bob.", ("Alice.",))]
+
+
+def test_files_of_json_lines_may_end_in_json(folder):
+    expected = read_tofu(folder)
+    for file in list(folder.iterdir()):
+        file.rename(file.with_suffix(".json"))
+    assert read_tofu(str(folder)) == expected
+
+
+def test_any_letter_may_stand_in_a_text(folder):
+    """Also those that end a line for Python, but not in JSON."""
+    odd = {"question": "Bolaño\u2028 or\x85 Škoda?", "answer": "A\x0b \u2029man."}
+    write(folder, "holdout01", [odd])
+    assert read_tofu(folder).holdout == [Pair(odd["question"], odd["answer"])]
+
+
+def test_a_hub_data_set(folder, monkeypatch):
+    asked = []
+
+    def load(source, name, split):
+        asked.append((source, split))
+        return Dataset.from_list([json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()])
+
+    monkeypatch.setattr("alter_peft.evaluation.tofu.load_dataset", load)
+    assert read_tofu("locuslab/TOFU") == read_tofu(folder)
+    assert set(asked) == {("locuslab/TOFU", "train")}
+
+
+def test_the_published_files(tofu):
+    for split, forget, retain in (("forget01", 40, 3960), ("forget05", 200, 3800), ("forget10", 400, 3600)):
+        data = read_tofu(tofu, split)
+        assert (len(data.forget), len(data.retain), len(data.holdout)) == (forget, retain, forget)
+        sizes = [len(data.sets[name]) for name in TOFU_METRICS]
+        assert sizes == [forget] * 3 + [400, 100, 117, forget]
+        assert {len(pair.wrong) for name in ("forget", "retain") for pair in data.sets[name]} == {5}
+        assert {len(pair.wrong) for name in ("real_authors", "world_facts") for pair in data.sets[name]} == {3}
+        assert not {pair[:2] for pair in data.forget} & {pair[:2] for pair in data.retain + data.holdout}
+    pilot = read_tofu(tofu, retain_rows=100, rows=40)
+    assert len(pilot.retain) == 100 and {len(pairs) for pairs in pilot.sets.values()} == {40}
+    assert {pair[:2] for pair in pilot.sets["retain"]} < {pair[:2] for pair in pilot.retain}
+
+
+# ---- bad sources ----------------------------------------------------------------------------------------------------
+
+
+def test_unknown_split(folder):
+    with pytest.raises(ValueError, match=r"`split` is 'forget02', but must be one of \['forget01', "):
+        read_tofu(folder, "forget02")
+
+
+@pytest.mark.parametrize("name", ["retain_rows", "rows"])
+def test_numbers_below_one(folder, name):
+    with pytest.raises(ValueError, match=f"`{name}` is 0, but must be 1 or more"):
+        read_tofu(folder, **{name: 0})
+
+
+@pytest.mark.parametrize("name", ["forget01", "forget01_perturbed", "retain99", "retain_perturbed", "holdout01"])
+def test_a_missing_file(folder, name):
+    (folder / f"{name}.jsonl").unlink()
+    with pytest.raises(ValueError, match=rf"`source` is '.*tofu', which has neither '{name}\.jsonl' nor"):
+        read_tofu(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("forget01", "answer"),
+        ("forget01_perturbed", "paraphrased_question"),
+        ("retain_perturbed", "paraphrased_answer"),
+        ("world_facts_perturbed", "perturbed_answer"),
+    ],
+)
+def test_a_missing_column(folder, name, column):
+    content = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+    del content[2][column]
+    write(folder, name, content)
+    with pytest.raises(ValueError, match=rf"row 2 of '{name}' has no \['{column}'\], but only \['question'"):
+        read_tofu(folder)
+
+
+def test_no_rows(folder):
+    write(folder, "holdout01", [])
+    with pytest.raises(ValueError, match="'holdout01' has no rows"):
+        read_tofu(folder)
+
+
+def test_no_json_lines(folder):
+    (folder / "retain99.jsonl").write_text('[{"question": "Who?",\n"answer": "Bob."}]\n')
+    with pytest.raises(ValueError, match=r"retain99\.jsonl is not one JSON object a line"):
+        read_tofu(folder)
+
+
+def test_files_of_two_versions(folder):
+    write(folder, "forget01_perturbed", perturbed(rows("author", 3), 3))
+    with pytest.raises(ValueError, match="'forget01' and 'forget01_perturbed' are not of the same questions"):
+        read_tofu(folder)
+
+
+def test_no_such_source():
+    with pytest.raises(ValueError, match="`source` is 'nobody/nothing', whose 'forget01_perturbed' could not be read"):
+        read_tofu("nobody/nothing")
+
+
+# ---- evaluation -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data(folder):
+    return read_tofu(folder, rows=3)
+
+
+def test_the_metrics_are_known_and_tofus():
+    assert {metric for metrics in TOFU_METRICS.values() for metric in metrics} <= set(METRICS)
+    assert UTILITY == (
+        "retain/probability", "retain/rouge", "retain/truth_ratio",
+        "real_authors/normalized_probability", "real_authors/rouge", "real_authors/truth_ratio",
+        "world_facts/normalized_probability", "world_facts/rouge", "world_facts/truth_ratio",
+    )  # fmt: skip
+
+
+def test_evaluation_measures_every_set(llama, tokenizer, data):
+    found = evaluate_tofu(llama, tokenizer, data, max_new_tokens=4)
+    names = [f"{name}/{metric}" for name, metrics in TOFU_METRICS.items() for metric in metrics]
+    assert list(found) == [*names, "utility/model_utility"]
+    for name in names:
+        assert len(found[name].rows) == len(data.sets[name.partition("/")[0]]), name
+    for name, metrics in TOFU_METRICS.items():
+        asked = Asked(llama, tokenizer, name, data.sets[name], name in FORGET_SETS, max_new_tokens=4)
+        for key, score in measure(asked, metrics).items():
+            assert found[key].value == pytest.approx(score.value), key
+
+
+def test_utility_is_the_harmonic_mean_of_the_nine(llama, tokenizer, data):
+    found = evaluate_tofu(llama, tokenizer, data, max_new_tokens=4)
+    assert found["utility/model_utility"].value == pytest.approx(float(hmean([found[name].value for name in UTILITY])))
+    assert found["utility/model_utility"].rows == []
+
+
+def test_the_options_reach_every_set(llama, tokenizer, data):
+    asked = ask_tofu(llama, tokenizer, data, answered=2, max_new_tokens=3, batch_size=5)
+    assert list(asked) == list(TOFU_METRICS)
+    for name, one in asked.items():
+        assert (one.name, one.pairs, one.is_forget) == (name, data.sets[name], name in FORGET_SETS)
+        assert (one.max_new_tokens, one.batches) == (3, {"batch_size": 5})
+        assert 2 <= len(one.asked) < len(one.pairs) or len(one.asked) == 3 == len(one.pairs)
+    assert ask_tofu(llama, tokenizer, data)["forget"].max_new_tokens == 200
