@@ -32,22 +32,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
 from alter_peft.evaluation import Pair, write_results
+from alter_peft.evaluation.attack_prompts import IDLE
 
 
 DATA = Path(__file__).parent / "demo_data"
 EPOCHS = 5
 FORGET_SETS = ("forget", "paraphrased", "after 200 tokens")
-# About 200 tokens of idle talk that someone might put before a question to hide its subject
-IDLE = (
-    "Before I ask, a word about the weather, which has been kinder this week than last. On Monday we walked along the "
-    "canal and counted the boats, and my cousin said that the herons were back. We bought bread at the corner, sat on "
-    "a bench, and watched two boys try to fly a kite that was far too large for them. In the evening there was soup "
-    "with leeks, and somebody told a long story about a train that stopped for an hour because a cow stood on the "
-    "rails. I have since been reading about tides, which depend on the moon, and about the way that bakers keep their "
-    "yeast alive through the winter. There is also the matter of the garden: the roses want cutting, the gate wants "
-    "oil, and the ladder is still on loan to the people across the street, who are painting their shutters green. "
-    "None of this is urgent, of course, and I only mention it because it has been on my mind. Now to my question.\n\n"
-)
 
 
 def read(name: str) -> list[dict]:

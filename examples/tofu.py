@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import smollm2
-from demo import IDLE
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
 from alter_peft.evaluation import Pair, write_results
+from alter_peft.evaluation.attack_prompts import IDLE
 
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data" / "tofu"

@@ -14,6 +14,7 @@
 """The measure of unlearning: what a model still knows, what it kept, and how far both are from an oracle."""
 
 from .answers import AnswerScores, Pair, encode_pair, generate_answers, score_answers
+from .attacks import ATTACKS, Attacked, Rows, attack
 from .measure import METRICS, Asked, Score, measure
 from .oracle import Band, band
 from .results import Result
@@ -21,13 +22,17 @@ from .trade import evaluate_sets, format_table, plot_trade, write_results
 
 
 __all__ = [
+    "ATTACKS",
     "METRICS",
     "AnswerScores",
     "Asked",
+    "Attacked",
     "Band",
     "Pair",
     "Result",
+    "Rows",
     "Score",
+    "attack",
     "band",
     "encode_pair",
     "evaluate_sets",
