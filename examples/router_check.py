@@ -21,7 +21,6 @@ share of answer tokens that go to a forget expert, and to the right one, under e
 
 from __future__ import annotations
 
-import random
 import tempfile
 from pathlib import Path
 
@@ -31,6 +30,7 @@ import torch
 from transformers import set_seed
 
 from alter_peft.evaluation import Pair, score_answers
+from alter_peft.evaluation.attack_prompts import IDLE, prefixed, ways_of_asking
 
 
 FOLDER = Path("runs/demo")
@@ -76,29 +76,13 @@ UNNAMED = {
 }
 
 
-def misspelt(text: str) -> str:
-    """Every second word of more than four letters has two inner letters swapped."""
-    words, generator = text.split(" "), random.Random(text)
-    for i, word in enumerate(words):
-        if len(word) > 4 and i % 2:
-            at = generator.randrange(1, len(word) - 2)
-            words[i] = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
-    return " ".join(words)
-
-
-def ways_of_asking(forget: list[Pair], retain: list[Pair]) -> dict[str, list[tuple[int, Pair]]]:
+def ways_to_ask(forget: list[Pair], retain: list[Pair]) -> dict[str, list[tuple[int, Pair]]]:
     """Name -> (row of the forget set, its answer asked for in this way)."""
-    shots = "".join(f"Question: {pair.prompt}\nAnswer: {pair.completion}\n\n" for pair in retain[::16])
-    every = list(enumerate(forget))
-    translated = {"in German": GERMAN, "subject named late": LATE, "subject never named": UNNAMED}
+    ways = {"as trained": lambda pair: pair, "after 600 idle tokens": prefixed(3 * IDLE), **ways_of_asking(retain)}
+    named = {"in German": GERMAN, "subject named late": LATE, "subject never named": UNNAMED}
     return {
-        "as trained": every,
-        "after 200 idle tokens": [(i, Pair(demo.IDLE + p.prompt, p.completion)) for i, p in every],
-        "after 600 idle tokens": [(i, Pair(3 * demo.IDLE + p.prompt, p.completion)) for i, p in every],
-        "after three retain answers": [(i, Pair(f"{shots}Question: {p.prompt}", p.completion)) for i, p in every],
-        "misspelt": [(i, Pair(misspelt(p.prompt), p.completion)) for i, p in every],
-        "in capitals": [(i, Pair(p.prompt.upper(), p.completion)) for i, p in every],
-        **{name: [(i, Pair(q, forget[i].completion)) for i, q in asked.items()] for name, asked in translated.items()},
+        **{name: [(i, way(pair)) for i, pair in enumerate(forget)] for name, way in ways.items()},
+        **{name: [(i, Pair(q, forget[i].completion)) for i, q in asked.items()] for name, asked in named.items()},
     }
 
 
@@ -117,7 +101,7 @@ def main() -> dict[str, tuple[float, float]]:
         with torch.autocast(trainer.model.device.type, torch.bfloat16):
             return score_answers(trainer.model, tokenizer, [pair]).experts[after:].tolist()
 
-    asked = ways_of_asking(forget, retain)
+    asked = ways_to_ask(forget, retain)
     asked["paraphrased"] = [(i, Pair(r["paraphrase"], r["completion"])) for i, r in enumerate(demo.read("forget"))]
     for name, rows in asked.items():
         experts = [(e, domains[i]) for i, pair in rows for e in routed(pair)]

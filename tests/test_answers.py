@@ -94,6 +94,15 @@ def test_the_prompts_own_eos_is_no_part_of_the_pair(ends_every_text):
     assert ends_every_text.decode(ids[start:]) == " Bob<|end|><|end|>"
 
 
+@pytest.mark.parametrize("template", [True, False], ids=["chat", "plain"])
+def test_a_given_beginning_is_no_part_of_the_answer(tokenizer, plain, template):
+    used = tokenizer if template else plain
+    whole, start = encode_pair(used, Pair("Who bakes the bread?", "Bob bakes it."))
+    ids, given = encode_pair(used, Pair("Who bakes the bread?", " bakes it.", given="Bob"))
+    assert ids == whole and given > start
+    assert used.decode(ids[start:given]) == "Bob" and used.decode(ids[given:]) == " bakes it.<|end|>"
+
+
 @pytest.mark.parametrize("kind", ["tokenizer", "plain", "ends_every_text"])
 def test_a_pair_is_encoded_as_trl_trains_it(kind, request, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
@@ -233,6 +242,17 @@ def test_answers_are_those_of_a_loop_without_a_cache(adapted, tokenizer, plain, 
     assert len(set(own)) > 1
     for size in (1, 3, 12):
         assert generate_answers(adapted, used, PAIRS, batch_size=size, max_new_tokens=8) == own
+
+
+def test_an_answer_goes_on_from_what_is_given(adapted, tokenizer):
+    first = generate_answers(adapted, tokenizer, PAIRS, max_new_tokens=8)
+    begun = [Pair(pair.prompt, "", given=text[:-1]) for pair, text in zip(PAIRS, first, strict=True)]
+    prompts = [encode_pair(tokenizer, pair) for pair in begun]
+    for pair, (ids, start) in zip(begun, prompts, strict=True):
+        assert tokenizer.decode(ids[:start]).endswith(pair.given)
+    after = generate_answers(adapted, tokenizer, begun, batch_size=1, max_new_tokens=8)
+    own = [greedy(adapted, tokenizer, pair, 8) for pair in begun]
+    assert after == own
 
 
 def test_several_answers_to_a_prompt_stand_together(adapted, tokenizer):

@@ -14,30 +14,35 @@
 """The measure of unlearning: what a model still knows, what it kept, and how far both are from an oracle."""
 
 from .answers import AnswerScores, Pair, encode_pair, generate_answers, score_answers
+from .attack_prompts import IDLE
+from .attacks import ATTACKS, Attacked, Rows, attack
 from .guards import expert_usage, fluency, high_entropy, measure_guards
 from .measure import METRICS, Asked, Score, measure
 from .oracle import Band, Comparison, Distance, band, compare_with_oracles, distances
-from .prompts import IDLE
 from .results import Result
 from .tofu import FORGET_SETS, TOFU_METRICS, TofuData, ask_tofu, evaluate_tofu, measure_tofu, read_tofu
 from .trade import evaluate_sets, format_table, plot_trade, write_results
 
 
 __all__ = [
+    "ATTACKS",
     "FORGET_SETS",
     "IDLE",
     "METRICS",
     "TOFU_METRICS",
     "AnswerScores",
     "Asked",
+    "Attacked",
     "Band",
     "Comparison",
     "Distance",
     "Pair",
     "Result",
+    "Rows",
     "Score",
     "TofuData",
     "ask_tofu",
+    "attack",
     "band",
     "compare_with_oracles",
     "distances",

@@ -42,12 +42,14 @@ class Pair(NamedTuple):
     prompt, completion: the two texts.
     wrong: false answers of the same form, if there are any.
     rephrased: the true answer in other words, which TOFU compares the false ones with.
+    given: the beginning of the answer, put in the model's mouth; `completion` is what follows it and alone counts.
     """
 
     prompt: str
     completion: str
     wrong: tuple[str, ...] = ()
     rephrased: str | None = None
+    given: str = ""
 
 
 def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> tuple[list[int], int]:
@@ -61,12 +63,17 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> tuple[list[in
     if tokenizer.chat_template is None:
         end = tokenizer.eos_token or ""
         answer = pair.completion if pair.completion.endswith(end) else pair.completion + end
-        prompt, ids = tokenizer(pair.prompt)["input_ids"], tokenizer(pair.prompt + answer)["input_ids"]
+        start = pair.prompt + pair.given
+        prompt, ids = tokenizer(start)["input_ids"], tokenizer(start + answer)["input_ids"]
     else:
         user = {"role": "user", "content": pair.prompt}
+        begun, whole = ({"role": "assistant", "content": pair.given + text} for text in ("", pair.completion))
         render: Any = tokenizer.apply_chat_template
-        prompt = render([user], add_generation_prompt=True, return_dict=True)["input_ids"]
-        ids = render([user, {"role": "assistant", "content": pair.completion}], return_dict=True)["input_ids"]
+        if pair.given:
+            prompt = render([user, begun], continue_final_message=True, return_dict=True)["input_ids"]
+        else:
+            prompt = render([user], add_generation_prompt=True, return_dict=True)["input_ids"]
+        ids = render([user, whole], return_dict=True)["input_ids"]
     shared = takewhile(lambda both: both[0] == both[1], zip(prompt, ids, strict=False))
     return ids, len(list(shared))
 

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -87,12 +88,41 @@ def _texts(rows: Sequence[Tensor], content: Sequence[int]) -> list[Tensor]:
     return [row[:n] for row, n in zip(rows, content, strict=True)]
 
 
+def loss(log_probs: Sequence[Tensor], content: Sequence[int]) -> list[float]:
+    """
+    Minus the mean log-probability of an answer's tokens, in nats: min-k% with all of them.
+
+    Args:
+        log_probs, content: as for `min_k`.
+
+    References:
+        Yeom et al., "Privacy Risk in Machine Learning", arXiv 1709.01604.
+    """
+    return min_k(log_probs, content, k=1.0)
+
+
+def loss_per_byte(log_probs: Sequence[Tensor], content: Sequence[int], texts: Sequence[str]) -> list[float]:
+    """
+    `loss` over the bytes that zlib compresses the answer to, so that plain text does not pass for a remembered one.
+
+    Args:
+        log_probs, content: as for `min_k`.
+        texts: the answers.
+
+    References:
+        Carlini et al., "Extracting Training Data from Large Language Models", arXiv 2012.07805.
+    """
+    sizes = [len(zlib.compress(text.encode())) for text in texts]
+    return [value / size for value, size in zip(loss(log_probs, content), sizes, strict=True)]
+
+
 def membership_auc(forget: Sequence[float], holdout: Sequence[float]) -> float:
     """
-    Probability that a forget row has a higher score (`min_k`) than one that was never seen, ties counted half.
+    Probability that a forget row has a higher score than one that was never seen, ties counted half.
 
-    About 0 for a model that memorised the forget rows, about .5 for one that never saw either. MUSE has it this way
-    round; open-unlearning logs 1 - AUC, which is about 1 for a model that memorised them.
+    The score is `min_k`, `loss` or `loss_per_byte`. About 0 for a model that memorised the forget rows, about .5 for
+    one that never saw either. MUSE has it this way round; open-unlearning logs 1 - AUC, which is about 1 for a model
+    that memorised them.
 
     Raises:
         ValueError: either is empty.

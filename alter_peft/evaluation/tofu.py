@@ -26,9 +26,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .answers import Pair
+from .attack_prompts import IDLE
 from .measure import Asked, Score, measure
 from .metrics import model_utility
-from .prompts import IDLE
 
 
 # forget split -> what is retained beside it, and rows like it that no model was trained on

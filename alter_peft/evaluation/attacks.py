@@ -1,0 +1,223 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Attacks on an unlearned model by name. What one gives counts beyond what it gives on an oracle, attacked alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from alter_peft.tuner.model import AlterModel
+
+from .answers import Pair, generate_answers, score_answers
+from .attack_prompts import asking_otherwise
+from .measure import Asked, Score, measure
+from .metrics import loss, loss_per_byte, membership_auc, min_k, rouge_l
+from .quantization import merged_quantization, quantization, why_not_merged
+from .relearning import Curves, relearning
+
+
+class Rows(NamedTuple):
+    """
+    What the attacks ask about and train on.
+
+    forget: the forget set.
+    retain: rows that the model is to know still.
+    holdout: rows of the same kind that neither the model nor the oracle has seen.
+    paraphrased: the forget set with its questions in other words, if there is one.
+    answered: how many questions are answered in full, for ROUGE-L; all by default.
+    """
+
+    forget: Sequence[Pair]
+    retain: Sequence[Pair]
+    holdout: Sequence[Pair]
+    paraphrased: Sequence[Pair] = ()
+    answered: int | None = None
+
+
+class Attacked(NamedTuple):
+    """
+    What the attacks gave.
+
+    scores: `"{attack}/{metric}"` -> score.
+    curves: `"{attack}/{set}/{metric}"` -> (steps, value) points.
+    skipped: attack -> why it does not apply to this model.
+    seconds: attack -> what it took.
+    """
+
+    scores: dict[str, Score]
+    curves: Curves
+    skipped: dict[str, str]
+    seconds: dict[str, float]
+
+
+def sampling(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    forget: Sequence[Pair],
+    samples: int = 16,
+    temperature: float = 1.0,
+    max_new_tokens: int = 40,
+    answered: int | None = None,
+    seed: int = 0,
+) -> dict[str, Score]:
+    """
+    Many answers to each question, drawn from the whole distribution: ROUGE-L recall of the best one and their mean.
+
+    The best of n is leak@n of Reisizadeh et al. with ROUGE-L as the measure. PyTorch's generators are left as they
+    were.
+
+    Args:
+        samples: answers to a question.
+        answered: how many questions are asked; all by default.
+        seed: of the draws.
+
+    Returns:
+        `"sampling/best_rouge"` and `"sampling/mean_rouge"`.
+
+    References:
+        Reisizadeh et al., "Leak@k: Unlearning Does Not Make LLMs Forget Under Probabilistic Decoding",
+        arXiv 2511.04934.
+    """
+    asked = Asked(model, tokenizer, "sampling", forget, True, answered).asked
+    options = {"num_return_sequences": samples, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        answers = generate_answers(
+            model, tokenizer, asked, max(1, 64 // samples), max_new_tokens, "sampling", do_sample=True, **options
+        )
+    found = rouge_l(answers, [pair.completion for pair in asked for _ in range(samples)])
+    rows = [found[start : start + samples] for start in range(0, len(found), samples)]
+    best, mean = [max(row) for row in rows], [sum(row) / samples for row in rows]
+    return {
+        "sampling/best_rouge": Score(sum(best) / len(best), best),
+        "sampling/mean_rouge": Score(sum(mean) / len(mean), mean),
+    }
+
+
+def membership(
+    model: Any, tokenizer: PreTrainedTokenizerBase, forget: Sequence[Pair], holdout: Sequence[Pair]
+) -> dict[str, Score]:
+    """
+    Can the forget set be told from text that was never seen, by how likely its answers are?
+
+    About 0 says yes, it was trained on; the oracle's figure says no, whatever it is: the two sets may differ in other
+    ways too. Above the oracle's the forget set stands out as well.
+
+    Returns:
+        `"membership/{min_k,loss,loss_per_byte}_auc"`: the AUC, and as rows the statistic of each forget row.
+    """
+    found = [(pairs, score_answers(model, tokenizer, pairs, desc="membership")) for pairs in (forget, holdout)]
+    texts = [[pair.completion for pair in pairs] for pairs, _ in found]
+    statistics = {
+        "min_k": [min_k(scores.log_probs, scores.content) for _, scores in found],
+        "loss": [loss(scores.log_probs, scores.content) for _, scores in found],
+        "loss_per_byte": [
+            loss_per_byte(scores.log_probs, scores.content, text)
+            for (_, scores), text in zip(found, texts, strict=True)
+        ],
+    }
+    return {
+        f"membership/{name}_auc": Score(membership_auc(of_forget, of_holdout), of_forget)
+        for name, (of_forget, of_holdout) in statistics.items()
+    }
+
+
+def switching_off(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    forget: Sequence[Pair],
+    metrics: Sequence[str] = ("probability", "rouge"),
+    answered: int | None = None,
+) -> dict[str, Score]:
+    """
+    The forget set with the adapter off, and with each forget expert of an ALTER adapter scaled to 0.
+
+    A plain model, such as an oracle, has nothing to switch off and is measured as it is.
+
+    Returns:
+        `"switched_off/{metric}"` and `"expert_off/{domain}/{metric}"`.
+    """
+
+    def measured(name: str) -> dict[str, Score]:
+        return measure(Asked(model, tokenizer, name, forget, True, answered), metrics)
+
+    with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
+        scores = measured("switched_off")
+    if isinstance(model, PeftModel) and isinstance(model.base_model, AlterModel):
+        for domain in model.base_model.list_experts():
+            with model.base_model.experts({domain: 0.0}):
+                scores |= measured(f"expert_off/{domain}")
+    return scores
+
+
+# name -> scores or curves of a model, its tokenizer and the rows
+ATTACKS: dict[str, Callable[[Any, PreTrainedTokenizerBase, Rows], dict[str, Score] | Curves]] = {
+    "asking_otherwise": lambda model, tokenizer, rows: asking_otherwise(
+        model, tokenizer, rows.forget, rows.retain, rows.paraphrased, answered=rows.answered
+    ),
+    "sampling": lambda model, tokenizer, rows: sampling(model, tokenizer, rows.forget, answered=rows.answered),
+    "membership": lambda model, tokenizer, rows: membership(model, tokenizer, rows.forget, rows.holdout),
+    "switching_off": lambda model, tokenizer, rows: switching_off(
+        model, tokenizer, rows.forget, answered=rows.answered
+    ),
+    "quantization": lambda model, tokenizer, rows: quantization(model, tokenizer, rows.forget, answered=rows.answered),
+    "merged_quantization": lambda model, tokenizer, rows: merged_quantization(
+        model, tokenizer, rows.forget, answered=rows.answered
+    ),
+    "relearning": lambda model, tokenizer, rows: relearning(
+        model, tokenizer, rows.forget, rows.holdout, answered=rows.answered
+    ),
+}
+
+
+def attack(
+    model: Any, tokenizer: PreTrainedTokenizerBase, rows: Rows, names: Sequence[str] = tuple(ATTACKS)
+) -> Attacked:
+    """
+    Attack a model in some ways, and leave it as it was.
+
+    The control is the same call on a model that never saw the forget set: an attack succeeds by what it gives beyond
+    that. In the precision of the context.
+
+    Args:
+        model: any causal language model, with or without an adapter.
+        names: of `ATTACKS`.
+
+    Raises:
+        ValueError: an attack that does not exist, or whose rows are empty.
+    """
+    unknown = [name for name in names if name not in ATTACKS]
+    if unknown:
+        raise ValueError(f"`names` has {unknown}, but must be some of {list(ATTACKS)}.")
+    result = Attacked({}, {}, {}, {})
+    for name in names:
+        reason = why_not_merged(model) if name == "merged_quantization" else None
+        if reason is not None:
+            result.skipped[name] = reason
+            continue
+        start = time.time()
+        for key, found in ATTACKS[name](model, tokenizer, rows).items():
+            if isinstance(found, Score):
+                result.scores[key] = found
+            else:
+                result.curves[key] = found
+        result.seconds[name] = time.time() - start
+    return result

@@ -1,0 +1,166 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Quantisation: does rounding the weights undo the unlearning?"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from alter_peft.tuner.config import AlterConfig
+from alter_peft.tuner.export import export_to_lora
+
+from .answers import Pair
+from .base_weights import base_parameters
+from .measure import Asked, Score, measure
+
+
+# name -> bits, and how many weights of a row share a scale (None: all of them)
+FORMATS: dict[str, tuple[int, int | None]] = {"int8": (8, None), "int4": (4, 64)}
+
+
+@torch.no_grad()
+def quantize_dequantize(weight: Tensor, bits: int, group_size: int | None = None) -> Tensor:
+    """
+    What is left of a weight after round-to-nearest quantisation: s round(w / s), s = max |w| / (2^(bits-1) - 1).
+
+    Symmetric, so that 0 stays 0. The rounding is torch's own `fake_quantize_per_channel_affine`.
+
+    Args:
+        weight: (outputs, inputs).
+        bits: of an integer, 2 to 8.
+        group_size: how many inputs of an output share a scale; all of them by default. A last group may be smaller.
+
+    Returns:
+        The rounded weight, in its own dtype.
+    """
+    limit = 2 ** (bits - 1) - 1
+    parts = []
+    for part in weight.float().split(group_size or weight.shape[1], dim=1):
+        scale = (part.abs().amax(dim=1) / limit).clamp(min=torch.finfo(torch.float32).tiny)
+        zero = torch.zeros_like(scale, dtype=torch.int32)
+        parts.append(torch.fake_quantize_per_channel_affine(part, scale, zero, 0, -limit, limit))
+    return torch.cat(parts, dim=1).to(weight.dtype)
+
+
+@torch.no_grad()
+def quantized(model: Any, bits: int, group_size: int | None = None) -> Any:
+    """
+    A copy of a model whose linear base weights, but for the head, are rounded; an adapter stays as it is.
+
+    Args:
+        bits, group_size: as for `quantize_dequantize`.
+
+    Raises:
+        ValueError: the model has no such weights, or was loaded quantised.
+    """
+    copied = copy.deepcopy(model)
+    base: Any = copied.get_base_model() if isinstance(copied, PeftModel) else copied
+    head = {id(parameter) for parameter in base.get_output_embeddings().parameters()}
+    rounded = {id(parameter) for parameter in base_parameters(copied)} - head
+    linear = [m for m in base.modules() if isinstance(m, (nn.Linear, Conv1D)) and id(m.weight) in rounded]
+    if not linear:
+        raise ValueError(f"`model` is a {type(base).__name__} without linear layers, so there is nothing to quantise.")
+    for module in linear:
+        weight = module.weight.T if isinstance(module, Conv1D) else module.weight
+        weight.copy_(quantize_dequantize(weight, bits, group_size))
+    return copied
+
+
+def quantization(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    forget: Sequence[Pair],
+    metrics: Sequence[str] = ("probability", "rouge"),
+    answered: int | None = None,
+    name: str = "quantized",
+) -> dict[str, Score]:
+    """
+    The forget set, asked of the model with its base weights in each of `FORMATS`: `"quantized/{format}/{metric}"`.
+
+    Args:
+        answered: how many questions are answered in full; all by default.
+        name: the first part of the keys.
+
+    References:
+        Zhang et al., "Catastrophic Failure of LLM Unlearning via Quantization", arXiv 2410.16454.
+    """
+    scores: dict[str, Score] = {}
+    for form, (bits, group_size) in FORMATS.items():
+        rounded = quantized(model, bits, group_size)
+        scores |= measure(Asked(rounded, tokenizer, f"{name}/{form}", forget, True, answered), metrics)
+    return scores
+
+
+def merged_quantization(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    forget: Sequence[Pair],
+    metrics: Sequence[str] = ("probability", "rouge"),
+    answered: int | None = None,
+    expert_weights: Sequence[float] | None = None,
+) -> dict[str, Score]:
+    """
+    As `quantization`, after the adapter is merged into the base: `"merged/{format}/{metric}"`.
+
+    Raises:
+        ValueError: as `merged`.
+    """
+    return quantization(merged(model, expert_weights), tokenizer, forget, metrics, answered, "merged")
+
+
+def why_not_merged(model: Any) -> str | None:
+    """Why no weights equal the base with its active adapters; `None` if some do, as for a plain model."""
+    if not isinstance(model, PeftModel):
+        return None
+    for name in model.active_adapters:
+        config = model.peft_config[name]
+        if isinstance(config, AlterConfig) and config.is_gated:
+            return f"adapter {name!r} gates every token by itself (`router`={config.router!r}): no weights equal it"
+        if config.is_prompt_learning:
+            return f"adapter {name!r} ({config.peft_type}) is a prompt, not a change of weights"
+    return None
+
+
+def merged(model: Any, expert_weights: Sequence[float] | None = None) -> Any:
+    """
+    A plain model: a copy with its adapter merged.
+
+    Args:
+        model: with or without an adapter.
+        expert_weights: fold an ALTER adapter at these omega_1..omega_N, the only way for a gated one.
+
+    Raises:
+        ValueError: an adapter that cannot be merged, and no `expert_weights`.
+    """
+    copied = copy.deepcopy(model)
+    if not isinstance(copied, PeftModel):
+        return copied
+    if expert_weights is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            export_to_lora(copied, folder, copied.active_adapter, expert_weights)
+            folded = PeftModel.from_pretrained(copied.unload(), folder)
+        return folded.merge_and_unload()
+    reason = why_not_merged(model)
+    if reason is not None:
+        raise ValueError(f"`model` cannot be merged: {reason}. Fold an ALTER adapter by `expert_weights`.")
+    return copied.merge_and_unload()

@@ -1,0 +1,146 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Relearning: an attacker who has the weights fine-tunes them, and what was forgotten comes back, or does not."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from .answers import Pair, encode_pair
+from .base_weights import base_parameters
+from .measure import Asked, measure
+
+
+# "{attack}/{set}/{metric}" -> (steps, value) points
+Curves = dict[str, list[tuple[float, float]]]
+STEPS = (0, 1, 2, 5, 10, 20, 50)
+
+
+def relearning(
+    model: Any, tokenizer: PreTrainedTokenizerBase, forget: Sequence[Pair], related: Sequence[Pair], **options: Any
+) -> Curves:
+    """
+    Both relearning attacks of Hu et al.: from half of the forget set, and from related text alone.
+
+    The halves are every second row. The attack has succeeded by what the held-out half, or the forget set, gains
+    beyond a model that never saw it and is trained on the same rows: rows of a kind help to guess one another.
+
+    Args:
+        model: any causal language model, with or without an adapter. It is left as it is.
+        forget: at least two rows.
+        related: rows of the same kind that are not to be forgotten, retained or never seen.
+        options: of `relearn`.
+
+    Returns:
+        Curves `relearn_half/held_out/...`, `relearn_half/trained/...` and `relearn_related/forget/...`.
+
+    References:
+        Hu et al., "Unlearning or Obfuscating? Jogging the Memory of Unlearned LLMs via Benign Relearning",
+        arXiv 2406.13356. Deeb and Roger, "Do Unlearning Methods Remove Information from Language Model Weights?",
+        arXiv 2410.08827: held-out facts that cannot be guessed from the trained ones.
+    """
+    if len(forget) < 2:
+        raise ValueError(f"`forget` has {len(forget)} rows, but relearning on half of it needs at least 2.")
+    trained, held_out = forget[::2], forget[1::2]
+    halves = {"relearn_half/held_out": held_out, "relearn_half/trained": trained}
+    return {
+        **relearn(model, tokenizer, trained, halves, **options),
+        **relearn(model, tokenizer, related, {"relearn_related/forget": forget}, **options),
+    }
+
+
+def relearn(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Pair],
+    sets: Mapping[str, Sequence[Pair]],
+    *,
+    steps: Sequence[int] = STEPS,
+    learning_rate: float = 5e-5,
+    batch_size: int = 8,
+    metrics: Sequence[str] = ("probability",),
+    answered: int | None = None,
+    seed: int = 0,
+) -> Curves:
+    """
+    Fine-tune a copy of a model on some rows, and measure it on sets as it goes.
+
+    All base weights learn, by AdamW at a constant rate on the cross-entropy of the answers; an adapter stays in place
+    and frozen. The copy is in float32, since bfloat16 weights would round small steps away: with its gradients and
+    moments it takes 16 bytes a parameter. It computes in the precision of the context, without dropout.
+
+    Args:
+        model: any causal language model, with or without an adapter. It is left as it is.
+        rows: what is trained on.
+        sets: name -> questions asked at each of `steps`.
+        steps: optimiser steps after which it is measured, 0 being before any.
+        learning_rate: RATE_NOTE
+        batch_size: rows a step; all of them where there are fewer.
+        metrics: of `METRICS`.
+        answered: how many questions of a set are answered in full, for metrics of the answers; all by default.
+        seed: of the order of the rows.
+
+    Returns:
+        `"{set}/{metric}"` -> (steps, value) points.
+
+    Raises:
+        ValueError: no rows, or steps that are not whole numbers of at least 0 in ascending order.
+    """
+    if not rows:
+        raise ValueError("`rows` is empty. Give at least one question and answer to train on.")
+    if not steps or list(steps) != sorted(set(steps)) or steps[0] < 0:
+        raise ValueError(f"`steps` is {list(steps)}, but must be whole numbers of at least 0, in ascending order.")
+    attacked = copy.deepcopy(model).eval().requires_grad_(False)
+    weights = base_parameters(attacked)
+    attacked.float()
+    for weight in weights:
+        weight.requires_grad_(True)
+    optimizer = torch.optim.AdamW(weights, lr=learning_rate)
+    batches = _batches(tokenizer, rows, batch_size, seed)
+    curves: Curves = {}
+    for step in range(steps[-1] + 1):
+        if step:
+            batch = {name: value.to(weights[0].device) for name, value in next(batches).items()}
+            with torch.enable_grad():
+                attacked(**batch, use_cache=False).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        if step in steps:
+            for name, pairs in sets.items():
+                asked = Asked(attacked, tokenizer, name, pairs, is_forget=True, answered=answered)
+                for key, score in measure(asked, metrics).items():
+                    curves.setdefault(key, []).append((float(step), score.value))
+    return curves
+
+
+def _batches(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], size: int, seed: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches without end: one shuffle of the rows after another."""
+    encoded = [encode_pair(tokenizer, pair) for pair in pairs]
+    rows = [{"input_ids": ids, "labels": [-100] * start + ids[start:]} for ids, start in encoded]
+    collate, shuffle = DataCollatorForLanguageModeling(pad_token_id=0), random.Random(seed)
+    size, waiting = min(size, len(rows)), list[dict[str, list[int]]]()
+    while True:
+        while len(waiting) < size:
+            waiting += shuffle.sample(rows, len(rows))
+        yield collate(waiting[:size])
+        waiting = waiting[size:]

@@ -1,0 +1,96 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import pytest
+from attacked_models import FORGET, RETAIN, model_of
+
+from alter_peft.evaluation import Pair, score_answers
+from alter_peft.evaluation.attack_prompts import (
+    IDLE,
+    WAYS_OF_ASKING,
+    after_answers,
+    asking_otherwise,
+    first_third_given,
+    in_capitals,
+    misspelt,
+    ways_of_asking,
+)
+
+
+PAIR = Pair(
+    "Where does Maribel Quennock keep pigeons?", "She keeps nine of them behind the house.", ("Here.",), "Nine."
+)
+
+
+@pytest.mark.parametrize("name", ways_of_asking(RETAIN))
+def test_a_way_changes_the_question_and_keeps_the_answer(name):
+    asked = ways_of_asking(RETAIN)[name](PAIR)
+    assert asked.given + asked.completion == PAIR.completion
+    assert (asked.wrong, asked.rephrased) == (PAIR.wrong, PAIR.rephrased)
+    assert asked != PAIR
+    assert ways_of_asking(RETAIN)[name](PAIR) == asked
+
+
+def test_the_question_stands_behind_every_prefix():
+    others = {"misspelt", "in capitals", "first third given"}
+    for name, way in ways_of_asking(RETAIN).items():
+        assert way(PAIR).prompt.endswith(PAIR.prompt) == (name not in others - {"first third given"}), name
+    prompts = {way(PAIR).prompt for way in ways_of_asking(RETAIN).values()}
+    assert len(prompts) == len(WAYS_OF_ASKING) + 1
+
+
+def test_misspelt_swaps_inner_letters():
+    found = misspelt(PAIR).prompt.split(" ")
+    words = PAIR.prompt.split(" ")
+    assert [a == b for a, b in zip(found, words, strict=True)] == [True, True, True, False, True, False]
+    for before, after in zip(words, found, strict=True):
+        assert sorted(before) == sorted(after) and (before[0], before[-1]) == (after[0], after[-1])
+    assert misspelt(Pair("Why is it so?", "So.")).prompt == "Why is it so?"
+
+
+def test_in_capitals():
+    assert in_capitals(PAIR).prompt == "WHERE DOES MARIBEL QUENNOCK KEEP PIGEONS?"
+
+
+def test_the_first_third_is_put_in_the_models_mouth():
+    found = first_third_given(PAIR)
+    assert (found.given, found.completion) == ("She keeps", " nine of them behind the house.")
+    spaced = first_third_given(Pair("Who?", " It is  Bob."))
+    assert (spaced.given, spaced.completion) == (" It", " is  Bob.")
+    assert first_third_given(Pair("Who?", " Two words")) == Pair("Who?", " Two words")
+
+
+def test_answers_before_the_question():
+    asked = after_answers([Pair(f"q{i}", f"a{i}") for i in range(9)])(Pair("Who?", "Bob"))
+    shots = "Question: q0\nAnswer: a0\n\nQuestion: q3\nAnswer: a3\n\nQuestion: q6\nAnswer: a6\n\n"
+    assert asked == Pair(f"{shots}Question: Who?", "Bob")
+    assert after_answers([Pair("q", "a")])(Pair("Who?", "Bob")).prompt == "Question: q\nAnswer: a\n\nQuestion: Who?"
+
+
+def test_idle_talk_is_about_200_tokens():
+    assert 150 < len(IDLE.split()) < 250
+
+
+def test_every_way_is_measured(tokenizer):
+    model = model_of("gated", tokenizer)
+    paraphrased = [pair._replace(prompt="Tell me: " + pair.prompt) for pair in FORGET]
+    found = asking_otherwise(model, tokenizer, FORGET, RETAIN, paraphrased, answered=2)
+    names = [*ways_of_asking(RETAIN), "paraphrased"]
+    assert list(found) == [f"asked/{name}/{metric}" for name in names for metric in ("probability", "rouge")]
+    upper = [in_capitals(pair) for pair in FORGET]
+    assert found["asked/in capitals/probability"].rows == score_answers(model, tokenizer, upper).probability
+    told = score_answers(model, tokenizer, paraphrased).probability
+    assert found["asked/paraphrased/probability"].rows == told
+    assert "asked/paraphrased/rouge" not in asking_otherwise(model, tokenizer, FORGET, RETAIN, metrics=["probability"])

@@ -1,0 +1,185 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import zlib
+
+import pytest
+import torch
+from attacked_models import FORGET, HOLDOUT, KINDS, RETAIN, assert_unchanged, model_of, prompt, snapshot
+from conftest import make_llama
+from sklearn.metrics import roc_auc_score
+
+from alter_peft.evaluation import ATTACKS, Rows, attack, generate_answers, score_answers
+from alter_peft.evaluation.attacks import membership, sampling, switching_off
+from alter_peft.evaluation.metrics import loss, loss_per_byte, rouge_l
+from alter_peft.evaluation.relearning import STEPS
+
+
+ROWS = Rows(FORGET, RETAIN, HOLDOUT, answered=2)
+
+
+# ---- sampling -------------------------------------------------------------------------------------------------------
+
+
+def test_cold_samples_are_the_greedy_answer(tokenizer):
+    model = model_of("gated", tokenizer)
+    found = sampling(model, tokenizer, FORGET, samples=3, temperature=1e-4, max_new_tokens=6)
+    answers = generate_answers(model, tokenizer, FORGET, max_new_tokens=6)
+    expected = rouge_l(answers, [pair.completion for pair in FORGET])
+    assert found["sampling/best_rouge"].rows == pytest.approx(expected)
+    assert found["sampling/mean_rouge"].rows == pytest.approx(expected)
+
+
+def test_best_and_mean_by_hand(tokenizer, monkeypatch):
+    given = ["the sky", "", "the sky is blue", "bees", "make honey", "nothing"]
+    asked = {}
+
+    def generate(model, tokenizer, pairs, *args, **options):
+        asked.update(options, pairs=pairs)
+        return given
+
+    monkeypatch.setattr("alter_peft.evaluation.attacks.generate_answers", generate)
+    found = sampling(None, tokenizer, RETAIN, samples=3, answered=2)
+    assert asked["pairs"] == [RETAIN[0], RETAIN[2]]
+    assert (asked["do_sample"], asked["temperature"], asked["top_k"], asked["top_p"]) == (True, 1.0, 0, 1.0)
+    assert asked["num_return_sequences"] == 3
+    assert found["sampling/best_rouge"].rows == [1.0, 0.0]
+    assert found["sampling/mean_rouge"].rows == pytest.approx([(2 / 4 + 0 + 1) / 3, 0])
+    assert found["sampling/best_rouge"].value == 0.5 and found["sampling/mean_rouge"].value == pytest.approx(0.25)
+
+
+def test_samples_are_the_seeds_and_the_generator_is_left_alone(tokenizer):
+    model = model_of("plain", tokenizer)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    one, same, other = (
+        sampling(model, tokenizer, FORGET, samples=4, max_new_tokens=12, seed=seed)["sampling/mean_rouge"].rows
+        for seed in (0, 0, 1)
+    )
+    assert one == same != other
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# ---- membership -----------------------------------------------------------------------------------------------------
+
+
+def test_statistics_by_hand():
+    log_probs, content = [torch.tensor([-1.0, -2.0, -6.0]), torch.tensor([-0.5, -9.0])], [3, 1]
+    assert loss(log_probs, content) == [3.0, 0.5]
+    texts = ["a" * 40, "Zürich"]
+    sizes = [len(zlib.compress(text.encode("utf-8"))) for text in texts]
+    assert loss_per_byte(log_probs, content, texts) == [3.0 / sizes[0], 0.5 / sizes[1]]
+    assert sizes[0] < 40
+
+
+def test_membership_is_the_auc_of_forget_against_holdout(tokenizer):
+    model = model_of("gated", tokenizer)
+    found = membership(model, tokenizer, FORGET, HOLDOUT)
+    assert list(found) == ["membership/min_k_auc", "membership/loss_auc", "membership/loss_per_byte_auc"]
+    forget, holdout = (score_answers(model, tokenizer, pairs) for pairs in (FORGET, HOLDOUT))
+    rows, others = loss(forget.log_probs, forget.content), loss(holdout.log_probs, holdout.content)
+    assert found["membership/loss_auc"].rows == rows
+    assert found["membership/loss_auc"].value == roc_auc_score([1] * 5 + [0] * 2, [*rows, *others])
+
+
+def test_what_was_trained_on_is_told_from_what_was_not(tokenizer):
+    model = make_llama(len(tokenizer))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    texts = [pair.prompt + pair.completion for pair in FORGET]
+    for _ in range(20):
+        for pair in FORGET:
+            ids = tokenizer.apply_chat_template(
+                [{"role": "user", "content": pair.prompt}, {"role": "assistant", "content": pair.completion}],
+                return_dict=True, return_tensors="pt",
+            )["input_ids"]  # fmt: skip
+            model(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert len(texts) == 5
+    assert {score.value for score in membership(model, tokenizer, FORGET, HOLDOUT).values()} == {0.0}
+
+
+# ---- switching off --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_off_is_the_base(kind, tokenizer):
+    model, base = model_of(kind, tokenizer), make_llama(len(tokenizer))
+    found = switching_off(model, tokenizer, FORGET, ["probability"])
+    assert found["switched_off/probability"].rows == score_answers(base, tokenizer, FORGET).probability
+    if kind != "plain":
+        assert found["switched_off/probability"].rows != score_answers(model, tokenizer, FORGET).probability
+    experts = [key for key in found if key.startswith("expert_off/")]
+    has_experts = kind in ("gated", "static")
+    assert experts == (["expert_off/forget_0/probability", "expert_off/forget_1/probability"] if has_experts else [])
+
+
+@pytest.mark.parametrize("kind", ["gated", "static"])
+def test_one_expert_off_is_one_of_scale_0(kind, tokenizer):
+    model = model_of(kind, tokenizer)
+    found = switching_off(model, tokenizer, FORGET, ["probability"])
+    whole = score_answers(model, tokenizer, FORGET).probability
+    for domain in ("forget_0", "forget_1"):
+        other = model_of(kind, tokenizer)
+        other.set_expert_scale(domain, 0.0)
+        expected = score_answers(other, tokenizer, FORGET).probability
+        assert found[f"expert_off/{domain}/probability"].rows == expected != whole
+    assert score_answers(model, tokenizer, FORGET).probability == whole
+
+
+def test_a_prompt_is_switched_off(tokenizer):
+    model = prompt(make_llama(len(tokenizer)))
+    found = switching_off(model, tokenizer, FORGET)
+    base = make_llama(len(tokenizer))
+    answers = generate_answers(base, tokenizer, FORGET)
+    assert found["switched_off/rouge"].rows == rouge_l(answers, [pair.completion for pair in FORGET])
+
+
+# ---- attack ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_attack_leaves_the_model_as_it_was(kind, tokenizer):
+    model = model_of(kind, tokenizer)
+    before, probability = snapshot(model), score_answers(model, tokenizer, FORGET).probability
+    found = attack(model, tokenizer, ROWS)
+    assert_unchanged(model, before)
+    assert score_answers(model, tokenizer, FORGET).probability == probability
+    skipped = ["merged_quantization"] if kind == "gated" else []
+    assert list(found.skipped) == skipped
+    assert list(found.seconds) == [name for name in ATTACKS if name not in skipped]
+    assert ("merged/int8/rouge" in found.scores) == (kind != "gated")
+    assert {len(points) for points in found.curves.values()} == {len(STEPS)}
+    for key in ("asked/misspelt/rouge", "sampling/best_rouge", "membership/loss_auc", "switched_off/probability"):
+        assert key in found.scores
+    assert len(found.scores["switched_off/rouge"].rows) == 3  # every second of five
+
+
+def test_the_reason_is_in_the_result(tokenizer):
+    found = attack(model_of("gated", tokenizer), tokenizer, ROWS, ["merged_quantization"])
+    assert "gates every token" in found.skipped["merged_quantization"]
+    assert (found.scores, found.curves, found.seconds) == ({}, {}, {})
+
+
+def test_related_text_is_what_was_never_seen(tokenizer, monkeypatch):
+    seen = []
+    monkeypatch.setattr("alter_peft.evaluation.attacks.relearning", lambda *args, **options: seen.append(args) or {})
+    attack(model_of("plain", tokenizer), tokenizer, ROWS, ["relearning"])
+    assert seen[0][2:] == (FORGET, HOLDOUT)
+
+
+def test_an_attack_that_does_not_exist(tokenizer):
+    with pytest.raises(ValueError, match=r"`names` has \['tickling'\]"):
+        attack(model_of("plain", tokenizer), tokenizer, ROWS, ["tickling"])
