@@ -11,11 +11,17 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""SmolLM2-135M-Instruct without a model hub, and the fine-tuning that the examples share."""
+"""SmolLM2-135M-Instruct without a model hub, and the fine-tuning that the examples share.
+
+    python examples/smollm2.py FOLDER
+
+saves it there, as a model for `alter-peft benchmark --model FOLDER`.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -84,3 +90,15 @@ def taught(folder: Path, pairs: list[Pair], epochs: int, seed: int) -> PreTraine
         return methods.load(folder)
     print(f"Teaching {folder.name}: {len(pairs)} pairs, {epochs} epochs", flush=True)
     return methods.teach(*load(), chats(pairs), folder, seed, num_train_epochs=epochs)
+
+
+def main(folder: Path) -> None:
+    """Save model and tokenizer as any other model, for the command line."""
+    model, tokenizer = load()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    print(f"model: {folder}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/smollm2"))

@@ -126,10 +126,10 @@ def test_what_was_trained_is_not_trained_again(arguments, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(benchmark, "evaluate_tofu", stop)
+        patch.setattr(benchmark, "measure_tofu", stop)
         run_benchmark(arguments())
     assert calls == [("target", 10)]
-    stopped = benchmark.evaluate_tofu
+    stopped = benchmark.measure_tofu
     count = []
 
     def later(*args):
@@ -139,7 +139,7 @@ def test_what_was_trained_is_not_trained_again(arguments, monkeypatch):
         return stopped(*args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(benchmark, "evaluate_tofu", later)
+        patch.setattr(benchmark, "measure_tofu", later)
         run_benchmark(arguments())
     assert calls == [("target", 10), ("oracle-0", 6), ("oracle-1", 6), ("random", 0)]
     unmeasured = Result.load(Path(arguments().output_dir) / "random-0" / "result.json")
@@ -154,7 +154,7 @@ def test_a_target_that_fails_ends_the_run(arguments, monkeypatch):
     def fail(*args):
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(benchmark, "evaluate_tofu", fail)
+    monkeypatch.setattr(benchmark, "measure_tofu", fail)
     with pytest.raises(RuntimeError, match="out of luck"):
         run_benchmark(arguments())
 
@@ -175,7 +175,6 @@ def test_requests_one_after_another(arguments, monkeypatch):
         return random_adapter(model, tokenizer, task, folder, seed, options) if len(given) == 1 else model
 
     monkeypatch.setitem(benchmark.METHODS, "random", record)
-    monkeypatch.setattr("alter_peft.evaluation.sequential.METHODS", benchmark.METHODS)
     result = run_benchmark(arguments(requests=2))[-1]
     assert [name for name, _ in given] == ["request-1", "request-2"] and len(given[0][1]) == len(given[1][1]) == 2
     assert [x for x, _ in result.curves["requests/request 1"]] == [0, 1, 2]

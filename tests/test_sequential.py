@@ -17,7 +17,7 @@ import pytest
 from conftest import make_llama
 from trainer_setup import forget_rows, retain_rows
 
-from alter_peft.evaluation import Pair, score_answers, sequential
+from alter_peft.evaluation import Pair, score_answers
 from alter_peft.evaluation.methods import Task
 from alter_peft.evaluation.sequential import run_requests, split_requests
 
@@ -37,7 +37,7 @@ def test_requests_of_unequal_size_are_refused(count):
         split_requests(list("abcdef"), count)
 
 
-def test_each_request_is_given_to_what_the_one_before_left(tokenizer, tmp_path, monkeypatch):
+def test_each_request_is_given_to_what_the_one_before_left(tokenizer, tmp_path):
     """With a method that replaces the model, so that every point of a curve can be told."""
     models = [make_llama(len(tokenizer), seed=seed) for seed in range(3)]
     asked = []
@@ -46,13 +46,10 @@ def test_each_request_is_given_to_what_the_one_before_left(tokenizer, tmp_path, 
         asked.append((models.index(model), [row["prompt"] for row in task.forget], folder.name, seed, options))
         return models[len(asked)]
 
-    monkeypatch.setitem(sequential.METHODS, "replace", replace)
     requests = split_requests(PAIRS, 2)
     options = {"learning_rate": 1.0}
     task = Task(forget_rows(), retain_rows())
-    curves, last = run_requests(
-        "replace", models[0], tokenizer, requests, task, {"retain": KEPT}, tmp_path, 7, options
-    )
+    curves, last = run_requests(replace, models[0], tokenizer, requests, task, {"retain": KEPT}, tmp_path, 7, options)
     assert last is models[2]
     prompts = [[pair.prompt for pair in request] for request in requests]
     assert asked == [(0, prompts[0], "request-1", 7, options), (1, prompts[1], "request-2", 7, options)]

@@ -32,17 +32,19 @@ from alter_peft.options import json_object
 
 from .answers import Pair
 from .attacks import ATTACKS, Rows, attack
+from .guards import measure_guards
 from .measure import Score
 from .methods import METHODS, Task, load, teach
 from .results import Result
 from .sequential import run_requests, split_requests
-from .tofu import evaluate_tofu, read_tofu
+from .tofu import ask_tofu, measure_tofu, read_tofu
 
 
 logger = logging.get_logger(__name__)
 # What does not change the figures of a cell: methods, seeds and attacks may join a grid later
-JOINABLE = {"output_dir", "methods", "seeds", "oracle_seeds", "attacks", "options"}
+JOINABLE = {"output_dir", "methods", "seeds", "oracle_seeds", "attacks", "options", "batch_size"}
 UNMEASURED = "stopped before it was measured"
+GUARDED = ("forget", "retain", "world_facts")
 
 
 @dataclass
@@ -58,6 +60,7 @@ class BenchmarkArguments:
     rows: questions of each other set that are asked, spread over it; all by default.
     answered: questions of each set that are answered in full, for ROUGE-L; all by default.
     max_new_tokens: of such an answer.
+    batch_size: rows of an evaluation batch; by default those of `score_answers` and `generate_answers`.
     requests: the forget set comes as so many requests, one after another, instead of at once.
     methods: names of `METHODS`.
     seeds: of the methods.
@@ -76,6 +79,7 @@ class BenchmarkArguments:
     rows: int | None = field(default=None, metadata={"help": "Questions asked of each other set (default: all)."})
     answered: int | None = field(default=None, metadata={"help": "Questions answered in full (default: all)."})
     max_new_tokens: int = field(default=200, metadata={"help": "Tokens of such an answer."})
+    batch_size: int | None = field(default=None, metadata={"help": "Rows of an evaluation batch."})
     requests: int | None = field(default=None, metadata={"help": "Split the forget set into so many requests."})
     methods: list[str] = field(
         default_factory=lambda: list(METHODS), metadata={"help": f"Some of {', '.join(METHODS)}."}
@@ -113,7 +117,7 @@ class Setting(NamedTuple):
 
     task: what a method is given.
     taught, kept: rows that the target is taught, and an oracle.
-    evaluate: model, tokenizer -> scores.
+    evaluate: model, tokenizer, and the target as the judge of fluency -> scores.
     rows: what the attacks ask about.
     requests: the forget set as requests, or `None` if it comes at once.
     """
@@ -121,7 +125,7 @@ class Setting(NamedTuple):
     task: Task
     taught: Dataset
     kept: Dataset
-    evaluate: Callable[[Any, PreTrainedTokenizerBase], dict[str, Score]]
+    evaluate: Callable[[Any, PreTrainedTokenizerBase, Any], dict[str, Score]]
     rows: Rows
     requests: list[list[Pair]] | None = None
 
@@ -130,8 +134,9 @@ def tofu_setting(args: BenchmarkArguments) -> Setting:
     """TOFU: the authors of one split are forgotten, the others kept."""
     data = read_tofu(args.data, args.split, args.retain_rows, args.rows)
 
-    def evaluate(model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Score]:
-        return evaluate_tofu(model, tokenizer, data, args.answered, args.max_new_tokens)
+    def evaluate(model: Any, tokenizer: PreTrainedTokenizerBase, judge: Any) -> dict[str, Score]:
+        asked = ask_tofu(model, tokenizer, data, args.answered, args.max_new_tokens, args.batch_size)
+        return measure_tofu(asked) | measure_guards([asked[name] for name in GUARDED], judge)
 
     return Setting(
         Task(as_rows(data.forget), as_rows(data.retain), as_rows(data.holdout)),
@@ -262,18 +267,19 @@ class _Cell:
         if requests is None:
             return method(model, self.tokenizer, task, self.folder, self.seed, self.options)
         with _precision():
-            curves, model = run_requests(
+            curves, adapted = run_requests(
                 method, model, self.tokenizer, requests, task, {"retain": self.setting.rows.retain}, self.folder,
                 self.seed, self.options,
             )  # fmt: skip
         result.curves |= curves
-        return model
+        return adapted
 
     def _measure(self, result: Result, model: Any, missing: list[str]) -> None:
         with _precision():
             if not result.scores:
                 with _timing(result, "evaluation"):
-                    result.scores = self.setting.evaluate(model, self.tokenizer)
+                    judge = model if self.name == "target" else load(self.target) if self.name == "oracle" else None
+                    result.scores = self.setting.evaluate(model, self.tokenizer, judge)
                 self._save(result)
             for name in missing:
                 found = attack(model, self.tokenizer, self.setting.rows, [name])

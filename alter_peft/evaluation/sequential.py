@@ -24,7 +24,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .answers import Pair, score_answers
-from .methods import METHODS, Task
+from .methods import Method, Task
 
 
 def split_requests(forget: Sequence[Any], count: int) -> list[list[Any]]:
@@ -44,7 +44,7 @@ def split_requests(forget: Sequence[Any], count: int) -> list[list[Any]]:
 
 
 def run_requests(
-    method: str,
+    method: Method,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     requests: Sequence[Sequence[Pair]],
@@ -55,9 +55,10 @@ def run_requests(
     options: dict[str, Any],
 ) -> tuple[dict[str, list[tuple[float, float]]], PeftModel]:
     """
-    One request after another, each by the method and given to what the one before left.
+    One request after another, each given to what the one before left.
 
     Args:
+        method: one of `METHODS`.
         requests: the questions of each request.
         task: the retain and calibration rows, given with each of them.
         kept: sets that must stay, by name.
@@ -74,7 +75,7 @@ def run_requests(
         if number:
             rows = Dataset.from_list([{"prompt": p.prompt, "completion": p.completion} for p in requests[number - 1]])
             request = task._replace(forget=rows)
-            current = METHODS[method](current, tokenizer, request, folder / f"request-{number}", seed, options)
+            current = method(current, tokenizer, request, folder / f"request-{number}", seed, options)
         sets = {**kept, **{f"request {i}": pairs for i, pairs in enumerate(requests, start=1)}}
         desc = f"after {number} requests"
         means = {name: score_answers(current, tokenizer, pairs, desc=desc).mean for name, pairs in sets.items()}
