@@ -37,6 +37,7 @@ class Result:
     scores: `"{set}/{metric}"` -> score.
     curves: `"{attack}/{set}/{metric}"` -> (x, value) points, x being steps, requests or seconds.
     seconds: what it took, by part: `"training"`, `"evaluation"`, ...
+    skipped: attack -> why it does not apply to this model.
     settings: what it was made with, for the reader of the table.
     error: why there are no scores, if the cell failed.
     """
@@ -46,6 +47,7 @@ class Result:
     scores: dict[str, Score] = field(default_factory=dict)
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     machine: str = field(default_factory=lambda: machine())
     error: str | None = None
