@@ -16,7 +16,10 @@
 from .answers import AnswerScores, Pair, encode_pair, generate_answers, score_answers
 from .measure import METRICS, Asked, Score, measure
 from .oracle import Band, band
+from .report import report_tables, write_report
 from .results import Result
+from .summary import Benchmark, read_benchmark
+from .tokens import token_page
 from .trade import evaluate_sets, format_table, plot_trade, write_results
 
 
@@ -25,6 +28,7 @@ __all__ = [
     "AnswerScores",
     "Asked",
     "Band",
+    "Benchmark",
     "Pair",
     "Result",
     "Score",
@@ -35,6 +39,10 @@ __all__ = [
     "generate_answers",
     "measure",
     "plot_trade",
+    "read_benchmark",
+    "report_tables",
     "score_answers",
+    "token_page",
+    "write_report",
     "write_results",
 ]
