@@ -33,6 +33,7 @@ from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl.scripts.utils import TrlParser
 
+from .evaluation.commands import report
 from .options import json_object
 from .trainer import AlterUnlearnConfig, AlterUnlearnTrainer
 from .tuner import AlterConfig
@@ -219,7 +220,7 @@ def _answer(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int, with_a
     return answer.strip()
 
 
-COMMANDS = {"unlearn": unlearn, "generate": generate}
+COMMANDS = {"unlearn": unlearn, "generate": generate, "report": report}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -19,8 +19,11 @@ from .attacks import ATTACKS, Attacked, Rows, attack
 from .guards import expert_usage, fluency, high_entropy, measure_guards
 from .measure import METRICS, Asked, Score, measure
 from .oracle import Band, Comparison, Distance, band, compare_with_oracles, distances
+from .report import report_tables, write_report
 from .results import Result
+from .summary import Benchmark, read_benchmark
 from .tofu import FORGET_SETS, TOFU_METRICS, TofuData, ask_tofu, evaluate_tofu, measure_tofu, read_tofu
+from .tokens import token_page
 from .trade import evaluate_sets, format_table, plot_trade, write_results
 
 
@@ -34,6 +37,7 @@ __all__ = [
     "Asked",
     "Attacked",
     "Band",
+    "Benchmark",
     "Comparison",
     "Distance",
     "Pair",
@@ -58,7 +62,11 @@ __all__ = [
     "measure_guards",
     "measure_tofu",
     "plot_trade",
+    "read_benchmark",
     "read_tofu",
+    "report_tables",
     "score_answers",
+    "token_page",
+    "write_report",
     "write_results",
 ]

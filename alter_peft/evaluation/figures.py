@@ -1,0 +1,266 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The pictures of a benchmark (PNG): the forget-utility plane, quality against time, curves, use of the experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .labels import Label, label_ends, label_points
+from .results import Result
+from .summary import ORACLE, SHARE, TARGET, Benchmark, Model
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+# Okabe and Ito's palette, which the colour-blind tell apart, its light colours darkened to be read as text
+COLOURS = ("#0072B2", "#D55E00", "#007A5A", "#AA4499", "#8A6D00", "#56307C")
+SPECIAL = {TARGET: "#666666", ORACLE: "#000000"}
+MARKERS = "osD^vP"
+# what the forget-utility plane is made of, and its axes; the first that the oracles have
+PLANES = {
+    ("forget/probability", "utility/model_utility"): ("answer probability on the forget set", "model utility"),
+    ("forget/verbmem", "retain/verbmem"): ("VerbMem of the forgotten book", "VerbMem of the retained books"),
+}
+# curves over requests one after another, and those that are drawn
+REQUESTS = "requests/"
+OF_REQUESTS = (f"{REQUESTS}retain", f"{REQUESTS}forgotten")
+
+
+Point = tuple[float, float]
+
+
+class Figure(NamedTuple):
+    """A picture that was written, with what it is called and how it is to be read."""
+
+    title: str
+    caption: str
+    path: Path
+
+
+def write_figures(benchmark: Benchmark, folder: Path) -> list[Figure]:
+    """Write every figure that there are data for: plane.png, time.png, one a curve, experts.png."""
+    figures = [plot_plane(benchmark, folder / "plane.png"), plot_time(benchmark, folder / "time.png")]
+    curves = dict.fromkeys(key for model in benchmark.measured for cell in model.results for key in cell.curves)
+    for key in curves:
+        if key.startswith(REQUESTS) and key not in OF_REQUESTS:
+            continue  # each request by itself, of which `forgotten` has the mean
+        name = key.replace("/", "-").replace(" ", "-")
+        figures.append(plot_curve(benchmark, key, folder / f"{name}.png"))
+    figures.append(plot_experts(benchmark, folder / "experts.png"))
+    return [figure for figure in figures if figure is not None]
+
+
+def _style(benchmark: Benchmark, model: Model) -> tuple[str, str]:
+    """Colour and marker of a model, the same in all figures."""
+    if model.name in SPECIAL:
+        return SPECIAL[model.name], {TARGET: "*", ORACLE: "+"}[model.name]
+    place = [other for other in benchmark.models if other.name not in SPECIAL].index(model)
+    return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+
+
+def _axes(width: float = 7.5, height: float = 4.5) -> Axes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(canvas)
+    axes = canvas.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#E4E4E4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def _save(axes: Axes, path: Path) -> None:
+    axes.get_figure().savefig(path, dpi=150)  # type: ignore[union-attr]
+
+
+def _without(cells: Sequence[Result], what: str) -> str:
+    names = ", ".join(f"{cell.name} of seed {cell.seed}" for cell in cells)
+    return f" Without {names}: no {what}." if cells else ""
+
+
+def plot_plane(benchmark: Benchmark, path: Path) -> Figure | None:
+    """Forgetting against utility (as the paper's Fig. 4): every seed, with the oracle's mean and its ±1 sd box."""
+    from matplotlib.patches import Rectangle
+
+    keys = next((keys for keys in PLANES if set(keys) <= benchmark.bands.keys()), None)
+    if keys is None:
+        return None
+    axes, labels, missing = _axes(), [], []
+    (x, x_spread), (y, y_spread) = (benchmark.bands[key] for key in keys)
+    box = axes.add_patch(
+        Rectangle((x - x_spread, y - y_spread), 2 * x_spread, 2 * y_spread, facecolor="#00000022", edgecolor="black")
+    )
+    axes.plot(x, y, "+", color="black", markersize=11, markeredgewidth=1.6)
+    labels.append(Label(x, y, benchmark.oracle.label, "black"))
+    for model in benchmark.measured:
+        colour, marker = _style(benchmark, model)
+        points, without = _points(model, lambda values: (values[keys[0]], values[keys[1]]), set(keys))
+        missing += without
+        if points and model.name != ORACLE:
+            axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=13 if model.name == TARGET else 8)
+            labels.append(Label(*_center(points), model.label, colour))
+    is_probability = keys[0] == "forget/probability"
+    if is_probability:
+        axes.set_xscale("symlog", linthresh=0.01, linscale=0.4)
+        axes.set_xlim(-0.001, 1.05)
+        axes.set_xticks([0, 0.01, 0.03, 0.1, 0.3, 1], ["0", ".01", ".03", ".1", ".3", "1"])
+    axes.margins(0.15)
+    axes.set_xlabel(PLANES[keys][0])
+    axes.set_ylabel(PLANES[keys][1])
+    label_points(axes, labels, [box])
+    _save(axes, path)
+    caption = (
+        "Each point is a seed. Cross and box: mean of the oracles ± one standard deviation, where unlearning should "
+        "end; to the left of it a model has forgotten too much."
+    )
+    caption += " The axis is linear below .01, logarithmic above." if is_probability else ""
+    return Figure("Forgetting against utility", caption + _without(missing, "such score"), path)
+
+
+def _points(
+    model: Model, place: Callable[[dict[str, float]], Point], needed: set[str]
+) -> tuple[list[Point], list[Result]]:
+    """Where each seed of a model stands, and the cells that lack a number for it."""
+    cells = list(zip(model.results, model.values, strict=True))
+    points = [place(values) for _, values in cells if needed <= values.keys()]
+    return points, [cell for cell, values in cells if not needed <= values.keys()]
+
+
+def _center(points: Sequence[Point]) -> Point:
+    return sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)
+
+
+def plot_time(benchmark: Benchmark, path: Path) -> Figure | None:
+    """Mean absolute distance to the oracle against seconds of training (as the paper's Fig. 6), a point a seed."""
+    axes, labels, missing = _axes(), [], []
+    needed = {"seconds/training", *(key for key, found in benchmark.bands.items() if found.spread)}
+    for model in benchmark.methods:
+        colour, marker = _style(benchmark, model)
+        points, without = _points(
+            model, lambda values: (values["seconds/training"], benchmark.mean_distance(values)), needed
+        )
+        missing += without
+        if points:
+            axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=8)
+            labels.append(Label(*_center(points), model.label, colour))
+    if not labels:
+        return None
+    axes.axhspan(0, 1, color="#00000012", linewidth=0)
+    within: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "color": "#606060", "fontsize": 9}
+    axes.text(0.01, 0.06, "within one standard deviation", **within)
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(0, 1.6 * max(1.5, axes.dataLim.y1))
+    axes.set_xlim(0, 1.25 * axes.dataLim.x1)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("seconds of training")
+    axes.set_ylabel("mean distance to the oracle\n(standard deviations of the oracles)")
+    label_points(axes, labels, [])
+    _save(axes, path)
+    caption = "Each point is a seed; lower and further left is better. The axis is linear below 1, logarithmic above."
+    return Figure("Quality against time", caption + _without(missing, "seconds, or not all scores"), path)
+
+
+def plot_curve(benchmark: Benchmark, key: str, path: Path) -> Figure:
+    """
+    One curve of every model that has it, a line a seed: relearning by step, or what requests one after another leave
+    (as the paper's Fig. 5).
+    """
+    of_requests = key.startswith(REQUESTS)
+    axes = _axes()
+    ends, ticks = _draw_curves(axes, benchmark, key)
+    level = benchmark.oracle.estimate("forget/probability") if key == f"{REQUESTS}forgotten" else None
+    if level is not None:
+        axes.axhline(level.mean, color=SPECIAL[ORACLE], linestyle="--", linewidth=1.6)
+        ends.append(Label(ticks[-1], level.mean, benchmark.oracle.label, SPECIAL[ORACLE]))
+    if not of_requests:
+        axes.set_xscale("symlog", linthresh=1, linscale=0.4)
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    axes.minorticks_off()
+    axes.set_xlim(ticks[0], ticks[-1] if len(ticks) > 1 else ticks[0] + 1)
+    name, _, metric = key.removeprefix(REQUESTS).rpartition("/")
+    is_probability = of_requests or metric == "probability"
+    axes.set_ylim(0, 1.02 if is_probability else 1.1 * axes.dataLim.y1)
+    axes.set_xlabel("requests so far" if of_requests else "steps of relearning")
+    asked = metric if of_requests else name.rpartition("/")[2].replace("_", " ")
+    axes.set_ylabel(f"{'answer probability' if is_probability else metric} ({asked})")
+    label_ends(axes, ends)
+    _save(axes, path)
+    models = benchmark.methods if of_requests else benchmark.measured
+    missing = [cell for model in models for cell in model.results if not cell.curves.get(key)]
+    caption = "Each line is a seed; the oracle's is dashed." + _without(missing, "such curve")
+    title = f"Requests: {metric}" if of_requests else name.replace("_", " ").replace("/", ", ").capitalize()
+    return Figure(title, caption, path)
+
+
+def _draw_curves(axes: Axes, benchmark: Benchmark, key: str) -> tuple[list[Label], list[float]]:
+    """A line a seed; where each model's end, and all places on the horizontal axis."""
+    ends, ticks = [], set()
+    for model in benchmark.measured:
+        curves = [sorted(cell.curves[key]) for cell in model.results if cell.curves.get(key)]
+        if not curves:
+            continue
+        colour, marker = _style(benchmark, model)
+        look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.6, "clip_on": False}
+        for points in curves:
+            axes.plot(*zip(*points, strict=True), "--" if model.name == ORACLE else "-", **look)
+            ticks |= {x for x, _ in points}
+        last = [points[-1] for points in curves]
+        ends.append(Label(max(x for x, _ in last), _center(last)[1], model.label, colour))
+    return ends, sorted(ticks)
+
+
+def plot_experts(benchmark: Benchmark, path: Path) -> Figure | None:
+    """Share of the answer tokens of each set that each expert took, a panel a method."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for model in benchmark.methods:
+        for cell in model.results:
+            shares: dict[str, list[float]] = {}
+            for key, score in cell.scores.items():
+                name, _, metric = key.rpartition("/")
+                if metric.startswith(SHARE):
+                    shares.setdefault(name, []).append(score.value)
+            if shares:
+                found[f"{model.name}, seed {cell.seed}"] = shares
+    if not found:
+        return None
+    sets = list(dict.fromkeys(name for shares in found.values() for name in shares))
+    names = [f"{name}  ({cell})" if len(found) > 1 else name for cell, shares in found.items() for name in shares]
+    bars = [row for shares in found.values() for row in shares.values()]
+    experts = max(map(len, bars))
+    axes = _axes(height=1.2 + 0.42 * len(bars))
+    starts = [0.0] * len(bars)
+    for expert in range(experts):
+        widths = [row[expert] if expert < len(row) else 0.0 for row in bars]
+        colour = "#BBBBBB" if expert == 0 else COLOURS[(expert - 1) % len(COLOURS)]
+        hatch = "//" if expert > len(COLOURS) else None
+        name = "retain expert" if expert == 0 else f"forget expert {expert}"
+        axes.barh(
+            range(len(bars)), widths, left=starts, color=colour, edgecolor="white", label=name, height=0.7, hatch=hatch
+        )
+        starts = [start + width for start, width in zip(starts, widths, strict=True)]
+    axes.set_yticks(range(len(bars)), names)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of answer tokens")
+    axes.grid(axis="y", visible=False)
+    axes.legend(ncols=min(4, experts), loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
+    _save(axes, path)
+    return Figure("Use of the experts", f"Where the router sent the answer tokens of {', '.join(sets)}.", path)

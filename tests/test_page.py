@@ -1,0 +1,96 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+import pytest
+from made_up_benchmark import make_benchmark, save
+
+from alter_peft.evaluation.figures import write_figures
+from alter_peft.evaluation.page import page
+from alter_peft.evaluation.report import report_tables
+from alter_peft.evaluation.summary import read_benchmark
+
+
+VOID = {"meta", "img"}
+
+
+class Checker(HTMLParser):
+    """Every tag is closed in its order; keeps what is loaded from elsewhere, and the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loaded: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.loaded += [value for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def checked(html: str) -> Checker:
+    checker = Checker()
+    checker.feed(html)
+    checker.close()
+    assert not checker.open
+    return checker
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_benchmark(tmp_path / "out")
+
+
+def made(folder, command="alter-peft report out"):
+    benchmark = read_benchmark(folder)
+    return page(benchmark, report_tables(benchmark), write_figures(benchmark, folder), command)
+
+
+def test_well_formed_and_self_contained(folder):
+    html = made(folder)
+    found = checked(html)
+    assert len(found.loaded) == found.tags.count("img") == 4
+    assert all(source.startswith("data:image/png;base64,iVBOR") for source in found.loaded)
+    assert "script" not in found.tags and "link" not in found.tags and "url(" not in html and "@import" not in html
+    assert found.tags.count("table") == 4 and "prefers-color-scheme: dark" in html
+
+
+def test_it_says_how_everything_was_made(folder):
+    text = checked(made(folder, "alter-peft report out --output_dir <x>")).text
+    assert "Made by alter-peft report out --output_dir <x>." in text
+    assert "alter, seed 1: 2 CPU threads; training 12 s, evaluation 5 s" in text
+    assert '"learning_rate": 0.001' in text
+    assert "lora, seed 0: 2 CPU threads; no times; failed" in text and "RuntimeError: out of\nmemory | CUDA" in text
+
+
+def test_names_are_escaped(folder):
+    save(folder, "<b>bold", 0, error="<i>&")
+    found = checked(made(folder))
+    assert "<b>bold, seed 0" in found.text and "<i>&" in found.text and "b" not in found.tags
+
+
+def test_token_pages_beside_the_results_are_taken_in(folder):
+    (folder / "alter-0" / "tokens.html").write_text("<section><p>étoken</p></section>", encoding="utf-8")
+    assert "<section><p>étoken</p></section>" in made(folder)

@@ -1,0 +1,185 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import pytest
+from made_up_benchmark import make_benchmark, save, scores
+
+from alter_peft.evaluation import Score
+from alter_peft.evaluation.report import report_tables, write_report
+from alter_peft.evaluation.summary import read_benchmark
+from alter_peft.evaluation.tables import to_markdown
+
+
+MAIN = """\
+| model | forget P | truth ratio | KS | p of KS | PrivLeak | utility | seconds |
+|---|---|---|---|---|---|---|---|
+| target | 0.950 | 0.500 | 0.50 (0.50 to 0.50) | 0.77 | -93.8 | 0.550 | 30 |
+| oracle (3 seeds) | 0.100 ± 0.010 | 0.800 ± 0.010 | 0.25 (0.25 to 0.25) | 1 | +3.2 ± 38.2 | 0.500 ± 0.010 | 20 ± 0 |
+| alter (2 seeds) | 0.120 ± 0.014 | 0.800 ± 0.000 | 0.25 (0.00 to 0.25) | 1 | +0.0 ± 0.0 | 0.490 ± 0.000 | 11 ± 1 |
+| lora (1 of 2 seeds) | 0.000 | 1.200 | 0.50 (0.50 to 0.75) | 0.77 | +100.0 | 0.200 | 8 |
+| lora, seed 0 | failed: RuntimeError: out of memory \\| CUDA |  |  |  |  |  |  |"""
+DISTANCES = """\
+| score | oracle | target | alter (2 seeds) | lora (1 of 2 seeds) |
+|---|---|---|---|---|
+| forget/probability | 0.100 ± 0.010 | +85.0 | +2.0 ± 1.4 | -10.0 |
+| forget/truth_ratio | 0.800 ± 0.010 | -30.0 | +0.0 ± 0.0 | +40.0 |
+| forget/min_k | 2.500 ± 0.100 | -30.0 | +0.0 ± 0.0 | +40.0 |
+| holdout/min_k | 2.500 ± 0.000 | +0.0 | +0.0 ± 0.0 | +0.0 |
+| utility/model_utility | 0.500 ± 0.010 | +5.0 | -1.0 ± 0.0 | -30.0 |
+| forget/membership_auc | 0.500 ± 0.125 | -3.8 | +0.0 ± 0.0 | +4.0 |
+| largest |  | 85.0 | 3.0 | 40.0 |
+| mean |  | 30.8 | 0.6 | 24.8 |
+
+[1] The oracles agree exactly on `holdout/min_k`: no unit; left out of the last two rows.
+
+[2] Without cells that failed: lora of seed 0."""
+ATTACKS = """\
+| attack | target | oracle (3 seeds) | alter (2 seeds) | lora (1 of 2 seeds) |
+|---|---|---|---|---|
+| none | 0.950 | 0.100 ± 0.010 | 0.120 ± 0.014 | 0.000 |
+| relearn_half/held_out, step 50 | 1.000 | 0.600 ± 0.010 | 0.500 ± 0.000 | 0.900 |
+| asked/misspelt | [1] | 0.050 ± 0.000 | [1] | [1] |
+
+[1] Not measured for target, alter (2 seeds), lora (1 of 2 seeds).
+
+[2] Without cells that failed: lora of seed 0."""
+GUARDS = """\
+| score | target | oracle (3 seeds) | alter (2 seeds) | lora (1 of 2 seeds) |
+|---|---|---|---|---|
+| forget/astray | [1] | [1] | 0.100 ± 0.000 | [1] |
+
+[1] Not measured for target, oracle (3 seeds), lora (1 of 2 seeds).
+
+[2] Without cells that failed: lora of seed 0."""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_benchmark(tmp_path / "out")
+
+
+def found_tables(folder):
+    return {table.title: table for table in report_tables(read_benchmark(folder))}
+
+
+def row(table, name):
+    return next(row for row in table.rows if row[0] == name)
+
+
+def cells(table, name):
+    """Column -> what it has in a row."""
+    return dict(zip(table.columns, row(table, name), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("title", "expected"),
+    [
+        ("Forgetting and utility", MAIN),
+        ("Distance to the oracle", DISTANCES),
+        ("Attacks", ATTACKS),
+        ("Guards", GUARDS),
+    ],
+)
+def test_tables_in_full(folder, title, expected):
+    assert to_markdown(found_tables(folder)[title]) == expected
+
+
+def test_no_table_of_what_was_not_measured(folder):
+    for name, seed in (("oracle", 0), ("oracle", 1), ("oracle", 2), ("alter", 0), ("alter", 1), ("lora", 1)):
+        save(folder, name, seed, scores=scores(0.1 + seed / 100, 0.5))
+    save(folder, "target", 0, scores=scores(0.9, 0.5))
+    found = found_tables(folder)
+    assert list(found) == ["Forgetting and utility", "Distance to the oracle"]
+    assert "seconds" not in found["Forgetting and utility"].columns
+
+
+def test_a_score_that_only_some_seeds_have_says_so(folder):
+    save(folder, "alter", 1, scores=scores(0.13, 0.4), without=["utility/model_utility", "forget/truth_ratio"])
+    found = found_tables(folder)
+    of_alter = cells(found["Forgetting and utility"], "alter (2 seeds)")
+    assert of_alter["utility"] == "0.490 (1 of 2 seeds)"
+    assert of_alter["KS"].endswith("(0.00 to 0.25) (1 of 2 seeds)")
+    assert of_alter["forget P"] == "0.120 ± 0.014"
+    table = found["Distance to the oracle"]
+    assert cells(table, "utility/model_utility")["alter (2 seeds)"] == "-1.0 (1 of 2 seeds)"
+    mean = cells(table, "mean")  # one over fewer scores than the others' would pass for theirs
+    assert table.notes[int(mean["alter (2 seeds)"][1:-1]) - 1].startswith("Not taken over the scores that are left")
+    assert mean["target"] == "30.8"
+
+
+def test_a_score_that_an_oracle_lacks_is_named(folder):
+    save(folder, "oracle", 1, scores=scores(0.1, 0.5), without=["utility/model_utility"])
+    table = found_tables(folder)["Distance to the oracle"]
+    assert "Without `utility/model_utility`, which not every oracle has." in table.notes
+    assert "utility/model_utility" not in [row[0] for row in table.rows]
+
+
+def test_all_seeds_of_a_method_may_fail(folder):
+    save(folder, "lora", 1, error="ValueError: " + "long " * 100)
+    found = found_tables(folder)
+    names = [row[0] for row in found["Forgetting and utility"].rows]
+    assert names == ["target", "oracle (3 seeds)", "alter (2 seeds)", "lora, seed 0", "lora, seed 1"]
+    assert found["Forgetting and utility"].rows[-1][1].endswith("long ...")
+    assert found["Attacks"].columns == ["attack", "target", "oracle (3 seeds)", "alter (2 seeds)"]
+    assert found["Attacks"].notes[-1] == "Without cells that failed: lora of seed 0, lora of seed 1."
+
+
+def test_why_a_score_is_missing(folder):
+    save(folder, "oracle", 0, scores=scores(0.1, 0.5, merged__int8__rouge=0.2, quantized__int8__rouge=0.2))
+    save(folder, "alter", 0, scores=scores(0.1, 0.5), skipped={"merged_quantization": "it gates"})
+    save(folder, "lora", 1, scores=scores(0.1, 0.5), error="RuntimeError: no memory")
+    found = found_tables(folder)
+    table = found["Attacks"]
+    merged, quantized = row(table, "merged/int8: rouge"), row(table, "quantized/int8: rouge")
+    assert merged[2] == quantized[2] == "0.200 (1 of 3 seeds)"
+    notes = {f"[{number}]": note for number, note in enumerate(table.notes, 1)}
+    assert [notes[merged[i]] for i in (1, 3, 4)] == [
+        "Not measured for target.",
+        "Not measured for alter (2 seeds): it gates",
+        "Not measured for lora (1 of 2 seeds): RuntimeError: no memory",
+    ]
+    assert notes[quantized[3]] == notes[quantized[1]] == "Not measured for target, alter (2 seeds)."
+    assert row(found["Forgetting and utility"], "lora, seed 1") == ["lora, seed 1", "stopped: RuntimeError: no memory"]
+
+
+def test_other_benchmarks_show_all_their_scores(tmp_path):
+    for name, seed, value in (("target", 0, 0.9), ("oracle", 0, 0.25), ("oracle", 1, 0.35), ("alter", 0, 0.3)):
+        save(tmp_path, name, seed, scores={"wmdp_bio/acc": Score(value, [])})
+    expected = "| model | wmdp_bio/acc |\n|---|---|\n| target | 0.900 |\n| oracle (2 seeds) | 0.300 ± 0.071 |\n"
+    assert to_markdown(found_tables(tmp_path)["Forgetting and utility"]) == expected + "| alter | 0.300 |"
+
+
+def test_books(folder):
+    for seed, value in enumerate((0.1, 0.2, 0.3)):
+        save(folder, "oracle", seed, scores=scores(value, 0.5, forget__rouge=value, forget__bleu=value))
+    save(folder, "alter", 0, scores=scores(0.1, 0.5, forget__verbmem=0.4, forget__rouge=0.1, forget__bleu=0.3))
+    table = found_tables(folder)["Forgetting and utility"]
+    of_alter = cells(table, "alter (2 seeds)")
+    assert of_alter["VerbMem"] == "0.400 (1 of 2 seeds)" and of_alter["BLEU"] == "0.300 (1 of 2 seeds)"
+    assert of_alter["similarity gap"] == "0.100 (1 of 2 seeds)"
+    assert cells(table, "oracle (3 seeds)")["similarity gap"] == "0.100 ± 0.087"
+
+
+def test_written_report(folder, tmp_path):
+    benchmark, output = read_benchmark(folder), tmp_path / "new" / "report"
+    write_report(benchmark, report_tables(benchmark), output, "alter-peft report out")
+    pictures = ["experts.png", "plane.png", "relearn_half-held_out-probability.png", "time.png"]
+    assert sorted(path.name for path in output.iterdir()) == sorted(["report.html", "report.md", *pictures])
+    text = (output / "report.md").read_text()
+    assert text.startswith("# Benchmark out\n\nMade by `alter-peft report out`.\n\n## Forgetting and utility\n")
+    for table in (MAIN, DISTANCES, ATTACKS, GUARDS):
+        assert f"\n\n{table}\n\n" in text
+    for name in pictures:
+        assert f"]({name})" in text

@@ -1,0 +1,165 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import math
+
+import pytest
+from made_up_benchmark import make_benchmark, save, scores
+
+from alter_peft.evaluation import Score
+from alter_peft.evaluation.summary import Estimate, read_benchmark
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_benchmark(tmp_path / "out")
+
+
+def model(benchmark, name):
+    return next(model for model in benchmark.models if model.name == name)
+
+
+def test_models_and_their_seeds(folder):
+    benchmark = read_benchmark(folder)
+    labels = ["target", "oracle (3 seeds)", "alter (2 seeds)", "lora (1 of 2 seeds)"]
+    assert [found.label for found in benchmark.models] == labels
+    assert [found.name for found in benchmark.methods] == ["alter", "lora"]
+    assert benchmark.oracle.name == "oracle" and len(benchmark.oracle.results) == 3
+    assert [cell.seed for cell in model(benchmark, "lora").failed] == [0]
+
+
+def test_estimates_by_hand(folder):
+    benchmark = read_benchmark(folder)
+    found = model(benchmark, "alter").estimate("forget/probability")
+    assert found == pytest.approx(Estimate(0.12, 0.02 / math.sqrt(2), 2, 2))
+    assert model(benchmark, "lora").estimate("seconds/training") == Estimate(8, None, 1, 1)
+    assert model(benchmark, "lora").estimate("forget/astray") is None
+
+
+def test_a_seed_that_lacks_a_score_is_counted(folder):
+    save(folder, "alter", 1, scores=scores(0.2, 0.4), without=["utility/model_utility"])
+    found = model(read_benchmark(folder), "alter").estimate("utility/model_utility")
+    assert found == Estimate(0.49, None, 1, 2)
+
+
+def test_numbers_beside_the_scores(folder):
+    values = model(read_benchmark(folder), "target").values[0]
+    # Min-K% of 1..4 - 3 against 1..4: half a win of 16 pairs, a tie of 1
+    assert values["forget/membership_auc"] == 0.5 / 16
+    assert values["seconds/training"] == 30
+    assert values["relearn_half/held_out, step 50/probability"] == 1
+
+
+def test_an_auc_that_was_measured_is_kept(folder):
+    save(folder, "alter", 0, scores=scores(0.1, 0.5, forget__membership_auc=0.125))
+    values = model(read_benchmark(folder), "alter").values
+    assert [found["forget/membership_auc"] for found in values] == [0.125, 0.5]
+
+
+def test_bands_are_of_sets_alone(folder):
+    for seed in range(3):
+        guards = {"forget__fluency": seed, "forget__unique_tokens": seed, "switched_off__rouge": seed, "a__acc": seed}
+        save(folder, "oracle", seed, scores=scores(seed / 10, 0.5, **guards), seconds={"training": seed})
+    bands = read_benchmark(folder).bands
+    names = ["probability", "truth_ratio", "min_k", "membership_auc"]
+    assert set(bands) == {*(f"forget/{name}" for name in names), "holdout/min_k", "utility/model_utility", "a/acc"}
+    assert bands["forget/probability"] == pytest.approx((0.1, 0.1))
+
+
+def test_a_score_that_one_oracle_lacks_has_no_band(folder):
+    save(folder, "oracle", 1, scores=scores(0.1, 0.5), without=["utility/model_utility"])
+    assert "utility/model_utility" not in read_benchmark(folder).bands
+
+
+def test_mean_distance_by_hand(folder):
+    benchmark = read_benchmark(folder)
+    values = model(benchmark, "alter").values[0]
+    # P .11 is one away, utility .49 minus one, three more agree with the oracles' mean; holdout has no unit
+    assert benchmark.mean_distance(values) == pytest.approx(2 / 5)
+    above = benchmark.mean_distance({**values, "forget/probability": 0.15})
+    below = benchmark.mean_distance({**values, "forget/probability": 0.05})
+    assert above == pytest.approx(below) == pytest.approx(6 / 5)
+    with pytest.raises(ValueError, match=r"without the scores \['forget/probability'\]"):
+        benchmark.mean_distance({key: value for key, value in values.items() if key != "forget/probability"})
+
+
+def test_a_cell_that_stopped_after_its_scores_is_measured(folder):
+    save(folder, "lora", 0, scores=scores(0.1, 0.4), error="RuntimeError: attack")
+    found = model(read_benchmark(folder), "lora")
+    assert found.label == "lora (2 seeds)" and not found.failed
+
+
+def spoil(folder, change):
+    """What a folder may be instead of a benchmark."""
+    cells = {name: [folder / f"{name}-{seed}" / "result.json" for seed in range(3)] for name in ("oracle", "alter")}
+    if change == "no results":
+        for path in folder.glob("*/result.json"):
+            path.unlink()
+    elif change == "no oracle":
+        for path in cells["oracle"]:
+            path.unlink()
+    elif change == "one oracle":
+        cells["oracle"][0].unlink()
+        save(folder, "oracle", 1, error="OSError: disk full")
+    elif change == "no method":
+        for name in ("alter", "lora"):
+            for path in folder.glob(f"{name}-*/result.json"):
+                path.unlink()
+    elif change == "no scores":
+        save(folder, "alter", 1)
+    elif change == "other scores":
+        save(folder, "alter", 1, scores={"other/rouge": Score(0.5, [])})
+    elif change == "not a number":
+        save(folder, "alter", 1, scores=scores(math.nan, 0.5))
+    elif change == "other questions":
+        save(folder, "alter", 1, scores=scores(0.1, 0.5) | {"forget/truth_ratio": Score(0.5, [0.5] * 3)})
+    elif change == "twice":
+        (folder / "copy").mkdir()
+        (folder / "copy" / "result.json").write_text(cells["alter"][0].read_text())
+    elif change == "no JSON":
+        cells["alter"][0].write_text("{")
+    elif change == "other JSON":
+        cells["alter"][0].write_text('{"name": "alter"}')
+    elif change == "one seed thrice":
+        for seed in range(3):
+            save(folder, "oracle", seed, scores=scores(0.1, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("no results", r"there is no \*/result.json in it"),
+        ("no oracle", r"has no oracle, only \['target', 'alter', 'lora'\]"),
+        ("one oracle", r"has 1 measured oracles; seed 1 failed: OSError: disk full. A band needs at least 2"),
+        ("no method", r"has no method, only \['target', 'oracle'\]"),
+        ("no scores", "alter of seed 1 has neither scores nor an error"),
+        ("other scores", r"alter of seed 1 has no score that the oracles have; it has \['other/rouge'\]"),
+        ("not a number", r"alter-1/result.json' has nan as `forget/probability`"),
+        ("other questions", "`forget/truth_ratio` has 4 rows for target of seed 0, but 3 for alter of seed 1"),
+        ("twice", r"copy/result.json' is a second cell of alter with seed 0"),
+        ("no JSON", r"alter-0/result.json' is no result of a benchmark"),
+        ("other JSON", r"alter-0/result.json' is no result of a benchmark \('scores'\)"),
+        ("one seed thrice", "do not differ in any score"),
+    ],
+)
+def test_what_is_no_benchmark(folder, change, message):
+    spoil(folder, change)
+    with pytest.raises(ValueError, match=message):
+        read_benchmark(folder)
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"`folder` is '.*nowhere', but there is no such folder"):
+        read_benchmark(tmp_path / "nowhere")

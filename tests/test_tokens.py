@@ -1,0 +1,146 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+import torch
+from adapters import config
+from peft import LoraConfig, get_peft_model
+from test_page import checked
+
+from alter_peft.entropy import tsallis_entropy
+from alter_peft.evaluation import Pair, score_answers
+from alter_peft.evaluation.tokens import observe_texts, token_page, word_cloud
+
+
+PAIR = Pair("Where does Alice live?", "Alice lives in Paris.")
+TEXTS = ["Who bakes the bread? <b>Bob & Anna</b> bake\nit.", PAIR]
+
+
+@pytest.fixture(params=["none", "base"])
+def adapted(llama, request):
+    """A random adapter; its router sends what it deems a low-entropy context to any of three experts."""
+    torch.manual_seed(1)
+    return get_peft_model(llama, config(inference_entropy=request.param)).eval()
+
+
+@pytest.fixture
+def one_way(llama):
+    """Every token is sent to the second forget expert."""
+    model = get_peft_model(llama, config(domains=["a&b", "recipes"])).eval()
+    router = next(module.token_router for module in model.modules() if hasattr(module, "token_router"))
+    with torch.no_grad():
+        router.alter_router["default"].weight.zero_()
+        router.alter_router["default"].bias.copy_(torch.tensor([0.0, 0.0, 9.0]))
+    return model
+
+
+def test_entropy_is_the_base_models(adapted, tokenizer):
+    seen, _ = observe_texts(adapted, tokenizer, TEXTS[:1])
+    ids = torch.tensor([tokenizer(TEXTS[0])["input_ids"]])
+    with torch.no_grad(), adapted.disable_adapter():
+        expected = tsallis_entropy(adapted(input_ids=ids).logits, 1.5)[0, :-1]
+    assert seen[0].entropy == pytest.approx(expected.tolist(), abs=1e-5)
+    assert max(seen[0].entropy) > 2 * min(seen[0].entropy)
+
+
+def test_experts_are_those_of_the_answers(adapted, tokenizer):
+    seen, _ = observe_texts(adapted, tokenizer, [PAIR, "Bees make honey."])
+    scores = score_answers(adapted, tokenizer, [PAIR])
+    assert seen[0].experts[-len(scores.log_probs[0]) :] == scores.experts.tolist()
+    assert len(set(seen[0].experts)) > 1  # or the order would not matter
+
+
+@pytest.mark.parametrize("text", ["Bees make honey.", " é, 蜂蜜 🐝!", "🐝"])
+def test_pieces_are_the_text(adapted, tokenizer, text):
+    seen, _ = observe_texts(adapted, tokenizer, [text])
+    assert "".join(seen[0].pieces) == text
+    assert len(seen[0].pieces) == len(tokenizer(text)["input_ids"]) == len(seen[0].entropy) + 1
+
+
+def test_a_cut_character_is_kept(adapted, tokenizer):
+    from alter_peft.evaluation.tokens import _pieces
+
+    ids = tokenizer("ab🐝")["input_ids"][:-1]
+    assert "".join(_pieces(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+def test_training_mode_is_left_alone(adapted, tokenizer):
+    adapted.train()
+    observe_texts(adapted, tokenizer, TEXTS)
+    assert adapted.training and all(module.training for module in adapted.modules())
+
+
+def test_page(one_way, tokenizer):
+    html = token_page(one_way, tokenizer, TEXTS)
+    found = checked(html)
+    assert not found.loaded and "<b>Bob & Anna</b> bake\nit." in found.text and "Alice lives in Paris." in found.text
+    seen, _ = observe_texts(one_way, tokenizer, TEXTS)
+    count = sum(len(text.entropy) for text in seen)
+    assert html.count(', recipes">') == count and "a&amp;b" in html and ', retain">' not in html
+    assert html.count("border-bottom:3px solid #D55E00") == count + 1  # with the legend
+    shown = [float(value) for value in re.findall(r'title="S ([0-9.]+),', html)]
+    assert shown == pytest.approx([value for text in seen for value in text.entropy], abs=0.006)
+
+
+def test_clouds_are_split_at_the_threshold(one_way, tokenizer):
+    seen, own = observe_texts(one_way, tokenizer, TEXTS)
+    values = sorted(value for text in seen for value in text.entropy)
+    words = [
+        (piece, value)
+        for text in seen
+        for piece, value in list(zip(text.pieces[1:], text.entropy, strict=True))[text.start - 1 :]
+        if re.search(r"\w", piece) and "<|" not in piece
+    ]
+    assert "".join(seen[1].pieces[seen[1].start :]) == "Alice lives in Paris.<|end|>" and seen[0].start == 1
+    for threshold in (values[len(values) // 2], 0.0, 10.0):
+        own.entropy_threshold = threshold
+        html = token_page(one_way, tokenizer, TEXTS)
+        high = sum(value > threshold for _, value in words)
+        assert f": {high}</h3>" in html and f"Low-entropy tokens: {len(words) - high}</h3>" in html
+        assert html.count("<p>none</p>") == (threshold in (0.0, 10.0))
+
+
+def test_cloud_has_sizes_by_count():
+    html = word_cloud(Counter({"often": 9, "<rare>": 1, "some": 4}))
+    found = re.findall(r'font-size:([0-9.]+)rem" title="(\d)">([^ ]+)</span>', html)
+    assert found == [("1.07", "1", "&lt;rare&gt;"), ("2.20", "9", "often"), ("1.63", "4", "some")]
+    assert len(re.findall("<span", word_cloud(Counter({f"word{i}": 1 for i in range(100)})))) == 40
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("plain", "`model` is a LlamaForCausalLM without an ALTER adapter"),
+        ("lora", "`model` is a PeftModelForCausalLM without an ALTER adapter"),
+        ("static", "no active adapter that routes tokens"),
+        ("disabled", "no active adapter that routes tokens"),
+        ("unmeasured", "`entropy_threshold` of adapter 'default' is not known yet"),
+        ("no texts", "`texts` is empty"),
+    ],
+)
+def test_what_has_no_page(llama, tokenizer, case, message):
+    configs = {
+        "lora": LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"),
+        "static": config(router="static"),
+        "unmeasured": config(entropy_threshold=None, entropy_quantile=0.5),
+    }
+    model = llama if case == "plain" else get_peft_model(llama, configs.get(case, config()))
+    if case == "disabled":
+        model.base_model.disable_adapter_layers()
+    with pytest.raises(ValueError, match=message):
+        token_page(model, tokenizer, [] if case == "no texts" else TEXTS)
