@@ -14,6 +14,9 @@
 """The measure of unlearning: what a model still knows, what it kept, and how far both are from an oracle."""
 
 from .answers import AnswerScores, Pair, encode_pair, generate_answers, score_answers
+from .book_data import BookData, read_books
+from .books import compare_books, evaluate_books
+from .choices import evaluate_choices
 from .measure import METRICS, Asked, Score, measure
 from .oracle import Band, band
 from .results import Result
@@ -25,16 +28,21 @@ __all__ = [
     "AnswerScores",
     "Asked",
     "Band",
+    "BookData",
     "Pair",
     "Result",
     "Score",
     "band",
+    "compare_books",
     "encode_pair",
+    "evaluate_books",
+    "evaluate_choices",
     "evaluate_sets",
     "format_table",
     "generate_answers",
     "measure",
     "plot_trade",
+    "read_books",
     "score_answers",
     "write_results",
 ]

@@ -147,20 +147,46 @@ def model_utility(scores: Sequence[float]) -> float:
     return float(hmean(scores))
 
 
-def rouge_l(answers: Sequence[str], references: Sequence[str], kind: str = "recall") -> list[float]:
+def rouge_l(
+    answers: Sequence[str], references: Sequence[str], kind: str = "recall", use_stemmer: bool = True
+) -> list[float]:
     """
-    ROUGE-L of each answer against its reference, stemmed, by the package rouge-score.
+    ROUGE-L of each answer against its reference, by the package rouge-score.
+
+    TOFU takes the recall of stemmed words. MUSE's code takes the F-measure of words as they stand, for VerbMem and
+    for KnowMem; open-unlearning stems there too.
 
     Args:
-        kind: `"recall"`, as TOFU and MUSE's KnowMem take it, or `"fmeasure"`, as MUSE's VerbMem.
+        kind: `"recall"`, `"precision"` or `"fmeasure"`.
+        use_stemmer: whether words are compared by their Porter stems.
+
+    Raises:
+        ValueError: a `kind` that does not exist.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    return [
-        float(getattr(scorer.score(reference, answer)["rougeL"], kind))
-        for answer, reference in zip(answers, references, strict=True)
-    ]
+    kinds = ("precision", "recall", "fmeasure")
+    if kind not in kinds:
+        raise ValueError(f"`kind` is {kind!r}, but must be one of {list(kinds)}.")
+    scorer = RougeScorer(["rougeL"], use_stemmer=use_stemmer)
+    scores = [scorer.score(reference, answer)["rougeL"] for answer, reference in zip(answers, references, strict=True)]
+    return [float(score[kinds.index(kind)]) for score in scores]
+
+
+def bleu(answers: Sequence[str], references: Sequence[str]) -> list[float]:
+    """
+    BLEU-4 of each answer against its reference, in [0, 1], by the package sacrebleu with its defaults.
+
+    The mean over answers is what the code of ECO (arXiv 2406.07933) and SOUL (arXiv 2404.18239) reports; it is not the
+    BLEU of all of them as one corpus.
+
+    References:
+        Post, "A Call for Clarity in Reporting BLEU Scores", arXiv 1804.08771.
+    """
+    import sacrebleu
+
+    pairs = zip(answers, references, strict=True)
+    return [float(sacrebleu.corpus_bleu([answer], [[reference]]).score) / 100 for answer, reference in pairs]
 
 
 def unique_tokens(answers: Sequence[str]) -> list[float]:
