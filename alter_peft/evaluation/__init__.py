@@ -16,6 +16,9 @@
 from .answers import AnswerScores, Pair, encode_pair, generate_answers, score_answers
 from .attack_prompts import IDLE
 from .attacks import ATTACKS, Attacked, Rows, attack
+from .book_data import BookData, read_books
+from .books import compare_books, evaluate_books
+from .choices import evaluate_choices
 from .guards import expert_usage, fluency, high_entropy, measure_guards
 from .measure import METRICS, Asked, Score, measure
 from .oracle import Band, Comparison, Distance, band, compare_with_oracles, distances
@@ -38,6 +41,7 @@ __all__ = [
     "Attacked",
     "Band",
     "Benchmark",
+    "BookData",
     "Comparison",
     "Distance",
     "Pair",
@@ -48,9 +52,12 @@ __all__ = [
     "ask_tofu",
     "attack",
     "band",
+    "compare_books",
     "compare_with_oracles",
     "distances",
     "encode_pair",
+    "evaluate_books",
+    "evaluate_choices",
     "evaluate_sets",
     "evaluate_tofu",
     "expert_usage",
@@ -63,6 +70,7 @@ __all__ = [
     "measure_tofu",
     "plot_trade",
     "read_benchmark",
+    "read_books",
     "read_tofu",
     "report_tables",
     "score_answers",

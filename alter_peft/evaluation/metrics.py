@@ -248,6 +248,22 @@ def rouge_l(
     return [float(score[kinds.index(kind)]) for score in scores]
 
 
+def bleu(answers: Sequence[str], references: Sequence[str]) -> list[float]:
+    """
+    BLEU-4 of each answer against its reference, in [0, 1], by the package sacrebleu with its defaults.
+
+    The mean over answers is what the code of ECO (arXiv 2406.07933) and SOUL (arXiv 2404.18239) reports; it is not the
+    BLEU of all of them as one corpus.
+
+    References:
+        Post, "A Call for Clarity in Reporting BLEU Scores", arXiv 1804.08771.
+    """
+    import sacrebleu
+
+    pairs = zip(answers, references, strict=True)
+    return [float(sacrebleu.corpus_bleu([answer], [[reference]]).score) / 100 for answer, reference in pairs]
+
+
 def unique_tokens(answers: Sequence[str]) -> list[float]:
     """Unique words over words of each answer: near 0 for one that repeats itself; 0 for an empty one."""
     return [len(set(words)) / len(words) if (words := answer.lower().split()) else 0.0 for answer in answers]

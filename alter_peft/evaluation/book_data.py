@@ -1,0 +1,219 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The books of the copyright benchmark: one to be forgotten, others to be kept, cut into passages; and questions."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from .answers import Pair
+
+
+@dataclass(frozen=True)
+class BookData:
+    """
+    Passages and questions of the benchmark. The text of a passage is its prompt followed by its completion.
+
+    name: of the book to be forgotten.
+    length: tokens of a prompt and of a completion, each.
+    forget: passages to be forgotten. The target is trained on these and on `retain`, the oracle on `retain` alone.
+    retain: passages of the other books.
+    calibration, holdout: passages like `forget` that no model is trained on. Methods may measure the level of unseen
+        text on the first; the second is for membership inference alone.
+    forget_questions, retain_questions: with short answers; the prompts carry the examples that show the form.
+    """
+
+    name: str
+    length: int
+    forget: list[Pair]
+    retain: list[Pair]
+    calibration: list[Pair]
+    holdout: list[Pair]
+    forget_questions: list[Pair]
+    retain_questions: list[Pair]
+
+    @property
+    def forget_rows(self) -> Dataset:
+        """`forget` as rows of [`AlterUnlearnTrainer`], one sub-domain: the book."""
+        return text_rows(self.forget).add_column("domain", [self.name] * len(self.forget))
+
+    @property
+    def retain_rows(self) -> Dataset:
+        """`retain` as rows of [`AlterUnlearnTrainer`]."""
+        return text_rows(self.retain)
+
+    @property
+    def calibration_rows(self) -> Dataset:
+        """`calibration` as rows of [`AlterUnlearnTrainer`]."""
+        return text_rows(self.calibration)
+
+
+def text_rows(passages: Sequence[Pair]) -> Dataset:
+    """
+    Whole passages as rows with the column `text`, which the trainers of TRL and ours take.
+
+    Not `prompt` and `completion`, for two reasons. A tokenizer with a chat template would make these turns of a chat
+    (`as_chat`), and a book is no chat: it is learned, forgotten and asked for as plain text. And their prompt would
+    have no loss, so that half of the book would neither be learned nor forgotten. TRL appends EOS to each row.
+    """
+    return Dataset.from_dict({"text": [passage.prompt + passage.completion for passage in passages]})
+
+
+def read_book(path: Path | str) -> str:
+    """
+    The text of a .txt or .txt.gz file in UTF-8: the lines of a paragraph are joined, an empty line parts paragraphs.
+
+    Raises:
+        ValueError: there is no such file, it is not UTF-8, or it has no text.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no book at {str(path)!r}. Give the path of a .txt or .txt.gz file.")
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
+            text = file.read()
+    except (UnicodeDecodeError, gzip.BadGzipFile) as error:
+        raise ValueError(f"The book {str(path)!r} is no text in UTF-8 ({error}). Convert it.") from error
+    paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text)]
+    if not any(paragraphs):
+        raise ValueError(f"The book {str(path)!r} has no text. Give another one.")
+    return "\n\n".join(part for part in paragraphs if part)
+
+
+def cut(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> list[str]:
+    """
+    Consecutive pieces of at most `length` tokens that end where a word ends; what is left over at the end is dropped.
+
+    Joined, they are the text; white space stands before a word. So a piece has the same tokens alone and in the text.
+
+    Raises:
+        ValueError: the tokenizer tells no offsets, or a word has more than `length` tokens.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(f"`tokenizer` is a {type(tokenizer).__name__}, but cutting needs a fast one, with offsets.")
+    encoded: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    starts = np.array([start for start, _ in encoded["offset_mapping"]])
+    ends = np.array([word.end() for word in re.finditer(r"\S+", text)])
+    tokens = np.searchsorted(starts, ends)  # before the end of each word
+    pieces, begin, used = [], 0, 0
+    while len(starts) - used >= length:
+        last = int(np.searchsorted(tokens, used + length, side="right")) - 1
+        if last < 0 or ends[last] <= begin:
+            raise ValueError(f"`length` is {length}, but a word after {text[begin : begin + 20]!r} has more tokens.")
+        pieces.append(text[begin : ends[last]])
+        begin, used = int(ends[last]), int(tokens[last])
+    return pieces
+
+
+def read_books(
+    tokenizer: PreTrainedTokenizerBase,
+    forget: Path | str,
+    retain: Sequence[Path | str],
+    holdout: Path | str | None = None,
+    forget_questions: Path | str | None = None,
+    retain_questions: Path | str | None = None,
+    shots: Path | str | None = None,
+    passages: int | None = None,
+    length: int = 200,
+) -> BookData:
+    """
+    Books cut into passages of 2 `length` tokens, and questions on them.
+
+    The hold-out passages, every other one of which is for calibration, are the last third of the forget book, or
+    another book of its kind. Questions on the forget book should be on the rest of it.
+
+    Args:
+        forget: the book to be forgotten, see `read_book`.
+        retain: the books to be kept.
+        holdout: a book that no model is trained on, instead of the last third of `forget`.
+        forget_questions, retain_questions: files of JSON lines `{"question", "answer"}`, for KnowMem.
+        shots: such a file, whose questions and answers stand before each question to show the form.
+        passages: of each set, at most so many: the first of the book, and for `retain` the first of each in turn.
+        length: tokens of a passage's beginning and of its continuation, which the model is to say; CoTaEval (Wei et
+            al., "Evaluating Copyright Takedown Methods for Language Models", arXiv 2406.18664) takes 200 for both.
+
+    Raises:
+        ValueError: a file that is missing or has no such rows, a book in two places, or one too short for a passage.
+    """
+    files = [Path(path).resolve() for path in (forget, *retain, *([holdout] if holdout else []))]
+    twice = sorted({path.name for path in files if files.count(path) > 1})
+    if twice or not retain:
+        fault = f"{twice} stand in two places" if twice else "`retain` is empty"
+        raise ValueError(f"{fault}: give one book to forget, others to retain, and for `holdout` yet another or none.")
+
+    def cut_book(path: Path | str) -> list[Pair]:
+        pieces = cut(read_book(path), tokenizer, length)
+        found = [Pair(*both) for both in zip(pieces[::2], pieces[1::2], strict=False)]
+        if not found:
+            raise ValueError(f"The book {str(path)!r} is shorter than a passage of {2 * length} tokens (2 `length`).")
+        return found
+
+    known = cut_book(forget)
+    seen = len(known) if holdout else -(-2 * len(known) // 3)
+    unseen = cut_book(holdout) if holdout else known[seen:]
+    if len(unseen) < 2:
+        raise ValueError(
+            f"There are {len(unseen)} hold-out passages, but calibration and membership inference need one each. Give "
+            "a longer book, or a smaller `length`."
+        )
+    share = None if passages is None else -(-passages // len(retain))
+    kept = [cut_book(path)[:share] for path in retain]
+    examples = "" if shots is None else "".join(map(_example, _read_questions(shots)))
+    return BookData(
+        name=Path(forget).name.split(".")[0],
+        length=length,
+        forget=known[:seen][:passages],
+        retain=[passage for book in kept for passage in book][:passages],
+        calibration=unseen[1::2][:passages],
+        holdout=unseen[::2][:passages],
+        forget_questions=_ask(forget_questions, examples),
+        retain_questions=_ask(retain_questions, examples),
+    )
+
+
+def _read_questions(path: Path | str) -> list[dict[str, str]]:
+    if not Path(path).is_file():
+        raise ValueError(f"There are no questions at {str(path)!r}. Give a file of JSON lines.")
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"Line {number} of {str(path)!r} is no JSON ({error}).") from error
+        missing = [key for key in ("question", "answer") if not isinstance(row, dict) or not row.get(key)]
+        if missing:
+            raise ValueError(f"Line {number} of {str(path)!r} has no {missing[0]!r}. Each line needs both.")
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{str(path)!r} has no questions. Give at least one.")
+    return rows
+
+
+def _example(row: Mapping[str, str]) -> str:
+    return f"Question: {row['question']}\nAnswer: {row['answer']}\n\n"
+
+
+def _ask(path: Path | str | None, examples: str) -> list[Pair]:
+    rows = [] if path is None else _read_questions(path)
+    return [Pair(f"{examples}Question: {row['question']}\nAnswer: ", row["answer"]) for row in rows]

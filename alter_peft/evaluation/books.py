@@ -1,0 +1,139 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The copyright benchmark: what a model recites of a book and knows of it, after MUSE and the Harry Potter tasks."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from .answers import Pair, generate_answers, score_answers
+from .book_data import BookData
+from .measure import Score
+from .metrics import bleu, exact_memorization, membership_auc, min_k, privleak, rouge_l
+
+
+# MUSE's code: swj0419/muse_bench, eval.py and metrics/
+VERBMEM_TOKENS = 128
+KNOWMEM_TOKENS = 32
+KNOWMEM_ENDS = ("\n\n", "\nQuestion", "Question:")
+# of the four of Liu et al. (arXiv 2406.07933) the two that need no model of their own: not METEOR and BERTScore
+SIMILARITIES = ("rouge", "bleu")
+
+
+def evaluate_books(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    data: BookData,
+    answered: int | None = None,
+    batch_size: int = 8,
+) -> dict[str, Score]:
+    """
+    What a model recites of the books and knows of them, greedily and as plain text, whatever template there is.
+
+    Of the sets `forget` and `retain`: `verbmem`, ROUGE-L F-measure of the first 128 tokens of a passage's
+    continuation (MUSE); `rouge`, the same of all of it; `bleu` of all of it; and where there are questions `knowmem`,
+    ROUGE-L F-measure of short answers (MUSE's code; words are not stemmed). Of these and `holdout`: `min_k` and
+    `exact_memorization` of whole passages but for their first word. And `forget/membership_auc`, which has no rows.
+
+    Args:
+        answered: how many passages, spread over each set, are continued; all by default.
+
+    References:
+        Shi et al., "MUSE: Machine Unlearning Six-Way Evaluation for Language Models", arXiv 2407.06460.
+    """
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None
+    scores: dict[str, Score] = {}
+
+    def add(key: str, rows: list[float]) -> None:
+        scores[key] = Score(mean(rows), rows)
+
+    for name, passages in (("forget", data.forget), ("retain", data.retain)):
+        asked = passages if answered is None else passages[:: max(1, len(passages) // answered)]
+        said = generate_answers(model, plain, asked, batch_size, data.length, desc=f"{name}, continued")
+        truth = [passage.completion for passage in asked]
+        said_first, truth_first = ([_first(plain, text) for text in texts] for texts in (said, truth))
+        add(f"{name}/verbmem", rouge_l(said_first, truth_first, "fmeasure", use_stemmer=False))
+        add(f"{name}/rouge", rouge_l(said, truth, "fmeasure", use_stemmer=False))
+        add(f"{name}/bleu", bleu(said, truth))
+    for name, questions in (("forget", data.forget_questions), ("retain", data.retain_questions)):
+        if questions:
+            said = generate_answers(model, plain, questions, batch_size, KNOWMEM_TOKENS, desc=f"{name}, answers")
+            truth = [question.completion for question in questions]
+            add(f"{name}/knowmem", rouge_l([_until_next(text) for text in said], truth, "fmeasure", use_stemmer=False))
+    for name, passages in (("forget", data.forget), ("retain", data.retain), ("holdout", data.holdout)):
+        found = score_answers(model, plain, [_whole(passage) for passage in passages], batch_size, desc=name)
+        add(f"{name}/min_k", min_k(found.log_probs, found.content))
+        add(f"{name}/exact_memorization", exact_memorization(found.greedy, found.content))
+    auc = membership_auc(scores["forget/min_k"].rows, scores["holdout/min_k"].rows)
+    return scores | {"forget/membership_auc": Score(auc, [])}
+
+
+def _first(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    ids: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return str(tokenizer.decode(ids[:VERBMEM_TOKENS]))
+
+
+def _until_next(answer: str) -> str:
+    """What stands before the model goes on to questions of its own."""
+    for end in KNOWMEM_ENDS:
+        answer = answer.split(end)[0]
+    return answer
+
+
+def _whole(passage: Pair) -> Pair:
+    """All of the passage's text to be scored but for its first word, which nothing precedes."""
+    text = passage.prompt + passage.completion
+    first = re.match(r"\s*\S+", text)
+    end = first.end() if first else 0
+    return Pair(text[:end], text[end:])
+
+
+def compare_books(scores: Mapping[str, Score], oracles: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
+    """
+    Beside models that never saw the forget book: `forget/similarity_gap` and `forget/privleak`, 0 for an oracle.
+
+    The average similarity gap is the mean over ROUGE-L and BLEU of |model - oracle|, in [0, 1]. PrivLeak is in
+    percent of the oracle's AUC, see `privleak`. The oracle's level is the mean over the oracles.
+
+    Args:
+        scores, oracles: of `evaluate_books`.
+
+    Raises:
+        ValueError: there is no oracle, or a score is missing.
+
+    References:
+        Liu et al., "Large Language Model Unlearning via Embedding-Corrupted Prompts", arXiv 2406.07933, with METEOR
+        and BERTScore as well.
+    """
+    if not oracles:
+        raise ValueError("`oracles` is empty: give the scores of at least one model that never saw the forget book.")
+
+    def levels(metric: str) -> tuple[float, float]:
+        key = f"forget/{metric}"
+        if any(key not in found for found in (scores, *oracles)):
+            raise ValueError(
+                f"The score {key!r} is missing of the model or of an oracle. Run `evaluate_books` on both."
+            )
+        return scores[key].value, mean(oracle[key].value for oracle in oracles)
+
+    gaps = [abs(model - oracle) for model, oracle in map(levels, SIMILARITIES)]
+    leak = privleak(*levels("membership_auc"))
+    return {"forget/similarity_gap": Score(mean(gaps), []), "forget/privleak": Score(leak, [])}

@@ -1,0 +1,310 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Hazard-style multiple choice (WMDP, MMLU) through lm-evaluation-harness: tasks of its own and local files."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from statistics import stdev
+from string import ascii_uppercase
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedTokenizerBase
+
+from alter_peft.tuner.gating import evaluating
+
+from .measure import Score
+
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
+COLUMNS = ("question", "choices", "answer")
+# Seed of the harness for the examples of tasks that have some
+FEWSHOT_SEED = 1234
+
+
+class Form(NamedTuple):
+    """
+    How a local question is asked: its prompt, and the continuations whose log-likelihoods are compared.
+
+    metrics: of the harness; `acc_norm` divides log-likelihoods by the length of the choices.
+    """
+
+    prompt: Callable[[dict[str, Any]], str]
+    continuations: Callable[[dict[str, Any]], list[str]]
+    metrics: tuple[str, ...]
+
+
+def _letters(row: dict[str, Any]) -> list[str]:
+    return list(ascii_uppercase[: len(row["choices"])])
+
+
+def _listed(row: dict[str, Any]) -> str:
+    subject = str(row.get("subject") or "").replace("_", " ")
+    heading = f"The following are multiple choice questions (with answers) about {subject}.\n\n" if subject else ""
+    lines = [f"{letter}. {choice}" for letter, choice in zip(_letters(row), row["choices"], strict=True)]
+    return "\n".join([heading + row["question"].strip(), *lines, "Answer:"])
+
+
+# The zero-shot prompts of the harness for MMLU and WMDP, and for ARC
+FORMS = {
+    "letters": Form(_listed, _letters, ("acc",)),
+    "texts": Form(
+        lambda row: f"Question: {row['question']}\nAnswer:", lambda row: row["choices"], ("acc", "acc_norm")
+    ),
+}
+
+
+def evaluate_choices(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str],
+    limit: int | None = None,
+    batch_size: int = 8,
+    form: str = "letters",
+) -> dict[str, Score]:
+    """
+    Accuracy on multiple-choice tasks, `"{task}/acc"`, and `"{task}/acc_norm"` where the harness has it.
+
+    A task is a name that lm-evaluation-harness knows (`wmdp_bio`, `mmlu`, `arc_easy`, ...), asked as the harness asks
+    it, or a local file, which needs no network: rows `{"question", "choices", "answer"}` in JSON lines (.jsonl) or one
+    JSON list (.json), either may be gzipped; `answer` is the place of the right choice, from 0, or its text. A row's
+    `subject`, if it has one, is named as in MMLU. A group, such as `mmlu`, gets the harness's own mean of its tasks;
+    rows are 1 for a right answer and 0 for a wrong one, task after task. No chat template is used, as in the published
+    figures. In eval mode, and in the precision of the context, as `score_answers`.
+
+    Args:
+        model: any causal language model, with or without an adapter; it is handed to the harness as it is.
+        limit: at most so many questions of a task: the first ones of a task of the harness, as `--limit` there;
+            of a local file, which may be sorted by subject, some spread over it.
+        form: how local questions are asked: `"letters"` lists the choices and compares their letters, as MMLU and WMDP
+            do, so that the figures are theirs; `"texts"` compares the choices themselves, as ARC does, which small
+            models need: to them all letters are alike.
+
+    Raises:
+        ImportError: lm-evaluation-harness is not installed.
+        ValueError: a task that is neither known nor a file, is no multiple choice or cannot be loaded; a row that
+            lacks a column, or whose answer is none of its choices.
+    """
+    _check(tasks, limit, batch_size, form)
+    local = {_name(task): read_questions(task) for task in tasks if task.endswith(SUFFIXES)}
+    _require_harness()
+    with _quiet():
+        known = _known_tasks([task for task in tasks if not task.endswith(SUFFIXES)])
+        mine = {name: _local_task(name, rows, FORMS[form], limit) for name, rows in local.items()}
+        built = {name: (known | mine)[name] for name in map(_name, tasks)}
+        lm = _wrap(model, tokenizer, batch_size)
+    with evaluating(model):
+        found = _run(lm, built, limit)
+    scores: dict[str, Score] = {}
+    for name, task in built.items():
+        scores |= _scores(found, name, _leaves(task))
+    return scores
+
+
+def standard_error(score: Score) -> float:
+    """Standard error of a mean over rows, as the harness reports it: sample standard deviation / sqrt(rows)."""
+    return stdev(score.rows) / math.sqrt(len(score.rows))
+
+
+def read_questions(path: Path | str) -> list[dict[str, Any]]:
+    """
+    The rows of a local file, `answer` being the place of the right choice.
+
+    Raises:
+        ValueError: there is no such file, it holds no rows, or one lacks a column or has an answer out of range.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"There is no file of questions at {str(path)!r}. Give the path of one of {list(SUFFIXES)}.")
+    with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
+        text = file.read()
+    try:
+        lines = ".jsonl" in Path(path).suffixes
+        rows = [json.loads(line) for line in text.splitlines() if line.strip()] if lines else json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{str(path)!r} is no JSON ({error}).") from error
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{str(path)!r} has no rows. Give a list of at least one question.")
+    return [_checked(row, f"Row {number} of {str(path)!r}") for number, row in enumerate(rows)]
+
+
+def _checked(row: Any, place: str) -> dict[str, Any]:
+    missing = [column for column in COLUMNS if not isinstance(row, dict) or column not in row]
+    if missing:
+        raise ValueError(f"{place} has no column {missing[0]!r}. Each row needs {list(COLUMNS)}.")
+    choices, answer = row["choices"], row["answer"]
+    if not isinstance(choices, list) or not 2 <= len(choices) <= len(ascii_uppercase):
+        raise ValueError(
+            f"{place} has the `choices` {choices!r}, but must have a list of 2 to {len(ascii_uppercase)}."
+        )
+    if not all(isinstance(text, str) and text for text in (row["question"], *choices)):
+        raise ValueError(f"{place} has a `question` or one of `choices` that is no text or empty. Give each a text.")
+    if isinstance(answer, str) and choices.count(answer) == 1:
+        answer = choices.index(answer)
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
+        raise ValueError(
+            f"{place} has the `answer` {answer!r}, but must have the place of one of its {len(choices)} choices, from "
+            "0, or its text."
+        )
+    return {**row, "answer": answer}
+
+
+def _check(tasks: Sequence[str], limit: int | None, batch_size: int, form: str) -> None:
+    if isinstance(tasks, str) or not tasks:
+        raise ValueError(f"`tasks` is {tasks!r}, but must be a list of names and files with at least one of them.")
+    names = [_name(task) for task in tasks]
+    if len(set(names)) < len(names):
+        raise ValueError(f"`tasks` is {list(tasks)}, two of which have the same name. Rename or remove one.")
+    if form not in FORMS:
+        raise ValueError(f"`form` is {form!r}, but must be one of {list(FORMS)}.")
+    for name, number in (("limit", limit), ("batch_size", batch_size)):
+        if number is not None and number < 1:
+            raise ValueError(f"`{name}` is {number}, but must be at least 1.")
+
+
+def _name(task: str) -> str:
+    """The name of a task in the results: a file's own, without folder and suffix."""
+    return Path(task).name.split(".json")[0] if task.endswith(SUFFIXES) else task
+
+
+def _require_harness() -> None:
+    try:
+        import lm_eval  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "lm_eval":
+            raise
+        raise ImportError(
+            "Multiple choice needs lm-evaluation-harness, which is not installed: `pip install alter-peft[eval]`."
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the harness's warnings that a model and a task were made in memory, as they are meant to be here."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _wrap(model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Any:
+    """The model as the harness's, which switches autocast off unless it is told its type."""
+    from lm_eval.models.huggingface import HFLM
+
+    device = next(model.parameters()).device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    # a copy, since the harness gives a tokenizer without a padding token one
+    return HFLM(model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, mixed_precision_dtype=autocast)
+
+
+def _local_task(name: str, rows: list[dict[str, Any]], form: Form, limit: int | None) -> Any:
+    """Local questions as a task of the harness."""
+    from lm_eval.api.task import ConfigurableTask
+
+    asked = rows if limit is None else rows[:: max(1, len(rows) // limit)][:limit]
+    columns = {
+        "prompt": [form.prompt(row) for row in asked],
+        "continuations": [form.continuations(row) for row in asked],
+        "answer": [row["answer"] for row in asked],
+    }
+    data = DatasetDict({"test": Dataset.from_dict(columns)})
+    return ConfigurableTask(
+        config={
+            "task": name,
+            "custom_dataset": lambda **_: data,
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": "prompt",
+            "doc_to_choice": "continuations",
+            "doc_to_target": "answer",
+            "metric_list": [{"metric": metric} for metric in form.metrics],
+        }
+    )
+
+
+def _known_tasks(names: Sequence[str]) -> dict[str, Any]:
+    """Tasks and groups of the harness by name; a tag is the list of tasks that it stands for."""
+    from lm_eval.tasks import TaskManager
+
+    if not names:
+        return {}  # the manager reads thousands of files
+    manager, found = TaskManager(), {}
+    for name in names:
+        if name not in manager.all_tasks:
+            close = get_close_matches(name, manager.all_tasks, 3)
+            raise ValueError(
+                f"`tasks` has {name!r}, which is neither a task of lm-evaluation-harness (close to it: {close}) nor a "
+                f"file that ends in one of {list(SUFFIXES)}. Correct it."
+            )
+        try:
+            loaded = manager.load(name)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"The data of the task {name!r} cannot be loaded ({error}). Without a network, give a local file."
+            ) from error
+        task = loaded["groups"].get(name) or loaded["tasks"].get(name) or list(loaded["tasks"].values())
+        other = [leaf.task_name for leaf in _leaves(task) if "acc" not in leaf.aggregation()]
+        if other:
+            raise ValueError(f"`tasks` has {name!r}, but {other[0]!r} has no accuracy. Leave it out.")
+        found[name] = task
+    return found
+
+
+def _leaves(task: Any) -> list[Any]:
+    """The tasks in a group or under a tag, or the task itself."""
+    from lm_eval.api.group import Group
+
+    if isinstance(task, list):
+        return task
+    return list(task.get_all_tasks()) if isinstance(task, Group) else [task]
+
+
+def _run(lm: Any, built: dict[str, Any], limit: int | None) -> Any:
+    """What the harness makes of the tasks, each evaluated once."""
+    from lm_eval.api.group import Group
+    from lm_eval.evaluator import evaluate
+
+    leaves = {leaf.task_name: leaf for task in built.values() for leaf in _leaves(task)}
+    for leaf in leaves.values():
+        if leaf.get_config("num_fewshot") is None:
+            leaf.set_config("num_fewshot", 0)
+        leaf.set_fewshot_seed(FEWSHOT_SEED)
+    groups = [task for task in built.values() if isinstance(task, Group)]
+    groups += [inner for group in groups for inner in group.get_all_groups()]
+    tasks = {"tasks": leaves, "groups": {group.name: group for group in groups}}
+    return evaluate(lm=lm, task_dict=tasks, limit=limit, bootstrap_iters=0)
+
+
+def _scores(found: Any, name: str, leaves: list[Any]) -> dict[str, Score]:
+    """Scores under the name that was asked for, or of each task where the harness has no mean for it."""
+    rows = {leaf.task_name: found["samples"][leaf.task_name] for leaf in leaves}
+    scores = {}
+    for metric in ("acc", "acc_norm"):
+        values = {key: found["results"].get(key, {}).get(f"{metric},none") for key in (name, *rows)}
+        for key in [name] if values[name] is not None else [key for key in rows if values[key] is not None]:
+            answers = [float(row[metric]) for task in (rows if key == name else [key]) for row in rows[task]]
+            scores[f"{key}/{metric}"] = Score(float(values[key]), answers)
+    return scores
