@@ -20,9 +20,9 @@ from conftest import make_llama
 from peft import LoraConfig, get_peft_model
 from tiny_tofu import write_tofu
 
-from alter_peft.evaluation import benchmark
+from alter_peft.evaluation import benchmark, settings
 from alter_peft.evaluation.benchmark import BenchmarkArguments, run_benchmark
-from alter_peft.evaluation.measure import Score
+from alter_peft.evaluation.measure import Asked, Score, measure
 from alter_peft.evaluation.results import Result
 
 
@@ -77,11 +77,23 @@ def arguments(base, tmp_path, monkeypatch):
         usual = {
             "model": str(base / "model"), "data": str(base / "tofu"), "output_dir": str(tmp_path / "out"),
             "oracle_seeds": [0, 1], "methods": ["random"], "max_new_tokens": 4, "retain_rows": 6,
-            "options": {"teach": {"num_train_epochs": 1}},
+            "options": {"teach": {"max_steps": 1}},
         }  # fmt: skip
         return BenchmarkArguments(**{**usual, **changes})
 
     return make
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """One score instead of TOFU's, the probability of the forget set."""
+
+    def ask(model, tokenizer, data, *args):
+        return {name: Asked(model, tokenizer, name, data.sets[name]) for name in settings.GUARDED}
+
+    monkeypatch.setattr(settings, "ask_tofu", ask)
+    monkeypatch.setattr(settings, "measure_tofu", lambda asked: measure(asked["forget"], ["probability"]))
+    monkeypatch.setattr(settings, "measure_guards", lambda asked, judge: {})
 
 
 def test_every_cell_is_measured_once(arguments, tmp_path):
@@ -99,7 +111,7 @@ def test_every_cell_is_measured_once(arguments, tmp_path):
     assert run_benchmark(arguments(seeds=[3, 4])) == results and calls == []
 
 
-def test_methods_seeds_and_attacks_join_later(arguments):
+def test_methods_seeds_and_attacks_join_later(arguments, quick):
     before = run_benchmark(arguments())
     calls.clear()
     after = run_benchmark(arguments(seeds=[0, 1], attacks=["fake"]))
@@ -109,7 +121,7 @@ def test_methods_seeds_and_attacks_join_later(arguments):
         assert "attack: fake" in new.seconds
 
 
-def test_a_failed_cell_says_so_and_is_tried_again(arguments, monkeypatch):
+def test_a_failed_cell_says_so_and_is_tried_again(arguments, quick, monkeypatch):
     results = run_benchmark(arguments(methods=["broken", "random"]))
     assert results[3].error == "RuntimeError: no such luck" and results[3].scores == {}
     assert results[4].error is None and results[4].scores
@@ -119,17 +131,17 @@ def test_a_failed_cell_says_so_and_is_tried_again(arguments, monkeypatch):
     assert results[3].error is None and results[3].scores and calls == [("random", 0)]
 
 
-def test_what_was_trained_is_not_trained_again(arguments, monkeypatch):
+def test_what_was_trained_is_not_trained_again(arguments, quick, monkeypatch):
     """A run that stopped while it measured."""
 
     def stop(*args):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(benchmark, "measure_tofu", stop)
+        patch.setattr(settings, "measure_tofu", stop)
         run_benchmark(arguments())
     assert calls == [("target", 10)]
-    stopped = benchmark.measure_tofu
+    stopped = settings.measure_tofu
     count = []
 
     def later(*args):
@@ -139,7 +151,7 @@ def test_what_was_trained_is_not_trained_again(arguments, monkeypatch):
         return stopped(*args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(benchmark, "measure_tofu", later)
+        patch.setattr(settings, "measure_tofu", later)
         run_benchmark(arguments())
     assert calls == [("target", 10), ("oracle-0", 6), ("oracle-1", 6), ("random", 0)]
     unmeasured = Result.load(Path(arguments().output_dir) / "random-0" / "result.json")
@@ -150,16 +162,16 @@ def test_what_was_trained_is_not_trained_again(arguments, monkeypatch):
     assert results[3].seconds["training"] == unmeasured.seconds["training"]
 
 
-def test_a_target_that_fails_ends_the_run(arguments, monkeypatch):
+def test_a_target_that_fails_ends_the_run(arguments, quick, monkeypatch):
     def fail(*args):
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(benchmark, "measure_tofu", fail)
+    monkeypatch.setattr(settings, "measure_tofu", fail)
     with pytest.raises(RuntimeError, match="out of luck"):
         run_benchmark(arguments())
 
 
-def test_a_target_may_be_given(arguments, tmp_path):
+def test_a_target_may_be_given(arguments, quick, tmp_path):
     results = run_benchmark(arguments(output_dir=str(tmp_path / "first")))
     calls.clear()
     target = str(tmp_path / "first" / "target" / "model")
@@ -167,7 +179,7 @@ def test_a_target_may_be_given(arguments, tmp_path):
     assert ("target", 10) not in calls and again[0].scores == results[0].scores
 
 
-def test_requests_one_after_another(arguments, monkeypatch):
+def test_requests_one_after_another(arguments, quick, monkeypatch):
     given = []
 
     def record(model, tokenizer, task, folder, seed, options):
@@ -184,7 +196,7 @@ def test_requests_one_after_another(arguments, monkeypatch):
 # ---- bad input ------------------------------------------------------------------------------------------------------
 
 
-def test_results_of_other_settings_are_refused(arguments):
+def test_results_of_other_settings_are_refused(arguments, quick):
     run_benchmark(arguments())
     with pytest.raises(ValueError, match=r"`retain_rows` is 4, but .*target.result.json was made with 6\. Choose ano"):
         run_benchmark(arguments(retain_rows=4))

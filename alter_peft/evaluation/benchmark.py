@@ -16,35 +16,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import PartialState, logging
-from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from alter_peft.options import json_object
 
-from .answers import Pair
-from .attacks import ATTACKS, Rows, attack
-from .guards import measure_guards
-from .measure import Score
-from .methods import METHODS, Task, load, teach
+from .attacks import ATTACKS, attack
+from .methods import METHODS, load, teach
 from .results import Result
-from .sequential import run_requests, split_requests
-from .tofu import ask_tofu, measure_tofu, read_tofu
+from .sequential import run_requests
+from .settings import Setting, books_setting, tofu_setting
+from .tokens import token_page
 
 
 logger = logging.get_logger(__name__)
 # What does not change the figures of a cell: methods, seeds and attacks may join a grid later
 JOINABLE = {"output_dir", "methods", "seeds", "oracle_seeds", "attacks", "options", "batch_size"}
 UNMEASURED = "stopped before it was measured"
-GUARDED = ("forget", "retain", "world_facts")
 
 
 @dataclass
@@ -55,7 +51,8 @@ class BenchmarkArguments:
     model: folder or Hub id of the model that is taught the data, and then made to forget a part of it.
     output_dir: where each cell gets a folder; those that are there already are not run again.
     data: folder with TOFU's JSON lines, or its Hub data set.
-    split: what is forgotten.
+    split: what of TOFU is forgotten.
+    books: instead of TOFU, arguments of `read_books`: `forget`, `retain` and so on; JSON on the command line.
     retain_rows: the target is taught, and a method is given, so many retain rows; all by default.
     rows: questions of each other set that are asked, spread over it; all by default.
     answered: questions of each set that are answered in full, for ROUGE-L; all by default.
@@ -75,6 +72,9 @@ class BenchmarkArguments:
     output_dir: str = field(metadata={"help": "Folder of the results, one folder a cell inside."})
     data: str = field(default="locuslab/TOFU", metadata={"help": "Folder of TOFU's JSON lines, or a Hub data set."})
     split: str = field(default="forget01", metadata={"help": "What is forgotten: forget01, forget05 or forget10."})
+    books: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Books instead of TOFU: arguments of `read_books`, as JSON."}
+    )
     retain_rows: int | None = field(default=None, metadata={"help": "Retain rows taught and kept (default: all)."})
     rows: int | None = field(default=None, metadata={"help": "Questions asked of each other set (default: all)."})
     answered: int | None = field(default=None, metadata={"help": "Questions answered in full (default: all)."})
@@ -98,6 +98,8 @@ class BenchmarkArguments:
         if isinstance(self.options, str):
             self.options = json_object("options", self.options)
         self.options = self.options or {}
+        if isinstance(self.books, str):
+            self.books = json_object("books", self.books)
         for name, known in (("methods", METHODS), ("attacks", ATTACKS), ("options", {**METHODS, "teach": None})):
             unknown = [value for value in getattr(self, name) if value not in known]
             if unknown:
@@ -107,50 +109,13 @@ class BenchmarkArguments:
                 f"`oracle_seeds` is {self.oracle_seeds}, but a benchmark needs 2 oracles at least: their spread is "
                 "the unit in which every score is read."
             )
-        if self.requests is not None and self.attacks:
-            raise ValueError("`attacks` is set, but they are for a forget set at once. Remove it or `requests`.")
-
-
-class Setting(NamedTuple):
-    """
-    What a grid is about.
-
-    task: what a method is given.
-    taught, kept: rows that the target is taught, and an oracle.
-    evaluate: model, tokenizer, and the target as the judge of fluency -> scores.
-    rows: what the attacks ask about.
-    requests: the forget set as requests, or `None` if it comes at once.
-    """
-
-    task: Task
-    taught: Dataset
-    kept: Dataset
-    evaluate: Callable[[Any, PreTrainedTokenizerBase, Any], dict[str, Score]]
-    rows: Rows
-    requests: list[list[Pair]] | None = None
-
-
-def tofu_setting(args: BenchmarkArguments) -> Setting:
-    """TOFU: the authors of one split are forgotten, the others kept."""
-    data = read_tofu(args.data, args.split, args.retain_rows, args.rows)
-
-    def evaluate(model: Any, tokenizer: PreTrainedTokenizerBase, judge: Any) -> dict[str, Score]:
-        asked = ask_tofu(model, tokenizer, data, args.answered, args.max_new_tokens, args.batch_size)
-        return measure_tofu(asked) | measure_guards([asked[name] for name in GUARDED], judge)
-
-    return Setting(
-        Task(as_rows(data.forget), as_rows(data.retain), as_rows(data.holdout)),
-        as_rows(data.forget + data.retain),
-        as_rows(data.retain),
-        evaluate,
-        Rows(data.forget, data.retain, data.holdout, data.sets["paraphrased"], args.answered),
-        None if args.requests is None else split_requests(data.forget, args.requests),
-    )
-
-
-def as_rows(pairs: list[Pair]) -> Dataset:
-    """Questions and answers as the trainers take them."""
-    return Dataset.from_list([{"prompt": pair.prompt, "completion": pair.completion} for pair in pairs])
+        if self.attacks and (self.requests is not None or self.books is not None):
+            other = "requests" if self.books is None else "books"
+            raise ValueError(
+                f"`attacks` is set, but they are for questions forgotten at once. Remove it or `{other}`."
+            )
+        if self.requests is not None and self.books is not None:
+            raise ValueError("`requests` is set, but books are forgotten at once. Remove it or `books`.")
 
 
 def run_benchmark(args: BenchmarkArguments) -> list[Result]:
@@ -164,8 +129,8 @@ def run_benchmark(args: BenchmarkArguments) -> list[Result]:
     Raises:
         ValueError: unusable data, or results of other settings in `output_dir`.
     """
-    setting = tofu_setting(args)
     tokenizer = AutoTokenizer.from_pretrained(args.target or args.model)
+    setting = tofu_setting(args) if args.books is None else books_setting(args, tokenizer)
     cells = [("target", 0), *(("oracle", seed) for seed in args.oracle_seeds)]
     cells += [(method, seed) for method in args.methods for seed in args.seeds]
     found = {cell: _Cell(args, setting, tokenizer, *cell) for cell in cells}
@@ -280,6 +245,10 @@ class _Cell:
                 with _timing(result, "evaluation"):
                     judge = model if self.name == "target" else load(self.target) if self.name == "oracle" else None
                     result.scores = self.setting.evaluate(model, self.tokenizer, judge)
+                if any(key.endswith("/astray") for key in result.scores):  # tokens are routed
+                    shown = [*self.setting.rows.forget[:3], *self.setting.rows.retain[:3]]
+                    page = token_page(model, self.tokenizer, shown)
+                    (self.folder / "tokens.html").write_text(page, encoding="utf-8")
                 self._save(result)
             for name in missing:
                 found = attack(model, self.tokenizer, self.setting.rows, [name])

@@ -1,0 +1,101 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a grid is about: what a method is given, what target and oracles are taught, and what all are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedTokenizerBase
+
+from .answers import Pair
+from .attacks import Rows
+from .book_data import read_books
+from .books import evaluate_books
+from .guards import measure_guards
+from .measure import Score
+from .methods import Task
+from .sequential import split_requests
+from .tofu import ask_tofu, measure_tofu, read_tofu
+
+
+if TYPE_CHECKING:
+    from .benchmark import BenchmarkArguments
+
+
+GUARDED = ("forget", "retain", "world_facts")  # the sets of TOFU whose guards are measured
+
+
+class Setting(NamedTuple):
+    """
+    What a grid is about.
+
+    task: what a method is given.
+    taught, kept: rows that the target is taught, and an oracle.
+    evaluate: model, tokenizer, and the target as the judge of fluency -> scores.
+    rows: what the attacks ask about; also examples of what is forgotten and kept.
+    requests: the forget set as requests, or `None` if it comes at once.
+    """
+
+    task: Task
+    taught: Dataset
+    kept: Dataset
+    evaluate: Callable[[Any, PreTrainedTokenizerBase, Any], dict[str, Score]]
+    rows: Rows
+    requests: list[list[Pair]] | None = None
+
+
+def tofu_setting(args: BenchmarkArguments) -> Setting:
+    """TOFU: the authors of one split are forgotten, the others kept."""
+    data = read_tofu(args.data, args.split, args.retain_rows, args.rows)
+
+    def evaluate(model: Any, tokenizer: PreTrainedTokenizerBase, judge: Any) -> dict[str, Score]:
+        asked = ask_tofu(model, tokenizer, data, args.answered, args.max_new_tokens, args.batch_size)
+        return measure_tofu(asked) | measure_guards([asked[name] for name in GUARDED], judge)
+
+    return Setting(
+        Task(as_rows(data.forget), as_rows(data.retain), as_rows(data.holdout)),
+        as_rows(data.forget + data.retain),
+        as_rows(data.retain),
+        evaluate,
+        Rows(data.forget, data.retain, data.holdout, data.sets["paraphrased"], args.answered),
+        None if args.requests is None else split_requests(data.forget, args.requests),
+    )
+
+
+def books_setting(args: BenchmarkArguments, tokenizer: PreTrainedTokenizerBase) -> Setting:
+    """Copyright: one book is forgotten, others kept."""
+    assert isinstance(args.books, dict)
+    try:
+        data = read_books(tokenizer, **args.books)
+    except TypeError as error:  # an argument that is unknown or missing
+        raise ValueError(f"`books` is {args.books}, but must hold arguments of `read_books` ({error}).") from error
+
+    def evaluate(model: Any, tokenizer: PreTrainedTokenizerBase, judge: Any) -> dict[str, Score]:
+        return evaluate_books(model, tokenizer, data, args.answered, args.batch_size or 8)
+
+    return Setting(
+        Task(data.forget_rows, data.retain_rows, data.calibration_rows),
+        concatenate_datasets([data.forget_rows.remove_columns("domain"), data.retain_rows]),
+        data.retain_rows,
+        evaluate,
+        Rows(data.forget, data.retain, data.holdout),
+    )
+
+
+def as_rows(pairs: list[Pair]) -> Dataset:
+    """Questions and answers as the trainers take them."""
+    return Dataset.from_list([{"prompt": pair.prompt, "completion": pair.completion} for pair in pairs])
