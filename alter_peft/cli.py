@@ -33,7 +33,7 @@ from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl.scripts.utils import TrlParser
 
-from .evaluation.commands import report
+from .evaluation.commands import benchmark, evaluate, report
 from .options import json_object
 from .trainer import AlterUnlearnConfig, AlterUnlearnTrainer
 from .tuner import AlterConfig
@@ -220,7 +220,13 @@ def _answer(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int, with_a
     return answer.strip()
 
 
-COMMANDS = {"unlearn": unlearn, "generate": generate, "report": report}
+COMMANDS = {
+    "unlearn": unlearn,
+    "generate": generate,
+    "evaluate": evaluate,
+    "benchmark": benchmark,
+    "report": report,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

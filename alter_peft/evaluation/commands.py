@@ -21,9 +21,55 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from accelerate import PartialState
+from trl.scripts.utils import TrlParser
+
+from .benchmark import BenchmarkArguments, run_benchmark
+from .evaluate import EvaluateArguments, Evaluation
 from .report import report_tables, write_report
 from .summary import read_benchmark
 from .tables import to_markdown
+
+
+def evaluate(argv: Sequence[str]) -> Callable[[], None]:
+    """What measures one model, and prints its scores."""
+    parser = TrlParser(
+        (EvaluateArguments,),  # type: ignore[arg-type]
+        prog="alter-peft evaluate",
+        usage="alter-peft evaluate [--config options.yaml] --model M [--adapter A] --output_file F [options]",
+        description="Measure a model, with or without an adapter. Every option may also stand in a YAML file.",
+    )
+    (args,) = parser.parse_args_and_config(list(argv))
+    evaluation = Evaluation(args)
+
+    def run() -> None:
+        result = evaluation.run()
+        print(to_markdown(evaluation.table(result)))
+        for attack, reason in result.skipped.items():
+            print(f"{attack} was left out: {reason}")
+        print(f"\nscores: {args.output_file}")
+
+    return run
+
+
+def benchmark(argv: Sequence[str]) -> Callable[[], None]:
+    """What runs a grid, as far as it isn't there yet, and writes its report."""
+    parser = TrlParser(
+        (BenchmarkArguments,),  # type: ignore[arg-type]
+        prog="alter-peft benchmark",
+        usage="alter-peft benchmark [--config grid.yaml] --model M --output_dir DIR [options]",
+        description="Teach a model, make it forget by several methods, and measure all beside models that never saw "
+        "what was to be forgotten. A run that stopped is taken up by the same command.",
+    )
+    (args,) = parser.parse_args_and_config(list(argv))
+    _require_matplotlib()
+
+    def run() -> None:
+        run_benchmark(args)
+        if PartialState().is_main_process:
+            _report(Path(args.output_dir), Path(args.output_dir), shlex.join(["alter-peft", "benchmark", *argv]))
+
+    return run
 
 
 def report(argv: Sequence[str]) -> Callable[[], None]:
@@ -35,18 +81,22 @@ def report(argv: Sequence[str]) -> Callable[[], None]:
     parser.add_argument("folder", type=Path, help="folder of the benchmark, with */result.json")
     parser.add_argument("--output_dir", type=Path, help="where report.md, report.html and *.png go (default: folder)")
     args = parser.parse_args(argv)
-    if find_spec("matplotlib") is None:
-        raise ValueError("The figures need the package matplotlib. Install it with `pip install matplotlib`.")
-    benchmark = read_benchmark(args.folder)
-    found = report_tables(benchmark)
+    _require_matplotlib()
+    read_benchmark(args.folder)  # so that faults in it are faults of input
     output: Path = args.output_dir or args.folder
     if output.exists() and not output.is_dir():
         raise ValueError(f"`output_dir` is '{output}', but that is a file. Give a folder.")
-    command = shlex.join(["alter-peft", "report", *argv])
+    return lambda: _report(args.folder, output, shlex.join(["alter-peft", "report", *argv]))
 
-    def run() -> None:
-        write_report(benchmark, found, output, command)
-        print(to_markdown(found[0]))
-        print(f"\nreport: {output / 'report.html'}")
 
-    return run
+def _require_matplotlib() -> None:
+    if find_spec("matplotlib") is None:
+        raise ValueError("The figures need the package matplotlib. Install it with `pip install alter-peft[eval]`.")
+
+
+def _report(folder: Path, output: Path, command: str) -> None:
+    found = read_benchmark(folder)
+    tables = report_tables(found)
+    write_report(found, tables, output, command)
+    print(to_markdown(tables[0]))
+    print(f"\nreport: {output / 'report.html'}")
