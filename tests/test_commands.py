@@ -15,10 +15,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from conftest import make_llama
 from made_up_benchmark import make_benchmark, save, scores
+from peft import LoraConfig, get_peft_model
+from tiny_tofu import write_tofu
 
 from alter_peft.cli import main
+from alter_peft.evaluation import Pair, score_answers
+from alter_peft.evaluation.methods import METHODS
+from alter_peft.evaluation.results import Result
 
 
 @pytest.fixture
@@ -73,4 +81,125 @@ def test_without_matplotlib(folder, capsys, monkeypatch):
     monkeypatch.setattr("alter_peft.evaluation.commands.find_spec", lambda name: None)
     with pytest.raises(SystemExit) as ended:
         main(["report", str(folder)])
-    assert ended.value.code == 2 and "pip install matplotlib" in capsys.readouterr().err
+    assert ended.value.code == 2 and "pip install alter-peft[eval]" in capsys.readouterr().err
+
+
+# ---- evaluate -------------------------------------------------------------------------------------------------------
+
+
+FORGET = [{"prompt": "Where does Alice live?", "completion": "In Paris.", "wrong": ["In Rome.", "In Oslo."]}]
+RETAIN = [{"prompt": "What is the sky?", "completion": "Blue."}, {"prompt": "Who bakes?", "completion": "Bob."}]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tokenizer):
+    """A model, an adapter, rows and TOFU."""
+    folder = tmp_path_factory.mktemp("place")
+    make_llama(len(tokenizer)).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(make_llama(len(tokenizer)), config).save_pretrained(folder / "adapter")
+    for name, rows in (("forget", FORGET), ("retain", RETAIN)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_tofu(folder / "tofu")
+    return folder
+
+
+def ask(place, output, *more: str) -> list[str]:
+    sets = ["--sets", f"forget={place / 'forget.jsonl'}", f"retain={place / 'retain.jsonl'}", "--forget", "forget"]
+    own = ["--model", str(place / "model"), "--output_file", str(output), "--max_new_tokens", "4", "--bf16", "false"]
+    return ["evaluate", *own, *sets, *more]
+
+
+def test_evaluate_with_and_without_an_adapter(place, tmp_path, capsys, tokenizer):
+    pairs = [Pair(row["prompt"], row["completion"]) for row in RETAIN]
+    expected = score_answers(make_llama(len(tokenizer)), tokenizer, pairs).probability
+    main(ask(place, tmp_path / "base.json"))
+    out = capsys.readouterr().out
+    assert out.startswith("| score | value |") and out.endswith(f"scores: {tmp_path / 'base.json'}\n")
+    base = Result.load(tmp_path / "base.json")
+    assert base.name == "model" and base.scores["retain/probability"].rows == pytest.approx(expected, rel=1e-4)
+    assert set(base.scores) == {f"{name}/{m}" for name in ("forget", "retain") for m in ("probability", "rouge")}
+    main(ask(place, tmp_path / "adapted.json", "--adapter", str(place / "adapter"), "--metrics", "probability"))
+    adapted = Result.load(tmp_path / "adapted.json")
+    assert adapted.name == "adapter" and adapted.scores["retain/probability"].rows != pytest.approx(expected, rel=1e-2)
+    assert adapted.settings["metrics"] == ["probability"]
+
+
+def test_evaluate_beside_oracles_and_under_attack(place, tmp_path, capsys):
+    for number, values in enumerate(([0.1, 0.3], [0.2, 0.4])):
+        scores = {"retain/probability": {"value": sum(values) / 2, "rows": values}}
+        (tmp_path / f"{number}.json").write_text(
+            json.dumps({"name": "oracle", "seed": number, "scores": scores} | PARTS)
+        )
+    oracles = ["--oracles", str(tmp_path / "0.json"), str(tmp_path / "1.json")]
+    main(ask(place, tmp_path / "x.json", *oracles, "--attacks", "switching_off", "--adapter", str(place / "adapter")))
+    out = capsys.readouterr().out
+    assert out.startswith("| score | value | oracles | distance |") and "| 0.250 ± 0.071 | -3." in out
+    assert "switched_off/probability" in Result.load(tmp_path / "x.json").scores
+
+
+PARTS = {"curves": {}, "seconds": {}, "skipped": {}, "settings": {}, "machine": "", "error": None}
+
+
+def test_evaluate_on_tofu(place, tmp_path):
+    own = ["--model", str(place / "model"), "--output_file", str(tmp_path / "x.json"), "--max_new_tokens", "2"]
+    main(["evaluate", *own, "--tofu", str(place / "tofu")])
+    assert {"forget/truth_ratio", "utility/model_utility"} <= set(Result.load(tmp_path / "x.json").scores)
+
+
+def test_what_evaluate_refuses(place, tmp_path, capsys):
+    empty, broken = tmp_path / "empty.jsonl", tmp_path / "broken.jsonl"
+    empty.write_text("")
+    broken.write_text('{"prompt": "Who?"}\n')
+    bare = ["evaluate", "--model", str(place / "model"), "--output_file", str(tmp_path / "x.json")]
+    for argv, message in (
+        (bare, "`sets`, `tofu` and `tasks` are all unset"),
+        ([*bare, "--sets", "forget"], "entries name=file.jsonl"),
+        ([*bare, "--sets", f"a={tmp_path / 'none.jsonl'}"], "there is no such file"),
+        ([*bare, "--sets", f"a={empty}"], "has no rows"),
+        ([*bare, "--sets", f"a={broken}"], "line 1 has no `prompt` and `completion`"),
+        (ask(place, "x", "--metrics", "bleurt"), "`metrics` has ['bleurt']"),
+        (ask(place, "x", "--attacks", "rude"), "`attacks` has ['rude']"),
+        (ask(place, "x", "--forget", "world"), "`forget` has ['world'], but the `sets` are"),
+        (ask(place, "x", "--oracles", "one.json"), "`oracles` has one result"),
+        ([*bare, "--tofu", str(tmp_path / "nowhere")], "nowhere"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(argv)
+        err = capsys.readouterr().err
+        assert ended.value.code == 2 and message in err and err.count("\n") == 1, (argv, err)
+    assert not (tmp_path / "x.json").exists()
+
+
+# ---- benchmark ------------------------------------------------------------------------------------------------------
+
+
+def test_benchmark_by_a_yaml_file(place, tmp_path, capsys, monkeypatch):
+    """The whole way, with a method that takes no time."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def random_adapter(model, tokenizer, task, folder, seed, options):
+        config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+        adapted = get_peft_model(model, config)
+        adapted.save_pretrained(folder)
+        return adapted
+
+    monkeypatch.setitem(METHODS, "lora_ga", random_adapter)
+    options = {
+        "model": str(place / "model"), "data": str(place / "tofu"), "methods": ["lora_ga"], "oracle_seeds": [0, 1],
+        "max_new_tokens": 2, "answered": 2, "rows": 2, "options": {"teach": {"max_steps": 1, "disable_tqdm": True}},
+    }  # fmt: skip
+    (tmp_path / "grid.yaml").write_text(json.dumps(options))  # JSON is YAML
+    out = tmp_path / "out"
+    main(["benchmark", "--config", str(tmp_path / "grid.yaml"), "--output_dir", str(out)])
+    printed = capsys.readouterr().out
+    assert "| lora_ga | " in printed and printed.endswith(f"report: {out / 'report.html'}\n")
+    assert f"alter-peft benchmark --config {tmp_path / 'grid.yaml'}" in (out / "report.md").read_text()
+
+
+def test_what_benchmark_refuses(place, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["benchmark", "--model", "m", "--output_dir", str(tmp_path), "--methods", "alters"])
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and "`methods` has ['alters']" in err and err.count("\n") == 1

@@ -112,10 +112,12 @@ def evaluate_choices(
     with _quiet():
         known = _known_tasks([task for task in tasks if not task.endswith(SUFFIXES)])
         mine = {name: _local_task(name, rows, FORMS[form], limit) for name, rows in local.items()}
-        built = {name: (known | mine)[name] for name in map(_name, tasks)}
-        lm = _wrap(model, tokenizer, batch_size)
+    built = {name: (known | mine)[name] for name in map(_name, tasks)}
+    twice = sorted(mine.keys() & {leaf.task_name for task in known.values() for leaf in _leaves(task)})
+    if twice:
+        raise ValueError(f"`tasks` has a file named {twice[0]!r}, as a task of the harness is. Rename the file.")
     with evaluating(model):
-        found = _run(lm, built, limit)
+        found = _run(_wrap(model, tokenizer, batch_size), built, limit)
     scores: dict[str, Score] = {}
     for name, task in built.items():
         scores |= _scores(found, name, _leaves(task))
@@ -211,13 +213,19 @@ def _quiet() -> Iterator[None]:
 
 
 def _wrap(model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Any:
-    """The model as the harness's, which switches autocast off unless it is told its type."""
+    """The model as the harness's: in the context's autocast, which it would switch off, and with a float32 softmax."""
     from lm_eval.models.huggingface import HFLM
 
     device = next(model.parameters()).device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    # a copy, since the harness gives a tokenizer without a padding token one
-    return HFLM(model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, mixed_precision_dtype=autocast)
+    own = copy.deepcopy(tokenizer)  # the harness gives a tokenizer a padding token
+    precision = {"mixed_precision_dtype": autocast, "softmax_dtype": torch.float32}
+    model.tie_weights = lambda: None  # they are tied already, and those of a module that PEFT wraps cannot be again
+    try:
+        with _quiet():
+            return HFLM(model, tokenizer=own, batch_size=batch_size, **precision)
+    finally:
+        del model.tie_weights
 
 
 def _local_task(name: str, rows: list[dict[str, Any]], form: Form, limit: int | None) -> Any:

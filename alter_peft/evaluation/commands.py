@@ -27,8 +27,8 @@ from trl.scripts.utils import TrlParser
 from .benchmark import BenchmarkArguments, run_benchmark
 from .evaluate import EvaluateArguments, Evaluation
 from .report import report_tables, write_report
-from .summary import read_benchmark
-from .tables import to_markdown
+from .summary import Benchmark, read_benchmark
+from .tables import Table, to_markdown
 
 
 def evaluate(argv: Sequence[str]) -> Callable[[], None]:
@@ -67,7 +67,8 @@ def benchmark(argv: Sequence[str]) -> Callable[[], None]:
     def run() -> None:
         run_benchmark(args)
         if PartialState().is_main_process:
-            _report(Path(args.output_dir), Path(args.output_dir), shlex.join(["alter-peft", "benchmark", *argv]))
+            found = read_benchmark(Path(args.output_dir))
+            _write(found, report_tables(found), found.folder, shlex.join(["alter-peft", "benchmark", *argv]))
 
     return run
 
@@ -82,11 +83,12 @@ def report(argv: Sequence[str]) -> Callable[[], None]:
     parser.add_argument("--output_dir", type=Path, help="where report.md, report.html and *.png go (default: folder)")
     args = parser.parse_args(argv)
     _require_matplotlib()
-    read_benchmark(args.folder)  # so that faults in it are faults of input
+    found = read_benchmark(args.folder)
+    tables = report_tables(found)
     output: Path = args.output_dir or args.folder
     if output.exists() and not output.is_dir():
         raise ValueError(f"`output_dir` is '{output}', but that is a file. Give a folder.")
-    return lambda: _report(args.folder, output, shlex.join(["alter-peft", "report", *argv]))
+    return lambda: _write(found, tables, output, shlex.join(["alter-peft", "report", *argv]))
 
 
 def _require_matplotlib() -> None:
@@ -94,9 +96,7 @@ def _require_matplotlib() -> None:
         raise ValueError("The figures need the package matplotlib. Install it with `pip install alter-peft[eval]`.")
 
 
-def _report(folder: Path, output: Path, command: str) -> None:
-    found = read_benchmark(folder)
-    tables = report_tables(found)
+def _write(found: Benchmark, tables: list[Table], output: Path, command: str) -> None:
     write_report(found, tables, output, command)
     print(to_markdown(tables[0]))
     print(f"\nreport: {output / 'report.html'}")
