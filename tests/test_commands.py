@@ -88,6 +88,7 @@ def test_without_matplotlib(folder, capsys, monkeypatch):
 
 
 FORGET = [{"prompt": "Where does Alice live?", "completion": "In Paris.", "wrong": ["In Rome.", "In Oslo."]}]
+PARTS = {"curves": {}, "seconds": {}, "skipped": {}, "settings": {}, "machine": "", "error": None}
 RETAIN = [{"prompt": "What is the sky?", "completion": "Blue."}, {"prompt": "Who bakes?", "completion": "Bob."}]
 
 
@@ -139,9 +140,6 @@ def test_evaluate_beside_oracles_and_under_attack(place, tmp_path, capsys):
     assert "switched_off/probability" in Result.load(tmp_path / "x.json").scores
 
 
-PARTS = {"curves": {}, "seconds": {}, "skipped": {}, "settings": {}, "machine": "", "error": None}
-
-
 def test_evaluate_on_tofu(place, tmp_path):
     own = ["--model", str(place / "model"), "--output_file", str(tmp_path / "x.json"), "--max_new_tokens", "2"]
     main(["evaluate", *own, "--tofu", str(place / "tofu")])
@@ -186,9 +184,10 @@ def test_benchmark_by_a_yaml_file(place, tmp_path, capsys, monkeypatch):
         return adapted
 
     monkeypatch.setitem(METHODS, "lora_ga", random_adapter)
+    teach = {"max_steps": 2, "warmup_steps": 0, "learning_rate": 1e-2, "disable_tqdm": True}
     options = {
         "model": str(place / "model"), "data": str(place / "tofu"), "methods": ["lora_ga"], "oracle_seeds": [0, 1],
-        "max_new_tokens": 2, "answered": 2, "rows": 2, "options": {"teach": {"max_steps": 1, "disable_tqdm": True}},
+        "max_new_tokens": 2, "answered": 2, "rows": 2, "options": {"teach": teach},
     }  # fmt: skip
     (tmp_path / "grid.yaml").write_text(json.dumps(options))  # JSON is YAML
     out = tmp_path / "out"
