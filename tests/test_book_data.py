@@ -22,7 +22,7 @@ import pytest
 from trainer_setup import make_trainer
 from transformers import ByT5Tokenizer
 
-from alter_peft.evaluation import encode_pair, read_books
+from alter_peft.evaluation import Pair, encode_pair, read_books
 from alter_peft.evaluation.book_data import cut, read_book
 
 
@@ -158,8 +158,8 @@ def test_questions_stand_behind_the_shots(tokenizer, books, tmp_path):
     data = read_books(tokenizer, books["hyde"], [books["holmes"]], length=20, **files)
     shots = "Question: Who bakes?\nAnswer: Bob\n\nQuestion: Where?\nAnswer: Paris\n\n"
     assert data.forget_questions == [
-        (shots + "Question: Who?\nAnswer: ", "Hyde", (), None),
-        (shots + "Question: What?\nAnswer: ", "A door", (), None),
+        Pair(shots + "Question: Who?\nAnswer: ", "Hyde"),
+        Pair(shots + "Question: What?\nAnswer: ", "A door"),
     ]
     assert data.retain_questions == []
 
