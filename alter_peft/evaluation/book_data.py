@@ -196,8 +196,8 @@ def read_books(
 def _read_questions(path: Path | str) -> list[dict[str, str]]:
     if not Path(path).is_file():
         raise ValueError(f"There are no questions at {str(path)!r}. Give a file of JSON lines.")
-    rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    rows, text = [], Path(path).read_text(encoding="utf-8")
+    for number, line in enumerate(text.rstrip("\n").split("\n") if text else [], start=1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
