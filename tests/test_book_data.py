@@ -22,7 +22,7 @@ import pytest
 from trainer_setup import make_trainer
 from transformers import ByT5Tokenizer
 
-from alter_peft.evaluation import encode_pair, read_books
+from alter_peft.evaluation import Pair, encode_pair, read_books
 from alter_peft.evaluation.book_data import cut, read_book
 
 
@@ -116,13 +116,14 @@ def text_of(passages) -> str:
     return "".join(passage.prompt + passage.completion for passage in passages)
 
 
-def test_the_last_third_of_the_book_is_held_out(tokenizer, books):
+def test_every_third_passage_is_held_out(tokenizer, books):
     data = read_books(tokenizer, books["hyde"], [books["holmes"], books["dorian"]], length=20)
     assert data.name == "hyde" and data.length == 20
-    unseen = [passage for both in zip(data.holdout, data.calibration, strict=False) for passage in both]
-    unseen += data.holdout[len(data.calibration) :]
-    assert read_book(books["hyde"]).startswith(text_of(data.forget + unseen))
-    assert len(data.forget) >= 2 * len(unseen) >= 8 and len(data.holdout) - len(data.calibration) in (0, 1)
+    forget, holdout, calibration = iter(data.forget), iter(data.holdout), iter(data.calibration)
+    turns = [forget, forget, holdout, forget, forget, calibration] * 9
+    passages = [next(turn, None) for turn in turns]
+    assert None in passages[18:] and not any(passages[passages.index(None) :])
+    assert read_book(books["hyde"]).startswith(text_of(passages[: passages.index(None)]))
 
 
 def test_retained_passages_come_from_every_book(tokenizer, books):
@@ -157,8 +158,8 @@ def test_questions_stand_behind_the_shots(tokenizer, books, tmp_path):
     data = read_books(tokenizer, books["hyde"], [books["holmes"]], length=20, **files)
     shots = "Question: Who bakes?\nAnswer: Bob\n\nQuestion: Where?\nAnswer: Paris\n\n"
     assert data.forget_questions == [
-        (shots + "Question: Who?\nAnswer: ", "Hyde", (), None),
-        (shots + "Question: What?\nAnswer: ", "A door", (), None),
+        Pair(shots + "Question: Who?\nAnswer: ", "Hyde"),
+        Pair(shots + "Question: What?\nAnswer: ", "A door"),
     ]
     assert data.retain_questions == []
 
@@ -222,17 +223,16 @@ def test_a_row_is_trained_as_plain_text_and_as_it_is_scored(tokenizer, books, tm
 
 
 @pytest.mark.parametrize(
-    "book, questions, until",
+    "book, questions",
     [
-        ("stevenson-hyde.txt", "hyde_questions.jsonl", "DR. LANYON'S NARRATIVE"),
-        ("yellow-wallpaper-gilman.txt", "yellow_wallpaper_questions.jsonl", None),
+        ("stevenson-hyde.txt", "hyde_questions.jsonl"),
+        ("yellow-wallpaper-gilman.txt", "yellow_wallpaper_questions.jsonl"),
     ],
 )
-def test_every_answer_is_in_the_part_of_the_book_that_is_learned(tofu, book, questions, until):
-    text = read_book(tofu.parent / "gutenberg" / book).split(until or "\0")[0].lower()
+def test_every_answer_is_in_the_book(tofu, book, questions):
+    text = read_book(tofu.parent / "gutenberg" / book).lower()
     rows = [json.loads(line) for line in (DATA / questions).read_text().splitlines()]
     assert len(rows) >= 20
     for row in rows:
-        words = row["answer"].lower().rstrip(".").split()
-        missing = [word for word in words if word.removesuffix("s") not in text]
+        missing = [word for word in row["answer"].lower().split() if word.removesuffix("s") not in text]
         assert not missing, row

@@ -73,6 +73,12 @@ def test_a_file_is_read_in_every_form(tmp_path, name):
     assert [row["choices"] for row in rows] == [row["choices"] for row in ROWS]
 
 
+def test_a_text_may_hold_what_python_takes_for_the_end_of_a_line(tmp_path):
+    row = {**ROWS[0], "question": "Who\u2028bakes\x85the bread?"}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_questions(tmp_path / "q.jsonl") == [row]
+
+
 @pytest.mark.parametrize(
     "row, message",
     [
@@ -104,7 +110,7 @@ def test_a_file_that_holds_no_rows(tmp_path, text, message):
 
 
 def test_the_data_beside_the_checkout_can_be_read(tofu):
-    for name, rows in (("mmlu_dev", 285), ("arc_easy_dev", 570)):
+    for name, rows in (("mmlu_dev", 285), ("mmlu_test", 14042), ("arc_easy_dev", 570), ("arc_easy_test", 2376)):
         assert len(read_questions(tofu.parent / "mcq" / f"{name}.jsonl.gz")) == rows
 
 

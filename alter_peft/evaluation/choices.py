@@ -142,7 +142,7 @@ def read_questions(path: Path | str) -> list[dict[str, Any]]:
         text = file.read()
     try:
         lines = ".jsonl" in Path(path).suffixes
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()] if lines else json.loads(text)
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()] if lines else json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{str(path)!r} is no JSON ({error}).") from error
     if not isinstance(rows, list) or not rows:
