@@ -105,7 +105,7 @@ class AlterModel(ExpertControl, BaseTuner):
         if config.is_gated:
             self._decoder = find_decoder(model)
             _resolve_layers(config, self._decoder)
-            config.check_threshold(model.get_output_embeddings().weight.shape[0])
+            config.check_threshold(LanguageModelHead(model).vocab_size)
         if state_dict is not None:  # the router has its place already, whatever its keys say
             state_dict = {key: value for key, value in state_dict.items() if ".alter_router." not in key}
             if self._decoder is not None:
