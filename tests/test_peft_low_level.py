@@ -36,6 +36,7 @@ from peft import (
     set_base_model_state_dict,
     set_peft_model_state_dict,
 )
+from safetensors.torch import load_file, save_file
 from tiny_models import MLP, adapted, base_model, config, inputs, outputs
 from torch import nn
 from transformers import MambaConfig, MambaForCausalLM
@@ -248,6 +249,20 @@ def test_training_on_a_base_prepared_for_few_bits(family, router):
     model(**inputs(family)).logits.square().mean().backward()
     reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert reached and all(".alter_A." in name or ".alter_B." in name for name in reached)
+
+
+@every
+def test_missing_keys_are_reported(family, router, tmp_path):
+    adapted(family, router=router).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    state = load_file(file)
+    missing = {key for key in state if key.endswith(".retain") or "router.weight" in key}
+    save_file({key: value for key, value in state.items() if key not in missing}, file)
+    with pytest.warns(UserWarning, match="Found missing adapter keys while loading the checkpoint") as caught:
+        loaded = PeftModel.from_pretrained(base_model(family), tmp_path)
+    message = next(str(w.message) for w in caught if "missing adapter keys" in str(w.message))
+    assert all(key.rpartition(".")[0] in message for key in missing)
+    assert loaded.peft_config["default"].inference_mode
 
 
 @every
