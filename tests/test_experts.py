@@ -324,6 +324,20 @@ def test_an_adapter_without_the_expert_is_saved_and_loaded(tmp_path, router):
     assert torch.equal(logits(loaded), logits(model)) and loaded.list_experts() == model.list_experts()
 
 
+def test_a_router_held_as_buffers_is_the_same_router(tmp_path):
+    """As training under DeepSpeed leaves it: no Parameter of it is there to be rounded or split."""
+    model = model_of()
+    twin, keys = copy.deepcopy(model), model.state_dict().keys()
+    context_of(model).routers[0].hold_as_buffers()
+    assert not any(".alter_router." in name for name, _ in model.named_parameters())
+    assert model.state_dict().keys() == keys and torch.equal(logits(model), logits(twin))
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(PeftModel.from_pretrained(base_model(), tmp_path).eval()), logits(twin))
+    for either in (model, twin):
+        either.delete_expert("secret recipe")
+    assert torch.equal(logits(model), logits(twin))
+
+
 def test_unnamed_experts_keep_their_names_when_another_goes():
     model = adapted(num_forget_experts=3)
     norms = {name: expert.norm for name, expert in model.list_experts().items()}

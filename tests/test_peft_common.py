@@ -122,7 +122,7 @@ def test_adapters_cannot_be_named_as_experts(name):
 
 
 @static
-def test_merging(family):
+def test_merging(family, tmp_path):
     model = adapted(family, router="static", expert_weights=[0.5, -1.0])
     add(model, "second", family, router="static", r=4)
     base = outputs(base_model(family), family)
@@ -149,6 +149,10 @@ def test_merging(family):
     torch.testing.assert_close(outputs(merged, family), expected["default"], **close)
     for name, _ in merged.named_modules():
         assert "alter" not in name and "base_layer" not in name
+    if family != "mlp":  # what is merged is saved and loaded like any model
+        merged.save_pretrained(tmp_path)
+        loaded = type(merged).from_pretrained(tmp_path).eval()
+        assert torch.equal(outputs(loaded, family), outputs(merged, family))
 
 
 @static

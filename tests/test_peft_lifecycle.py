@@ -18,6 +18,8 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.helpers import rescale_adapter_scale
+from peft.utils import TrainableTokensWrapper
 from peft.utils.hotswap import hotswap_adapter
 from peft.utils.save_and_load import load_peft_weights
 from tiny_models import adapted, add, base_model, config, generate, outputs
@@ -183,6 +185,43 @@ def test_modules_to_save_follow_their_adapter(tmp_path):
     model.set_adapter("other")
     model.delete_adapter("default")
     assert torch.equal(outputs(model, "llama"), expected["other"])
+
+
+@pytest.mark.filterwarnings("ignore:Adapter .* was active which is now deleted:UserWarning")
+def test_trained_tokens_are_deleted_with_their_adapter():
+    model = adapted("llama", trainable_token_indices=[5, 6])
+    add(model, "other", "llama", trainable_token_indices=[7])
+    model.set_adapter("other")
+    expected = outputs(model, "llama")
+    model.delete_adapter("default")
+    wrappers = [module for module in model.modules() if isinstance(module, TrainableTokensWrapper)]
+    assert wrappers and all(list(wrapper.token_adapter.trainable_tokens_delta) == ["other"] for wrapper in wrappers)
+    assert torch.equal(outputs(model, "llama"), expected)
+    model.delete_adapter("other")
+    assert torch.equal(outputs(model.base_model.model, "llama"), outputs(base_model("llama"), "llama"))
+
+
+@routers
+def test_ranks_that_differ_by_layer_and_by_adapter(router):
+    model = adapted("llama", router=router, rank_pattern={"q_proj": 2, r"3\.mlp\.up_proj": 5})
+    first = outputs(model, "llama")
+    add(model, "other", "llama", router=router, r=3, rank_pattern={"v_proj": 7}, alpha_pattern={"v_proj": 14})
+    layer = model.get_submodule("base_model.model.model.layers.3")
+    ranks = [module.r for module in (layer.self_attn.q_proj, layer.self_attn.v_proj, layer.mlp.up_proj)]
+    assert ranks == [{"default": 2, "other": 3}, {"default": 8, "other": 7}, {"default": 5, "other": 3}]
+    assert layer.self_attn.v_proj.scaling == {"default": 2.0, "other": 2.0}
+    assert torch.equal(outputs(model, "llama"), first)
+    model.set_adapter("other")
+    assert not torch.allclose(outputs(model, "llama"), first, atol=1e-2)
+
+
+def test_rescaling_by_peft_is_refused_and_experts_can_be_scaled_instead():
+    model = adapted("llama")
+    with pytest.raises(ValueError, match="scaling is only supported for models with `LoraLayer`s"):
+        rescale_adapter_scale(model, 0.5).__enter__()
+    before = outputs(model, "llama")
+    with model.experts(forget_0=0.5):
+        assert not torch.equal(outputs(model, "llama"), before)
 
 
 def test_hot_swapping_is_refused_and_weights_can_be_set_instead(tmp_path):

@@ -19,10 +19,12 @@ import copy
 import json
 import pickle
 import re
+from dataclasses import fields
 
 import pytest
 import torch
 from peft import (
+    LoraConfig,
     PeftConfig,
     PeftModel,
     get_base_model_state_dict,
@@ -30,11 +32,14 @@ from peft import (
     get_peft_model,
     get_peft_model_state_dict,
     inject_adapter_in_model,
+    prepare_model_for_kbit_training,
     set_base_model_state_dict,
     set_peft_model_state_dict,
 )
-from tiny_models import MLP, adapted, base_model, config, outputs
+from safetensors.torch import load_file, save_file
+from tiny_models import MLP, adapted, base_model, config, inputs, outputs
 from torch import nn
+from transformers import MambaConfig, MambaForCausalLM
 
 from alter_peft import AlterConfig
 from alter_peft.tuner.layer import AlterLayer
@@ -195,6 +200,77 @@ def test_what_matches_no_module(router):
         adapted("llama", router=router, rank_pattern={"no": 2})
     with pytest.warns(RuntimeWarning, match=r"alpha_pattern keys did not match .*\['no'\]"):
         adapted("llama", router=router, alpha_pattern={"no": 2})
+
+
+LORA_ALONE = {
+    "use_dora": True, "init_lora_weights": "pissa", "loftq_config": {}, "eva_config": None, "lora_bias": True,
+    "target_parameters": ["w"], "layer_replication": [(0, 1)], "megatron_config": {}, "alora_invocation_tokens": [1],
+    "arrow_config": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", LORA_ALONE)
+def test_options_of_lora_alone_are_no_options_here(option):
+    assert option in {field.name for field in fields(LoraConfig)}
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{option}'"):
+        AlterConfig(**{option: LORA_ALONE[option]})
+
+
+class Attention(nn.Module):
+    """Reads `out_proj.weight` without calling `out_proj`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2)
+
+
+@pytest.mark.parametrize("router", ["static", "context"])
+def test_layers_that_are_not_called_are_refused(router):
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
+    targets = {"router": router, "target_modules": "all-linear"}
+    with pytest.raises(ValueError, match=r"out_proj'.*without calling.*`exclude_modules=\['out_proj'\]"):
+        get_peft_model(MambaForCausalLM(MambaConfig(**sizes)), AlterConfig(**targets))
+    rest = get_peft_model(MambaForCausalLM(MambaConfig(**sizes)), AlterConfig(**targets, exclude_modules=["out_proj"]))
+    assert {name.rpartition(".")[2] for name in adapted_names(rest)} == {"in_proj", "x_proj", "dt_proj"}
+    if router == "static":
+        with pytest.raises(ValueError, match="MultiheadAttention reads its weight without calling it"):
+            get_peft_model(Attention(), AlterConfig(router=router, target_modules=["out_proj"]))
+
+
+@pytest.mark.parametrize(("family", "router"), [("llama", "context"), ("gpt2", "context"), ("t5", "static")])
+def test_training_on_a_base_prepared_for_few_bits(family, router):
+    """`prepare_model_for_kbit_training`, with input gradients for checkpointing, as PEFT has it for QLoRA."""
+    prepared = prepare_model_for_kbit_training(base_model(family), use_gradient_checkpointing=False)
+    assert not any(parameter.requires_grad for parameter in prepared.parameters())
+    model = get_peft_model(prepared, config(family, router=router))
+    model.enable_input_require_grads()
+    ids = torch.tensor([[5, 6, 7]])
+    assert model.get_input_embeddings()(ids).requires_grad
+    model(**inputs(family)).logits.square().mean().backward()
+    reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert reached and all(".alter_A." in name or ".alter_B." in name for name in reached)
+
+
+@every
+def test_missing_keys_are_reported(family, router, tmp_path):
+    adapted(family, router=router).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    state = load_file(file)
+    missing = {key for key in state if key.endswith(".retain") or "router.weight" in key}
+    save_file({key: value for key, value in state.items() if key not in missing}, file)
+    with pytest.warns(UserWarning, match="Found missing adapter keys while loading the checkpoint") as caught:
+        loaded = PeftModel.from_pretrained(base_model(family), tmp_path)
+    message = next(str(w.message) for w in caught if "missing adapter keys" in str(w.message))
+    assert all(key.rpartition(".")[0] in message for key in missing)
+    assert loaded.peft_config["default"].inference_mode
+
+
+@every
+def test_a_device_map_places_what_is_loaded(family, router, tmp_path):
+    model = adapted(family, router=router)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(base_model(family), tmp_path, device_map={"": "cpu"}).eval()
+    assert torch.equal(outputs(loaded, family), outputs(model, family))
 
 
 @pytest.mark.parametrize("router", ["static", "context"])

@@ -16,9 +16,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -272,60 +269,6 @@ def test_gradient_checkpointing_changes_nothing(tmp_path, tokenizer, retain_loss
     plain = run(tmp_path, tokenizer, **options)
     checkpointed = run(tmp_path, tokenizer, gradient_checkpointing=True, **options)
     assert_same_trajectory(plain, checkpointed, atol=2e-6)
-
-
-TWO_PROCESSES = """
-import sys
-from pathlib import Path
-
-import datasets
-from trainer_setup import make_trainer
-from transformers import PreTrainedTokenizerFast
-
-folder = Path(sys.argv[1])
-datasets.config.HF_DATASETS_CACHE = folder / "cache-of-two"
-tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
-trainer = make_trainer(
-    folder / "two", tokenizer, adapter={"init_weights": False}, per_device_train_batch_size=2, num_train_epochs=2,
-    optim="sgd", learning_rate=0.3, shared_learning_rate=0.3, lr_scheduler_type="linear",
-)
-assert trainer.accelerator.num_processes == 2
-trainer.train()
-trainer.save_model(folder / "adapter-of-two")
-if trainer.is_world_process_zero():
-    trainer.state.save_to_json(folder / "adapter-of-two" / "state.json")
-"""
-
-
-def test_two_processes_change_nothing(tmp_path, tokenizer):
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
-    (tmp_path / "script.py").write_text(TWO_PROCESSES)
-    launch = [str(Path(sys.executable).parent / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = [*launch, str(tmp_path / "script.py"), str(tmp_path)]
-    tests = Path(__file__).parent
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr[-4000:]
-    options = {**SGD, "per_device_train_batch_size": 4, "num_train_epochs": 2}
-    trainer = make_trainer(tmp_path / "one", tokenizer, adapter={"init_weights": False}, **options)
-    before = adapter_state(trainer)
-    trainer.train()
-    trainer.save_model(tmp_path / "adapter-of-one")
-    one = load_file(tmp_path / "adapter-of-one" / "adapter_model.safetensors")
-    two = load_file(tmp_path / "adapter-of-two" / "adapter_model.safetensors")
-    assert one.keys() == two.keys()
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
-    after = adapter_state(trainer)
-    for part in (".alter_A.", ".forget_0", ".forget_1", ".retain"):
-        assert max((after[n] - before[n]).abs().max().item() for n in after if part in n) > 1e-3, part
-    state = type(trainer.state).load_from_json(tmp_path / "adapter-of-two" / "state.json")
-    logs = zip(state.log_history[:-1], trainer.state.log_history[:-1], strict=True)
-    for of_two, of_one in logs:
-        same = ("loss", "loss/forget", "loss/retain", "loss/structural", "grad_norm/shared", "grad_norm/experts")
-        assert [of_two[name] for name in same] == pytest.approx([of_one[name] for name in same], rel=1e-3)
 
 
 @pytest.mark.parametrize("save_steps", [3, 4, 5])

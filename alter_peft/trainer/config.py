@@ -42,6 +42,8 @@ class AlterUnlearnConfig(SFTConfig):
             Forget rows a step and device; as many retain rows join them.
         gradient_checkpointing (`bool`, *optional*, defaults to `False`):
             Recompute the adapted layers in backward to save memory.
+        loss_type (`str`, *optional*, defaults to `"nll"`):
+            The loss of `evaluate`; no other. The oldest TRL has another default.
         forget_weight (`float`, *optional*, defaults to `1.0`):
             beta.
         retain_weight (`float`, *optional*, defaults to `1.0`):
@@ -88,6 +90,7 @@ class AlterUnlearnConfig(SFTConfig):
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Recompute the adapted layers in backward to save memory."}
     )
+    loss_type: str = field(default="nll", metadata={"help": "The loss of `evaluate`; no other."})
     shared_learning_rate: float = field(default=1e-5, metadata={"help": "eta_A, initial learning rate of A."})
     forget_weight: float = field(default=1.0, metadata={"help": "beta of Eq. 8."})
     retain_weight: float = field(default=1.0, metadata={"help": "gamma of Eq. 8."})

@@ -15,11 +15,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from alter_peft.tuner.layer import AlterLayer
 
@@ -49,18 +50,21 @@ def parameter_groups(model: nn.Module, each_expert: bool = False) -> dict[str, l
     return groups
 
 
-def rest_groups(groups: Iterable[dict[str, Any]], resting: set[str]) -> None:
-    """A rate of 0 until `wake_groups`, for an optimiser that steps on all groups by itself, as DeepSpeed's does."""
-    for group in groups:
-        if group["name"] in resting:
-            group["rate_awake"], group["lr"] = group["lr"], 0.0
+def rest_groups(optimizer: torch.optim.Optimizer, resting: Callable[[], set[str]]) -> RemovableHandle:
+    """
+    Before each step, take the gradients from the groups that rest, for DeepSpeed, which steps as backward ends.
 
+    Args:
+        resting: the names of the groups that take no part in the present step.
+    """
 
-def wake_groups(groups: Iterable[dict[str, Any]]) -> None:
-    """Undo `rest_groups`."""
-    for group in groups:
-        if "rate_awake" in group:
-            group["lr"] = group.pop("rate_awake")
+    def drop(stepping: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        names = resting()
+        for group in stepping.param_groups:
+            for parameter in group["params"] if group["name"] in names else ():
+                parameter.grad = None
+
+    return optimizer.register_step_pre_hook(drop)
 
 
 def drop_untaught_gradients(layers: Iterable[AlterLayer], adapter_name: str, taught: list[bool]) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +39,8 @@ from alter_peft.tuner.decoder import Decoder, LanguageModelHead, check_head
 from alter_peft.tuner.gating import GatingContext, base_model, observe_base
 from alter_peft.tuner.layer import AlterLayer
 from alter_peft.tuner.router import AlterRouter
+
+from .sharding import gathered
 
 
 # Positions that the router is fitted on at most, half of them of retain rows and as many of each sub-domain
@@ -192,6 +194,7 @@ class PhaseOne:
     Args:
         model: the adapted model, for a fingerprint of its base weights.
         router: the router to fit, or `None` (static router).
+        agree: what the main process says, where several look at the data together.
     """
 
     def __init__(
@@ -203,9 +206,10 @@ class PhaseOne:
         context: GatingContext,
         router: AlterRouter | None,
         adapter_name: str,
+        agree: Callable[[bool], bool] = bool,
     ) -> None:
         self.model, self.config, self.decoder, self.head = model, config, decoder, head
-        self.context, self.router, self.adapter_name = context, router, adapter_name
+        self.context, self.router, self.adapter_name, self.agree = context, router, adapter_name, agree
 
     def run(self, forget: Dataset, retain: Dataset, batch_size: int, seed: int) -> tuple[Dataset, Dataset]:
         """The two sets with the column `entropy`; fits the router and sets the threshold on the way."""
@@ -214,8 +218,8 @@ class PhaseOne:
     def find(self, forget: Dataset, retain: Dataset, batch_size: int, seed: int) -> dict[str, Tensor]:
         """What phase I measures, on the CPU; from the disk if it is there."""
         path = self._cache_path(forget, retain, seed)
-        if path.exists():
-            return load_file(path)
+        if self.agree(path.exists()):
+            return load_file(path) if path.exists() else {}
         found = {name: tensor.cpu() for name, tensor in self._compute(forget, retain, batch_size, seed).items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}")
@@ -330,8 +334,11 @@ def _batches(order: Sequence[int], size: int) -> Iterator[list[int]]:
 def _base_bytes(model: nn.Module) -> Iterator[Any]:
     """The base model's weights, without any adapter's."""
     inside = [f"{name}." for name, module in model.named_modules() if isinstance(module, (AlterLayer, AlterRouter))]
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, tensor in sorted(model.state_dict().items()):
         owner = next((prefix for prefix in inside if name.startswith(prefix)), None)
         if owner is None or name.startswith(f"{owner}base_layer."):
             yield name.encode()
-            yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            with gathered([parameters[name]] if name in parameters else []):
+                held = parameters.get(name, tensor).detach()
+                yield held.cpu().contiguous().flatten().view(torch.uint8).numpy()

@@ -11,10 +11,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What sharded weights (FSDP2, DeepSpeed ZeRO) ask of the trainer."""
+"""What weights in parts (FSDP2, DeepSpeed ZeRO) ask of the trainer."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,8 +30,51 @@ from alter_peft.tuner.decoder import LanguageModelHead
 
 
 if TYPE_CHECKING:
-    from .config import AlterUnlearnConfig
     from .trainer import AlterUnlearnTrainer
+
+
+def gathers(trainer: AlterUnlearnTrainer) -> bool:
+    """Whether layers gather their weights as they run (FSDP2, ZeRO-3): all processes make the same passes then."""
+    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
+    return trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
+
+
+@contextmanager
+def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside, parameters that ZeRO-3 has split are whole, to be read; all processes call this together."""
+    split = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not split:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(split):
+        yield
+
+
+def is_split(model: nn.Module) -> bool:
+    """Whether ZeRO-3 has split the weights already, as while they were loaded, so that no process has them."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+@contextmanager
+def gathering(model: nn.Module) -> Iterator[None]:
+    """Inside, each module has its own weights whole while it runs, before DeepSpeed itself sees to that."""
+    running: dict[nn.Module, ExitStack] = {}
+
+    def before(module: nn.Module, args: Any) -> None:
+        running[module] = ExitStack()
+        running[module].enter_context(gathered(module.parameters(recurse=False)))
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        running.pop(module).close()
+
+    with ExitStack() as stack:
+        for module in model.modules() if is_split(model) else ():
+            if any(hasattr(parameter, "ds_id") for parameter in module.parameters(recurse=False)):
+                stack.callback(module.register_forward_pre_hook(before).remove)
+                stack.callback(module.register_forward_hook(after).remove)
+        yield
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -73,7 +118,8 @@ class WholeHead(LanguageModelHead):
         sizes = sharded.in_features, sharded.out_features
         self._whole = nn.Linear(*sizes, bias=sharded.bias is not None, device="meta").requires_grad_(False)
         for name, parameter in sharded.named_parameters(recurse=False):
-            copy = whole(parameter.detach()).to(device, copy=True)
+            with gathered([parameter]):
+                copy = whole(parameter.detach()).to(device, copy=True)
             setattr(self._whole, name, nn.Parameter(copy, requires_grad=False))
 
     @property
@@ -84,12 +130,14 @@ class WholeHead(LanguageModelHead):
         return super().__call__(hidden.to(self._whole.weight.dtype))
 
 
-def check_distributed(trainer: AlterUnlearnTrainer) -> None:
-    """Raise a `ValueError` for what ALTER cannot train under, before any compute."""
+def set_up_distributed(trainer: AlterUnlearnTrainer) -> None:
+    """Set what ALTER needs; raise a `ValueError` for what ALTER cannot train under, before any compute."""
     if trainer.is_deepspeed_enabled:
-        _check_deepspeed(trainer.accelerator.state.deepspeed_plugin, trainer.args)
+        _set_up_deepspeed(trainer)
     if trainer.is_fsdp_enabled:
         _check_fsdp(trainer)
+    if gathers(trainer):
+        _check_head(trainer)
 
 
 def _check_fsdp(trainer: AlterUnlearnTrainer) -> None:
@@ -114,20 +162,19 @@ def _check_fsdp(trainer: AlterUnlearnTrainer) -> None:
             f"`fsdp_state_dict_type` is {plugin.state_dict_type.name}, with which transformers saves no adapter. Set "
             "FULL_STATE_DICT."
         )
+
+
+def _check_head(trainer: AlterUnlearnTrainer) -> None:
     head = trainer.model.get_base_model().get_output_embeddings()
     if not isinstance(head, nn.Linear) or any(parameter.requires_grad for parameter in head.parameters()):
         raise ValueError(
-            f"The LM head is a {type(head).__name__} and no frozen `torch.nn.Linear`, as training under FSDP needs. "
-            "Remove it from `modules_to_save` and `target_modules`, or train without FSDP."
+            f"The LM head is a {type(head).__name__} and no frozen `torch.nn.Linear`, as training under FSDP and "
+            "ZeRO-3 needs. Remove it from `modules_to_save` and `target_modules`, or train with DDP or ZeRO-2."
         )
 
 
-def _check_deepspeed(plugin: Any, args: AlterUnlearnConfig) -> None:
-    if plugin.zero_stage == 3:
-        raise ValueError(
-            "`zero_stage` is 3, but must be at most 2: ZeRO-3 leaves no process the weights that phase I and the "
-            "router read. Launch with FSDP 2, which shards as much (`examples/accelerate_configs/fsdp2.yaml`)."
-        )
+def _set_up_deepspeed(trainer: AlterUnlearnTrainer) -> None:
+    plugin, args = trainer.accelerator.state.deepspeed_plugin, trainer.args
     if "optimizer" in plugin.deepspeed_config:
         raise ValueError(
             "`deepspeed_config` has an `optimizer`, which knows no experts. Remove it; `optim` and the rates of "
@@ -140,6 +187,8 @@ def _check_deepspeed(plugin: Any, args: AlterUnlearnConfig) -> None:
                 f"`{name}` is {value}, but must be 0 under DeepSpeed, which clips all gradients by one norm: an "
                 "expert would learn less because another's gradient is large."
             )
+    # accelerate leaves a 0 out of the config, and DeepSpeed then clips at its default of 1
+    plugin.deepspeed_config["gradient_clipping"] = 0.0
 
 
 def from_main_process(value: Any) -> Any:

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from alter_peft.entropy import chunked_tsallis_entropy
 from alter_peft.losses import structural_invariance
 from alter_peft.tuner.gating import evaluating
+from alter_peft.tuner.layer import SharedProjection
 
-from .sharding import is_sharded, own_part, part_of
+from .sharding import gathered, gathers, is_sharded, own_part, part_of
 
 
 if TYPE_CHECKING:
@@ -57,26 +58,25 @@ class StructuralTerm:
 
     def __call__(self, inputs: dict[str, Any], count: float) -> Tensor:
         """The term's value, with its gradient in A; `count` is the number of high-entropy tokens of the step."""
-        shared = [own_part(A) for A in self.trainer.shared_matrices]
-        # every A is in every graph, since DDP waits for all gradients
-        anchor = sum((A.sum() for A in shared), torch.zeros((), device=inputs["input_ids"].device)) * 0.0
-        if not self.due():
-            return anchor
+        zero = torch.zeros((), device=inputs["input_ids"].device)
+        if not self.due():  # every A is in every graph all the same, since DDP waits for all gradients
+            return sum((_inner_product(A, None) for A in self._projections), zero)
         value, gradients = self._sum_over_rows(inputs)
-        gradients = self._as_held(gradients)
-        interval = self.trainer.args.structural_interval
+        products = map(_inner_product, self._projections, self._as_held(gradients))
         # a linear function of A whose gradient is the term's: it goes through accumulation and DDP like any loss
-        linear = sum(((A * G).sum() for A, G in zip(shared, gradients, strict=True)), anchor) * (interval / count)
+        linear = sum(products, zero) * (self.trainer.args.structural_interval / count)
         return linear - linear.detach() + value / count
+
+    @property
+    def _projections(self) -> list[SharedProjection]:
+        return [layer.alter_A[self.trainer.adapter_name] for layer in self.trainer._layers]
 
     def _sum_over_rows(self, inputs: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
         """The term of this process's rows, and its gradient in every whole A."""
         # What is displaced is not A, which FSDP shards and each row would displace differently, but what is added to
         # it: every process has all of that, and no other sees it.
-        offsets = [
-            torch.zeros(layer.alter_A[self.trainer.adapter_name].weight.shape, device=inputs["input_ids"].device)
-            for layer in self.trainer._layers
-        ]
+        shapes = [(A.out_features, A.in_features) for A in self._projections]
+        offsets = [torch.zeros(shape, device=inputs["input_ids"].device) for shape in shapes]
         for offset in offsets:
             offset.requires_grad_()
         length = STEP * max(1.0, self._norm_of_shared())
@@ -87,7 +87,7 @@ class StructuralTerm:
             value += term.value
             for total, gradient in zip(gradients, term.gradients, strict=True):
                 total += gradient
-            if self._sharded:
+            if gathers(self.trainer):
                 row.keep_step(PASSES)
         return value, gradients
 
@@ -97,7 +97,8 @@ class StructuralTerm:
 
     def _norm_of_shared(self) -> float:
         """||A|| over all layers; in float64, so that shards add up to what the whole has."""
-        squares = sum(own_part(A).detach().double().square().sum() for A in self.trainer.shared_matrices)
+        with gathered(self.trainer.shared_matrices):
+            squares = sum(own_part(A).detach().double().square().sum() for A in self.trainer.shared_matrices)
         assert isinstance(squares, Tensor)
         return math.sqrt(float(self.trainer.accelerator.reduce(squares, "sum") if self._sharded else squares))
 
@@ -113,7 +114,7 @@ class StructuralTerm:
     def _rows(self, inputs: dict[str, Any], offsets: Sequence[Tensor]) -> list[_SignedEntropy]:
         high = self.trainer.objective.masks(inputs).high
         rows = high.any(dim=1).nonzero().flatten().tolist()
-        if self._sharded:  # weights are gathered by all processes together, so all make equally many passes
+        if gathers(self.trainer):  # weights are gathered by all processes together, so all make equally many passes
             count = torch.tensor([len(rows)], device=high.device)
             rows += [None] * (int(self.trainer.accelerator.gather(count).max()) - len(rows))
         nothing = torch.empty(0, dtype=torch.long, device=high.device)
@@ -123,6 +124,17 @@ class StructuralTerm:
             )
             for row in rows
         ]
+
+
+def _inner_product(projection: SharedProjection, G: Tensor | None) -> Tensor:
+    """sum A G, entry by entry, as a function of A, or of this process's part of it; without a G, 0."""
+    A = projection.weight
+    if is_sharded(A):
+        return own_part(A).sum() * 0.0 if G is None else (own_part(A) * G).sum()
+    rows = A.new_zeros(1, projection.in_features) if G is None else G.to(A.dtype)
+    with torch.autocast(rows.device.type, enabled=False):
+        product: Tensor = projection(rows)  # in its own forward ZeRO-3 has gathered A
+    return product.diagonal().sum()
 
 
 class _SignedEntropy:

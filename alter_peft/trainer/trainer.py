@@ -52,11 +52,11 @@ from .inputs import (
     checked_dataset,
     keep_input_columns,
 )
-from .isolation import clip_by_source, drop_untaught_gradients, parameter_groups, rest_groups, wake_groups
+from .isolation import clip_by_source, drop_untaught_gradients, parameter_groups, rest_groups
 from .landing import Landing
 from .objective import Objective, token_shares, token_sums
 from .phase_one import PhaseOne, mean_log_probabilities
-from .sharding import WholeHead, check_distributed, from_main_process
+from .sharding import WholeHead, from_main_process, gathering, gathers, is_split, set_up_distributed
 from .structural import StructuralTerm
 
 
@@ -168,7 +168,7 @@ class AlterUnlearnTrainer(SFTTrainer):
             kwargs["peft_config"] = assigned
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=held_out, **kwargs)
         try:
-            check_distributed(self)
+            set_up_distributed(self)
             self._set_up_model()
             self._set_up_data(train_dataset, retain_dataset, calibration_dataset)
         except ValueError:
@@ -194,15 +194,16 @@ class AlterUnlearnTrainer(SFTTrainer):
         if not any(expert.requires_grad for layer in self._layers for expert in layer.alter_B.parameters()):
             raise ValueError("`model` has a frozen adapter. Load it with `is_trainable=True`.")
         weight = base.get_output_embeddings().weight
-        # under FSDP autocast cannot be left: the gathered weights themselves are of the lower precision
-        mixed = self.accelerator.mixed_precision if self.is_fsdp_enabled else "no"
+        # autocast cannot be left where the weights themselves are of the lower precision
+        rounds = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        mixed = self.accelerator.mixed_precision if rounds else "no"
         if self.args.structural_weight > 0 and (weight.dtype != torch.float32 or mixed != "no"):
             logger.warning(
                 f"The base model is in {weight.dtype if mixed == 'no' else mixed}, which cannot resolve the central "
-                "difference of L_struct. Load it in float32 (under FSDP with `mixed_precision: 'no'`) or set "
-                "`structural_weight=0`."
+                "difference of L_struct. Load it in float32 (under FSDP and DeepSpeed: `mixed_precision: 'no'`), or "
+                "set `structural_weight=0`."
             )
-        self.alter_config.check_threshold(base.get_output_embeddings().weight.shape[0])
+        self.alter_config.check_threshold(self.head.vocab_size)
         if self.args.retain_loss == "kl" and isinstance(self.head.module, AuxiliaryTrainingWrapper):
             raise ValueError(
                 f"`modules_to_save` is {self.alter_config.modules_to_save}, which trains the LM head, but "
@@ -263,17 +264,20 @@ class AlterUnlearnTrainer(SFTTrainer):
         Phase I: the base model's token entropies, and the router, both cached on disk; `train` calls it.
 
         Of several processes the main one alone looks at the data (and at its disk), while the others wait, at most
-        `ddp_timeout` seconds; then all have the same.
+        `ddp_timeout` seconds; then all have the same. Where ZeRO-3 has split the weights, all look together.
         """
         if self._has_entropy:
             return
-        several, main = self.accelerator.num_processes > 1, self.accelerator.is_main_process
-        router = next((r for r in self.gating.routers if main and self.adapter_name in r.alter_router), None)
-        phase = PhaseOne(self.model, self.alter_config, self._stack, self.head, self.gating, router, self.adapter_name)
+        several, looks = self.accelerator.num_processes > 1, self.accelerator.is_main_process or is_split(self.model)
+        router = next((r for r in self.gating.routers if looks and self.adapter_name in r.alter_router), None)
+        phase = PhaseOne(
+            self.model, self.alter_config, self._stack, self.head, self.gating, router, self.adapter_name,
+            agree=from_main_process if is_split(self.model) else bool,
+        )  # fmt: skip
         rows = max(1, self.args.per_device_eval_batch_size)
         found: dict[str, Tensor] = {}
-        if main:
-            with self.accelerator.autocast():
+        if looks:
+            with self.accelerator.autocast(), gathering(self.model):
                 found = phase.find(self._forget, self._retain, rows, self.args.seed)
                 if self._calibration is not None:
                     level = mean_log_probabilities(self._calibration, self.decoder, self.head, self.gating, rows)
@@ -286,8 +290,9 @@ class AlterUnlearnTrainer(SFTTrainer):
         # no row is raised above its own beginning: that would teach what the model never knew
         self.objective.targets = phase.forget_log_probabilities.clamp(max=math.log(self.forget_level))
         self.train_dataset = PairDataset(forget, retain)
-        if self.alter_config.init_weights == "cluster" and main:
-            start_from_clusters(self, forget)
+        if self.alter_config.init_weights == "cluster" and looks:
+            with gathering(self.model):
+                start_from_clusters(self, forget)
         if several:
             own = {name: tensor for name, tensor in self.model.named_parameters() if ".alter_" in name}
             adapter = {name: tensor.detach().cpu() for name, tensor in own.items()}
@@ -307,6 +312,9 @@ class AlterUnlearnTrainer(SFTTrainer):
         """As [`~transformers.Trainer.train`], after phase I."""
         check_unscaled(self.alter_config)
         self.prepare_phase_one()
+        if self.is_deepspeed_enabled:
+            for router in self.gating.routers:
+                router.hold_as_buffers()
         return super().train(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[tuple[int, int]]:
@@ -352,11 +360,14 @@ class AlterUnlearnTrainer(SFTTrainer):
             counts = self.accelerator.gather(counts.to(device).unsqueeze(0)).sum(dim=0)
         forget, retain, structural = counts[:3].clamp(min=1).tolist()
         self._taught = (counts[3:] > 0).tolist()
-        if self.is_deepspeed_enabled:  # it steps at the end of backward, before any callback
-            names = ["retain", *(f"forget_{d}" for d in range(len(self._taught) - 1))]
-            resting = {name for name, taught in zip(names, self._taught, strict=True) if not taught}
-            rest_groups(self.optimizer.param_groups, resting if self._structural.due() else resting | {"shared"})
         return batches, {"forget": forget, "retain": retain, "structural": structural}
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """As the parent's, which under DeepSpeed would round S_q to the model's own precision."""
+        prepared: dict[str, Any] = super()._prepare_inputs(inputs)
+        if "entropy" in inputs:
+            prepared["entropy"] = inputs["entropy"].to(prepared["entropy"].device)
+        return prepared
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -383,6 +394,12 @@ class AlterUnlearnTrainer(SFTTrainer):
         supplied = self.gating.supply(entropy=inputs["entropy"], owner=owner, learns_shared=False)
         with supplied:
             return self.decode(model, inputs["input_ids"], inputs["attention_mask"])
+
+    def resting(self) -> set[str]:
+        """The names of the experts that no row of the present step teaches, and `shared` where A does not move."""
+        names = ["retain", *(f"forget_{d}" for d in range(len(self._taught) - 1))]
+        untaught = {name for name, taught in zip(names, self._taught, strict=True) if not taught}
+        return untaught if self._structural.due() else untaught | {"shared"}
 
     def decode(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The decoder's last hidden states (B, T, k) from a pass of the whole model: its wrapper wants to see it."""
@@ -449,7 +466,10 @@ class _StepCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         trainer = self.trainer
-        if trainer.is_fsdp_enabled:
+        if trainer.is_deepspeed_enabled:
+            engine: Any = trainer.model_wrapped
+            rest_groups(engine.basic_optimizer, trainer.resting)
+        if gathers(trainer):
             base = trainer.model.get_base_model()
             trainer.head = trainer.objective.head = WholeHead(base, trainer.accelerator.device)
 
@@ -459,8 +479,6 @@ class _StepCallback(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         trainer = self.trainer
-        if trainer.is_deepspeed_enabled:
-            wake_groups(trainer.optimizer.param_groups)
         drop_untaught_gradients(trainer._layers, trainer.adapter_name, trainer._taught)
         if not trainer._structural.due():
             for weight in trainer.shared_matrices:

@@ -58,6 +58,12 @@ class LanguageModelHead:
         head: nn.Module = self._model[0].get_output_embeddings()
         return head
 
+    @property
+    def vocab_size(self) -> int:
+        """V; asked of the config, since ZeRO-3 empties the weight."""
+        size: int = self._model[0].config.get_text_config().vocab_size
+        return size
+
     def __call__(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self.module(hidden)
         if self.scale != 1.0:

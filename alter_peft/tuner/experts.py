@@ -224,7 +224,7 @@ def _squared_norms(layer: AlterLayer, name: str) -> Tensor:
 
 def _delete_output(router: AlterRouter, name: str, row: int) -> None:
     linear: nn.Linear = router.alter_router[name]
-    for parameter_name, parameter in list(linear.named_parameters()):
-        kept = torch.cat([parameter.data[:row], parameter.data[row + 1 :]])
-        setattr(linear, parameter_name, nn.Parameter(kept, requires_grad=parameter.requires_grad))
+    for key, weight in linear.state_dict().items():
+        kept = torch.cat([weight[:row], weight[row + 1 :]])
+        setattr(linear, key, nn.Parameter(kept, requires_grad=getattr(linear, key).requires_grad))
     linear.out_features -= 1

@@ -131,6 +131,16 @@ def scale_gates(gates: Tensor, saved: tuple[float, ...], temporary: Tensor | Non
     return gates * scales
 
 
+def _refuse_packed(layer: Any) -> None:
+    """Raise a `ValueError` if bitsandbytes has packed a 4-bit weight in a way that it does not dequantise."""
+    weight = getattr(layer, "weight", None)  # some quantised layers have none
+    if getattr(getattr(weight, "quant_state", None), "packing_format_for_cpu", False):
+        raise ValueError(
+            "A 4-bit base layer has been packed for this CPU by its first forward pass, after which bitsandbytes does "
+            "not give its weights back. Merge before any forward pass, or on a GPU, or load the base in other bits."
+        )
+
+
 class AlterLayer(AlterTunerLayer):
     """Holds A and the experts of every adapter on one layer."""
 
@@ -318,12 +328,13 @@ class AlterLinear(nn.Module, AlterLayer):
             adapter_names: the adapters to merge; all active ones by default.
 
         Raises:
-            ValueError: NaNs with `safe_merge`, or an adapter that gates its tokens.
+            ValueError: NaNs with `safe_merge`, an adapter that gates its tokens, or 4 bits that a CPU has packed.
             TypeError: a quantised base whose weights cannot be written back (GPTQ, AWQ and others), by PEFT.
         """
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.alter_A:
                 continue
+            _refuse_packed(self.get_base_layer())
             weight = self.get_base_weight()  # dequantised
             merged = weight + self.get_delta_weight(name).to(weight.dtype)
             if safe_merge and not torch.isfinite(merged).all():
@@ -337,6 +348,7 @@ class AlterLinear(nn.Module, AlterLayer):
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         while self.merged_adapters:
+            _refuse_packed(self.get_base_layer())
             name = self.merged_adapters.pop()
             weight = self.get_base_weight()
             self.set_base_weight(weight - self.get_delta_weight(name).to(weight.dtype))

@@ -44,6 +44,10 @@ from .mixed_batch import RowAdapters, check_adapter_names, copies_of_a_row, mixe
 from .router import AlterRouter, AlterTunerLayer
 
 
+# Models whose fused kernels read `out_proj.weight`
+MAMBAS = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
+
+
 class AlterModel(ExpertControl, BaseTuner):
     """
     Creates an ALTER model (https://huggingface.co/papers/2603.01792) from a pretrained model.
@@ -105,7 +109,7 @@ class AlterModel(ExpertControl, BaseTuner):
         if config.is_gated:
             self._decoder = find_decoder(model)
             _resolve_layers(config, self._decoder)
-            config.check_threshold(model.get_output_embeddings().weight.shape[0])
+            config.check_threshold(LanguageModelHead(model).vocab_size)
         if state_dict is not None:  # the router has its place already, whatever its keys say
             state_dict = {key: value for key, value in state_dict.items() if ".alter_router." not in key}
             if self._decoder is not None:
@@ -172,6 +176,7 @@ class AlterModel(ExpertControl, BaseTuner):
         if isinstance(target, AlterLayer):
             target.update_layer(adapter_name, config=config, **sizes)
             return
+        self._refuse_unfelt(parent, target_name, current_key)
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         quantization = get_quantization_kwargs(self.model)
         if not isinstance(base, (nn.Linear, Conv1D)) and not _is_quantized_linear(base, quantization):
@@ -184,6 +189,17 @@ class AlterModel(ExpertControl, BaseTuner):
         if adapter_name not in self.active_adapters:
             new_module.requires_grad_(False)  # adding an adapter must not make it trainable
         self._replace_module(parent, target_name, new_module, target)
+
+    def _refuse_unfelt(self, parent: nn.Module, target_name: str, key: str) -> None:
+        """Raise a `ValueError` for a layer whose weight is read past its forward, as PEFT does for LoRA."""
+        config = self.model.config if isinstance(self.model, PreTrainedModel) else None
+        if isinstance(parent, nn.MultiheadAttention) or (
+            config is not None and config.model_type in MAMBAS and target_name == "out_proj"
+        ):
+            raise ValueError(
+                f"Target module {key!r}: {type(parent).__name__} reads its weight without calling it, so that an "
+                f"adapter there would do nothing. Exclude it, by `exclude_modules=[{target_name!r}]`."
+            )
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

@@ -177,6 +177,13 @@ class AlterRouter(nn.Module, AlterTunerLayer):
             )
         return entropy.float() - threshold
 
+    def hold_as_buffers(self) -> None:
+        """Make buffers of all weights, for DeepSpeed, which rounds and splits Parameters, frozen ones too."""
+        for linear in self.alter_router.values():
+            for name, parameter in list(linear.named_parameters()):
+                delattr(linear, name)
+                linear.register_buffer(name, parameter.detach())
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Nothing to merge: a gated adapter is refused before this is reached."""
 

@@ -1,0 +1,54 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Documentation that names code names code that exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+FEATURES = ROOT / "docs" / "peft_features.md"
+NAMED = re.compile(r"`(test_\w+\.py)::(test_\w+)`")
+
+
+@pytest.mark.parametrize(("file", "name"), sorted(set(NAMED.findall(FEATURES.read_text()))))
+def test_tests_that_the_features_name_exist(file, name):
+    assert re.search(rf"^def {name}\(", (ROOT / "tests" / file).read_text(), flags=re.MULTILINE)
+
+
+def test_every_row_of_the_features_names_its_test():
+    """Rows of the tables whose last column is `test`."""
+    rows, inside = [], False
+    for line in FEATURES.read_text().splitlines():
+        inside = line.startswith("|") and (inside or line.endswith("| test |"))
+        if inside and not line.endswith(("| test |", "|---|")):
+            rows.append(line)
+    assert len(rows) > 60 and [row for row in rows if not NAMED.search(row)] == []
+
+
+def test_the_readmes_tree_is_the_package():
+    tree = re.search(r"^alter_peft/\n(.*?)^examples/", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert tree is not None
+    folder, named = "", set()
+    for line in tree[1].splitlines():
+        depth, name = len(line) - len(line.lstrip()), line.split()[0]
+        folder = name if depth == 2 and name.endswith("/") else folder if depth > 2 else ""
+        named.add(name if depth == 2 else folder + name)
+    files = {path.relative_to(ROOT / "alter_peft").as_posix() for path in (ROOT / "alter_peft").rglob("*.py")}
+    files = {path for path in files if not path.endswith("__init__.py") and not path.startswith("evaluation/")}
+    assert {name for name in named if name.endswith(".py")} == files
