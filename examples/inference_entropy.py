@@ -49,7 +49,7 @@ def main() -> None:
         prompts = [ids[:length] for ids, length in (encode_pair(tokenizer, pair) for pair in pairs)]
         inputs = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
         start = time.perf_counter()
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16):
             out = model.generate(**inputs, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False)
         return out[:, inputs["input_ids"].shape[1] :], time.perf_counter() - start
 

@@ -19,7 +19,7 @@ import math
 import pytest
 import torch
 from conftest import make_llama
-from peft import get_peft_model
+from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
 from trainer_setup import forget_rows, make_trainer, retain_rows
 
@@ -260,6 +260,39 @@ def test_several_answers_to_a_prompt_stand_together(adapted, tokenizer):
     options = {"do_sample": True, "temperature": 1e-4, "num_return_sequences": 2, "max_new_tokens": 6}
     found = generate_answers(adapted, tokenizer, PAIRS, batch_size=2, **options)
     assert found == [answer for answer in generate_answers(adapted, tokenizer, PAIRS, max_new_tokens=6) for _ in "12"]
+
+
+def test_a_tokenizer_without_a_padding_token(adapted, tokenizer):
+    bare = copy.deepcopy(tokenizer)
+    bare.pad_token = None
+    assert generate_answers(adapted, bare, PAIRS, max_new_tokens=6) == generate_answers(
+        adapted, tokenizer, PAIRS, max_new_tokens=6
+    )
+
+
+# ---- any adapter of PEFT --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [LoraConfig(init_lora_weights=False), IA3Config(init_ia3_weights=False), PromptTuningConfig(num_virtual_tokens=3)],
+    ids=lambda config: config.peft_type.value,
+)
+def test_scores_of_other_adapters_are_those_of_their_own_forward(llama, plain, config):
+    """A virtual prompt's, too, which comes before the text."""
+    torch.manual_seed(0)
+    config.task_type = "CAUSAL_LM"
+    model = get_peft_model(llama, config).eval()
+    found = score_answers(model, plain, PAIRS, batch_size=2)
+    for pair, log_probs in zip(PAIRS, found.log_probs, strict=True):
+        ids, start = encode_pair(plain, pair)
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids))).logits[0]
+        logits = logits[-len(ids) :].log_softmax(dim=-1)
+        expected = torch.stack([logits[t - 1, ids[t]] for t in range(start, len(ids))])
+        torch.testing.assert_close(log_probs, expected, rtol=1e-4, atol=1e-4)
+    with model.disable_adapter():
+        assert score_answers(model, plain, PAIRS).probability != pytest.approx(found.probability, rel=1e-3)
 
 
 # ---- what an answer's tokens are -----------------------------------------------------------------------------------

@@ -97,7 +97,6 @@ def test_membership_is_the_auc_of_forget_against_holdout(tokenizer):
 def test_what_was_trained_on_is_told_from_what_was_not(tokenizer):
     model = make_llama(len(tokenizer))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    texts = [pair.prompt + pair.completion for pair in FORGET]
     for _ in range(20):
         for pair in FORGET:
             ids = tokenizer.apply_chat_template(
@@ -107,7 +106,6 @@ def test_what_was_trained_on_is_told_from_what_was_not(tokenizer):
             model(input_ids=ids, labels=ids).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-    assert len(texts) == 5
     assert {score.value for score in membership(model, tokenizer, FORGET, HOLDOUT).values()} == {0.0}
 
 
@@ -150,7 +148,7 @@ def test_a_prompt_is_switched_off(tokenizer):
 # ---- attack ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["lora", "gated"])
 def test_every_attack_leaves_the_model_as_it_was(kind, tokenizer):
     model = model_of(kind, tokenizer)
     before, probability = snapshot(model), score_answers(model, tokenizer, FORGET).probability

@@ -150,13 +150,23 @@ def test_bfloat16_weights_are_attacked_in_float32(tokenizer, copies):
     assert points[0][1] < points[1][1]
 
 
-def test_autocast_is_the_callers(tokenizer):
+def test_autocast_is_the_callers_and_sees_the_new_weights(tokenizer):
     model = model_of("gated", tokenizer)
-    options = {"steps": [2], "learning_rate": 1e-3}
-    expected = relearn(model, tokenizer, FORGET, {"a": FORGET}, **options)["a/probability"][0][1]
     with torch.autocast("cpu", torch.bfloat16):
-        lower = relearn(model, tokenizer, FORGET, {"a": FORGET}, **options)["a/probability"][0][1]
-    assert lower != expected and expected / 5 < lower < expected * 5
+        found = relearn(model, tokenizer, FORGET[:1], {"a": FORGET}, steps=[0, 1, 2, 3], learning_rate=1e-3)
+    ids, start = encode_pair(tokenizer, FORGET[0])
+    inputs = {"input_ids": torch.tensor([ids]), "labels": torch.tensor([[-100] * start + ids[start:]])}
+    own = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW([weight.requires_grad_(True) for weight in base_parameters(own)], lr=1e-3)
+    for _, value in found["a/probability"]:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert value == pytest.approx(score_answers(own, tokenizer, FORGET).mean, rel=1e-3)
+        with torch.autocast("cpu", torch.bfloat16):
+            own(**inputs).loss.backward()
+        optimizer.step()
+        own.zero_grad()
+    exact = relearn(model, tokenizer, FORGET[:1], {"a": FORGET}, steps=[0], learning_rate=1e-3)
+    assert exact["a/probability"][0][1] != found["a/probability"][0][1]
 
 
 def test_within_no_grad(tokenizer):

@@ -34,7 +34,7 @@ from transformers import TrainerCallback
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
 from alter_peft.trainer.isolation import clip_by_source
 from alter_peft.trainer.landing import mean_gap
-from alter_peft.trainer.phase_one import mean_log_probabilities, observe, sample_positions
+from alter_peft.trainer.phase_one import class_weights, fit_router, mean_log_probabilities, observe, sample_positions
 
 
 @pytest.fixture(autouse=True)
@@ -576,6 +576,24 @@ def test_sample_of_positions_keeps_small_sub_domains_whole():
     sample = sample_positions(experts, seed=0, limit=400)
     assert np.bincount(experts[sample]).tolist() == [200, 10, 100] and (np.diff(sample) > 0).all()
     assert not np.array_equal(sample, sample_positions(experts, seed=1, limit=400))
+
+
+@pytest.mark.parametrize("counts", [[1000, 10, 500], [5, 100, 100, 0, 1], [7, 7]])
+def test_retained_text_has_half_of_the_weight_and_sub_domains_share_the_rest(counts):
+    experts = np.repeat(np.arange(len(counts)), counts)
+    totals = {expert: weight * counts[expert] / len(experts) for expert, weight in class_weights(experts).items()}
+    present = [expert for expert, count in enumerate(counts) if expert and count]
+    assert totals == pytest.approx({0: 0.5, **dict.fromkeys(present, 0.5 / len(present))})
+
+
+def test_many_sub_domains_do_not_draw_retained_text_to_themselves():
+    """Text of no clear kind: with equal weights for all 21 experts, nearly all of it would go to a forget expert."""
+    generator = np.random.default_rng(0)
+    experts = np.repeat(np.arange(21), [400, *[20] * 20])
+    averages = torch.tensor(generator.normal(size=(800, 2)), dtype=torch.float32)
+    weight, bias = fit_router(averages, torch.zeros(800), experts, 21, threshold=1.2)
+    sent = (averages @ weight[:, :2].T + bias).argmax(dim=1)
+    assert (sent[:400] == 0).float().mean() > 0.9
 
 
 def test_observed_averages_are_those_of_the_sample(tmp_path, tokenizer):

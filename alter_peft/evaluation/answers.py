@@ -23,12 +23,13 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from alter_peft.losses import score_tokens
-from alter_peft.tuner.decoder import LanguageModelHead, find_decoder
+from alter_peft.tuner.decoder import LanguageModelHead, find_decoder, last_hidden_states
 from alter_peft.tuner.gating import evaluating
 from alter_peft.tuner.layer import AlterLayer
 
@@ -142,7 +143,9 @@ def score_answers(
     for rows, batch, labels in labelled_batches(encoded, batch_size, device, desc):
         labelled = labels != -100
         with evaluating(model):
-            hidden = decoder(**batch, use_cache=False)[0][:, :-1]
+            # the whole model's pass, which a virtual prompt makes longer
+            hidden = last_hidden_states(model, decoder, batch["input_ids"], batch["attention_mask"])
+            hidden = hidden[:, -batch["input_ids"].shape[1] : -1]
             scores = score_tokens(hidden[labelled], head, labels[labelled])
         sizes = labelled.sum(dim=1).tolist()
         found = scores.log_prob.float().cpu().split(sizes), (scores.log_prob > scores.log_rival).cpu().split(sizes)
@@ -204,14 +207,20 @@ def generate_answers(
     """
     _require_pairs(pairs)
     device = next(model.parameters()).device
-    options = {"do_sample": False, **options}
+    padding = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    options = {"do_sample": False, "pad_token_id": padding, **options}
     answers: list[str] = []
     for batch in tqdm(list(_batches(pairs, batch_size)), desc=desc, disable=None if desc else True, leave=False):
         prompts = [ids[:length] for ids, length in (encode_pair(tokenizer, pair) for pair in batch)]
-        inputs = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(device)
+        ids, mask = (
+            pad_sequence(
+                [torch.tensor(row) for row in rows], batch_first=True, padding_value=value, padding_side="left"
+            ).to(device)
+            for rows, value in ((prompts, padding), ([[1] * len(prompt) for prompt in prompts], 0))
+        )
         with evaluating(model):
-            output = model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
-        answers += tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            output = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, **options)
+        answers += tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
     return answers
 
 

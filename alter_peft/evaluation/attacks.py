@@ -219,5 +219,6 @@ def attack(
                 result.scores[key] = found
             else:
                 result.curves[key] = found
+        torch.clear_autocast_cache()  # which keeps the weights of copies that are gone
         result.seconds[name] = time.time() - start
     return result

@@ -74,7 +74,7 @@ def relearn(
     sets: Mapping[str, Sequence[Pair]],
     *,
     steps: Sequence[int] = STEPS,
-    learning_rate: float = 5e-5,
+    learning_rate: float = 1e-4,
     batch_size: int = 8,
     metrics: Sequence[str] = ("probability",),
     answered: int | None = None,
@@ -92,7 +92,9 @@ def relearn(
         rows: what is trained on.
         sets: name -> questions asked at each of `steps`.
         steps: optimiser steps after which it is measured, 0 being before any.
-        learning_rate: RATE_NOTE
+        learning_rate: an attacker searches for the best one, as Deeb and Roger do (1e-7 to 5e-6 for 8 billion
+            parameters in their published configuration). The default is for models of about 135 million: of 2e-5,
+            5e-5, 1e-4 and 2e-4 the lowest that brought the most back in 20 steps on the demo, seed 0.
         batch_size: rows a step; all of them where there are fewer.
         metrics: of `METRICS`.
         answered: how many questions of a set are answered in full, for metrics of the answers; all by default.
@@ -113,7 +115,7 @@ def relearn(
     attacked.float()
     for weight in weights:
         weight.requires_grad_(True)
-    optimizer = torch.optim.AdamW(weights, lr=learning_rate)
+    optimizer = torch.optim.AdamW(weights, lr=learning_rate, fused=True)
     batches = _batches(tokenizer, rows, batch_size, seed)
     curves: Curves = {}
     for step in range(steps[-1] + 1):
@@ -123,6 +125,7 @@ def relearn(
                 attacked(**batch, use_cache=False).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
+            torch.clear_autocast_cache()  # an autocast context of the caller's would go on with the old weights
         if step in steps:
             for name, pairs in sets.items():
                 asked = Asked(attacked, tokenizer, name, pairs, is_forget=True, answered=answered)

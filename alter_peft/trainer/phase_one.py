@@ -44,7 +44,7 @@ from .sharding import gathered
 
 
 # Positions that the router is fitted on at most, half of them of retain rows and as many of each sub-domain
-MAX_ROUTER_POSITIONS = 40_000
+MAX_ROUTER_POSITIONS = 80_000
 # Positions on which the router that an adapter brings is compared with the one fitted on the data
 PROBE_POSITIONS = 512
 
@@ -125,6 +125,21 @@ def observe(
     return Observations(torch.cat(entropies), torch.tensor(lengths), torch.cat(averages))
 
 
+def class_weights(experts: np.ndarray) -> dict[int, float]:
+    """
+    Weight of each position by its expert: half of the total for retain, the other half shared by the sub-domains.
+
+    Args:
+        experts: the expert of each position, 0 for retain, (n,); at least one of retain and one of a sub-domain.
+    """
+    present, counts = np.unique(experts, return_counts=True)
+    forget = len(present) - 1
+    shares = (0.5 if expert == 0 else 0.5 / forget for expert in present)
+    return {
+        int(expert): share * len(experts) / count for expert, share, count in zip(present, shares, counts, strict=True)
+    }
+
+
 def fit_router(
     averages: Tensor, entropy: Tensor, experts: np.ndarray, num_outputs: int, threshold: float
 ) -> tuple[Tensor, Tensor]:
@@ -133,7 +148,8 @@ def fit_router(
     expert on [c_t ; S_t - threshold].
 
     Every position counts twice, once with its S and once without (as one at the threshold), so that the router needs
-    no S where there is none. Classes are balanced.
+    no S where there is none. Retained text has half of the weight and the sub-domains share the other half: with equal
+    weights for all experts, many sub-domains would draw retained text to themselves (`docs/log.md`).
 
     Args:
         averages: c_t of the sampled positions, (n, k).
@@ -145,7 +161,7 @@ def fit_router(
     surprise = (entropy.numpy() - threshold)[:, None]
     known = np.concatenate([averages.numpy(), surprise], axis=1)
     unknown = np.concatenate([averages.numpy(), np.zeros_like(surprise)], axis=1)
-    regression = LogisticRegression(C=100.0, class_weight="balanced", max_iter=1000)
+    regression = LogisticRegression(C=100.0, class_weight=class_weights(experts), max_iter=1000)
     regression.fit(np.concatenate([known, unknown]), np.tile(experts, 2))
     weight = torch.zeros(num_outputs, known.shape[1])
     bias = torch.full((num_outputs,), -1e4)  # an expert without rows is never chosen
@@ -302,7 +318,7 @@ class PhaseOne:
             digest.update(chunk)
         c = self.config
         settings: list[Any] = [c.entropy_q, c.entropy_quantile, c.router, c.router_layer, c.router_half_life]
-        settings += [c.num_forget_experts, None if c.entropy_quantile is not None else c.entropy_threshold, seed, 4]
+        settings += [c.num_forget_experts, None if c.entropy_quantile is not None else c.entropy_threshold, seed, 5]
         device = next(self.decoder.module.parameters()).device.type
         if torch.is_autocast_enabled(device):
             settings.append(str(torch.get_autocast_dtype(device)))
@@ -316,7 +332,8 @@ class PhaseOne:
 
 def _fit_entropy_router(entropy: Tensor, experts: np.ndarray, num_outputs: int) -> Tensor:
     """Eq. 7's W_g on S_q alone, (1+N, 1): it cannot tell sub-domains apart (design), and is here for the ablation."""
-    regression = LogisticRegression(C=100.0, class_weight="balanced", fit_intercept=False, max_iter=1000)
+    weights = class_weights(experts)
+    regression = LogisticRegression(C=100.0, class_weight=weights, fit_intercept=False, max_iter=1000)
     regression.fit(entropy.numpy()[:, None], experts)
     coefficients = regression.coef_
     if len(regression.classes_) == 2:
