@@ -12,13 +12,18 @@ export KMP_BLOCKTIME := 0
 # A hanging test fails (pytest-timeout), in seconds.
 export PYTEST_TIMEOUT ?= 1800
 
-.PHONY: demo tofu test test-slow test-oldest check clean
+.PHONY: demo tofu pilot test test-slow test-oldest check clean
 
 demo: $(DEMO)
 	$(BIN)/python examples/demo.py
 
 tofu: $(DEMO)
 	$(BIN)/python examples/tofu.py
+
+# The grid of docs/results.md.
+pilot: $(STAMP)
+	$(BIN)/python examples/smollm2.py runs/smollm2
+	$(BIN)/alter-peft benchmark --config examples/pilot.yaml
 
 # Two processes of one thread each: tests of tiny models do not use more.
 test: $(STAMP)
