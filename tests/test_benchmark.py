@@ -111,14 +111,16 @@ def test_every_cell_is_measured_once(arguments, tmp_path):
     assert run_benchmark(arguments(seeds=[3, 4])) == results and calls == []
 
 
-def test_methods_seeds_and_attacks_join_later(arguments, quick):
+def test_methods_seeds_tasks_and_attacks_join_later(arguments, quick, monkeypatch):
     before = run_benchmark(arguments())
     calls.clear()
-    after = run_benchmark(arguments(seeds=[0, 1], attacks=["fake"]))
+    asked = Score(0.25, [0.0, 0.0, 0.0, 1.0])
+    monkeypatch.setattr(benchmark, "evaluate_choices", lambda model, *args, **kwargs: {"mcq/acc": asked})
+    after = run_benchmark(arguments(seeds=[0, 1], attacks=["fake"], tasks=["mcq.jsonl"]))
     assert calls == [("attack", 4)] * 4 + [("random", 1), ("attack", 4)]
     for old, new in zip(before, after, strict=False):
-        assert new.scores == {**old.scores, "fake/probability": Score(0.5, [0.5])}
-        assert "attack: fake" in new.seconds
+        assert new.scores == {**old.scores, "fake/probability": Score(0.5, [0.5]), "mcq/acc": asked}
+        assert {"attack: fake", "task: mcq.jsonl"} <= set(new.seconds)
 
 
 def test_a_failed_cell_says_so_and_is_tried_again(arguments, quick, monkeypatch):

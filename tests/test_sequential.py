@@ -49,7 +49,13 @@ def test_each_request_is_given_to_what_the_one_before_left(tokenizer, tmp_path):
     requests = split_requests(PAIRS, 2)
     options = {"learning_rate": 1.0}
     task = Task(forget_rows(), retain_rows())
-    curves, last = run_requests(replace, models[0], tokenizer, requests, task, {"retain": KEPT}, tmp_path, 7, options)
+
+    def probability(model, pairs):
+        return score_answers(model, tokenizer, pairs).mean
+
+    curves, last = run_requests(
+        replace, models[0], tokenizer, requests, task, {"retain": KEPT}, probability, tmp_path, 7, options
+    )
     assert last is models[2]
     prompts = [[pair.prompt for pair in request] for request in requests]
     assert asked == [(0, prompts[0], "request-1", 7, options), (1, prompts[1], "request-2", 7, options)]

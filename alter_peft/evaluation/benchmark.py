@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,7 +29,9 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from alter_peft.options import json_object
 
+from .answers import Pair, score_answers
 from .attacks import ATTACKS, attack
+from .choices import evaluate_choices
 from .methods import METHODS, load, teach
 from .results import Result
 from .sequential import run_requests
@@ -39,7 +41,7 @@ from .tokens import token_page
 
 logger = logging.get_logger(__name__)
 # What does not change the figures of a cell: methods, seeds and attacks may join a grid later
-JOINABLE = {"output_dir", "methods", "seeds", "oracle_seeds", "attacks", "options", "batch_size"}
+JOINABLE = {"output_dir", "methods", "seeds", "oracle_seeds", "attacks", "tasks", "options", "batch_size"}
 UNMEASURED = "stopped before it was measured"
 
 
@@ -63,6 +65,7 @@ class BenchmarkArguments:
     seeds: of the methods.
     oracle_seeds: two at least: their spread is the unit of every distance.
     attacks: names of `ATTACKS`.
+    tasks, limit, form: multiple choice that each model is asked, as in `evaluate_choices`.
     options: method -> options of its training, or `"teach"` -> those of the target's and the oracles'; JSON on the
         command line.
     target: a model that was taught the data already, instead of teaching `model`.
@@ -89,6 +92,11 @@ class BenchmarkArguments:
     attacks: list[str] = field(
         default_factory=list, metadata={"help": f"Some of {', '.join(ATTACKS)} (default: none)."}
     )
+    tasks: list[str] = field(
+        default_factory=list, metadata={"help": "Multiple choice: tasks of lm-evaluation-harness, or files."}
+    )
+    limit: int | None = field(default=None, metadata={"help": "Questions of each task, at most."})
+    form: str = field(default="letters", metadata={"help": "How a file's questions are asked: letters or texts."})
     options: dict[str, Any] | str | None = field(
         default=None, metadata={"help": 'Method, or "teach" -> training options, as JSON.'}
     )
@@ -174,13 +182,14 @@ class _Cell:
             )
 
     def run(self) -> Result:
-        """What is missing of the cell: training, scores, attacks."""
+        """What is missing of the cell: training, scores, tasks, attacks."""
         result = Result.load(self.path) if self.path.is_file() else Result(self.name, self.seed)
         result.settings, result.machine = self.settings, Result(self.name, self.seed).machine
-        missing = [name for name in self.args.attacks if f"attack: {name}" not in result.seconds]
+        wanted = [f"task: {name}" for name in self.args.tasks] + [f"attack: {name}" for name in self.args.attacks]
+        missing = [part for part in wanted if part not in result.seconds]
         if result.error is None and result.scores and not missing:
             return result
-        print(f"{self.folder.name}: {'attacks' if result.scores else 'training and evaluation'}", flush=True)
+        print(f"{self.folder.name}: {', '.join(missing) if result.scores else 'training, evaluation'}", flush=True)
         try:
             set_seed(self.seed)
             model = self._model(result)
@@ -231,11 +240,15 @@ class _Cell:
         method, requests = METHODS[self.name], self.setting.requests
         if requests is None:
             return method(model, self.tokenizer, task, self.folder, self.seed, self.options)
-        with _precision():
-            curves, adapted = run_requests(
-                method, model, self.tokenizer, requests, task, {"retain": self.setting.rows.retain}, self.folder,
-                self.seed, self.options,
-            )  # fmt: skip
+
+        def probability(current: Any, pairs: Sequence[Pair]) -> float:
+            with _precision():  # around the passes alone: within, optimiser steps would not be seen
+                return score_answers(current, self.tokenizer, pairs).mean
+
+        curves, adapted = run_requests(
+            method, model, self.tokenizer, requests, task, {"retain": self.setting.rows.retain}, probability,
+            self.folder, self.seed, self.options,
+        )  # fmt: skip
         result.curves |= curves
         return adapted
 
@@ -250,12 +263,17 @@ class _Cell:
                     page = token_page(model, self.tokenizer, shown)
                     (self.folder / "tokens.html").write_text(page, encoding="utf-8")
                 self._save(result)
-            for name in missing:
-                found = attack(model, self.tokenizer, self.setting.rows, [name])
-                result.scores |= found.scores
-                result.curves |= found.curves
-                result.seconds[f"attack: {name}"] = found.seconds.get(name, 0.0)
-                result.skipped |= found.skipped
+            for part in missing:
+                kind, _, name = part.partition(": ")
+                with _timing(result, part):
+                    if kind == "task":
+                        args = self.args
+                        result.scores |= evaluate_choices(model, self.tokenizer, [name], args.limit, form=args.form)
+                    else:
+                        found = attack(model, self.tokenizer, self.setting.rows, [name])
+                        result.scores |= found.scores
+                        result.curves |= found.curves
+                        result.skipped |= found.skipped
                 self._save(result)
 
 

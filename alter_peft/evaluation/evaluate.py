@@ -48,7 +48,7 @@ class EvaluateArguments:
     forget: the names of the sets that are to be forgotten.
     metrics: names of `METRICS`, of each set.
     tofu, split, retain_rows, rows: arguments of `read_tofu`; its metrics are TOFU's own.
-    tasks, limit: arguments of `evaluate_choices`.
+    tasks, limit, form: arguments of `evaluate_choices`.
     attacks: names of `ATTACKS`, on the forget sets of `sets`, or on TOFU's. A set named `holdout` holds rows like them
         that were never trained on, which some attacks need.
     oracles: results of models that never saw the forget set, made by this command or by a benchmark: two at least.
@@ -70,6 +70,7 @@ class EvaluateArguments:
         default_factory=list, metadata={"help": "Multiple choice: tasks of lm-evaluation-harness, or files."}
     )
     limit: int | None = field(default=None, metadata={"help": "Questions of each task, at most."})
+    form: str = field(default="letters", metadata={"help": "How a file's questions are asked: letters or texts."})
     attacks: list[str] = field(default_factory=list, metadata={"help": f"Some of {', '.join(ATTACKS)}."})
     oracles: list[str] = field(default_factory=list, metadata={"help": "Results of models that never saw it."})
     answered: int | None = field(default=None, metadata={"help": "Questions answered in full (default: all)."})
@@ -160,7 +161,7 @@ class Evaluation:
         if self.tofu is not None:
             scores |= evaluate_tofu(model, tokenizer, self.tofu, args.answered, args.max_new_tokens, args.batch_size)
         if args.tasks:
-            scores |= evaluate_choices(model, tokenizer, args.tasks, args.limit, args.batch_size)
+            scores |= evaluate_choices(model, tokenizer, args.tasks, args.limit, args.batch_size, args.form)
         return scores
 
     def _rows(self) -> Rows:

@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .answers import Pair, score_answers
+from .answers import Pair
 from .methods import Method, Task
 
 
@@ -50,6 +50,7 @@ def run_requests(
     requests: Sequence[Sequence[Pair]],
     task: Task,
     kept: dict[str, Sequence[Pair]],
+    probability: Callable[[Any, Sequence[Pair]], float],
     folder: Path,
     seed: int,
     options: dict[str, Any],
@@ -62,6 +63,7 @@ def run_requests(
         requests: the questions of each request.
         task: the retain and calibration rows, given with each of them.
         kept: sets that must stay, by name.
+        probability: model, questions -> mean answer probability.
         folder: for the adapters, one folder a request.
 
     Returns:
@@ -77,8 +79,7 @@ def run_requests(
             request = task._replace(forget=rows)
             current = method(current, tokenizer, request, folder / f"request-{number}", seed, options)
         sets = {**kept, **{f"request {i}": pairs for i, pairs in enumerate(requests, start=1)}}
-        desc = f"after {number} requests"
-        means = {name: score_answers(current, tokenizer, pairs, desc=desc).mean for name, pairs in sets.items()}
+        means = {name: probability(current, pairs) for name, pairs in sets.items()}
         asked = [means[f"request {i}"] for i in range(1, len(requests) + 1)]
         for name, part in (("forgotten", asked[:number]), ("open", asked[number:])):
             if part:
