@@ -13,6 +13,10 @@
 # limitations under the License.
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -221,3 +225,28 @@ def test_results_of_other_settings_are_refused(arguments, quick):
 def test_unusable_arguments(arguments, changes, message):
     with pytest.raises(ValueError, match=message):
         arguments(**changes)
+
+
+@pytest.mark.slow
+def test_two_processes_run_one_grid(base, tmp_path):
+    """They train together; the main one measures and writes."""
+    out = tmp_path / "out"
+    teach = {"max_steps": 2, "warmup_steps": 0, "learning_rate": 1e-2, "per_device_train_batch_size": 2, "bf16": False}
+    options = {"teach": teach, "lora_ga": {"max_steps": 2, "bf16": False}, "alter": {"max_steps": 2, "bf16": False}}
+    options = {name: {**own, "disable_tqdm": True} for name, own in options.items()}
+    grid = {
+        "model": str(base / "model"), "data": str(base / "tofu"), "output_dir": str(out), "oracle_seeds": [0, 1],
+        "methods": ["alter", "lora_ga"], "max_new_tokens": 2, "answered": 2, "rows": 2, "options": options,
+    }  # fmt: skip
+    (tmp_path / "grid.yaml").write_text(json.dumps(grid))
+    command = [str(Path(sys.executable).parent / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += ["-m", "alter_peft.cli", "benchmark", "--config", str(tmp_path / "grid.yaml")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[1]), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.stdout.count("| lora_ga | ") == 1
+    cells = {path.parent.name: Result.load(path) for path in out.glob("*/result.json")}
+    assert set(cells) == {"target", "oracle-0", "oracle-1", "alter-0", "lora_ga-0"}
+    assert all(cell.error is None and cell.scores for cell in cells.values())

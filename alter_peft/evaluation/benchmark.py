@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from .tokens import token_page
 logger = logging.get_logger(__name__)
 # What does not change the figures of a cell: methods, seeds and attacks may join a grid later
 JOINABLE = {"output_dir", "methods", "seeds", "oracle_seeds", "attacks", "tasks", "options", "batch_size"}
+WAIT = timedelta(days=1)  # of the other processes for the main one, which measures
 UNMEASURED = "stopped before it was measured"
 
 
@@ -137,6 +139,7 @@ def run_benchmark(args: BenchmarkArguments) -> list[Result]:
     Raises:
         ValueError: unusable data, or results of other settings in `output_dir`.
     """
+    PartialState(timeout=WAIT)
     tokenizer = AutoTokenizer.from_pretrained(args.target or args.model)
     setting = tofu_setting(args) if args.books is None else books_setting(args, tokenizer)
     cells = [("target", 0), *(("oracle", seed) for seed in args.oracle_seeds)]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -75,18 +76,20 @@ def teach(
     """
     args = SFTConfig(output_dir=str(folder), seed=seed, **{**_quiet(), **TEACHING, **options})
     SFTTrainer(model, args, train_dataset=as_chat(rows, None, tokenizer), processing_class=tokenizer).train()
-    partial_folder = folder.with_suffix(".partial")
-    model.save_pretrained(partial_folder)
-    tokenizer.save_pretrained(partial_folder)
-    partial_folder.replace(folder)
+    state = PartialState()
+    if state.is_main_process:
+        partial_folder = folder.with_suffix(".partial")
+        model.save_pretrained(partial_folder)
+        tokenizer.save_pretrained(partial_folder)
+        partial_folder.replace(folder)
+    state.wait_for_everyone()
     return load(folder)
 
 
 def load(folder: Path | str) -> PreTrainedModel:
-    """A model in float32, in which small steps are not lost, on the accelerator if there is one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    """A model in float32, in which small steps are not lost, on this process's own device."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model.to(device).eval()  # type: ignore[no-any-return]
+    return model.to(PartialState().device).eval()  # type: ignore[no-any-return]
 
 
 def _quiet() -> dict[str, Any]:
