@@ -84,14 +84,14 @@ class Course(TrainerCallback):
 def unlearn(tmp_path, plain, taught):
     """Unlearns with the defaults, but for a rate and a number of epochs that suit so small a model."""
 
-    def unlearn(epochs: int, calibration: Dataset | None = None, **options):
+    def unlearn(epochs: int, calibration: Dataset | None = None, resume: str | None = None, **options):
         course = Course(plain)
         trainer = make_trainer(
             tmp_path, plain, model=copy.deepcopy(taught), adapter={"r": 8}, num_train_epochs=epochs,
             structural_interval=16, shared_learning_rate=1e-5,
             others={"callbacks": [course], "calibration_dataset": calibration}, **options,
         )  # fmt: skip
-        trainer.train()
+        trainer.train(resume_from_checkpoint=resume)
         return trainer, course
 
     return unlearn
@@ -137,3 +137,19 @@ def test_the_papers_hinge_overshoots(unlearn):
 def test_the_level_is_a_default():
     defaults = (AlterUnlearnConfig.forget_loss, AlterUnlearnConfig.forget_level, AlterUnlearnConfig.landing_tolerance)
     assert defaults == ("level", LEVEL, 0.25)
+
+
+def test_a_run_that_has_landed_makes_no_step_when_it_is_resumed(unlearn, tmp_path):
+    """Its last checkpoint was written before the epoch was measured."""
+    options = {"forget_loss": "level", "forget_level": LEVEL, "save_strategy": "steps", "save_steps": 2}
+    first, _ = unlearn(10 * EPOCHS, **options)
+    steps = first.state.global_step
+    assert steps < 20 * EPOCHS  # of 2 an epoch
+    checkpoint = tmp_path / f"checkpoint-{steps}"
+    weights = {name: weight.clone() for name, weight in first.model.state_dict().items() if ".alter_" in name}
+    again, _ = unlearn(10 * EPOCHS, resume=str(checkpoint), **options)
+    assert again.state.global_step == steps and again.state.epoch == first.state.epoch
+    found = again.model.state_dict()
+    assert all(torch.equal(found[name], weight) for name, weight in weights.items())
+    earlier, _ = unlearn(10 * EPOCHS, resume=str(tmp_path / "checkpoint-2"), **options)
+    assert earlier.state.global_step == steps

@@ -232,6 +232,24 @@ def test_logs(tmp_path, tokenizer, accumulation):
     assert 0 < log["probability/forget"] < 1 and 0 < log["probability/retain"] < 1
 
 
+def test_logged_shares_are_of_tokens_however_a_step_is_cut(tmp_path, tokenizer):
+    """And however many steps lie between two logs."""
+    found = []
+    for size, accumulation, every in ((4, 1, 2), (2, 2, 2), (1, 4, 2), (4, 1, 1)):
+        trainer = make_trainer(
+            tmp_path, tokenizer, adapter={"init_weights": False}, max_steps=2, per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation, logging_steps=every, **SGD,
+        )  # fmt: skip
+        trainer.train()
+        found.append([log for log in trainer.state.log_history if "tokens/low_entropy" in log])
+    names = [name for name in found[0][0] if name.startswith(("tokens/", "probability/", "router/"))]
+    assert len(names) == 6
+    for cut in found[1:3]:
+        assert [cut[0][name] for name in names] == pytest.approx([found[0][0][name] for name in names], rel=1e-4)
+    each = [log["tokens/low_entropy"] for log in found[3]]
+    assert min(each) < found[0][0]["tokens/low_entropy"] < max(each)
+
+
 def test_a_router_that_is_turned_round_goes_astray(tmp_path, tokenizer):
     trainer = make_trainer(tmp_path, tokenizer, adapter={}, max_steps=1)
     trainer.prepare_phase_one()
@@ -356,6 +374,32 @@ def test_sub_domains_are_discovered(tmp_path, tokenizer):
     assert min(found) == 1 and len(set(zip(found, truth, strict=True))) == len(set(found))
 
 
+def test_what_is_saved_does_not_tell_what_discovered_sub_domains_are_about(tmp_path, tokenizer):
+    rows = forget_rows().remove_columns("domain")
+    trainer = make_trainer(tmp_path, tokenizer, forget=rows, adapter={}, max_steps=1)
+    trainer.train()
+    trainer.save_model(tmp_path / "out")
+    count = trainer.alter_config.num_forget_experts
+    assert trainer.alter_config.domains == [f"domain_{d}" for d in range(1, 1 + count)]
+    words = {word.strip("?. ").lower() for row in rows for word in f"{row['prompt']} {row['completion']}".split()}
+    public = " ".join((tmp_path / "out" / name).read_text().lower() for name in ("adapter_config.json", "README.md"))
+    assert not [word for word in words & {"alice", "bob", "paris", "rye", "oslo", "spelt"} if word in public]
+    again = make_trainer(tmp_path, tokenizer, model=trainer.model, forget=rows)  # and can be trained on
+    assert again.train_dataset["expert"] == trainer.train_dataset.forget["expert"]
+
+
+def test_a_half_precision_base_leaves_the_structural_term_out(tmp_path, tokenizer):
+    """In which its central difference is noise."""
+    model = make_llama(len(tokenizer)).bfloat16()
+    trainer = make_trainer(tmp_path, tokenizer, model=model, adapter={}, max_steps=2, structural_weight=0.1)
+    assert trainer.args.structural_weight == 0 and not any(A.requires_grad for A in trainer.shared_matrices)
+    before = adapter_state(trainer)
+    trainer.train()
+    after = adapter_state(trainer)
+    assert all(torch.equal(before[name], after[name]) for name in after if ".alter_A." in name)
+    assert any(not torch.equal(before[name], after[name]) for name in after if ".alter_B." in name)
+
+
 def test_base_model_alone(tmp_path, tokenizer):
     trainer = make_trainer(tmp_path, tokenizer, max_steps=1)
     assert trainer.alter_config.domains == ["home", "bread"] and trainer.alter_config.entropy_threshold == 1.2
@@ -427,6 +471,9 @@ def test_saved_adapter(tmp_path, tokenizer):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "import alter_peft" in card and "1. home\n2. bread" in card and "base_model: " not in card
     assert f'from_pretrained("{tmp_path / "out"}")' in card
+    state = trainer.state
+    assert f"| `epochs trained` | {state.epoch:g} ({state.global_step} steps) |" in card
+    assert "forget_level" not in card  # which the paper's loss does not have
     ids = torch.tensor([tokenizer("Where does Alice live? Alice lives in")["input_ids"]])
     again = PeftModel.from_pretrained(make_llama(len(tokenizer)), tmp_path / "out").eval()
     trainer.model.eval()
@@ -550,6 +597,9 @@ def test_calibration_measures_the_level(tmp_path, tokenizer):
     known = mean_log_probabilities(trainer._calibration, trainer.decoder, trainer.head, trainer.gating, 4)
     assert len(known) == 2
     assert trainer.forget_level == pytest.approx(float(known.mean().exp()))
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert f"| `forget_level` | {trainer.forget_level:.4g} (measured on `calibration_dataset`) |" in card
     assert trainer.objective.targets.max() <= math.log(trainer.forget_level) + 1e-6
 
 

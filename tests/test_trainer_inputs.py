@@ -329,3 +329,25 @@ def test_a_model_whose_head_does_more_than_is_known(tmp_path, tokenizer):
     model.forward = types.MethodType(scaled, model)
     with pytest.raises(ValueError, match="`model` is a LlamaForCausalLM, whose forward does to the logits"):
         trainer.train()
+
+
+def test_one_adapter_is_trained_at_a_time(tmp_path, tokenizer, llama):
+    model = get_peft_model(llama, AlterConfig(domains=["home", "bread"], r=4, task_type="CAUSAL_LM"))
+    model.add_adapter("other", AlterConfig(domains=["home", "bread"], r=4, task_type="CAUSAL_LM"))
+    model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(
+        ValueError, match=r"`model` has the active adapters \['default', 'other'\], but one is trained"
+    ):
+        make_trainer(tmp_path, tokenizer, model=model)
+    model.set_adapter("other")
+    trainer = make_trainer(tmp_path, tokenizer, model=model, max_steps=1)
+    before = {name: weight.clone() for name, weight in model.state_dict().items() if ".default" in name}
+    trainer.train()
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items() if name in before)
+
+
+def test_columns_that_are_not_read_are_named(tmp_path, tokenizer, caplog):
+    rows = forget_rows().rename_column("domain", "topic")
+    with caplog.at_level("WARNING", logger="alter_peft.trainer.inputs"):
+        make_trainer(tmp_path, tokenizer, forget=rows, adapter={})
+    assert "The columns ['topic'] of `train_dataset` are not read" in caplog.text

@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -73,7 +73,7 @@ VERSIONS = ("peft", "trl", "transformers", "torch")
 OPTIONS = (
     "learning_rate", "shared_learning_rate", "num_train_epochs", "per_device_train_batch_size",
     "gradient_accumulation_steps", "forget_weight", "retain_weight", "structural_weight", "structural_q",
-    "structural_interval", "forget_loss", "forget_level", "margin", "retain_loss", "seed",
+    "structural_interval", "forget_loss", "landing_tolerance", "margin", "retain_loss", "seed",
 )  # fmt: skip
 
 
@@ -110,7 +110,18 @@ def write_card(
         forgotten=f"{len(domains)} sub-domain{'s' * (len(domains) != 1)}",
         loading=LOADING.format(loading=code),
         domains="\n".join(f"{d}. {name}" for d, name in enumerate(domains, start=1)),
-        options="\n".join(f"| `{name}` | {getattr(trainer.args, name)} |" for name in OPTIONS),
+        options="\n".join(f"| `{name}` | {value} |" for name, value in _options(trainer).items()),
         versions="\n".join(f"- {name}: {version}" for name, version in versions.items()),
     )
     ModelCard(text).save(folder / "README.md")
+
+
+def _options(trainer: AlterUnlearnTrainer) -> dict[str, Any]:
+    """What the adapter was trained with, and what came of it."""
+    options: dict[str, Any] = {name: getattr(trainer.args, name) for name in OPTIONS}
+    if trainer.args.forget_loss == "level":
+        source = "a guess" if trainer._calibration is None else "measured on `calibration_dataset`"
+        options["forget_level"] = f"{trainer.forget_level:.4g} ({source})"
+    if trainer.state.epoch is not None:
+        options["epochs trained"] = f"{trainer.state.epoch:g} ({trainer.state.global_step} steps)"
+    return options

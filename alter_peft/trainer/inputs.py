@@ -20,6 +20,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
+from accelerate import logging
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -28,6 +29,7 @@ from alter_peft.subdomains import discover_subdomains
 from alter_peft.tuner.config import AlterConfig
 
 
+logger = logging.get_logger(__name__)
 # What TRL reads, beside the column `dataset_text_field`
 INPUT_COLUMNS = {"prompt", "completion", "messages", "conversations", "input_ids", "labels", "completion_mask"}
 INPUT_COLUMNS |= {"assistant_masks", "tools", "chat_template_kwargs"}
@@ -48,12 +50,17 @@ def check_arguments(arguments: dict[str, Any]) -> None:
 
 
 def check_model(model: Any) -> None:
-    """Raise a `ValueError` unless this is a decoder-only causal language model, with or without an adapter."""
+    """Raise a `ValueError` unless this is a decoder-only causal language model, without or with one active adapter."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(base, PreTrainedModel) or base.config.is_encoder_decoder or not base.can_generate():
         raise ValueError(
             f"`model` is a {type(base).__name__}, but the trainer needs a decoder-only causal language model, such as "
             "`AutoModelForCausalLM` loads."
+        )
+    if isinstance(model, PeftModel) and len(model.active_adapters) != 1:
+        raise ValueError(
+            f"`model` has the active adapters {list(model.active_adapters)}, but one is trained at a time. Choose it "
+            "by `model.set_adapter`, and activate the others afterwards."
         )
 
 
@@ -81,7 +88,8 @@ def checked_dataset(
     columns, known = set(dataset.column_names), {*INPUT_COLUMNS, text_field, "domain"}
     forms = ({"prompt", "completion"}, {"messages"}, {"conversations"}, {text_field}, {"input_ids"})
     missing = {"prompt", "completion", "messages", text_field, "domain"} - columns
-    typos = [c for c in sorted(columns - known) if get_close_matches(c.lower(), missing, 1, 0.8)]
+    unread = sorted(columns - known)
+    typos = [c for c in unread if get_close_matches(c.lower(), missing, 1, 0.8)]
     if typos:
         raise ValueError(
             f"`{name}` has the unknown columns {typos}, which look like some of {sorted(missing)}. Rename or remove "
@@ -92,6 +100,8 @@ def checked_dataset(
             f"`{name}` has the columns {sorted(columns)}, which name no known format. Rename them to 'prompt' and "
             f"'completion', to 'messages', or to {text_field!r} (`dataset_text_field`), or pass `formatting_func`."
         )
+    if unread:
+        logger.warning(f"The columns {unread} of `{name}` are not read. Sub-domains are named by a column 'domain'.")
     return dataset
 
 
@@ -126,6 +136,8 @@ def assign_experts(config: AlterConfig, forget: Dataset, text_field: str, seed: 
     The expert 1..N of every forget row, and the config with `domains` and `num_forget_experts` filled in.
 
     The sub-domains are the values of the column `domain` where there is one, and discovered in the texts otherwise.
+    Discovered ones are called `domain_1`, `domain_2`, ...: names are saved and pushed with the adapter, and the words
+    that set the texts apart would tell everyone what was to be forgotten. Those words are logged, and kept nowhere.
 
     Raises:
         ValueError: a `domain` that isn't among `domains`, or more sub-domains than `num_forget_experts`.
@@ -149,12 +161,14 @@ def assign_experts(config: AlterConfig, forget: Dataset, text_field: str, seed: 
     else:
         wanted = config.num_forget_experts
         try:
-            labels, names = discover_subdomains([row_text(row, text_field) for row in forget], wanted, seed)
+            labels, terms = discover_subdomains([row_text(row, text_field) for row in forget], wanted, seed)
         except ValueError as error:
             raise ValueError(
                 f"`train_dataset` has no column `domain`, and its sub-domains (`num_forget_experts`={wanted}) cannot "
                 f"be found: {error} Add the column, or leave `num_forget_experts` unset."
             ) from error
+        names = [f"domain_{d}" for d in range(1, 1 + len(terms))]
+        logger.info(f"Sub-domains of `train_dataset`: {dict(zip(names, terms, strict=True))}.")
         if config.domains is not None:
             if set(config.domains) != set(names):
                 raise ValueError(

@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import logging
 from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
@@ -29,21 +30,33 @@ if TYPE_CHECKING:
     from .trainer import AlterUnlearnTrainer
 
 
+logger = logging.get_logger(__name__)
 # Rows that are measured after each epoch, at most
 MAX_ROWS = 64
 
 
 class Landing(TrainerCallback):
-    """Ends the training with the first epoch that leaves the forget rows within `landing_tolerance`, on average."""
+    """Ends the training with the first epoch that leaves the forget rows within `landing_tolerance`, on average.
+
+    A run that is resumed from the end of that epoch makes no further step.
+    """
 
     def __init__(self, trainer: AlterUnlearnTrainer) -> None:
         self.trainer = trainer
 
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        resumed_between_epochs = state.global_step > 0 and float(state.epoch or 0).is_integer()
+        self.trainer.landed = resumed_between_epochs and self._has_landed(args)
+
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.trainer.landed or self._has_landed(args):
+            control.should_training_stop = True
+            logger.info(f"Training ends after {state.global_step} steps: the forget rows have come to their level.")
+
+    def _has_landed(self, args: Any) -> bool:
         gap = mean_gap(self.trainer)
         self.trainer._metrics["train"]["forget_gap"].append(gap)
-        if gap <= args.landing_tolerance:
-            control.should_training_stop = True
+        return gap <= float(args.landing_tolerance)
 
 
 @torch.no_grad()

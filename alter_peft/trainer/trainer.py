@@ -199,10 +199,11 @@ class AlterUnlearnTrainer(SFTTrainer):
         mixed = self.accelerator.mixed_precision if rounds else "no"
         if self.args.structural_weight > 0 and (weight.dtype != torch.float32 or mixed != "no"):
             logger.warning(
-                f"The base model is in {weight.dtype if mixed == 'no' else mixed}, which cannot resolve the central "
-                "difference of L_struct. Load it in float32 (under FSDP and DeepSpeed: `mixed_precision: 'no'`), or "
-                "set `structural_weight=0`."
+                f"The base model is in {weight.dtype if mixed == 'no' else mixed}, in which L_struct is noise, so it "
+                "is left out (`structural_weight=0`) and A stays as it is. Load the model with `dtype=torch.float32` "
+                "(under FSDP and DeepSpeed also `mixed_precision: 'no'`) to have it."
             )
+            self.args.structural_weight = 0.0
         self.alter_config.check_threshold(self.head.vocab_size)
         if self.args.retain_loss == "kl" and isinstance(self.head.module, AuxiliaryTrainingWrapper):
             raise ValueError(
@@ -213,6 +214,8 @@ class AlterUnlearnTrainer(SFTTrainer):
         for weight in self.shared_matrices:
             weight.requires_grad_(self.args.structural_weight > 0)
         self.forget_level: float = self.args.forget_level
+        self.landed = False
+        self._token_sums: dict[str, float] = {}
         self.objective = Objective(self.args, self.alter_config, self.decoder, self.head, self.gating)
         self._structural = StructuralTerm(self)
         self.add_callback(_StepCallback(self))
@@ -231,6 +234,11 @@ class AlterUnlearnTrainer(SFTTrainer):
         self._forget: Dataset = self.train_dataset
         self._retain: Dataset = prepared.add_column("expert", [0] * len(prepared))
         self._calibration = calibration and self._prepare_rows("calibration_dataset", calibration)
+        if self._calibration is None and self.args.forget_loss == "level":
+            logger.warning(
+                f"Without a `calibration_dataset`, forget rows come to `forget_level`={self.args.forget_level}, a "
+                "guess. Rows like them that the model was never trained on measure the level."
+            )
         if self._calibration is not None:  # what the model was taught is no measure of what it never saw
             for name, known in (("train_dataset", self._forget), ("retain_dataset", self._retain)):
                 check_disjoint(self._calibration, known, ("calibration_dataset", name))
@@ -284,8 +292,6 @@ class AlterUnlearnTrainer(SFTTrainer):
                     self.forget_level = float(level.mean().exp())
         if several:
             found, self.forget_level = from_main_process((found, self.forget_level))
-        if self._calibration is not None:
-            logger.info(f"The answer probability of text that was never seen is {self.forget_level:.4f}.")
         forget, retain = phase.use(found, self._forget, self._retain)
         # no row is raised above its own beginning: that would teach what the model never knew
         self.objective.targets = phase.forget_log_probabilities.clamp(max=math.log(self.forget_level))
@@ -354,6 +360,8 @@ class AlterUnlearnTrainer(SFTTrainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """Counts tokens and experts over the whole step: all accumulated batches, all processes."""
+        if self.landed:  # resumed where it had landed: no step is left
+            return [], None
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         counts = torch.stack([self.objective.count(batch) for batch in batches]).sum(dim=0)
         if self.args.world_size > 1:
@@ -420,19 +428,21 @@ class AlterUnlearnTrainer(SFTTrainer):
     # ---- logs and files ---------------------------------------------------------------------------------------------
 
     def _record(self, sums: dict[str, Tensor], losses: dict[str, Tensor]) -> None:
-        """Totals over all processes, so that shares are of tokens; losses add up over accumulation."""
+        """Totals over all processes, until the next log, so that shares are of tokens; losses add up over a step."""
         stacked = torch.stack([value.detach().float() for value in (*sums.values(), *losses.values())])
         totals = self.accelerator.reduce(stacked, "sum").tolist()
-        shares = token_shares(dict(zip(sums, totals, strict=False)))
-        steps = self.current_gradient_accumulation_steps
-        shares |= {f"loss/{n}": v * steps for n, v in zip(losses, totals[len(sums) :], strict=True)}
-        for name, value in shares.items():
-            self._metrics["train"][name].append(value)
+        for name, total in zip(sums, totals, strict=False):
+            self._token_sums[name] = self._token_sums.get(name, 0.0) + total
+        for name, value in zip(losses, totals[len(sums) :], strict=True):
+            self._metrics["train"][f"loss/{name}"].append(value * self.current_gradient_accumulation_steps)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self.lr_scheduler is not None:
             for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
                 logs[f"learning_rate/{group['name']}"] = float(rate)
+        if "loss" in logs and self._token_sums:
+            logs |= token_shares(self._token_sums)
+            self._token_sums = {}
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
