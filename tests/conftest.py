@@ -63,9 +63,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def make_llama(vocab_size: int, seed: int = 0, **kwargs) -> LlamaForCausalLM:
     """A random Llama of 4 layers; its head is scaled up so that the next-token distributions are not all flat."""
     config = LlamaConfig(
-        vocab_size=vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, pad_token_id=0, bos_token_id=None, eos_token_id=1,
-        **kwargs,
+        vocab_size=vocab_size, **{
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": None,
+            "eos_token_id": 1, **kwargs,
+        },
     )  # fmt: skip
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config).eval()

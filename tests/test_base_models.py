@@ -65,6 +65,7 @@ from transformers import (
     TorchAoConfig,
 )
 
+from alter_peft import AlterConfig
 from alter_peft.tuner.export import export_to_lora
 from alter_peft.tuner.layer import AlterLinear
 from alter_peft.tuner.router import AlterRouter
@@ -388,6 +389,15 @@ def test_layers_that_peft_knows_as_gptq(monkeypatch):
     assert {layer.get_base_layer().qweight.dtype for layer in model.modules() if isinstance(layer, AlterLinear)}
     with pytest.raises(TypeError, match="gptq"):
         model.merge_adapter()
+
+
+def test_a_residual_stream_of_other_dimensions_names_the_way_out():
+    """As Gemma 3n's, which has several streams."""
+    model = get_peft_model(make_llama(64), AlterConfig())
+    layer = model.get_base_model().model.layers[1]
+    layer.register_forward_hook(lambda module, args, output: output.unsqueeze(0))
+    with pytest.raises(ValueError, match=r"of shape \(batch, length, width\), but this model's is \(1, 2, 5, 32\)"):
+        model(input_ids=torch.ones(2, 5, dtype=torch.long))
 
 
 def test_unknown_layer_names_module_type_and_way_out():

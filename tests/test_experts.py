@@ -173,6 +173,23 @@ def test_rows_generate_as_if_alone(router, beams):
         assert torch.equal(found, torch.where(scales.bool()[:, None], on, off))
 
 
+def test_rows_of_a_mixed_batch_have_their_own_scales():
+    """A number for each row of the batch, whichever adapter it has."""
+    model = model_of()
+    model.add_adapter("other", copy.copy(config(init_weights=False)))
+    model.eval()
+    names = ["default", "other", "default"]
+    on = model(input_ids=IDS, attention_mask=MASK, adapter_names=names).logits
+    with model.experts({"person": 0.0}, adapter_name="default"):
+        off = model(input_ids=IDS, attention_mask=MASK, adapter_names=names).logits
+    with model.experts({"person": [1.0, 1.0, 0.0]}, adapter_name="default"):
+        rows = model(input_ids=IDS, attention_mask=MASK, adapter_names=names).logits
+    assert torch.equal(rows[:2], on[:2]) and torch.equal(rows[2], off[2]) and not torch.equal(on[2], off[2])
+    with model.experts({"person": [1.0, 0.0]}, adapter_name="default"):
+        with pytest.raises(ValueError, match="scales for 2 rows, but the batch has 3"):
+            model(input_ids=IDS, attention_mask=MASK, adapter_names=names)
+
+
 def _generate_without(model, domain, arguments):
     with model.experts({domain: 0.0}):
         return model.generate(**arguments)

@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 from peft import PeftConfig, PeftType, mapping
 
+import alter_peft
 from alter_peft import AlterConfig, AlterModel
 from alter_peft.registration import ALTER, PREFIX, check_peft_version, extend_peft_type, register
 
@@ -144,3 +145,13 @@ def test_untested_peft_versions_are_refused_with_the_fix(version):
 @pytest.mark.parametrize("version", ["0.21.0", "0.21.2", "0.21.99"])
 def test_tested_peft_versions_are_accepted(version):
     check_peft_version(version)
+
+
+def test_loading_an_adapter_needs_no_trainer():
+    """The import that every card asks for brings neither TRL nor what phase I needs."""
+    code = "import sys, alter_peft; print([name for name in ('trl', 'sklearn', 'datasets') if name in sys.modules]);"
+    code += "from alter_peft import AlterUnlearnTrainer; print(AlterUnlearnTrainer.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2:] == ["[]", "AlterUnlearnTrainer"]
+    with pytest.raises(AttributeError, match="has no attribute 'AlterTrainer'"):
+        alter_peft.AlterTrainer  # noqa: B018

@@ -110,6 +110,44 @@ def test_prompt_lookup_beyond_a_sliding_window():
     assert torch.equal(generated(model, prompt_lookup_num_tokens=3, **row), generated(model, **row))
 
 
+# The router's state in a dynamic cache
+
+
+def passes(model, cache, *parts):
+    with torch.no_grad():
+        return [model(input_ids=part, past_key_values=cache).logits for part in parts]
+
+
+def test_only_the_last_positions_of_the_moving_average_are_kept(monkeypatch):
+    monkeypatch.setattr("alter_peft.tuner.cache.KEPT", 4)
+    model = llama(8.0)
+    cache = DynamicCache(config=model.get_base_model().config)
+    ids = torch.randint(2, VOCAB, (1, 12), generator=torch.Generator().manual_seed(0))
+    expected = model(input_ids=ids).logits
+    found = torch.cat(passes(model, cache, ids[:, :7], ids[:, 7:8], ids[:, 8:]), dim=1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    state = cache.layers[-1]
+    assert state.get_seq_length() == 12 and state.keys.shape[-2] == 4
+    cache.crop(-2)
+    again = passes(model, cache, ids[:, 10:])[0]
+    torch.testing.assert_close(again, expected[:, 10:], rtol=1e-4, atol=1e-4)
+    with pytest.raises(
+        ValueError, match="is cropped by 5 tokens, but the router's moving average is kept for the last 4"
+    ):
+        cache.crop(-5)
+
+
+def test_an_adapter_that_was_off_for_a_part_of_the_cache_raises():
+    model = llama(8.0)
+    cache = DynamicCache(config=model.get_base_model().config)
+    ids = IDS[2:, :4]
+    passes(model, cache, ids)
+    with model.disable_adapter():
+        passes(model, cache, ids)
+    with pytest.raises(ValueError, match=r"holds 8 tokens, but the router of adapter 'default' has seen 4"):
+        passes(model, cache, ids)
+
+
 # Continuous batching
 
 

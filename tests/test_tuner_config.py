@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import make_llama
 from peft import get_peft_model
 from torch import nn
 from transformers import (
@@ -77,6 +78,14 @@ def test_defaults_that_follow_other_fields():
         ("r", {"r": True}),
         ("lora_alpha", {"lora_alpha": 0}),
         ("lora_alpha", {"lora_alpha": float("nan")}),
+        ("lora_alpha", {"lora_alpha": float("inf")}),
+        ("lora_alpha", {"lora_alpha": "16"}),
+        ("temperature_low", {"temperature_low": float("inf")}),
+        ("domains", {"domains": "person"}),
+        ("domains", {"domains": [1, 2]}),
+        ("expert_weights", {"router": "static", "expert_weights": [float("nan")]}),
+        ("expert_weights", {"router": "static", "expert_weights": "12"}),
+        ("inference_entropy", {"router": "static", "inference_entropy": "base"}),
         ("lora_dropout", {"lora_dropout": 1.0}),
         ("lora_dropout", {"lora_dropout": -0.1}),
         ("rank_pattern", {"rank_pattern": {"q_proj": 0}}),
@@ -155,6 +164,16 @@ def test_adapted_layers(llama, arguments, layers):
     assert not any("lm_head" in name for name in names)
     kinds = 1 if "target_modules" in arguments else 7
     assert len(names) == kinds * len(layers)
+
+
+def test_a_config_can_be_used_for_another_model():
+    """What is filled in for one model is not carried over to the next."""
+    config = AlterConfig()
+    for depth, layers in ((4, [2, 3]), (10, [4, 5, 6, 7, 8, 9])):
+        model = get_peft_model(make_llama(64, num_hidden_layers=depth), config)
+        own = model.peft_config["default"]
+        assert (own.router_layer, own.layers_to_transform, own.num_forget_experts) == (layers[0], layers, 1)
+    assert (config.router_layer, config.layers_to_transform, config.num_forget_experts) == (None, None, None)
 
 
 def test_rank_and_alpha_patterns(llama):

@@ -104,11 +104,11 @@ class Objective:
         if self.args.retain_loss == "cross_entropy":
             return cross_entropy_loss(scores)[~masks.forget[masks.labelled]].sum()
         kept = masks.labelled & ~masks.forget
+        rows = batch["expert"] == 0
         with base_model(self.decoder, self.head, self.context):
-            base = self.decoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)[
-                0
-            ][:, :-1]
-        return kl_to_base_loss(hidden[kept], base[kept], self.head).sum()
+            ids, mask = batch["input_ids"][rows], batch["attention_mask"][rows]
+            base = self.decoder(input_ids=ids, attention_mask=mask, use_cache=False)[0][:, :-1]
+        return kl_to_base_loss(hidden[kept], base[kept[rows]], self.head).sum()
 
     def _aimed(self, masks: TokenMasks) -> Tensor:
         return (masks.labelled if self.args.forget_loss == "level" else masks.low) & masks.forget

@@ -24,10 +24,13 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, Dynam
 from .router import Context
 
 
+KEPT = 256  # positions of a moving average that outlive a pass
+
+
 class RouterStateLayer(DynamicLayer):
     """The moving average of one adapter in the KV cache: (B, 1, T, k) sums and (B, 1, T, 2) weights and counts.
 
-    All positions are kept, because assisted decoding crops the cache.
+    Only the last position is needed to go on; the last `KEPT` are kept, because assisted decoding crops the cache.
     """
 
     keys: Any  # Tensor, or None before the first update
@@ -36,6 +39,34 @@ class RouterStateLayer(DynamicLayer):
     def __init__(self, adapter_name: str) -> None:
         super().__init__()
         self.adapter_name = adapter_name
+        self.cumulative_length = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Keep the last of the positions."""
+        self.cumulative_length += key_states.shape[-2]
+        super().update(key_states, value_states)
+        self.keys, self.values = self.keys[:, :, -KEPT:], self.values[:, :, -KEPT:]
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        """Positions seen, those included that are kept no more."""
+        return self.cumulative_length
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """As the parent's; raises a `ValueError` if the position to go on from is kept no more."""
+        if tokens_to_remove > 0:  # earlier releases of transformers give the length to keep
+            count = max(0, self.cumulative_length - tokens_to_remove)
+        else:
+            count = -tokens_to_remove
+        if not self.is_initialized or not count:
+            return
+        if self.keys.shape[-2] <= count < self.cumulative_length:
+            raise ValueError(
+                f"`past_key_values` is cropped by {count} tokens, but the router's moving average is kept for the "
+                f"last {KEPT} alone. Start from an empty cache."
+            )
+        self.keys, self.values = self.keys[:, :, :-count], self.values[:, :, :-count]
+        self.cumulative_length = max(0, self.cumulative_length - count)
 
     def past(self) -> Context | None:
         """The last position, T = 1; `None` at the start of a text."""
@@ -111,11 +142,24 @@ def _require_empty(layer: Any, missing: str) -> None:
         )
 
 
+def _require_same_length(state: RouterStateLayer | StaticRouterStateLayer, own: Any) -> None:
+    """Not in a static cache, whose length is on the device."""
+    if not isinstance(state, RouterStateLayer) or not isinstance(own, CacheLayerMixin) or not own.is_initialized:
+        return
+    seen, length = state.get_seq_length(), int(own.get_seq_length())
+    if seen != length:
+        raise ValueError(
+            f"`past_key_values` holds {length} tokens, but the router of adapter {state.adapter_name!r} has seen "
+            f"{seen} of them, since it was disabled meanwhile. Start from an empty cache when an adapter is switched."
+        )
+
+
 def router_state(cache: Cache, name: str, num_layers: int) -> RouterStateLayer | StaticRouterStateLayer:
     """The moving average of an adapter in this cache, made if it isn't there; a `ValueError` if it is too late."""
     own = _own_layers(cache, num_layers)
     for layer in cache.layers[num_layers:]:
         if isinstance(layer, (RouterStateLayer, StaticRouterStateLayer)) and layer.adapter_name == name:
+            _require_same_length(layer, own[-1])
             return layer
     # the layers below l0 already hold this pass; the last one can only hold an earlier one
     _require_empty(own[-1], "the router's moving average")

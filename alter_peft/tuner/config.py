@@ -264,22 +264,26 @@ class AlterConfig(PeftConfig):
 
     def _check_ranges(self) -> None:
         _require(_is_int(self.r) and self.r > 0, "r", self.r, "a positive integer")
-        _require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "a positive number")
-        _require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "at least 0 and below 1")
+        _require(is_positive(self.lora_alpha), "lora_alpha", self.lora_alpha, "a positive number")
+        dropout = self.lora_dropout
+        _require(is_finite_number(dropout) and 0 <= dropout < 1, "lora_dropout", dropout, "at least 0 and below 1")
         for name, rank in self.rank_pattern.items():
             _require(_is_int(rank) and rank > 0, f"rank_pattern[{name!r}]", rank, "a positive integer")
         for name, alpha in self.alpha_pattern.items():
-            _require(alpha > 0, f"alpha_pattern[{name!r}]", alpha, "a positive number")
+            _require(is_positive(alpha), f"alpha_pattern[{name!r}]", alpha, "a positive number")
         _require(self.bias in ("none", "all", "alter_only"), "bias", self.bias, "'none', 'all' or 'alter_only'")
         q = self.entropy_q
-        _require(0 < q < math.inf, "entropy_q", q, "above 0 and finite (1 is Shannon's entropy)")
+        _require(is_positive(q), "entropy_q", q, "above 0 and finite (1 is Shannon's entropy)")
         threshold, quantile = self.entropy_threshold, self.entropy_quantile
-        _require(threshold is None or threshold >= 0, "entropy_threshold", threshold, "at least 0")
-        _require(quantile is None or 0 < quantile < 1, "entropy_quantile", quantile, "between 0 and 1, exclusive")
-        _require(self.temperature_high > 0, "temperature_high", self.temperature_high, "above 0")
-        _require(self.temperature_low > 0, "temperature_low", self.temperature_low, "above 0")
+        at_least_0 = threshold is None or (is_finite_number(threshold) and threshold >= 0)
+        _require(at_least_0, "entropy_threshold", threshold, "at least 0")
+        between = quantile is None or (is_finite_number(quantile) and 0 < quantile < 1)
+        _require(between, "entropy_quantile", quantile, "between 0 and 1, exclusive")
+        for name in ("temperature_high", "temperature_low"):
+            _require(is_positive(getattr(self, name)), name, getattr(self, name), "above 0 and finite")
         _require(_is_int(self.top_k) and self.top_k > 0, "top_k", self.top_k, "a positive integer")
-        _require(self.router_half_life > 0, "router_half_life", self.router_half_life, "above 0, in tokens")
+        half_life = self.router_half_life
+        _require(is_positive(half_life), "router_half_life", half_life, "above 0 and finite, in tokens")
         _require(
             self.init_weights in (True, False, "cluster"),
             "init_weights",
@@ -296,12 +300,20 @@ class AlterConfig(PeftConfig):
         _require(source in ("none", "base"), "inference_entropy", source, "'none' or 'base'")
         if self.router == "entropy":
             _require(source == "base", "inference_entropy", source, "'base' when `router` is 'entropy'")
+        if self.router == "static":
+            _require(
+                source == "none", "inference_entropy", source, "unset when `router` is 'static', which takes none"
+            )
         if self.domains is not None:
             domains = self.domains
+            texts = isinstance(domains, list) and all(isinstance(name, str) for name in domains)
+            _require(texts, "domains", domains, "a list of names")
             _require(len(set(domains)) == len(domains), "domains", domains, "a list without duplicates")
             _require(len(domains) == n, "domains", domains, f"a list of `num_forget_experts`={n} names")
         if self.expert_weights is not None:
             weights = self.expert_weights
+            numbers = isinstance(weights, (list, tuple)) and all(map(is_finite_number, weights))
+            _require(numbers, "expert_weights", weights, "a list of finite numbers")
             _require(self.router == "static", "expert_weights", weights, "unset unless `router` is 'static'")
             _require(len(weights) == n, "expert_weights", weights, f"a list of `num_forget_experts`={n} numbers")
         if self.expert_scales is not None:
@@ -332,6 +344,11 @@ def _is_int(value: object) -> bool:
 def is_finite_number(value: object) -> bool:
     """Whether it is an int or a float (no bool), and finite."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_positive(value: object) -> bool:
+    """Whether it is a finite number above 0."""
+    return is_finite_number(value) and value > 0  # type: ignore[operator]
 
 
 def _require(condition: bool, name: str, value: object, fix: str) -> None:

@@ -194,6 +194,11 @@ class RouterHook:
         if context.base_pass and context.observer is None:
             return
         hidden = args[0] if args else kwargs["hidden_states"]
+        if hidden.dim() != 3:
+            raise ValueError(
+                f"A gated router reads a residual stream of shape (batch, length, width), but this model's is "
+                f"{tuple(hidden.shape)}. Use `AlterConfig(router='static')`."
+            )
         cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
         for router, name in context.active():
             if router is layer.token_router:

@@ -121,14 +121,18 @@ def scale_gates(gates: Tensor, saved: tuple[float, ...], temporary: Tensor | Non
         return gates if set(saved) == {1.0} else gates * gates.new_tensor(saved)
     scales = temporary.to(gates)
     if scales.dim() == 2:
-        if scales.shape[0] != gates.shape[0]:
-            raise ValueError(
-                f"`experts` was given scales for {scales.shape[0]} rows, but the batch has {gates.shape[0]}. Give one "
-                "number for all rows, or one for each; beams and `num_return_sequences` are rows of their own, so "
-                "repeat each row's scale for them (`repeat_interleave(num_beams)`)."
-            )
+        _check_rows(scales, gates.shape[0])
         scales = scales.view(len(scales), *[1] * (gates.dim() - 2), -1)
     return gates * scales
+
+
+def _check_rows(scales: Tensor, batch: int) -> None:
+    if len(scales) != batch:
+        raise ValueError(
+            f"`experts` was given scales for {len(scales)} rows, but the batch has {batch}. Give one number for all "
+            "rows, or one for each; beams and `num_return_sequences` are rows of their own, so repeat each row's "
+            "scale for them (`repeat_interleave(num_beams)`)."
+        )
 
 
 def _refuse_packed(layer: Any) -> None:
@@ -285,7 +289,7 @@ class AlterLinear(nn.Module, AlterLayer):
             result = self.quantization_backend.maybe_clone_base_result(result)
         for name in self.active_adapters:
             if name in self.alter_A:
-                result = result + self._delta(name, x).to(dtype)
+                result = result + self._delta(name, x, self.context.expert_scales.get(name)).to(dtype)
         return result
 
     def _add_by_row(self, mixed: RowAdapters, x: Tensor, result: Tensor) -> Tensor:
@@ -295,11 +299,16 @@ class AlterLinear(nn.Module, AlterLayer):
             if name in self.alter_A:
                 if self.expert_weights[name] is None:
                     self.context.gates_for(name, x)  # raises if the gates are of another shape
+                temporary = self.context.expert_scales.get(name)
+                if temporary is not None and temporary.dim() == 2:
+                    _check_rows(temporary, x.shape[0])
+                    temporary = temporary[rows]
                 with self.context.replaying(state.of_rows(rows)):
-                    result[rows] += self._delta(name, x[rows]).to(result.dtype)
+                    result[rows] += self._delta(name, x[rows], temporary).to(result.dtype)
         return result
 
-    def _delta(self, name: str, x: Tensor) -> Tensor:
+    def _delta(self, name: str, x: Tensor, temporary: Tensor | None) -> Tensor:
+        """The update of one adapter; `temporary` as for `scale_gates`."""
         A, state = self.alter_A[name], self.context.state
         x = self.alter_dropout[name](self._cast_input_dtype(x, A.weight.dtype))
         h = A(x, learn=state.learns_shared)  # (..., r)
@@ -308,7 +317,6 @@ class AlterLinear(nn.Module, AlterLayer):
             gates = h.new_tensor(weights).expand(*h.shape[:-1], len(weights))
         else:
             gates = self.context.gates_for(name, h).to(h.dtype)
-        temporary = self.context.expert_scales.get(name)
         if temporary is not None and self.training and torch.is_grad_enabled():
             # checkpoints would be recomputed after the context has been left
             raise ValueError(
