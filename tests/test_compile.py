@@ -112,8 +112,10 @@ def test_compiled_decoding_is_one_graph(arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # inductor's import
 def test_inductor():
     model = small()
     with torch.no_grad():
         found = torch.compile(model, fullgraph=True)(input_ids=IDS, attention_mask=MASK, use_cache=False).logits
-        torch.testing.assert_close(found, model(input_ids=IDS, attention_mask=MASK, use_cache=False).logits)
+        expected = model(input_ids=IDS, attention_mask=MASK, use_cache=False).logits
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)  # fused kernels sum in another order
