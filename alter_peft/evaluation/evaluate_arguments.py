@@ -52,6 +52,7 @@ class EvaluateArguments:
     relearning_rate: learning rate of the attack `relearning`.
     oracles: results of models that never saw the forget set, made by this command or by a benchmark: two at least.
     answered, max_new_tokens, batch_size: as for `Asked`.
+    bf16: whether all is measured under bfloat16 autocast; the weights stay in float32.
     """
 
     model: str = field(metadata={"help": "Folder or Hub id of the model."})
