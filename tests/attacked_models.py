@@ -77,6 +77,11 @@ def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
+def learning(model: nn.Module) -> dict[str, bool]:
+    """Which weights learn."""
+    return {name: weight.requires_grad for name, weight in model.named_parameters()}
+
+
 def assert_unchanged(model: nn.Module, before: dict[str, torch.Tensor]) -> None:
     after = model.state_dict()
     assert list(after) == list(before)

@@ -22,9 +22,18 @@ from conftest import make_llama
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
 from trainer_setup import forget_rows, make_trainer, retain_rows
+from transformers import GenerationConfig
 
 from alter_peft import AlterConfig
-from alter_peft.evaluation import AnswerScores, Pair, encode_pair, generate_answers, score_answers
+from alter_peft.evaluation import (
+    AnswerScores,
+    Pair,
+    chat_or_plain,
+    encode_pair,
+    generate_answers,
+    score_answers,
+)
+from alter_peft.evaluation.answers import routes_tokens, spread
 
 
 PAIRS = [
@@ -49,6 +58,29 @@ def adapted(llama):
     """A random adapter and a random router of two forget experts."""
     torch.manual_seed(1)
     return get_peft_model(llama, AlterConfig(num_forget_experts=2, init_weights=False, task_type="CAUSAL_LM")).eval()
+
+
+# ---- how questions are asked ----------------------------------------------------------------------------------------
+
+
+def test_spread():
+    assert spread("abcdefghij", 4) == ["a", "c", "f", "h"]
+    assert spread("abc", None) == spread("abc", 7) == ["a", "b", "c"]
+    for length in range(1, 30):
+        for count in range(1, length + 1):
+            found = spread(range(length), count)
+            assert len(set(found)) == count and found[0] == 0
+            assert max(b - a for a, b in zip(found, [*found[1:], length], strict=True)) <= -(-length // count)
+
+
+def test_a_chat_or_plain_text(tokenizer, plain):
+    assert chat_or_plain(tokenizer) is tokenizer and chat_or_plain(tokenizer, True) is tokenizer
+    assert chat_or_plain(plain) is plain and chat_or_plain(plain, False) is plain
+    bare = chat_or_plain(tokenizer, False)
+    assert bare.chat_template is None and tokenizer.chat_template is not None
+    assert encode_pair(bare, PAIRS[0]) == encode_pair(plain, PAIRS[0]) != encode_pair(tokenizer, PAIRS[0])
+    with pytest.raises(ValueError, match="`as_chat` is True, but the tokenizer has no chat template"):
+        chat_or_plain(plain, True)
 
 
 # ---- encode_pair ----------------------------------------------------------------------------------------------------
@@ -244,6 +276,58 @@ def test_answers_are_those_of_a_loop_without_a_cache(adapted, tokenizer, plain, 
         assert generate_answers(adapted, used, PAIRS, batch_size=size, max_new_tokens=8) == own
 
 
+# what a generation_config may hold that makes answers others than those of the model's own probabilities
+OWN_WAYS = {
+    "repetition_penalty": {"repetition_penalty": 5.0},
+    "encoder_repetition_penalty": {"encoder_repetition_penalty": 5.0},
+    "no_repeat_ngram_size": {"no_repeat_ngram_size": 1},
+    "encoder_no_repeat_ngram_size": {"encoder_no_repeat_ngram_size": 1},
+    "bad_words_ids": {"bad_words_ids": [[i] for i in range(10, 250)]},
+    "suppress_tokens": {"suppress_tokens": list(range(10, 250))},
+    "begin_suppress_tokens": {"begin_suppress_tokens": list(range(10, 250))},
+    "sequence_bias": {"sequence_bias": [[[20], 50.0]]},
+    "forced_eos_token_id": {"forced_eos_token_id": 20},
+    "exponential_decay_length_penalty": {"exponential_decay_length_penalty": [0, 50.0]},
+    "min_new_tokens": {"min_new_tokens": 8},
+    "min_length": {"min_length": 200},
+    "num_beams": {"num_beams": 4, "length_penalty": 3.0},
+    "guidance_scale": {"guidance_scale": 5.0},
+    "watermark": {"watermarking_config": {"greenlist_ratio": 0.2, "bias": 50.0}},
+    "filters": {"do_sample": True, "temperature": 5.0, "top_k": 2, "top_p": 0.5, "min_p": 0.9, "typical_p": 0.1},
+    "cutoffs": {"do_sample": True, "epsilon_cutoff": 0.9, "eta_cutoff": 0.9},
+}
+
+
+@pytest.mark.parametrize("name", OWN_WAYS)
+@pytest.mark.parametrize("kind", ["base", "adapter"])
+def test_the_models_own_ways_of_generating_do_not_count(llama, adapted, tokenizer, name, kind):
+    model = llama if kind == "base" else adapted
+    ids, start = encode_pair(tokenizer, PAIRS[0])
+    first = model(input_ids=torch.tensor([ids[:start]])).logits[0, -1].argsort(descending=True)
+    model.generation_config.eos_token_id = [1, int(first[1])]  # not the model's first word, but it comes near
+    drawing = {"do_sample": True, "top_k": 0, "num_return_sequences": 3}
+
+    def answers():
+        torch.manual_seed(0)
+        options = {"max_new_tokens": 8}
+        return [generate_answers(model, tokenizer, PAIRS, **options, **more) for more in ({}, drawing)]
+
+    expected = answers()
+    own = GenerationConfig(**OWN_WAYS[name], eos_token_id=[1, int(first[1])])
+    model.generation_config = own
+    assert answers() == expected
+    assert model.generation_config is own
+
+
+def test_answers_end_where_the_model_says(llama, tokenizer):
+    (whole,) = generate_answers(llama, tokenizer, PAIRS[:1], max_new_tokens=8)
+    ids, start = encode_pair(tokenizer, PAIRS[0])
+    second = int(llama.generate(torch.tensor([ids[:start]]), do_sample=False, max_new_tokens=2)[0, -1])
+    llama.generation_config.eos_token_id = [1, second]
+    (short,) = generate_answers(llama, tokenizer, PAIRS[:1], max_new_tokens=8)
+    assert whole.startswith(short) and len(short) < len(whole)
+
+
 def test_an_answer_goes_on_from_what_is_given(adapted, tokenizer):
     first = generate_answers(adapted, tokenizer, PAIRS, max_new_tokens=8)
     begun = [Pair(pair.prompt, "", given=text[:-1]) for pair, text in zip(PAIRS, first, strict=True)]
@@ -324,3 +408,14 @@ def test_greedy_tokens_are_the_models_own_first_choice(adapted, plain):
 def test_nothing_asked(llama, tokenizer, measure):
     with pytest.raises(ValueError, match=r"`pairs` is empty\. Give at least one"):
         measure(llama, tokenizer, [])
+
+
+def test_who_routes_tokens(llama, tokenizer):
+    gated, static = (AlterConfig(router=router, task_type="CAUSAL_LM") for router in ("context", "static"))
+    assert not routes_tokens(llama)
+    assert not routes_tokens(get_peft_model(make_llama(len(tokenizer)), LoraConfig(task_type="CAUSAL_LM")))
+    assert not routes_tokens(get_peft_model(make_llama(len(tokenizer)), static))
+    model = get_peft_model(make_llama(len(tokenizer)), gated)
+    assert routes_tokens(model)
+    with model.disable_adapter():
+        assert not routes_tokens(model)

@@ -18,6 +18,7 @@ from attacked_models import FORGET, RETAIN, model_of
 
 from alter_peft.evaluation import Pair, score_answers
 from alter_peft.evaluation.attack_prompts import (
+    AFTER_RETAIN,
     IDLE,
     WAYS_OF_ASKING,
     after_answers,
@@ -76,7 +77,15 @@ def test_answers_before_the_question():
     asked = after_answers([Pair(f"q{i}", f"a{i}") for i in range(9)])(Pair("Who?", "Bob"))
     shots = "Question: q0\nAnswer: a0\n\nQuestion: q3\nAnswer: a3\n\nQuestion: q6\nAnswer: a6\n\n"
     assert asked == Pair(f"{shots}Question: Who?", "Bob")
-    assert after_answers([Pair("q", "a")])(Pair("Who?", "Bob")).prompt == "Question: q\nAnswer: a\n\nQuestion: Who?"
+    (one,) = (after_answers([Pair("q", "a")], 1)(Pair("Who?", "Bob")).prompt,)
+    assert one == "Question: q\nAnswer: a\n\nQuestion: Who?"
+
+
+def test_there_must_be_answers_to_show():
+    with pytest.raises(ValueError, match="`pairs` has 2 rows, but 3 of them are to be shown"):
+        after_answers(RETAIN[:2])
+    assert list(ways_of_asking(RETAIN[:2])) == list(WAYS_OF_ASKING)
+    assert list(ways_of_asking(RETAIN[:3])) == [*WAYS_OF_ASKING, AFTER_RETAIN]
 
 
 def test_idle_talk_is_about_200_tokens():

@@ -14,17 +14,19 @@
 from __future__ import annotations
 
 import zlib
+from importlib import import_module
+from inspect import signature
 
 import pytest
 import torch
-from attacked_models import FORGET, HOLDOUT, KINDS, RETAIN, assert_unchanged, model_of, prompt, snapshot
+from attacked_models import FORGET, HOLDOUT, KINDS, RETAIN, assert_unchanged, learning, model_of, prompt, snapshot
 from conftest import make_llama
 from sklearn.metrics import roc_auc_score
 
 from alter_peft.evaluation import ATTACKS, Rows, attack, generate_answers, score_answers
 from alter_peft.evaluation.attacks import membership, sampling, switching_off
 from alter_peft.evaluation.metrics import loss, loss_per_byte, rouge_l
-from alter_peft.evaluation.relearning import STEPS
+from alter_peft.evaluation.relearning import STEPS, relearning
 
 
 ROWS = Rows(FORGET, RETAIN, HOLDOUT, answered=2)
@@ -112,13 +114,12 @@ def test_what_was_trained_on_is_told_from_what_was_not(tokenizer):
 # ---- switching off --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "plain"])
 def test_off_is_the_base(kind, tokenizer):
     model, base = model_of(kind, tokenizer), make_llama(len(tokenizer))
     found = switching_off(model, tokenizer, FORGET, ["probability"])
     assert found["switched_off/probability"].rows == score_answers(base, tokenizer, FORGET).probability
-    if kind != "plain":
-        assert found["switched_off/probability"].rows != score_answers(model, tokenizer, FORGET).probability
+    assert found["switched_off/probability"].rows != score_answers(model, tokenizer, FORGET).probability
     experts = [key for key in found if key.startswith("expert_off/")]
     has_experts = kind in ("gated", "static")
     assert experts == (["expert_off/forget_0/probability", "expert_off/forget_1/probability"] if has_experts else [])
@@ -148,12 +149,17 @@ def test_a_prompt_is_switched_off(tokenizer):
 # ---- attack ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("learns", [True, False], ids=["learning", "at rest"])
 @pytest.mark.parametrize("kind", ["lora", "gated"])
-def test_every_attack_leaves_the_model_as_it_was(kind, tokenizer):
+def test_every_attack_leaves_the_model_as_it_was(kind, learns, tokenizer):
     model = model_of(kind, tokenizer)
+    if not learns:
+        model.requires_grad_(False)
+    learn, config = learning(model), model.generation_config
     before, probability = snapshot(model), score_answers(model, tokenizer, FORGET).probability
     found = attack(model, tokenizer, ROWS)
     assert_unchanged(model, before)
+    assert learning(model) == learn and any(learn.values()) == learns and model.generation_config is config
     assert score_answers(model, tokenizer, FORGET).probability == probability
     skipped = ["merged_quantization"] if kind == "gated" else []
     assert list(found.skipped) == skipped
@@ -162,13 +168,87 @@ def test_every_attack_leaves_the_model_as_it_was(kind, tokenizer):
     assert {len(points) for points in found.curves.values()} == {len(STEPS)}
     for key in ("asked/misspelt/rouge", "sampling/best_rouge", "membership/loss_auc", "switched_off/probability"):
         assert key in found.scores
-    assert len(found.scores["switched_off/rouge"].rows) == 3  # every second of five
+    assert len(found.scores["switched_off/rouge"].rows) == 2
 
 
 def test_the_reason_is_in_the_result(tokenizer):
     found = attack(model_of("gated", tokenizer), tokenizer, ROWS, ["merged_quantization"])
     assert "gates every token" in found.skipped["merged_quantization"]
     assert (found.scores, found.curves, found.seconds) == ({}, {}, {})
+
+
+def test_what_a_plain_model_has_already_is_not_measured_again(tokenizer):
+    model = model_of("plain", tokenizer)
+    found = attack(model, tokenizer, ROWS, ["quantization", "switching_off", "merged_quantization"])
+    assert {key.partition("/")[0] for key in found.scores} == {"quantized"}
+    assert list(found.seconds) == ["quantization"]
+    assert "its own scores on the forget set" in found.skipped["switching_off"]
+    assert "`quantized` takes the place of `merged`" in found.skipped["merged_quantization"]
+    with pytest.raises(ValueError, match="a plain model has no adapter"):
+        switching_off(model, tokenizer, FORGET)
+
+
+def test_without_retained_answers_one_way_of_asking_is_left_out(tokenizer):
+    model = model_of("plain", tokenizer)
+    for rows, skipped in ((ROWS, []), (ROWS._replace(retain=RETAIN[:2]), ["asked/after three retain answers"])):
+        found = attack(model, tokenizer, rows, ["asking_otherwise"])
+        assert list(found.skipped) == skipped and "asked/misspelt/rouge" in found.scores
+        assert ("asked/after three retain answers/rouge" in found.scores) == (not skipped)
+    assert found.skipped[skipped[0]] == "3 retained rows are to be shown, and there are 2"
+
+
+def test_length_and_batches_are_the_rows(tokenizer, monkeypatch):
+    """Of all that is answered and scored, in every attack."""
+    made = []
+
+    def noted(name, function):
+        def call(*args, **options):
+            given = signature(function).bind(*args, **options).arguments
+            made.append((name, given.get("batch_size"), given.get("max_new_tokens")))
+            return function(*args, **options)
+
+        return call
+
+    for module, name in (
+        ("measure", "score_answers"),
+        ("measure", "generate_answers"),
+        ("attacks", "generate_answers"),
+    ):
+        whole = import_module(f"alter_peft.evaluation.{module}")
+        monkeypatch.setattr(whole, name, noted(f"{module}.{name}", getattr(whole, name)))
+    rows = ROWS._replace(max_new_tokens=3, batch_size=32)
+    for attacked in ATTACKS:
+        attack(model_of("lora", tokenizer), tokenizer, rows, [attacked])
+        answers = {("measure.generate_answers", 32, 3)}
+        expected = {
+            "sampling": {("attacks.generate_answers", 2, 3)},  # questions, of 16 answers each
+            "membership": {("measure.score_answers", 32, None)},
+            "relearning": {("measure.score_answers", 32, None)},
+        }.get(attacked, answers | {("measure.score_answers", 32, None)})
+        assert set(made) == expected, attacked
+        made.clear()
+
+
+def test_the_rate_of_relearning_is_the_rows(tokenizer):
+    model = model_of("plain", tokenizer)
+    found = attack(model, tokenizer, ROWS._replace(relearning_rate=1e-2), ["relearning"])
+    assert found.curves == relearning(model, tokenizer, FORGET, HOLDOUT, learning_rate=1e-2)
+    assert found.curves != attack(model, tokenizer, ROWS, ["relearning"]).curves
+    assert attack(model, tokenizer, ROWS, ["relearning"]).curves == relearning(model, tokenizer, FORGET, HOLDOUT)
+
+
+@pytest.mark.parametrize(
+    "rows, names, message",
+    [
+        (ROWS._replace(holdout=[]), ["sampling", "membership"], r"`holdout` has no rows, but .*\['membership'\]"),
+        (ROWS._replace(holdout=[]), ["sampling", "relearning"], r"`holdout` has no rows, but .*\['relearning'\]"),
+        (ROWS._replace(forget=[]), ["sampling"], "`forget` has 0 rows, but"),
+        (ROWS._replace(forget=FORGET[:1]), ["sampling", "relearning"], "`forget` has 1 rows, but .* need 2"),
+    ],
+)
+def test_missing_rows_are_found_before_anything_is_computed(tokenizer, rows, names, message):
+    with pytest.raises(ValueError, match=message):
+        attack(None, tokenizer, rows, names)
 
 
 def test_related_text_is_what_was_never_seen(tokenizer, monkeypatch):

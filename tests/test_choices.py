@@ -14,8 +14,6 @@
 from __future__ import annotations
 
 import copy
-import gzip
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -25,20 +23,13 @@ import torch
 from conftest import make_llama
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig, get_peft_model
+from questions import ANSWERS, ROWS, save
 
 from alter_peft import AlterConfig
 from alter_peft.evaluation import evaluate_choices
-from alter_peft.evaluation.choices import read_questions, standard_error
+from alter_peft.evaluation.choices import read_tasks, standard_error
 
 
-ROWS = [
-    {"question": "Who bakes the bread? ", "choices": ["Bob", "Alice and the bees", "The sky", "Falcon"], "answer": 0},
-    {"question": "What do bees make?", "choices": ["rye bread", "honey", "seven million"], "answer": "honey"},
-    {"question": "What colour is the sky?", "choices": ["old", "blue"], "answer": 1, "subject": "the_sky"},
-    {"question": "Where does Alice live, near the old bridge?", "choices": ["in Paris", "in a budget"], "answer": 0},
-    {"question": "What is the budget?", "choices": ["seven", "near", "honey every morning"], "answer": 0},
-]
-ANSWERS = [0, 1, 1, 0, 0]
 PROMPTS = {
     "letters": [
         "Who bakes the bread?\nA. Bob\nB. Alice and the bees\nC. The sky\nD. Falcon\nAnswer:",
@@ -52,66 +43,12 @@ PROMPTS = {
 }
 
 
-def save(path: Path, rows: list) -> str:
-    text = json.dumps(rows) if ".jsonl" not in path.name else "".join(json.dumps(row) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
-    return str(path)
-
-
 @pytest.fixture
 def file(tmp_path) -> str:
     return save(tmp_path / "bakery.jsonl", ROWS)
 
 
-# ---- local files ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["q.jsonl", "q.jsonl.gz", "q.json", "q.json.gz"])
-def test_a_file_is_read_in_every_form(tmp_path, name):
-    rows = read_questions(save(tmp_path / name, ROWS))
-    assert [row["answer"] for row in rows] == ANSWERS
-    assert [row["choices"] for row in rows] == [row["choices"] for row in ROWS]
-
-
-def test_a_text_may_hold_what_python_takes_for_the_end_of_a_line(tmp_path):
-    row = {**ROWS[0], "question": "Who\u2028bakes\x85the bread?"}
-    (tmp_path / "q.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert read_questions(tmp_path / "q.jsonl") == [row]
-
-
-@pytest.mark.parametrize(
-    "row, message",
-    [
-        ({"question": "Who?", "choices": ["a", "b"]}, "Row 1 of '.*q.jsonl' has no column 'answer'"),
-        (["Who?"], "has no column 'question'"),
-        ({**ROWS[0], "answer": 4}, "has the `answer` 4, but must have the place of one of its 4 choices"),
-        ({**ROWS[0], "answer": -1}, "has the `answer` -1, but"),
-        ({**ROWS[0], "answer": True}, "has the `answer` True, but"),
-        ({**ROWS[0], "answer": "Carl"}, "has the `answer` 'Carl', but"),
-        ({**ROWS[0], "choices": ["a", "a"], "answer": "a"}, "has the `answer` 'a', but"),
-        ({**ROWS[0], "choices": ["a"]}, r"has the `choices` \['a'\], but must have a list of 2 to 26"),
-        ({**ROWS[0], "choices": "abcd"}, "has the `choices` 'abcd', but"),
-        ({**ROWS[0], "choices": ["a", ""]}, "has a `question` or one of `choices` that is no text or empty"),
-        ({**ROWS[0], "question": 3}, "has a `question` or one of `choices` that is no text or empty"),
-    ],
-)
-def test_a_row_that_cannot_be_asked(tmp_path, row, message):
-    with pytest.raises(ValueError, match=message):
-        read_questions(save(tmp_path / "q.jsonl", [ROWS[0], row]))
-
-
-@pytest.mark.parametrize(
-    "text, message", [("{", "q.json' is no JSON"), ("[]", "q.json' has no rows"), ("3", "q.json' has no rows")]
-)
-def test_a_file_that_holds_no_rows(tmp_path, text, message):
-    (tmp_path / "q.json").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_questions(tmp_path / "q.json")
-
-
-def test_the_data_beside_the_checkout_can_be_read(tofu):
-    for name, rows in (("mmlu_dev", 285), ("mmlu_test", 14042), ("arc_easy_dev", 570), ("arc_easy_test", 2376)):
-        assert len(read_questions(tofu.parent / "mcq" / f"{name}.jsonl.gz")) == rows
+# ---- bad input ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -129,6 +66,12 @@ def test_the_data_beside_the_checkout_can_be_read(tofu):
 def test_what_cannot_be_evaluated(llama, tokenizer, tasks, options, message):
     with pytest.raises(ValueError, match=message):
         evaluate_choices(llama, tokenizer, tasks, **options)
+
+
+def test_what_can_be_said_without_a_model(file, tmp_path):
+    assert list(read_tasks([file])) == ["bakery"]
+    with pytest.raises(ValueError, match=r"`tasks` has '.*q.jsonl', but it cannot be asked. Row 0 of .* no column"):
+        read_tasks([save(tmp_path / "q.jsonl", [{"question": "Who?"}])])
 
 
 def test_without_the_harness(llama, tokenizer, file, monkeypatch):
@@ -237,6 +180,8 @@ def test_limited_questions_are_spread_over_a_file(llama, tokenizer, file, asked)
     scores = evaluate_choices(llama, tokenizer, [file], limit=2)
     assert [row[0][0] for row in asked["bakery"]] == [PROMPTS["letters"][0], PROMPTS["letters"][2]]
     assert len(scores["bakery/acc"].rows) == 2
+    evaluate_choices(llama, tokenizer, [file], limit=3)
+    assert [row[0][0] for row in asked["bakery"]][-3:] == [PROMPTS["letters"][row] for row in (0, 1, 3)]
     assert len(evaluate_choices(llama, tokenizer, [file], limit=50)["bakery/acc"].rows) == 5
 
 

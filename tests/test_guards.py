@@ -17,6 +17,7 @@ import math
 
 import pytest
 import torch
+from attacked_models import learning
 from conftest import make_llama
 from peft import LoraConfig, get_peft_model
 
@@ -64,6 +65,16 @@ def judged_by_hand(judge, tokenizer, pair) -> float:
     log_p = judge(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     values = [float(log_p[t - 1, ids[t]]) for t in range(start, len(ids) - 1)]
     return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("learns", [True, False], ids=["learning", "at rest"])
+def test_the_judge_leaves_the_model_as_it_was(tokenizer, learns):
+    model = adapted(tokenizer)
+    if not learns:
+        model.requires_grad_(False)
+    before = learning(model)
+    fluency(ask(model, tokenizer))
+    assert learning(model) == before and any(before.values()) == learns
 
 
 def test_fluency_is_the_judges_opinion_of_the_models_own_answers(tokenizer):

@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +21,7 @@ from attacked_models import FORGET, KINDS, RETAIN, assert_unchanged, model_of, s
 
 from alter_peft.evaluation import encode_pair, score_answers
 from alter_peft.evaluation.base_weights import base_parameters
+from alter_peft.evaluation.originals import copied
 from alter_peft.evaluation.relearning import STEPS, _batches, relearn, relearning
 
 
@@ -35,11 +35,11 @@ def copies(monkeypatch):
     """The models that were attacked in the caller's place."""
     made = []
 
-    def deepcopy(value):
-        made.append(copy.deepcopy(value))
+    def noted(model):
+        made.append(copied(model))
         return made[-1]
 
-    monkeypatch.setattr("alter_peft.evaluation.relearning.copy", SimpleNamespace(deepcopy=deepcopy))
+    monkeypatch.setattr("alter_peft.evaluation.relearning.copied", noted)
     return made
 
 
@@ -109,6 +109,12 @@ def test_half_of_the_forget_set_and_related_text(tokenizer):
     assert last["relearn_half/trained/probability"] > 0.9 > last["relearn_half/held_out/probability"]
     on_forget = relearn(model, tokenizer, FORGET, {"relearn_related/forget": FORGET}, **options)
     assert last["relearn_related/forget/probability"] < on_forget["relearn_related/forget/probability"][1][1]
+
+
+@pytest.mark.parametrize("rate", [0, -1e-4, float("nan")])
+def test_a_rate_is_above_0(tokenizer, rate):
+    with pytest.raises(ValueError, match=f"`learning_rate` is {rate}, but must be above 0"):
+        relearn(None, tokenizer, FORGET, {"a": FORGET}, learning_rate=rate)
 
 
 def test_metrics_are_the_callers(tokenizer):

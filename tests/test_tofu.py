@@ -32,7 +32,7 @@ from alter_peft.evaluation import (
     measure,
     read_tofu,
 )
-from alter_peft.evaluation.tofu import UTILITY, spread
+from alter_peft.evaluation.tofu import UTILITY
 
 
 @pytest.fixture
@@ -81,16 +81,6 @@ def test_rows_limit_what_is_asked_but_never_the_forget_set(folder):
     for name in (*FORGET_SETS, "holdout"):
         assert data.sets[name] == whole.sets[name]
     assert (data.forget, data.retain, data.holdout) == (whole.forget, whole.retain, whole.holdout)
-
-
-def test_spread():
-    assert spread("abcdefghij", 4) == ["a", "c", "f", "h"]
-    assert spread("abc", None) == spread("abc", 7) == ["a", "b", "c"]
-    for length in range(1, 30):
-        for count in range(1, length + 1):
-            found = spread(range(length), count)
-            assert len(set(found)) == count and found[0] == 0
-            assert max(b - a for a, b in zip(found, [*found[1:], length], strict=True)) <= -(-length // count)
 
 
 def test_one_false_answer_may_stand_alone(folder):

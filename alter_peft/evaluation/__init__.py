@@ -13,7 +13,7 @@
 # limitations under the License.
 """The measure of unlearning: what a model still knows, what it kept, and how far both are from an oracle."""
 
-from .answers import AnswerScores, Pair, encode_pair, generate_answers, score_answers
+from .answers import AnswerScores, Pair, chat_or_plain, encode_pair, generate_answers, score_answers
 from .attack_prompts import IDLE
 from .attacks import ATTACKS, Attacked, Rows, attack
 from .book_data import BookData, read_books
@@ -52,6 +52,7 @@ __all__ = [
     "ask_tofu",
     "attack",
     "band",
+    "chat_or_plain",
     "compare_books",
     "compare_with_oracles",
     "distances",

@@ -16,22 +16,27 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from alter_peft.losses import score_tokens
 from alter_peft.tuner.decoder import LanguageModelHead, find_decoder, last_hidden_states
-from alter_peft.tuner.gating import evaluating
+from alter_peft.tuner.gating import GatingContext, evaluating
 from alter_peft.tuner.layer import AlterLayer
+
+
+T = TypeVar("T")
 
 
 class Pair(NamedTuple):
@@ -51,6 +56,35 @@ class Pair(NamedTuple):
     wrong: tuple[str, ...] = ()
     rephrased: str | None = None
     given: str = ""
+
+
+def spread(items: Sequence[T], count: int | None) -> list[T]:
+    """So many of the items, evenly spread over them; all of them by default and if there are fewer."""
+    count = len(items) if count is None else min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def chat_or_plain(tokenizer: PreTrainedTokenizerBase, as_chat: bool | None = None) -> PreTrainedTokenizerBase:
+    """
+    The tokenizer with which questions are asked as turns of a chat, or as plain text: all here asks by its template.
+
+    Args:
+        as_chat: as in [`AlterUnlearnConfig`]: a chat if there is a template (`None`) or without question (`True`), or
+            plain text even so (`False`), which gives a copy without the template.
+
+    Raises:
+        ValueError: a chat is asked for, and there is no template.
+    """
+    if as_chat and tokenizer.chat_template is None:
+        raise ValueError(
+            "`as_chat` is True, but the tokenizer has no chat template. Give it one, or leave `as_chat` unset to ask "
+            "in plain text."
+        )
+    if as_chat is not False or tokenizer.chat_template is None:
+        return tokenizer
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None
+    return plain
 
 
 def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> tuple[list[int], int]:
@@ -135,7 +169,7 @@ def score_answers(
     _require_pairs(pairs)
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     decoder, head = find_decoder(base).module, LanguageModelHead(base)
-    context = next((m.context for m in model.modules() if isinstance(m, AlterLayer)), None)
+    context = _gating(model)
     active = context.active() if context is not None else []
     device = next(base.parameters()).device
     encoded = [encode_pair(tokenizer, pair) for pair in pairs]
@@ -157,6 +191,16 @@ def score_answers(
                 experts[row] = part
     content = [_content_length(tokenizer, ids[start:]) for ids, start in encoded]
     return AnswerScores(log_probs, greedy, content, torch.cat(experts) if active else None)
+
+
+def routes_tokens(model: Any) -> bool:
+    """Whether an active adapter of the model sends each token to an expert, so that there are `experts`."""
+    context = _gating(model)
+    return context is not None and bool(context.active())
+
+
+def _gating(model: Any) -> GatingContext | None:
+    return next((module.context for module in model.modules() if isinstance(module, AlterLayer)), None)
 
 
 def labelled_batches(
@@ -199,8 +243,9 @@ def generate_answers(
     """
     What the model answers to each prompt: greedily, unless `options` of `generate` say otherwise.
 
-    With `num_return_sequences=n`, n answers to the first prompt come first, and so on. In eval mode, and in the
-    precision of the context, as `score_answers`.
+    Of the model's own `generation_config` the special tokens count alone: with its penalties and filters the answers
+    would not be those of the probabilities that `score_answers` reads. With `num_return_sequences=n`, n answers to the
+    first prompt come first, and so on. In eval mode, and in the precision of the context, as `score_answers`.
 
     Raises:
         ValueError: `pairs` is empty.
@@ -218,10 +263,27 @@ def generate_answers(
             ).to(device)
             for rows, value in ((prompts, padding), ([[1] * len(prompt) for prompt in prompts], 0))
         )
-        with evaluating(model):
+        with evaluating(model), _own_probabilities(model):
             output = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, **options)
         answers += tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
     return answers
+
+
+@contextmanager
+def _own_probabilities(model: Any) -> Iterator[None]:
+    """Inside, `generate` knows the special tokens of the model's `generation_config` and nothing else of it."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    own = model.generation_config
+    tokens = {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    holders = [one for one in (model, base) if "generation_config" in one.__dict__]
+    before = [one.generation_config for one in holders]
+    try:
+        for one in holders:
+            one.generation_config = GenerationConfig(**tokens)
+        yield
+    finally:
+        for one, config in zip(holders, before, strict=True):
+            one.generation_config = config
 
 
 def _require_pairs(pairs: Sequence[Pair]) -> None:

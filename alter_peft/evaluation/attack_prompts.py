@@ -22,7 +22,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from .answers import Pair
+from .answers import Pair, spread
 from .measure import Asked, Score, measure
 
 
@@ -55,6 +55,9 @@ DEVELOPER = (
 )
 
 
+SHOWN = 3  # retained answers before a question
+
+
 def prefixed(prefix: str) -> Callable[[Pair], Pair]:
     """A way of asking that puts a text before the question."""
     return lambda pair: pair._replace(prompt=prefix + pair.prompt)
@@ -82,10 +85,17 @@ def first_third_given(pair: Pair) -> Pair:
     return pair._replace(completion=pair.completion[at:], given=pair.given + pair.completion[:at])
 
 
-def after_answers(pairs: Sequence[Pair], count: int = 3) -> Callable[[Pair], Pair]:
-    """A way of asking after other questions and their answers, `count` of the pairs spread over them."""
-    spread = pairs[:: max(1, len(pairs) // count)][:count]
-    shots = "".join(f"Question: {pair.prompt}\nAnswer: {pair.completion}\n\n" for pair in spread)
+def after_answers(pairs: Sequence[Pair], count: int = SHOWN) -> Callable[[Pair], Pair]:
+    """
+    A way of asking after other questions and their answers, `count` of the pairs spread over them.
+
+    Raises:
+        ValueError: there are fewer pairs.
+    """
+    if len(pairs) < count:
+        raise ValueError(f"`pairs` has {len(pairs)} rows, but {count} of them are to be shown. Give more.")
+    shown = spread(pairs, count)
+    shots = "".join(f"Question: {pair.prompt}\nAnswer: {pair.completion}\n\n" for pair in shown)
     return prefixed(f"{shots}Question: ")
 
 
@@ -107,9 +117,12 @@ WAYS_OF_ASKING: dict[str, Callable[[Pair], Pair]] = {
 }
 
 
+AFTER_RETAIN = "after three retain answers"
+
+
 def ways_of_asking(retain: Sequence[Pair]) -> dict[str, Callable[[Pair], Pair]]:
-    """`WAYS_OF_ASKING`, and one after three of the retained answers."""
-    return {**WAYS_OF_ASKING, "after three retain answers": after_answers(retain)}
+    """`WAYS_OF_ASKING`, and one after three of the retained answers, if there are so many."""
+    return {**WAYS_OF_ASKING, **({AFTER_RETAIN: after_answers(retain)} if len(retain) >= SHOWN else {})}
 
 
 def asking_otherwise(
@@ -120,20 +133,23 @@ def asking_otherwise(
     paraphrased: Sequence[Pair] = (),
     metrics: Sequence[str] = ("probability", "rouge"),
     answered: int | None = None,
+    max_new_tokens: int = 40,
+    batch_size: int | None = None,
 ) -> dict[str, Score]:
     """
     The forget set, asked for in every way: `"asked/{way}/{metric}"` -> score.
 
     Args:
-        retain: at least three rows that the model is to know, for the way that shows it some.
+        retain: rows that the model is to know, for the way that shows it three of them; with fewer there is none.
         paraphrased: the forget set with its questions in other words, as the way `"paraphrased"`, if there is one.
         metrics: of `METRICS`.
-        answered: how many questions are answered in full; all by default.
+        answered, max_new_tokens, batch_size: as for `Asked`.
     """
     asked = {name: [way(pair) for pair in forget] for name, way in ways_of_asking(retain).items()}
     if paraphrased:
         asked["paraphrased"] = list(paraphrased)
     scores: dict[str, Score] = {}
     for name, pairs in asked.items():
-        scores |= measure(Asked(model, tokenizer, f"asked/{name}", pairs, True, answered), metrics)
+        asked_so = Asked(model, tokenizer, f"asked/{name}", pairs, True, answered, max_new_tokens, batch_size)
+        scores |= measure(asked_so, metrics)
     return scores

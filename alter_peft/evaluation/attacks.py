@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -26,23 +25,27 @@ from transformers import PreTrainedTokenizerBase
 
 from alter_peft.tuner.model import AlterModel
 
-from .answers import Pair, generate_answers, score_answers
-from .attack_prompts import asking_otherwise
+from .answers import Pair, generate_answers
+from .attack_prompts import AFTER_RETAIN, SHOWN, asking_otherwise
 from .measure import Asked, Score, measure
 from .metrics import loss, loss_per_byte, membership_auc, min_k, rouge_l
+from .originals import without_adapters
 from .quantization import merged_quantization, quantization, why_not_merged
-from .relearning import Curves, relearning
+from .relearning import LEARNING_RATE, Curves, relearning
 
 
 class Rows(NamedTuple):
     """
-    What the attacks ask about and train on.
+    What the attacks ask about and train on, and how.
 
     forget: the forget set.
     retain: rows that the model is to know still.
     holdout: rows of the same kind that neither the model nor the oracle has seen.
     paraphrased: the forget set with its questions in other words, if there is one.
     answered: how many questions are answered in full, for ROUGE-L; all by default.
+    max_new_tokens: of such an answer; give what the other scores of the model were measured with.
+    batch_size: rows of a pass and of a batch of answers; by default as for `Asked`, and 64 sampled answers.
+    relearning_rate: the learning rate of an attacker who trains the model (see `relearn`).
     """
 
     forget: Sequence[Pair]
@@ -50,6 +53,9 @@ class Rows(NamedTuple):
     holdout: Sequence[Pair]
     paraphrased: Sequence[Pair] = ()
     answered: int | None = None
+    max_new_tokens: int = 40
+    batch_size: int | None = None
+    relearning_rate: float = LEARNING_RATE
 
 
 class Attacked(NamedTuple):
@@ -58,7 +64,7 @@ class Attacked(NamedTuple):
 
     scores: `"{attack}/{metric}"` -> score.
     curves: `"{attack}/{set}/{metric}"` -> (steps, value) points.
-    skipped: attack -> why it does not apply to this model.
+    skipped: attack, or the first part of a score's name -> why it does not apply to this model or these rows.
     seconds: attack -> what it took.
     """
 
@@ -66,6 +72,13 @@ class Attacked(NamedTuple):
     curves: Curves
     skipped: dict[str, str]
     seconds: dict[str, float]
+
+
+# attacks on an adapter: what a plain model, such as an oracle, has in their place
+PLAIN = {
+    "switching_off": "a plain model has no adapter, so its own scores on the forget set take the place of these",
+    "merged_quantization": "a plain model has no adapter to merge, so `quantized` takes the place of `merged`",
+}
 
 
 def sampling(
@@ -76,6 +89,7 @@ def sampling(
     temperature: float = 1.0,
     max_new_tokens: int = 40,
     answered: int | None = None,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> dict[str, Score]:
     """
@@ -87,6 +101,7 @@ def sampling(
     Args:
         samples: answers to a question.
         answered: how many questions are asked; all by default.
+        batch_size: answers drawn at once, at least those to one question; 64 by default.
         seed: of the draws.
 
     Returns:
@@ -101,8 +116,9 @@ def sampling(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         answers = generate_answers(
-            model, tokenizer, asked, max(1, 64 // samples), max_new_tokens, "sampling", do_sample=True, **options
-        )
+            model, tokenizer, asked, max(1, (batch_size or 64) // samples), max_new_tokens, "sampling", do_sample=True,
+            **options,
+        )  # fmt: skip
     found = rouge_l(answers, [pair.completion for pair in asked for _ in range(samples)])
     rows = [found[start : start + samples] for start in range(0, len(found), samples)]
     best, mean = [max(row) for row in rows], [sum(row) / samples for row in rows]
@@ -113,7 +129,11 @@ def sampling(
 
 
 def membership(
-    model: Any, tokenizer: PreTrainedTokenizerBase, forget: Sequence[Pair], holdout: Sequence[Pair]
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    forget: Sequence[Pair],
+    holdout: Sequence[Pair],
+    batch_size: int | None = None,
 ) -> dict[str, Score]:
     """
     Can the forget set be told from text that was never seen, by how likely its answers are?
@@ -124,14 +144,14 @@ def membership(
     Returns:
         `"membership/{min_k,loss,loss_per_byte}_auc"`: the AUC, and as rows the statistic of each forget row.
     """
-    found = [(pairs, score_answers(model, tokenizer, pairs, desc="membership")) for pairs in (forget, holdout)]
-    texts = [[pair.completion for pair in pairs] for pairs, _ in found]
+    sets = [("membership", forget), ("membership, holdout", holdout)]
+    found = [Asked(model, tokenizer, name, pairs, batch_size=batch_size).scores for name, pairs in sets]
+    texts = [[pair.completion for pair in pairs] for _, pairs in sets]
     statistics = {
-        "min_k": [min_k(scores.log_probs, scores.content) for _, scores in found],
-        "loss": [loss(scores.log_probs, scores.content) for _, scores in found],
+        "min_k": [min_k(scores.log_probs, scores.content) for scores in found],
+        "loss": [loss(scores.log_probs, scores.content) for scores in found],
         "loss_per_byte": [
-            loss_per_byte(scores.log_probs, scores.content, text)
-            for (_, scores), text in zip(found, texts, strict=True)
+            loss_per_byte(scores.log_probs, scores.content, text) for scores, text in zip(found, texts, strict=True)
         ],
     }
     return {
@@ -146,46 +166,93 @@ def switching_off(
     forget: Sequence[Pair],
     metrics: Sequence[str] = ("probability", "rouge"),
     answered: int | None = None,
+    max_new_tokens: int = 40,
+    batch_size: int | None = None,
 ) -> dict[str, Score]:
     """
     The forget set with the adapter off, and with each forget expert of an ALTER adapter scaled to 0.
 
-    A plain model, such as an oracle, has nothing to switch off and is measured as it is.
+    Args:
+        answered, max_new_tokens, batch_size: as for `Asked`.
 
     Returns:
         `"switched_off/{metric}"` and `"expert_off/{domain}/{metric}"`.
+
+    Raises:
+        ValueError: a plain model, which has nothing to switch off.
     """
+    if not isinstance(model, PeftModel):
+        raise ValueError(f"`model` cannot be attacked so: {PLAIN['switching_off']}.")
 
     def measured(name: str) -> dict[str, Score]:
-        return measure(Asked(model, tokenizer, name, forget, True, answered), metrics)
+        return measure(Asked(model, tokenizer, name, forget, True, answered, max_new_tokens, batch_size), metrics)
 
-    with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
+    with without_adapters(model):
         scores = measured("switched_off")
-    if isinstance(model, PeftModel) and isinstance(model.base_model, AlterModel):
+    if isinstance(model.base_model, AlterModel):
         for domain in model.base_model.list_experts():
             with model.base_model.experts({domain: 0.0}):
                 scores |= measured(f"expert_off/{domain}")
     return scores
 
 
+def _asking(rows: Rows) -> dict[str, Any]:
+    return {"answered": rows.answered, "max_new_tokens": rows.max_new_tokens, "batch_size": rows.batch_size}
+
+
+def _relearning(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> Curves:
+    measured = {"answered": rows.answered, "max_new_tokens": rows.max_new_tokens, "rows_at_once": rows.batch_size}
+    options = {"learning_rate": rows.relearning_rate, **measured}
+    return relearning(model, tokenizer, rows.forget, rows.holdout, **options)
+
+
 # name -> scores or curves of a model, its tokenizer and the rows
 ATTACKS: dict[str, Callable[[Any, PreTrainedTokenizerBase, Rows], dict[str, Score] | Curves]] = {
     "asking_otherwise": lambda model, tokenizer, rows: asking_otherwise(
-        model, tokenizer, rows.forget, rows.retain, rows.paraphrased, answered=rows.answered
+        model, tokenizer, rows.forget, rows.retain, rows.paraphrased, **_asking(rows)
     ),
-    "sampling": lambda model, tokenizer, rows: sampling(model, tokenizer, rows.forget, answered=rows.answered),
-    "membership": lambda model, tokenizer, rows: membership(model, tokenizer, rows.forget, rows.holdout),
-    "switching_off": lambda model, tokenizer, rows: switching_off(
-        model, tokenizer, rows.forget, answered=rows.answered
+    "sampling": lambda model, tokenizer, rows: sampling(model, tokenizer, rows.forget, **_asking(rows)),
+    "membership": lambda model, tokenizer, rows: membership(
+        model, tokenizer, rows.forget, rows.holdout, rows.batch_size
     ),
-    "quantization": lambda model, tokenizer, rows: quantization(model, tokenizer, rows.forget, answered=rows.answered),
+    "switching_off": lambda model, tokenizer, rows: switching_off(model, tokenizer, rows.forget, **_asking(rows)),
+    "quantization": lambda model, tokenizer, rows: quantization(model, tokenizer, rows.forget, **_asking(rows)),
     "merged_quantization": lambda model, tokenizer, rows: merged_quantization(
-        model, tokenizer, rows.forget, answered=rows.answered
+        model, tokenizer, rows.forget, **_asking(rows)
     ),
-    "relearning": lambda model, tokenizer, rows: relearning(
-        model, tokenizer, rows.forget, rows.holdout, answered=rows.answered
-    ),
+    "relearning": _relearning,
 }
+
+
+def check_rows(rows: Rows, names: Sequence[str]) -> None:
+    """
+    Before anything is computed: whether the rows are those that some attacks need.
+
+    Raises:
+        ValueError: an attack that does not exist, or whose rows are missing.
+    """
+    unknown = [name for name in names if name not in ATTACKS]
+    if unknown:
+        raise ValueError(f"`names` has {unknown}, but must be some of {list(ATTACKS)}.")
+    least = 2 if "relearning" in names else 1  # a half of them
+    if names and len(rows.forget) < least:
+        raise ValueError(f"`forget` has {len(rows.forget)} rows, but the attacks {list(names)} need {least} at least.")
+    unseen = [name for name in names if name in ("membership", "relearning")]
+    if unseen and not rows.holdout:
+        raise ValueError(
+            f"`holdout` has no rows, but the attacks {unseen} need some: like the forget set, and never trained on."
+        )
+
+
+def not_applicable(model: Any, rows: Rows, name: str) -> dict[str, str]:
+    """What of an attack, or all of it by its name, does not apply to a model or to its rows -> why."""
+    if not isinstance(model, PeftModel) and name in PLAIN:
+        return {name: PLAIN[name]}
+    if name == "merged_quantization" and (reason := why_not_merged(model)) is not None:
+        return {name: reason}
+    if name == "asking_otherwise" and len(rows.retain) < SHOWN:
+        return {f"asked/{AFTER_RETAIN}": f"{SHOWN} retained rows are to be shown, and there are {len(rows.retain)}"}
+    return {}
 
 
 def attack(
@@ -202,16 +269,14 @@ def attack(
         names: of `ATTACKS`.
 
     Raises:
-        ValueError: an attack that does not exist, or whose rows are empty.
+        ValueError: an attack that does not exist, or whose rows are missing; nothing was computed then.
     """
-    unknown = [name for name in names if name not in ATTACKS]
-    if unknown:
-        raise ValueError(f"`names` has {unknown}, but must be some of {list(ATTACKS)}.")
+    check_rows(rows, names)
     result = Attacked({}, {}, {}, {})
     for name in names:
-        reason = why_not_merged(model) if name == "merged_quantization" else None
-        if reason is not None:
-            result.skipped[name] = reason
+        skipped = not_applicable(model, rows, name)
+        result.skipped.update(skipped)
+        if name in skipped:
             continue
         start = time.time()
         for key, found in ATTACKS[name](model, tokenizer, rows).items():

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import PartialState
 from transformers import AutoConfig, AutoTokenizer
@@ -26,7 +26,7 @@ from alter_peft.options import json_object
 
 from .attacks import ATTACKS
 from .cells import Cell
-from .choices import SUFFIXES, read_questions
+from .choice_data import SUFFIXES, read_questions
 from .methods import METHODS, check_options
 from .results import Result
 from .settings import books_setting, tofu_setting
@@ -67,7 +67,9 @@ class BenchmarkArguments:
     model: str = field(metadata={"help": "Folder or Hub id of the model that is taught and then made to forget."})
     output_dir: str = field(metadata={"help": "Folder of the results, one folder a cell inside."})
     data: str = field(default="locuslab/TOFU", metadata={"help": "Folder of TOFU's JSON lines, or a Hub data set."})
-    split: str = field(default="forget01", metadata={"help": "What is forgotten: forget01, forget05 or forget10."})
+    split: Literal["forget01", "forget05", "forget10"] = field(
+        default="forget01", metadata={"help": "What of TOFU is forgotten."}
+    )
     books: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Books instead of TOFU: arguments of `read_books`, as JSON."}
     )
@@ -89,7 +91,9 @@ class BenchmarkArguments:
         default_factory=list, metadata={"help": "Multiple choice: tasks of lm-evaluation-harness, or files."}
     )
     limit: int | None = field(default=None, metadata={"help": "Questions of each task, at most."})
-    form: str = field(default="letters", metadata={"help": "How a file's questions are asked: letters or texts."})
+    form: Literal["letters", "texts"] = field(
+        default="letters", metadata={"help": "Whether letters or texts of a file's choices are compared."}
+    )
     options: dict[str, Any] | str | None = field(
         default=None, metadata={"help": 'Method, or "teach" -> training options, as JSON.'}
     )

@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping, Sequence
 from statistics import mean
@@ -23,7 +22,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from .answers import Pair, generate_answers, score_answers
+from .answers import Pair, chat_or_plain, generate_answers, score_answers, spread
 from .book_data import BookData
 from .measure import Score
 from .metrics import bleu, exact_memorization, membership_auc, min_k, privleak, rouge_l
@@ -58,15 +57,14 @@ def evaluate_books(
     References:
         Shi et al., "MUSE: Machine Unlearning Six-Way Evaluation for Language Models", arXiv 2407.06460.
     """
-    plain = copy.deepcopy(tokenizer)
-    plain.chat_template = None
+    plain = chat_or_plain(tokenizer, as_chat=False)
     scores: dict[str, Score] = {}
 
     def add(key: str, rows: list[float]) -> None:
         scores[key] = Score(mean(rows), rows)
 
     for name, passages in (("forget", data.forget), ("retain", data.retain)):
-        asked = passages if answered is None else passages[:: max(1, len(passages) // answered)]
+        asked = spread(passages, answered)
         said = generate_answers(model, plain, asked, batch_size, data.length, desc=f"{name}, continued")
         truth = [passage.completion for passage in asked]
         said_first, truth_first = ([_first(plain, text) for text in texts] for texts in (said, truth))

@@ -16,8 +16,6 @@
 from __future__ import annotations
 
 import copy
-import gzip
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -34,11 +32,11 @@ from transformers import PreTrainedTokenizerBase
 
 from alter_peft.tuner.gating import evaluating
 
+from .answers import spread
+from .choice_data import SUFFIXES, read_questions
 from .measure import Score
 
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
-COLUMNS = ("question", "choices", "answer")
 # Seed of the harness for the examples of tasks that have some
 FEWSHOT_SEED = 1234
 
@@ -106,8 +104,21 @@ def evaluate_choices(
         ValueError: a task that is neither known nor a file, is no multiple choice or cannot be loaded; a row that
             lacks a column, or whose answer is none of its choices.
     """
-    _check(tasks, limit, batch_size, form)
-    local = {_name(task): read_questions(task) for task in tasks if task.endswith(SUFFIXES)}
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` is {batch_size}, but must be at least 1.")
+    return measure_tasks(model, tokenizer, read_tasks(tasks, limit, form), limit, batch_size)
+
+
+def read_tasks(tasks: Sequence[str], limit: int | None = None, form: str = "letters") -> dict[str, Any]:
+    """
+    The tasks as the harness has them, by the names of their scores: what can be said of them without a model.
+
+    Args: as for `evaluate_choices`.
+
+    Raises: as `evaluate_choices`.
+    """
+    _check(tasks, limit, form)
+    local = {_name(task): _questions(task) for task in tasks if task.endswith(SUFFIXES)}
     _require_harness()
     with _quiet():
         known = _known_tasks([task for task in tasks if not task.endswith(SUFFIXES)])
@@ -116,10 +127,21 @@ def evaluate_choices(
     twice = sorted(mine.keys() & {leaf.task_name for task in known.values() for leaf in _leaves(task)})
     if twice:
         raise ValueError(f"`tasks` has a file named {twice[0]!r}, as a task of the harness is. Rename the file.")
+    return built
+
+
+def measure_tasks(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: dict[str, Any],
+    limit: int | None = None,
+    batch_size: int = 8,
+) -> dict[str, Score]:
+    """The scores of `evaluate_choices` on what `read_tasks` gives, with the same limit."""
     with evaluating(model):
-        found = _run(_wrap(model, tokenizer, batch_size), built, limit)
+        found = _run(_wrap(model, tokenizer, batch_size), tasks, limit)
     scores: dict[str, Score] = {}
-    for name, task in built.items():
+    for name, task in tasks.items():
         scores |= _scores(found, name, _leaves(task))
     return scores
 
@@ -129,49 +151,7 @@ def standard_error(score: Score) -> float:
     return stdev(score.rows) / math.sqrt(len(score.rows))
 
 
-def read_questions(path: Path | str) -> list[dict[str, Any]]:
-    """
-    The rows of a local file, `answer` being the place of the right choice.
-
-    Raises:
-        ValueError: there is no such file, it holds no rows, or one lacks a column or has an answer out of range.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"There is no file of questions at {str(path)!r}. Give the path of one of {list(SUFFIXES)}.")
-    with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
-        text = file.read()
-    try:
-        lines = ".jsonl" in Path(path).suffixes
-        rows = [json.loads(line) for line in text.split("\n") if line.strip()] if lines else json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{str(path)!r} is no JSON ({error}).") from error
-    if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{str(path)!r} has no rows. Give a list of at least one question.")
-    return [_checked(row, f"Row {number} of {str(path)!r}") for number, row in enumerate(rows)]
-
-
-def _checked(row: Any, place: str) -> dict[str, Any]:
-    missing = [column for column in COLUMNS if not isinstance(row, dict) or column not in row]
-    if missing:
-        raise ValueError(f"{place} has no column {missing[0]!r}. Each row needs {list(COLUMNS)}.")
-    choices, answer = row["choices"], row["answer"]
-    if not isinstance(choices, list) or not 2 <= len(choices) <= len(ascii_uppercase):
-        raise ValueError(
-            f"{place} has the `choices` {choices!r}, but must have a list of 2 to {len(ascii_uppercase)}."
-        )
-    if not all(isinstance(text, str) and text for text in (row["question"], *choices)):
-        raise ValueError(f"{place} has a `question` or one of `choices` that is no text or empty. Give each a text.")
-    if isinstance(answer, str) and choices.count(answer) == 1:
-        answer = choices.index(answer)
-    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
-        raise ValueError(
-            f"{place} has the `answer` {answer!r}, but must have the place of one of its {len(choices)} choices, from "
-            "0, or its text."
-        )
-    return {**row, "answer": answer}
-
-
-def _check(tasks: Sequence[str], limit: int | None, batch_size: int, form: str) -> None:
+def _check(tasks: Sequence[str], limit: int | None, form: str) -> None:
     if isinstance(tasks, str) or not tasks:
         raise ValueError(f"`tasks` is {tasks!r}, but must be a list of names and files with at least one of them.")
     names = [_name(task) for task in tasks]
@@ -179,9 +159,15 @@ def _check(tasks: Sequence[str], limit: int | None, batch_size: int, form: str) 
         raise ValueError(f"`tasks` is {list(tasks)}, two of which have the same name. Rename or remove one.")
     if form not in FORMS:
         raise ValueError(f"`form` is {form!r}, but must be one of {list(FORMS)}.")
-    for name, number in (("limit", limit), ("batch_size", batch_size)):
-        if number is not None and number < 1:
-            raise ValueError(f"`{name}` is {number}, but must be at least 1.")
+    if limit is not None and limit < 1:
+        raise ValueError(f"`limit` is {limit}, but must be at least 1.")
+
+
+def _questions(task: str) -> list[dict[str, Any]]:
+    try:
+        return read_questions(task)
+    except ValueError as error:
+        raise ValueError(f"`tasks` has {task!r}, but it cannot be asked. {error}") from error
 
 
 def _name(task: str) -> str:
@@ -232,7 +218,7 @@ def _local_task(name: str, rows: list[dict[str, Any]], form: Form, limit: int | 
     """Local questions as a task of the harness."""
     from lm_eval.api.task import ConfigurableTask
 
-    asked = rows if limit is None else rows[:: max(1, len(rows) // limit)][:limit]
+    asked = spread(rows, limit)
     columns = {
         "prompt": [form.prompt(row) for row in asked],
         "continuations": [form.continuations(row) for row in asked],

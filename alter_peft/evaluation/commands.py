@@ -25,7 +25,8 @@ from accelerate import PartialState
 from trl.scripts.utils import TrlParser
 
 from .benchmark import BenchmarkArguments, Grid
-from .evaluate import EvaluateArguments, Evaluation
+from .evaluate import Evaluation
+from .evaluate_arguments import EvaluateArguments
 from .report import report_tables, write_report
 from .summary import Benchmark, read_benchmark
 from .tables import Table, to_markdown
@@ -44,10 +45,11 @@ def evaluate(argv: Sequence[str]) -> Callable[[], None]:
 
     def run() -> None:
         result = evaluation.run()
-        print(to_markdown(evaluation.table(result)))
+        for table in evaluation.tables(result):
+            print(to_markdown(table) if table.rows else "\n".join(table.notes), end="\n\n")
         for attack, reason in result.skipped.items():
             print(f"{attack} was left out: {reason}")
-        print(f"\nscores: {args.output_file}")
+        print(f"scores: {args.output_file}")
 
     return run
 

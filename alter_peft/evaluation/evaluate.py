@@ -15,9 +15,10 @@
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,168 +26,154 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .answers import Pair
-from .attacks import ATTACKS, Rows, attack
-from .choices import evaluate_choices
-from .measure import METRICS, Asked, Score, measure
+from .answers import Pair, chat_or_plain
+from .attacks import Rows, attack, check_rows
+from .choices import measure_tasks, read_tasks
+from .comparison import oracle_table, score_table
+from .evaluate_arguments import HOLDOUT, EvaluateArguments, read_oracle, read_set
+from .guards import check_guards, measure_guards
+from .measure import Asked, check_routing, measure
 from .methods import load
-from .oracle import Distance, distances
 from .results import Result
+from .settings import GUARDED
 from .tables import Table
-from .tofu import TofuData, evaluate_tofu, read_tofu
-
-
-@dataclass
-class EvaluateArguments:
-    """
-    What is measured of a model. At least one of `sets`, `tofu` and `tasks`.
-
-    model, adapter: folders or Hub ids; the adapter of any PEFT type, or none.
-    output_file: the scores, row by row, as JSON (see `Result`).
-    sets: `name=file.jsonl`, rows of `prompt` and `completion`, and for some metrics `wrong`, a list of false answers,
-        and `rephrased`, the true one in other words.
-    forget: the names of the sets that are to be forgotten.
-    metrics: names of `METRICS`, of each set.
-    tofu, split, retain_rows, rows: arguments of `read_tofu`; its metrics are TOFU's own.
-    tasks, limit, form: arguments of `evaluate_choices`.
-    attacks: names of `ATTACKS`, on the forget sets of `sets`, or on TOFU's. A set named `holdout` holds rows like them
-        that were never trained on, which some attacks need.
-    oracles: results of models that never saw the forget set, made by this command or by a benchmark: two at least.
-    """
-
-    model: str = field(metadata={"help": "Folder or Hub id of the model."})
-    output_file: str = field(metadata={"help": "The scores as JSON."})
-    adapter: str | None = field(default=None, metadata={"help": "Folder or Hub id of an adapter of any PEFT type."})
-    sets: list[str] = field(default_factory=list, metadata={"help": "name=file.jsonl: rows of prompt, completion."})
-    forget: list[str] = field(default_factory=list, metadata={"help": "Names of the sets that are to be forgotten."})
-    metrics: list[str] = field(
-        default_factory=lambda: ["probability", "rouge"], metadata={"help": f"Of each set: {', '.join(METRICS)}."}
-    )
-    tofu: str | None = field(default=None, metadata={"help": "Folder of TOFU's JSON lines, or a Hub data set."})
-    split: str = field(default="forget01", metadata={"help": "Of TOFU: forget01, forget05 or forget10."})
-    retain_rows: int | None = field(default=None, metadata={"help": "Of TOFU: retain rows that the model was taught."})
-    rows: int | None = field(default=None, metadata={"help": "Of TOFU: questions asked of each other set."})
-    tasks: list[str] = field(
-        default_factory=list, metadata={"help": "Multiple choice: tasks of lm-evaluation-harness, or files."}
-    )
-    limit: int | None = field(default=None, metadata={"help": "Questions of each task, at most."})
-    form: str = field(default="letters", metadata={"help": "How a file's questions are asked: letters or texts."})
-    attacks: list[str] = field(default_factory=list, metadata={"help": f"Some of {', '.join(ATTACKS)}."})
-    oracles: list[str] = field(default_factory=list, metadata={"help": "Results of models that never saw it."})
-    answered: int | None = field(default=None, metadata={"help": "Questions answered in full (default: all)."})
-    max_new_tokens: int = field(default=200, metadata={"help": "Tokens of an answer."})
-    batch_size: int = field(default=8, metadata={"help": "Rows of a batch."})
-    bf16: bool = field(default=True, metadata={"help": "Measure under bfloat16 autocast."})
-
-    def __post_init__(self) -> None:
-        if not (self.sets or self.tofu or self.tasks):
-            raise ValueError("`sets`, `tofu` and `tasks` are all unset. Give at least one of them to measure.")
-        for name, known in (("metrics", METRICS), ("attacks", ATTACKS)):
-            unknown = [value for value in getattr(self, name) if value not in known]
-            if unknown:
-                raise ValueError(f"`{name}` has {unknown}, but must be some of {list(known)}.")
-        odd = [entry for entry in self.sets if not all(entry.partition("="))]
-        if odd:
-            raise ValueError(f"`sets` has {odd[0]!r}, but must be entries name=file.jsonl.")
-        names = [entry.partition("=")[0] for entry in self.sets]
-        if unknown := sorted(set(self.forget) - set(names)):
-            raise ValueError(f"`forget` has {unknown}, but the `sets` are {names}.")
-        if self.attacks and not (self.forget or self.tofu):
-            raise ValueError("`attacks` is set, but no set is to be forgotten. Name one by `forget`, or set `tofu`.")
-        if len(self.oracles) == 1:
-            raise ValueError("`oracles` has one result, but needs two at least: their spread is the unit of distance.")
-
-
-def read_set(path: str) -> list[Pair]:
-    """
-    Questions and answers of a file of JSON lines.
-
-    Raises:
-        ValueError: no such file, a line that is no JSON object, or one without `prompt` or `completion`.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"`sets` names {path!r}, but there is no such file.")
-    pairs = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            pairs.append(Pair(row["prompt"], row["completion"], tuple(row.get("wrong", ())), row.get("rephrased")))
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"`sets` names {path!r}, whose line {number} has no `prompt` and `completion` ({error!r})."
-            ) from error
-    if not pairs:
-        raise ValueError(f"`sets` names {path!r}, which has no rows.")
-    return pairs
+from .tofu import TofuData, ask_tofu, measure_tofu, read_tofu
 
 
 class Evaluation:
-    """What `EvaluateArguments` ask for; the files are read at once, so that faults show before any model is loaded."""
+    """
+    What `EvaluateArguments` ask for: all is read and loaded at once, the smallest first, so that faults show before
+    anything is computed.
+
+    Raises:
+        ValueError: a file, task, model or adapter that is not there or not usable, or rows that lack what a metric or
+            an attack needs.
+    """
 
     def __init__(self, args: EvaluateArguments) -> None:
         self.args = args
-        self.sets = {name: read_set(path) for name, _, path in (entry.partition("=") for entry in args.sets)}
+        files = {name: path for name, _, path in (entry.partition("=") for entry in args.sets)}
+        self.sets = {name: read_set(name, path, args.metrics) for name, path in files.items()}
+        self.oracles = [read_oracle(path) for path in args.oracles]
         self.tofu: TofuData | None = (
             read_tofu(args.tofu, args.split, args.retain_rows, args.rows) if args.tofu else None
         )
         clash = sorted(set(self.sets) & set(self.tofu.sets)) if self.tofu else []
         if clash:
             raise ValueError(f"`sets` has {clash}, which are names of TOFU's sets. Choose others.")
-        self.oracles = [Result.load(Path(path)) for path in args.oracles]
-
-    def run(self) -> Result:
-        """Measure, and write the result."""
-        args, start = self.args, time.monotonic()
-        model: Any = load(args.model)
+        self.rows = self._rows()
+        self._check_attacks()
+        self.tasks = self._tasks()
+        self.tokenizer = chat_or_plain(_loaded("model", args.model, AutoTokenizer.from_pretrained), args.as_chat)
+        self.model: Any = _loaded("model", args.model, load)
         if args.adapter is not None:
-            model = PeftModel.from_pretrained(model, args.adapter).eval()
-        tokenizer = AutoTokenizer.from_pretrained(args.model)
-        result = Result(Path(args.adapter or args.model).name, 0, settings=asdict(args))
-        with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=args.bf16):
-            result.scores = self._scores(model, tokenizer)
-            if args.attacks:
-                attacked = attack(model, tokenizer, self._rows(), args.attacks)
-                result.scores |= attacked.scores
-                result.curves, result.skipped = attacked.curves, attacked.skipped
-        result.seconds["evaluation"] = time.monotonic() - start
-        result.save(Path(args.output_file))
-        return result
-
-    def _scores(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Score]:
-        args = self.args
-        scores: dict[str, Score] = {}
-        for name, pairs in self.sets.items():
-            options = (name in args.forget, args.answered, args.max_new_tokens, args.batch_size)
-            scores |= measure(Asked(model, tokenizer, name, pairs, *options), args.metrics)
-        if self.tofu is not None:
-            scores |= evaluate_tofu(model, tokenizer, self.tofu, args.answered, args.max_new_tokens, args.batch_size)
-        if args.tasks:
-            scores |= evaluate_choices(model, tokenizer, args.tasks, args.limit, args.batch_size, args.form)
-        return scores
+            wear = partial(PeftModel.from_pretrained, self.model)
+            self.model = _loaded("adapter", args.adapter, wear).eval()
+        for name in self.sets:
+            check_routing(self.model, name, args.metrics)
+        if args.guards:
+            check_guards(self.model)
+        self.judge = None if args.judge is None else self._judge(args.judge)
 
     def _rows(self) -> Rows:
-        if self.args.forget:
-            forget = [pair for name in self.args.forget for pair in self.sets[name]]
-            known = [name for name in self.sets if name not in (*self.args.forget, "holdout")]
+        """What the attacks are given."""
+        args = self.args
+        options = (args.answered, args.max_new_tokens, args.batch_size, args.relearning_rate)
+        if self.args.forget or self.tofu is None:
+            forget = [pair for name in args.forget for pair in self.sets[name]]
+            known = [name for name in self.sets if name not in (*args.forget, HOLDOUT)]
             retain = [pair for name in known for pair in self.sets[name]]
-            return Rows(forget, retain, self.sets.get("holdout", []), (), self.args.answered)
-        assert self.tofu is not None
+            return Rows(forget, retain, self.sets.get(HOLDOUT, []), (), *options)
         data = self.tofu
-        return Rows(data.forget, data.retain, data.holdout, data.sets["paraphrased"], self.args.answered)
+        return Rows(data.forget, data.retain, data.holdout, data.sets["paraphrased"], *options)
 
-    def table(self, result: Result) -> Table:
-        """A row for each score, and with oracles their band and the distance."""
-        found: dict[str, Distance] = {}
-        if self.oracles:
-            shared = [key for key in result.scores if all(key in oracle.scores for oracle in self.oracles)]
-            own = {key: result.scores[key] for key in shared}
-            found = distances(own, [{key: oracle.scores[key] for key in shared} for oracle in self.oracles])
-        columns = ["score", "value", *(["oracles", "distance"] if found else [])]
-        rows = []
-        for key, score in result.scores.items():
-            beside = found.get(key)
-            cells = [key, f"{score.value:.3f}"]
-            if beside is not None:
-                cells += [f"{beside.band.center:.3f} ± {beside.band.spread:.3f}", f"{beside.distance:+.1f}"]
-            rows.append(cells)
-        return Table("Scores", "", columns, rows)
+    def _check_attacks(self) -> None:
+        try:
+            check_rows(self.rows, self.args.attacks)
+        except ValueError as error:
+            raise ValueError(f"`attacks` can't be run: {error} Name such a set in `sets`.") from error
+
+    def _tasks(self) -> dict[str, Any]:
+        if not self.args.tasks:
+            return {}
+        try:
+            return read_tasks(self.args.tasks, self.args.limit, self.args.form)
+        except ImportError as error:
+            raise ValueError(f"`tasks` is set, but: {error}") from error
+
+    def _judge(self, source: str) -> Any:
+        tokenizer: PreTrainedTokenizerBase = _loaded("judge", source, AutoTokenizer.from_pretrained)
+        if tokenizer.get_vocab() != self.tokenizer.get_vocab():
+            raise ValueError(
+                f"`judge` is {source!r}, which has another tokenizer than the model. Give one with its own."
+            )
+        return _loaded("judge", source, load)
+
+    def run(self) -> Result:
+        """Measure part by part; the result is written after each, so that what comes later can't lose it."""
+        args = self.args
+        result = Result(Path(args.adapter or args.model).name, 0, settings=asdict(args))
+        device = next(self.model.parameters()).device.type
+        for part, measured in self._parts():
+            start = time.monotonic()
+            with torch.autocast(device, torch.bfloat16, enabled=args.bf16):
+                measured(result)
+            result.seconds[part] = time.monotonic() - start
+            result.save(Path(args.output_file))
+        return result
+
+    def _parts(self) -> Iterator[tuple[str, Callable[[Result], None]]]:
+        """Name, and what adds it to the result."""
+        for name, pairs in self.sets.items():
+            yield f"set: {name}", partial(self._measure_set, name, pairs)
+        if self.tofu is not None:
+            yield "tofu", partial(self._measure_tofu, self.tofu)
+        for name in self.tasks:
+            yield f"task: {name}", partial(self._measure_task, name)
+        for name in self.args.attacks:
+            yield f"attack: {name}", partial(self._attack, name)
+
+    def _measure_set(self, name: str, pairs: list[Pair], result: Result) -> None:
+        args = self.args
+        options = (name in args.forget, args.answered, args.max_new_tokens, args.batch_size)
+        asked = Asked(self.model, self.tokenizer, name, pairs, *options)
+        result.scores |= measure(asked, args.metrics)
+        if args.guards:
+            result.scores |= measure_guards([asked], self.judge)
+
+    def _measure_tofu(self, data: TofuData, result: Result) -> None:
+        args = self.args
+        asked = ask_tofu(self.model, self.tokenizer, data, args.answered, args.max_new_tokens, args.batch_size)
+        result.scores |= measure_tofu(asked)
+        if args.guards:
+            result.scores |= measure_guards([asked[name] for name in GUARDED], self.judge)
+
+    def _measure_task(self, name: str, result: Result) -> None:
+        tasks, args = {name: self.tasks[name]}, self.args
+        result.scores |= measure_tasks(self.model, self.tokenizer, tasks, args.limit, args.batch_size or 8)
+
+    def _attack(self, name: str, result: Result) -> None:
+        found = attack(self.model, self.tokenizer, self.rows, [name])
+        result.scores |= found.scores
+        result.curves |= found.curves
+        result.skipped |= found.skipped
+
+    def tables(self, result: Result) -> list[Table]:
+        """The scores, and with oracles their distances and what takes several of them together."""
+        oracles = [oracle.scores for oracle in self.oracles]
+        return [score_table(result.scores, oracles), *([oracle_table(result.scores, oracles)] if oracles else [])]
+
+
+def _loaded(field: str, source: str, read: Callable[[str], Any]) -> Any:
+    """
+    What is read from a folder or the Hub.
+
+    Raises:
+        ValueError: it can't be read.
+    """
+    try:
+        return read(source)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"`{field}` is {source!r}, which could not be loaded ({error}). Give a folder or a Hub id."
+        ) from error

@@ -31,6 +31,7 @@ from alter_peft.tuner.layer import AlterLayer
 
 from .answers import encode_pair, labelled_batches, score_answers
 from .measure import Asked, Score, measure
+from .originals import without_adapters
 
 
 def fluency(asked: Asked, judge: Any = None) -> dict[str, Score]:
@@ -60,7 +61,7 @@ def _judging(asked: Asked, judge: Any) -> Iterator[Any]:
     if judge is not None:
         yield judge
     elif isinstance(asked.model, PeftModel):
-        with asked.model.disable_adapter():
+        with without_adapters(asked.model):
             yield asked.model
     else:
         raise ValueError(
@@ -104,12 +105,7 @@ def high_entropy(asked: Asked) -> dict[str, Score]:
         ValueError: the model has no ALTER adapter, or one whose threshold was never measured.
     """
     config = _config(asked, "high_entropy")
-    threshold = config.entropy_threshold
-    if threshold is None:
-        raise ValueError(
-            "`entropy_threshold` is not known yet: with `entropy_quantile` it is measured by the trainer. Train the "
-            "adapter first or set `entropy_threshold`."
-        )
+    threshold = _threshold(config)
     high = [row > threshold for row in _base_entropies(asked, config.entropy_q)]
     return {f"{asked.name}/high_entropy": Score(_share(torch.cat(high)), [_share(row) for row in high])}
 
@@ -133,6 +129,22 @@ def _base_entropies(asked: Asked, q: float) -> list[Tensor]:
     return entropies
 
 
+def check_guards(model: Any) -> None:
+    """Raise a `ValueError` if the model has an ALTER adapter whose threshold was never measured (`high_entropy`)."""
+    config = _alter_config(model)
+    if config is not None:
+        _threshold(config)
+
+
+def _threshold(config: AlterConfig) -> float:
+    if config.entropy_threshold is None:
+        raise ValueError(
+            "`entropy_threshold` is not known yet: with `entropy_quantile` it is measured by the trainer. Train the "
+            "adapter first or set `entropy_threshold`."
+        )
+    return config.entropy_threshold
+
+
 def measure_guards(asked: Iterable[Asked], judge: Any = None) -> dict[str, Score]:
     """
     All guards that a model has: fluency and unique tokens, of an ALTER adapter the size of the high-entropy set, and
@@ -145,23 +157,23 @@ def measure_guards(asked: Iterable[Asked], judge: Any = None) -> dict[str, Score
     scores: dict[str, Score] = {}
     for one in asked:
         scores |= measure(one, ["unique_tokens"]) | fluency(one, judge)
-        if _alter_config(one) is not None:
+        if _alter_config(one.model) is not None:
             scores |= high_entropy(one)
         if one.scores.experts is not None:
             scores |= expert_usage(one) | measure(one, ["astray"])
     return scores
 
 
-def _alter_config(asked: Asked) -> AlterConfig | None:
+def _alter_config(model: Any) -> AlterConfig | None:
     """Of the first active adapter, if it is one of ALTER."""
-    if not isinstance(asked.model, PeftModel):
+    if not isinstance(model, PeftModel):
         return None
-    config = asked.model.peft_config[asked.model.active_adapters[0]]
+    config = model.peft_config[model.active_adapters[0]]
     return config if isinstance(config, AlterConfig) else None
 
 
 def _config(asked: Asked, guard: str) -> AlterConfig:
-    config = _alter_config(asked)
+    config = _alter_config(asked.model)
     if config is None:
         raise ValueError(
             f"{guard!r} was asked of the set {asked.name!r}, but the model has no ALTER adapter. Leave it out for "

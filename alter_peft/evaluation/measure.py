@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
-from .answers import AnswerScores, Pair, generate_answers, score_answers
+from .answers import AnswerScores, Pair, generate_answers, routes_tokens, score_answers, spread
 from .metrics import (
     exact_memorization,
     extraction_strength,
@@ -54,7 +54,7 @@ class Asked:
     Args:
         name: of the set, for messages and progress bars.
         is_forget: whether the set is to be forgotten.
-        answered: at least so many questions, spread evenly over the set, are answered in full; all by default.
+        answered: so many questions, spread evenly over the set, are answered in full; all by default.
         max_new_tokens: of an answer.
         batch_size: rows of a pass and of a batch of answers; by default those of `score_answers` and
             `generate_answers`.
@@ -84,7 +84,7 @@ class Asked:
         if not pairs:
             raise ValueError(f"The set {name!r}: `pairs` is empty. Give at least one question and answer.")
         self.model, self.tokenizer, self.name, self.pairs, self.is_forget = model, tokenizer, name, pairs, is_forget
-        self.asked = list(pairs) if answered is None else list(pairs[:: max(1, len(pairs) // answered)])
+        self.asked = spread(pairs, answered)
         self.max_new_tokens = max_new_tokens
         self.batches = {} if batch_size is None else {"batch_size": batch_size}
 
@@ -99,23 +99,13 @@ class Asked:
         rephrased = [pair._replace(completion=pair.rephrased) for pair in self.pairs if pair.rephrased]
         if not rephrased:
             return [float(row.mean()) for row in self.scores.log_probs]
-        if len(rephrased) < len(self.pairs):
-            missing = next(row for row, pair in enumerate(self.pairs) if not pair.rephrased)
-            raise ValueError(
-                f"The set {self.name!r} has no `rephrased` answer in row {missing}, but others have one. Give it to "
-                "all or to none: an answer that was learned by heart can't be compared with rephrased ones."
-            )
+        _require_rephrased(self.name, self.pairs)
         return [float(row.mean()) for row in self._score(rephrased, f"{self.name}, rephrased").log_probs]
 
     @cached_property
     def false_means(self) -> list[list[float]]:
         """Mean log-probability of each false answer of each question."""
-        missing = next((row for row, pair in enumerate(self.pairs) if not pair.wrong), None)
-        if missing is not None:
-            raise ValueError(
-                f"The set {self.name!r} has no `wrong` answers in row {missing}, which this metric compares with the "
-                "true one. Add them, or leave the metric out."
-            )
+        _require_wrong(self.name, self.pairs)
         false = [Pair(pair.prompt, answer) for pair in self.pairs for answer in pair.wrong]
         means = iter([float(row.mean()) for row in self._score(false, f"{self.name}, false answers").log_probs])
         return [[next(means) for _ in pair.wrong] for pair in self.pairs]
@@ -136,15 +126,6 @@ def _normalized_probability(asked: Asked) -> list[float]:
     return [float(softmax([mean, *false])[0]) for mean, false in zip(true, asked.false_means, strict=True)]
 
 
-def _astray(asked: Asked) -> list[float]:
-    if asked.scores.experts is None:
-        raise ValueError(
-            f"'astray' was asked of the set {asked.name!r}, but the model has no adapter that routes tokens. Leave it "
-            "out for this model."
-        )
-    return asked.scores.astray(asked.is_forget)
-
-
 # one number a question, in the order of the set
 METRICS: dict[str, Callable[[Asked], list[float]]] = {
     "probability": lambda asked: asked.scores.probability,
@@ -155,8 +136,51 @@ METRICS: dict[str, Callable[[Asked], list[float]]] = {
     "extraction_strength": lambda asked: extraction_strength(asked.scores.greedy, asked.scores.content),
     "min_k": lambda asked: min_k(asked.scores.log_probs, asked.scores.content),
     "unique_tokens": lambda asked: unique_tokens(asked.texts),
-    "astray": _astray,
+    "astray": lambda asked: asked.scores.astray(asked.is_forget),
 }
+
+
+def check_set(name: str, pairs: Sequence[Pair], metrics: Sequence[str]) -> None:
+    """
+    Before anything is computed: whether a set has what some metrics need of it.
+
+    Raises:
+        ValueError: a metric that does not exist, or whose input the set does not have.
+    """
+    unknown = [metric for metric in metrics if metric not in METRICS]
+    if unknown:
+        raise ValueError(f"`metrics` has {unknown}, but must be some of {list(METRICS)}.")
+    if "truth_ratio" in metrics or "normalized_probability" in metrics:
+        _require_wrong(name, pairs)
+    if "truth_ratio" in metrics:
+        _require_rephrased(name, pairs)
+
+
+def _require_wrong(name: str, pairs: Sequence[Pair]) -> None:
+    missing = next((row for row, pair in enumerate(pairs) if not pair.wrong), None)
+    if missing is not None:
+        raise ValueError(
+            f"The set {name!r} has no `wrong` answers in row {missing}, which truth_ratio and normalized_probability "
+            "compare with the true one. Add them, or leave the metric out."
+        )
+
+
+def _require_rephrased(name: str, pairs: Sequence[Pair]) -> None:
+    missing = next((row for row, pair in enumerate(pairs) if not pair.rephrased), None)
+    if missing is not None and any(pair.rephrased for pair in pairs):
+        raise ValueError(
+            f"The set {name!r} has no `rephrased` answer in row {missing}, but others have one. Give it to all or to "
+            "none: an answer that was learned by heart can't be compared with rephrased ones."
+        )
+
+
+def check_routing(model: Any, name: str, metrics: Sequence[str]) -> None:
+    """Raise a `ValueError` if a metric is of routed tokens and the model has no adapter that routes them."""
+    if "astray" in metrics and not routes_tokens(model):
+        raise ValueError(
+            f"'astray' was asked of the set {name!r}, but the model has no adapter that routes tokens. Leave it out "
+            "for this model."
+        )
 
 
 def measure(asked: Asked, metrics: Sequence[str]) -> dict[str, Score]:
@@ -164,11 +188,11 @@ def measure(asked: Asked, metrics: Sequence[str]) -> dict[str, Score]:
     Some metrics on one set: `"{set}/{metric}"` -> score.
 
     Raises:
-        ValueError: a metric that does not exist, or whose input the set does not have.
+        ValueError: a metric that does not exist, or whose input the set or the model does not have; nothing was
+            computed then.
     """
-    unknown = [name for name in metrics if name not in METRICS]
-    if unknown:
-        raise ValueError(f"`metrics` has {unknown}, but must be some of {list(METRICS)}.")
+    check_set(asked.name, asked.pairs, metrics)
+    check_routing(asked.model, asked.name, metrics)
     scores = {}
     for name in metrics:
         rows = METRICS[name](asked)

@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +31,7 @@ from alter_peft.tuner.export import export_to_lora
 from .answers import Pair
 from .base_weights import base_parameters
 from .measure import Asked, Score, measure
+from .originals import copied
 
 
 # name -> bits, and how many weights of a row share a scale (None: all of them)
@@ -73,17 +73,17 @@ def quantized(model: Any, bits: int, group_size: int | None = None) -> Any:
     Raises:
         ValueError: the model has no such weights, or was loaded quantised.
     """
-    copied = copy.deepcopy(model)
-    base: Any = copied.get_base_model() if isinstance(copied, PeftModel) else copied
+    found = copied(model)
+    base: Any = found.get_base_model() if isinstance(found, PeftModel) else found
     head = {id(parameter) for parameter in base.get_output_embeddings().parameters()}
-    rounded = {id(parameter) for parameter in base_parameters(copied)} - head
+    rounded = {id(parameter) for parameter in base_parameters(found)} - head
     linear = [m for m in base.modules() if isinstance(m, (nn.Linear, Conv1D)) and id(m.weight) in rounded]
     if not linear:
         raise ValueError(f"`model` is a {type(base).__name__} without linear layers, so there is nothing to quantise.")
     for module in linear:
         weight = module.weight.T if isinstance(module, Conv1D) else module.weight
         weight.copy_(quantize_dequantize(weight, bits, group_size))
-    return copied
+    return found
 
 
 def quantization(
@@ -92,13 +92,15 @@ def quantization(
     forget: Sequence[Pair],
     metrics: Sequence[str] = ("probability", "rouge"),
     answered: int | None = None,
+    max_new_tokens: int = 40,
+    batch_size: int | None = None,
     name: str = "quantized",
 ) -> dict[str, Score]:
     """
     The forget set, asked of the model with its base weights in each of `FORMATS`: `"quantized/{format}/{metric}"`.
 
     Args:
-        answered: how many questions are answered in full; all by default.
+        answered, max_new_tokens, batch_size: as for `Asked`.
         name: the first part of the keys.
 
     References:
@@ -107,7 +109,8 @@ def quantization(
     scores: dict[str, Score] = {}
     for form, (bits, group_size) in FORMATS.items():
         rounded = quantized(model, bits, group_size)
-        scores |= measure(Asked(rounded, tokenizer, f"{name}/{form}", forget, True, answered), metrics)
+        asked = Asked(rounded, tokenizer, f"{name}/{form}", forget, True, answered, max_new_tokens, batch_size)
+        scores |= measure(asked, metrics)
     return scores
 
 
@@ -117,15 +120,20 @@ def merged_quantization(
     forget: Sequence[Pair],
     metrics: Sequence[str] = ("probability", "rouge"),
     answered: int | None = None,
+    max_new_tokens: int = 40,
+    batch_size: int | None = None,
     expert_weights: Sequence[float] | None = None,
 ) -> dict[str, Score]:
     """
     As `quantization`, after the adapter is merged into the base: `"merged/{format}/{metric}"`.
 
+    Of a plain model this is `quantization` itself.
+
     Raises:
         ValueError: as `merged`.
     """
-    return quantization(merged(model, expert_weights), tokenizer, forget, metrics, answered, "merged")
+    plain = merged(model, expert_weights)
+    return quantization(plain, tokenizer, forget, metrics, answered, max_new_tokens, batch_size, "merged")
 
 
 def why_not_merged(model: Any) -> str | None:
@@ -152,15 +160,15 @@ def merged(model: Any, expert_weights: Sequence[float] | None = None) -> Any:
     Raises:
         ValueError: an adapter that cannot be merged, and no `expert_weights`.
     """
-    copied = copy.deepcopy(model)
-    if not isinstance(copied, PeftModel):
-        return copied
+    found = copied(model)
+    if not isinstance(found, PeftModel):
+        return found
     if expert_weights is not None:
         with tempfile.TemporaryDirectory() as folder:
-            export_to_lora(copied, folder, copied.active_adapter, expert_weights)
-            folded = PeftModel.from_pretrained(copied.unload(), folder)
+            export_to_lora(found, folder, found.active_adapter, expert_weights)
+            folded = PeftModel.from_pretrained(found.unload(), folder)
         return folded.merge_and_unload()
     reason = why_not_merged(model)
     if reason is not None:
         raise ValueError(f"`model` cannot be merged: {reason}. Fold an ALTER adapter by `expert_weights`.")
-    return copied.merge_and_unload()
+    return found.merge_and_unload()

@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -27,11 +26,13 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from .answers import Pair, encode_pair
 from .base_weights import base_parameters
 from .measure import Asked, measure
+from .originals import copied
 
 
 # "{attack}/{set}/{metric}" -> (steps, value) points
 Curves = dict[str, list[tuple[float, float]]]
 STEPS = (0, 1, 2, 5, 10, 20, 50)
+LEARNING_RATE = 1e-4
 
 
 def relearning(
@@ -74,10 +75,12 @@ def relearn(
     sets: Mapping[str, Sequence[Pair]],
     *,
     steps: Sequence[int] = STEPS,
-    learning_rate: float = 1e-4,
+    learning_rate: float = LEARNING_RATE,
     batch_size: int = 8,
     metrics: Sequence[str] = ("probability",),
     answered: int | None = None,
+    max_new_tokens: int = 40,
+    rows_at_once: int | None = None,
     seed: int = 0,
 ) -> Curves:
     """
@@ -94,23 +97,29 @@ def relearn(
         steps: optimiser steps after which it is measured, 0 being before any.
         learning_rate: an attacker searches for the best one, as Deeb and Roger do (1e-7 to 5e-6 for 8 billion
             parameters in their published configuration). The default is for models of about 135 million: of 2e-5,
-            5e-5, 1e-4 and 2e-4 the lowest that brought the most back in 20 steps on the demo, seed 0.
+            5e-5, 1e-4 and 2e-4 the lowest that brought the most back in 20 steps on the demo, seed 0. On another
+            model or another set try several, on the oracle alike.
         batch_size: rows a step; all of them where there are fewer.
         metrics: of `METRICS`.
-        answered: how many questions of a set are answered in full, for metrics of the answers; all by default.
+        answered, max_new_tokens: how many questions of a set are answered in full, all by default, and how long, for
+            metrics of the answers.
+        rows_at_once: questions of a batch when it is measured; by default as for `Asked`.
         seed: of the order of the rows.
 
     Returns:
         `"{set}/{metric}"` -> (steps, value) points.
 
     Raises:
-        ValueError: no rows, or steps that are not whole numbers of at least 0 in ascending order.
+        ValueError: no rows, a rate that is not above 0, or steps that are not whole numbers of at least 0 in
+            ascending order.
     """
     if not rows:
         raise ValueError("`rows` is empty. Give at least one question and answer to train on.")
     if not steps or list(steps) != sorted(set(steps)) or steps[0] < 0:
         raise ValueError(f"`steps` is {list(steps)}, but must be whole numbers of at least 0, in ascending order.")
-    attacked = copy.deepcopy(model).eval().requires_grad_(False)
+    if not learning_rate > 0:
+        raise ValueError(f"`learning_rate` is {learning_rate}, but must be above 0.")
+    attacked = copied(model).eval().requires_grad_(False)
     weights = base_parameters(attacked)
     attacked.float()
     for weight in weights:
@@ -128,7 +137,7 @@ def relearn(
             torch.clear_autocast_cache()  # an autocast context of the caller's would go on with the old weights
         if step in steps:
             for name, pairs in sets.items():
-                asked = Asked(attacked, tokenizer, name, pairs, is_forget=True, answered=answered)
+                asked = Asked(attacked, tokenizer, name, pairs, True, answered, max_new_tokens, rows_at_once)
                 for key, score in measure(asked, metrics).items():
                     curves.setdefault(key, []).append((float(step), score.value))
     return curves

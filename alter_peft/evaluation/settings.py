@@ -73,7 +73,15 @@ def tofu_setting(args: BenchmarkArguments) -> Setting:
         as_rows(data.forget + data.retain),
         as_rows(data.retain),
         evaluate,
-        Rows(data.forget, data.retain, data.holdout, data.sets["paraphrased"], args.answered),
+        Rows(
+            data.forget,
+            data.retain,
+            data.holdout,
+            data.sets["paraphrased"],
+            args.answered,
+            args.max_new_tokens,
+            args.batch_size,
+        ),
         None if args.requests is None else split_requests(data.forget, args.requests),
     )
 

@@ -18,14 +18,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from datasets import load_dataset
 from datasets.exceptions import DatasetsError
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from .answers import Pair
+from .answers import Pair, spread
 from .attack_prompts import IDLE
 from .measure import Asked, Score, measure
 from .metrics import model_utility
@@ -68,8 +68,6 @@ UTILITY = tuple(
 )
 
 OTHER_ANSWERS = ("paraphrased_answer", "perturbed_answer")
-
-T = TypeVar("T")
 
 
 class TofuData(NamedTuple):
@@ -156,12 +154,6 @@ def _retain_asked(source: str | Path, retain: Sequence[Pair]) -> list[Pair]:
 
 def _known(source: str | Path, name: str) -> list[Pair]:
     return [_pair(row) for row in _read(source, f"{name}_perturbed", "perturbed_answer")]
-
-
-def spread(items: Sequence[T], count: int | None) -> list[T]:
-    """So many of the items, evenly spread over them; all of them by default and if there are fewer."""
-    count = len(items) if count is None else min(count, len(items))
-    return [items[i * len(items) // count] for i in range(count)]
 
 
 def _pair(row: dict[str, Any]) -> Pair:

@@ -1,0 +1,245 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What `alter-peft evaluate` is told, and the files that it names."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from .answers import Pair
+from .attacks import ATTACKS
+from .measure import METRICS, check_set
+from .relearning import LEARNING_RATE
+from .results import Result
+
+
+HOLDOUT = "holdout"  # the set of rows that were never trained on
+
+
+@dataclass
+class EvaluateArguments:
+    """
+    What is measured of a model. At least one of `sets`, `tofu` and `tasks`.
+
+    model, adapter: folders or Hub ids; the adapter of any PEFT type, or none.
+    output_file: the scores, row by row, as JSON (see `Result`).
+    as_chat: whether questions are turns of a chat; by default if the tokenizer has a template (see `chat_or_plain`).
+    sets: `name=file.jsonl`, rows of `prompt` and `completion`, and for some metrics `wrong`, a list of false answers,
+        and `rephrased`, the true one in other words.
+    forget: the names of the sets that are to be forgotten.
+    metrics: names of `METRICS`, of each set.
+    tofu, split, retain_rows, rows: arguments of `read_tofu`; its metrics are TOFU's own.
+    tasks, limit, form: arguments of `evaluate_choices`.
+    guards: also those of `measure_guards`, of each of `sets` and of TOFU's main ones.
+    judge: folder or Hub id of the model that judges fluency; by default the model without its adapter.
+    attacks: names of `ATTACKS`, on the forget sets of `sets`, or on TOFU's. A set named `holdout` holds rows like them
+        that were never trained on, which `membership` and `relearning` need; all other sets are what was retained.
+    relearning_rate: learning rate of the attack `relearning`.
+    oracles: results of models that never saw the forget set, made by this command or by a benchmark: two at least.
+    answered, max_new_tokens, batch_size: as for `Asked`.
+    bf16: whether all is measured under bfloat16 autocast; the weights stay in float32.
+    """
+
+    model: str = field(metadata={"help": "Folder or Hub id of the model."})
+    output_file: str = field(metadata={"help": "The scores as JSON."})
+    adapter: str | None = field(default=None, metadata={"help": "Folder or Hub id of an adapter of any PEFT type."})
+    as_chat: bool | None = field(
+        default=None,
+        metadata={"help": "Ask in a chat (true) or in plain text (false); unset: a chat if there is a template."},
+    )
+    sets: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "name=file.jsonl: rows of prompt and completion. One named `holdout` is of rows that were never "
+            "trained on, as the attacks membership and relearning and the comparison with oracles need them."
+        },
+    )
+    forget: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Names of the sets that are to be forgotten; all others but `holdout` are to be kept. One that is "
+            "named `forget` is compared with oracles by forget quality and membership, too."
+        },
+    )
+    metrics: list[str] = field(
+        default_factory=lambda: ["probability", "rouge"], metadata={"help": f"Of each set: {', '.join(METRICS)}."}
+    )
+    tofu: str | None = field(default=None, metadata={"help": "Folder of TOFU's JSON lines, or a Hub data set."})
+    split: Literal["forget01", "forget05", "forget10"] = field(
+        default="forget01", metadata={"help": "What of TOFU is forgotten."}
+    )
+    retain_rows: int | None = field(
+        default=None, metadata={"help": "Of TOFU: how many retain rows the model was taught, if not all."}
+    )
+    rows: int | None = field(
+        default=None, metadata={"help": "Of TOFU: how many questions of each other set are asked, if not all."}
+    )
+    tasks: list[str] = field(
+        default_factory=list, metadata={"help": "Multiple choice: tasks of lm-evaluation-harness, or files."}
+    )
+    limit: int | None = field(default=None, metadata={"help": "How many questions of each task, if not all."})
+    form: Literal["letters", "texts"] = field(
+        default="letters", metadata={"help": "Whether letters or texts of a file's choices are compared."}
+    )
+    guards: bool = field(
+        default=False,
+        metadata={"help": "Also guards against false success: fluency, and of ALTER adapters the experts' usage."},
+    )
+    judge: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub id of the judge of fluency; unset: the model without its adapter."},
+    )
+    attacks: list[str] = field(default_factory=list, metadata={"help": f"Some of {', '.join(ATTACKS)}."})
+    relearning_rate: float = field(
+        default=LEARNING_RATE, metadata={"help": "Learning rate of the attack relearning: try several."}
+    )
+    oracles: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Results (JSON) of two models at least that never saw the forget set. With truth_ratio and min_k "
+            "of a set `forget` and min_k of a set `holdout`, forget quality and PrivLeak are printed, too."
+        },
+    )
+    answered: int | None = field(
+        default=None, metadata={"help": "How many questions of each set are answered in full, if not all."}
+    )
+    max_new_tokens: int = field(default=200, metadata={"help": "Tokens of an answer, also under attack."})
+    batch_size: int | None = field(
+        default=None, metadata={"help": "Rows of a batch; unset: 8 of a pass, 12 of answers."}
+    )
+    bf16: bool = field(default=True, metadata={"help": "--bf16: under bfloat16 autocast. --no_bf16: in float32."})
+
+    def __post_init__(self) -> None:
+        if not (self.sets or self.tofu or self.tasks):
+            raise ValueError("`sets`, `tofu` and `tasks` are all unset. Give at least one of them to measure.")
+        for name, known in (("metrics", METRICS), ("attacks", ATTACKS)):
+            unknown = [value for value in getattr(self, name) if value not in known]
+            if unknown:
+                raise ValueError(f"`{name}` has {unknown}, but must be some of {list(known)}.")
+        for name in ("answered", "max_new_tokens", "batch_size", "limit", "rows", "retain_rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` is {value}, but must be 1 or more.")
+        if not self.relearning_rate > 0:
+            raise ValueError(f"`relearning_rate` is {self.relearning_rate}, but must be above 0.")
+        self._check_output()
+        self._check_sets()
+        self._check_guards()
+        if len(self.oracles) == 1:
+            raise ValueError("`oracles` has one result, but needs two at least: their spread is the unit of distance.")
+        if len(set(self.oracles)) < len(self.oracles):
+            raise ValueError(
+                f"`oracles` is {self.oracles}, which has one result twice. Give those of different seeds."
+            )
+
+    def _check_output(self) -> None:
+        output = Path(self.output_file)
+        if output.is_dir():
+            raise ValueError(f"`output_file` is {self.output_file!r}, but that is a folder. Give a file.")
+        place = next(folder for folder in output.absolute().parents if folder.exists())
+        if not (place.is_dir() and os.access(place, os.W_OK)):
+            raise ValueError(f"`output_file` is {self.output_file!r}, but nothing can be written at '{place}'.")
+        read = [*self.oracles, *(entry.partition("=")[2] for entry in self.sets)]
+        if any(output.absolute() == Path(path).absolute() for path in read):
+            raise ValueError(f"`output_file` is {self.output_file!r}, which is read and would be lost. Give another.")
+
+    def _check_sets(self) -> None:
+        odd = [entry for entry in self.sets if not all(entry.partition("="))]
+        if odd:
+            raise ValueError(f"`sets` has {odd[0]!r}, but must be entries name=file.jsonl.")
+        names = [entry.partition("=")[0] for entry in self.sets]
+        if len(set(names)) < len(names):
+            raise ValueError(f"`sets` has the names {names}, one of them twice. Rename one.")
+        if unknown := sorted(set(self.forget) - set(names)):
+            raise ValueError(f"`forget` has {unknown}, but the `sets` are {names}.")
+        if HOLDOUT in self.forget:
+            raise ValueError(
+                f"`forget` has {HOLDOUT!r}, but that set is of rows that were never trained on. Rename it."
+            )
+        if self.attacks and not (self.forget or self.tofu):
+            raise ValueError("`attacks` is set, but no set is to be forgotten. Name one by `forget`, or set `tofu`.")
+
+    def _check_guards(self) -> None:
+        if self.judge is not None and not self.guards:
+            raise ValueError("`judge` is set, but judges the guard fluency alone. Set `guards`, or remove it.")
+        if self.guards and not (self.sets or self.tofu):
+            raise ValueError("`guards` is set, but there is nothing to be answered. Give `sets` or `tofu`.")
+        if self.guards and self.adapter is None and self.judge is None:
+            raise ValueError(
+                "`guards` is set, but a model without an `adapter` can't judge its own fluency. Give another as "
+                "`judge`."
+            )
+
+
+def read_set(name: str, path: str, metrics: list[str]) -> list[Pair]:
+    """
+    Questions and answers of a file of JSON lines, with all that the metrics need.
+
+    Raises:
+        ValueError: no such file, or a line that is no JSON object, has no `prompt` or `completion`, or something else
+            than texts; or rows that lack what a metric needs.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"`sets` names {path!r}, but there is no such file.")
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # a text may hold other ends of a line
+    except ValueError as error:
+        raise ValueError(f"`sets` names {path!r}, which is no text in UTF-8 ({error}).") from error
+    pairs = [_pair(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not pairs:
+        raise ValueError(f"`sets` names {path!r}, which has no rows.")
+    check_set(name, pairs, metrics)
+    return pairs
+
+
+def _pair(line: str, path: str, number: int) -> Pair:
+    try:
+        row = json.loads(line)
+        pair = Pair(row["prompt"], row["completion"], tuple(row.get("wrong") or ()), row.get("rephrased"))
+        if isinstance(row.get("wrong"), str):
+            raise TypeError("`wrong` must be a list")
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"`sets` names {path!r}, whose line {number} has no `prompt` and `completion` ({error!r})."
+        ) from error
+    answers = [pair.completion, *pair.wrong, *([] if pair.rephrased is None else [pair.rephrased])]
+    if not (isinstance(pair.prompt, str) and all(isinstance(text, str) and text for text in answers)):
+        raise ValueError(
+            f"`sets` names {path!r}, whose line {number} has something else than texts, or an empty answer: {row}."
+        )
+    return pair
+
+
+def read_oracle(path: str) -> Result:
+    """
+    The result of a model that never saw the forget set.
+
+    Raises:
+        ValueError: there is no such file, or it is no result, or one without scores.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"`oracles` names {path!r}, but there is no such file.")
+    try:
+        result = Result.load(Path(path))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"`oracles` names {path!r}, which is no result of `alter-peft evaluate` or `benchmark` ({error!r})."
+        ) from error
+    if not result.scores:
+        raise ValueError(f"`oracles` names {path!r}, which has no scores (error: {result.error}). Measure it again.")
+    return result

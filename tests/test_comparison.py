@@ -1,0 +1,83 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import pytest
+from made_up_benchmark import MIN_K, scores
+
+from alter_peft.evaluation import Score, compare_with_oracles
+from alter_peft.evaluation.comparison import COMPARED, oracle_table, score_table
+
+
+MODEL = scores(0.1, 0.5, 0.3)
+ORACLES = [scores(0.2, 0.5, 0.0), scores(0.4, 0.7, 0.1)]
+
+
+# ---- score_table ----------------------------------------------------------------------------------------------------
+
+
+def test_scores_by_themselves():
+    table = score_table({"a/probability": Score(0.25, [0.25]), "a/rouge": Score(1.0, [1.0])})
+    assert table.columns == ["score", "value"] and table.notes == []
+    assert table.rows == [["a/probability", "0.250"], ["a/rouge", "1.000"]]
+
+
+def test_scores_beside_the_oracles():
+    table = score_table(MODEL, ORACLES)
+    assert table.columns == ["score", "value", "oracles", "distance"] and table.notes == []
+    assert table.rows[0] == ["forget/probability", "0.100", "0.300 ± 0.141", "-1.4"]
+    assert [row[0] for row in table.rows] == list(MODEL)
+
+
+def test_what_is_not_compared_has_a_note():
+    own = {**MODEL, "forget/astray": Score(0.5, [0.5])}
+    lacking = {key: score for key, score in ORACLES[1].items() if key != "utility/model_utility"}
+    shorter = {**ORACLES[0], "forget/probability": Score(0.2, [0.2] * 3), "world/rouge": Score(0.1, [0.1])}
+    table = score_table(own, [shorter, lacking])
+    notes = {row[0]: table.notes[int(row[2][1:-1]) - 1] for row in table.rows if row[2].startswith("[")}
+    assert notes == {
+        "forget/probability": "Not compared: the oracles have 3 or 4 rows, the model has 4.",
+        "utility/model_utility": "Not compared: 1 of the 2 oracles lack this score.",
+        "forget/astray": "Not compared: 2 of the 2 oracles lack this score.",
+    }
+    assert all(row[3] == "" for row in table.rows if row[2].startswith("["))
+    assert table.notes[-1] == "Of the oracles alone, and so not compared: world/rouge."
+
+
+# ---- oracle_table ---------------------------------------------------------------------------------------------------
+
+
+def test_what_several_scores_say_together():
+    found = compare_with_oracles(MODEL, ORACLES)
+    rows = {row[0]: row[1:] for row in oracle_table(MODEL, ORACLES).rows}
+    quality = found.forget_quality
+    expected = f"{quality.pvalue.median:.2g} ({quality.pvalue.lowest:.2g} to {quality.pvalue.highest:.2g})"
+    assert rows["forget quality (p of KS)"][0] == expected
+    assert rows["membership AUC"][0] == f"{found.membership.auc.value:.3f}"
+    assert rows["membership AUC"][2] == f"{found.membership.auc.distance:+.1f}"
+    assert rows["PrivLeak (%)"][:2] == [f"{found.membership.privleak:+.1f}", "0"]
+
+
+@pytest.mark.parametrize("key", COMPARED)
+def test_without_one_of_them_there_is_a_note(key):
+    lacking = {name: score for name, score in MODEL.items() if name != key}
+    for model, oracles in ((lacking, ORACLES), (MODEL, [lacking, ORACLES[0]])):
+        table = oracle_table(model, oracles)
+        assert table.rows == [] and len(table.notes) == 1 and f"and {key} is not there" in table.notes[0]
+
+
+def test_oracles_without_a_level():
+    seen = {**ORACLES[0], "holdout/min_k": Score(25.0, [value + 100 for value in MIN_K])}
+    table = oracle_table(MODEL, [seen, seen])
+    assert table.rows == [] and "not compared: The oracle's `oracle_auc` is 0" in table.notes[0]

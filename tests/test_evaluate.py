@@ -1,0 +1,230 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`alter-peft evaluate` from the command line on, in this process."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from attacked_models import FORGET, HOLDOUT, RETAIN, alter, lora
+from conftest import make_llama
+from questions import ROWS, save
+from tiny_tofu import write_tofu
+from transformers import LlamaModel
+
+from alter_peft.cli import main
+from alter_peft.evaluation import Asked, Result, measure, measure_guards
+from alter_peft.evaluation.commands import evaluate
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tokenizer):
+    """A model, one without a chat template, one of another tokenizer, adapters and rows."""
+    folder = tmp_path_factory.mktemp("place")
+    for name, seed in (("model", 0), ("judge", 7), ("bare", 0)):
+        make_llama(len(tokenizer), seed=seed).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    (folder / "bare" / "chat_template.jinja").unlink()
+    make_llama(len(tokenizer) + 1).save_pretrained(folder / "other")
+    tokenizer.save_pretrained(folder / "other")
+    content = json.loads((folder / "other" / "tokenizer.json").read_text())
+    content["added_tokens"].append({**content["added_tokens"][0], "id": len(tokenizer), "content": "<|new|>"})
+    (folder / "other" / "tokenizer.json").write_text(json.dumps(content))
+    lora(make_llama(len(tokenizer))).save_pretrained(folder / "lora")
+    alter(make_llama(len(tokenizer))).save_pretrained(folder / "gated")
+    alter(make_llama(len(tokenizer)), entropy_quantile=0.5).save_pretrained(folder / "unmeasured")
+    for name, pairs in (("forget", FORGET), ("retain", RETAIN), ("holdout", HOLDOUT)):
+        rows = [{"prompt": pair.prompt, "completion": pair.completion, "wrong": ["In Rome."]} for pair in pairs]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save(folder / "questions.jsonl", ROWS)
+    write_tofu(folder / "tofu")
+    return folder
+
+
+@pytest.fixture
+def ask(place, tmp_path):
+    """The command line: a model, sets, and what else is given."""
+
+    def make(*more: str, model: str = "model", sets: tuple[str, ...] = ("forget", "retain")) -> list[str]:
+        own = ["--model", str(place / model), "--output_file", str(tmp_path / "x.json")]
+        named = [f"{name}={place / name}.jsonl" for name in sets]
+        return [*own, "--max_new_tokens", "4", "--no_bf16", "--sets", *named, "--forget", "forget", *more]
+
+    return make
+
+
+@pytest.fixture
+def result(tmp_path):
+    return lambda: Result.load(tmp_path / "x.json")
+
+
+@pytest.fixture
+def computed(monkeypatch) -> list[int]:
+    """The passes of a model, which are not run."""
+    found: list[int] = []
+    monkeypatch.setattr(LlamaModel, "forward", lambda *_, **__: found.append(1))
+    return found
+
+
+# ---- what is wrong is found first -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--adapter", "{place}/nowhere"], "`adapter` is "),
+        (["--adapter", "{place}/forget.jsonl"], "`adapter` is "),
+        (["--attacks", "membership"], "`attacks` can't be run: `holdout` has no rows, but the attacks ['membership']"),
+        (
+            ["--metrics", "rouge", "astray"],
+            "'astray' was asked of the set 'forget', but the model has no adapter that",
+        ),
+        (["--tasks", "{place}/nowhere.jsonl"], "`tasks` has "),
+        (["--tasks", "{place}/forget.jsonl"], "has no column 'question'"),
+        (["--tofu", "{place}/tofu"], "`sets` has ['forget', 'retain'], which are names of TOFU's sets"),
+        (["--guards", "--judge", "{place}/nowhere"], "`judge` is "),
+        (["--guards", "--judge", "{place}/other"], "which has another tokenizer than the model"),
+        (["--guards", "--adapter", "{place}/unmeasured"], "`entropy_threshold` is not known yet"),
+        (["--oracles", "{place}/a.json", "{place}/b.json"], "`oracles` names "),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_computed(ask, place, tmp_path, capsys, computed, more, message):
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", *ask(*(part.format(place=place) for part in more))])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and message in err and not out
+    assert err.splitlines()[-1].startswith("alter-peft evaluate: error: ")  # after the loading's progress
+    assert computed == [] and not (tmp_path / "x.json").exists()
+
+
+@pytest.mark.parametrize(
+    "model, message", [("nowhere", "`model` is "), ("bare", "`as_chat` is True, but the tokenizer")]
+)
+def test_a_model_that_cannot_be_asked(ask, capsys, model, message):
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", *ask("--as_chat", "true", model=model)])
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and message in err and err.count("\n") == 1
+
+
+def test_choices_are_listed(ask, capsys):
+    for more in (("--split", "forget99"), ("--form", "numbers")):
+        with pytest.raises(SystemExit) as ended:
+            main(["evaluate", *ask(*more)])
+        assert ended.value.code == 2 and "invalid choice" in capsys.readouterr().err
+
+
+# ---- what is measured -----------------------------------------------------------------------------------------------
+
+
+def test_what_was_measured_is_there_when_the_rest_fails(ask, place, result, monkeypatch):
+    def broken(*args, **options):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr("alter_peft.evaluation.attacks.generate_answers", broken)
+    run = evaluate(ask("--attacks", "switching_off", "sampling", "--adapter", str(place / "lora")))
+    with pytest.raises(RuntimeError, match="no memory"):
+        run()
+    found = result()
+    assert list(found.seconds) == ["set: forget", "set: retain", "attack: switching_off"]
+    assert {"forget/rouge", "retain/rouge", "switched_off/rouge"} <= set(found.scores)
+
+
+def test_as_chat_or_plain_text(ask, result):
+    found = []
+    for more, model in (((), "model"), (("--as_chat", "false"), "model"), ((), "bare")):
+        evaluate(ask("--metrics", "probability", *more, model=model))()
+        found.append(result().scores["retain/probability"].rows)
+    assert found[0] != found[1] == found[2]
+
+
+def test_guards_by_the_base_or_another_judge(ask, place, result, tokenizer):
+    evaluate(ask("--guards", "--adapter", str(place / "gated")))()
+    own = result().scores
+    assert {"forget/fluency", "forget/expert_0", "forget/high_entropy", "retain/unique_tokens"} <= set(own)
+    model = alter(make_llama(len(tokenizer))).eval()
+    asked = Asked(model, tokenizer, "forget", FORGET, True, max_new_tokens=4)
+    for key, score in measure_guards([asked]).items():
+        assert own[key].rows == pytest.approx(score.rows, rel=1e-4), key
+    evaluate(ask("--guards", "--adapter", str(place / "gated"), "--judge", str(place / "judge")))()
+    judged = measure_guards([asked], make_llama(len(tokenizer), seed=7))["forget/fluency"]
+    assert result().scores["forget/fluency"].rows == pytest.approx(judged.rows, rel=1e-4) != own["forget/fluency"].rows
+    evaluate(ask("--guards", "--judge", str(place / "judge")))()  # a plain model
+    assert "forget/fluency" in result().scores and "forget/expert_0" not in result().scores
+
+
+def test_what_a_plain_model_has_twice_is_left_out_and_said_so(ask, result, capsys):
+    evaluate(ask("--attacks", "switching_off", "merged_quantization", "asking_otherwise", sets=("forget",)))()
+    out = capsys.readouterr().out
+    found = result()
+    assert set(found.skipped) == {"switching_off", "merged_quantization", "asked/after three retain answers"}
+    for name, reason in found.skipped.items():
+        assert f"{name} was left out: {reason}" in out
+    assert "asked/misspelt/rouge" in found.scores
+    assert not any(key.startswith(("switched_off", "merged")) for key in found.scores)
+
+
+def test_attacks_are_asked_as_the_sets_are(ask, monkeypatch):
+    seen = []
+
+    def noted(model, tokenizer, rows, names):
+        seen.append((rows, names))
+        raise RuntimeError("stop")
+
+    monkeypatch.setattr("alter_peft.evaluation.evaluate.attack", noted)
+    options = ["--answered", "2", "--batch_size", "3", "--relearning_rate", "1e-3", "--attacks", "relearning"]
+    with pytest.raises(RuntimeError, match="stop"):
+        evaluate(ask(*options, "--metrics", "probability", sets=("forget", "retain", "holdout")))()
+    ((rows, names),) = seen
+    assert [[pair.prompt for pair in part] for part in rows[:4]] == [
+        *([pair.prompt for pair in pairs] for pairs in (FORGET, RETAIN, HOLDOUT)), []
+    ]  # fmt: skip
+    assert rows[4:] == (2, 4, 3, 1e-3) and names == ["relearning"]
+
+
+def test_beside_oracles_with_forget_quality(ask, tmp_path, capsys, tokenizer):
+    paths = []
+    for seed in (1, 2):
+        model, result = make_llama(len(tokenizer), seed=seed), Result("oracle", seed)
+        for name, pairs in (("forget", FORGET), ("holdout", HOLDOUT)):
+            wrong = [pair._replace(wrong=("In Rome.",)) for pair in pairs]
+            result.scores |= measure(Asked(model, tokenizer, name, wrong, name == "forget"), ["truth_ratio", "min_k"])
+        result.save(tmp_path / f"{seed}.json")
+        paths.append(str(tmp_path / f"{seed}.json"))
+    more = ["--metrics", "truth_ratio", "min_k", "probability", "--oracles", *paths]
+    evaluate(ask(*more, sets=("forget", "holdout")))()
+    out = capsys.readouterr().out
+    assert out.startswith("| score | value | oracles | distance |") and "| forget quality (p of KS) | " in out
+    assert "| PrivLeak (%) | " in out and "2 of the 2 oracles lack this score" in out
+    evaluate(ask(*more))()
+    assert "membership and PrivLeak were not compared: they need" in capsys.readouterr().out
+
+
+def test_multiple_choice_from_a_file(ask, place, result):
+    pytest.importorskip("lm_eval")
+    evaluate(ask("--tasks", str(place / "questions.jsonl"), "--limit", "3", "--metrics", "probability"))()
+    assert len(result().scores["questions/acc"].rows) == 3 and "task: questions" in result().seconds
+
+
+def test_a_yaml_file_says_the_same(ask, tmp_path, result, place):
+    options = {
+        "model": str(place / "model"), "output_file": str(tmp_path / "x.json"), "as_chat": False, "bf16": False,
+        "sets": [f"retain={place / 'retain.jsonl'}"], "metrics": ["probability"],
+    }  # fmt: skip
+    (tmp_path / "options.yaml").write_text(json.dumps(options))
+    evaluate(["--config", str(tmp_path / "options.yaml")])()
+    rows = result().scores["retain/probability"].rows
+    evaluate(ask("--metrics", "probability", "--as_chat", "false"))()
+    assert result().scores["retain/probability"].rows == rows

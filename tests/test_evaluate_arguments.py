@@ -1,0 +1,144 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from alter_peft.evaluation import Pair, Result, Score
+from alter_peft.evaluation.evaluate_arguments import EvaluateArguments, read_oracle, read_set
+
+
+WHOLE = {"prompt": "Who?", "completion": "Bob."}
+
+
+def arguments(**changes) -> EvaluateArguments:
+    usual = {"model": "m", "output_file": "x.json", "sets": ["a=a.jsonl", "b=b.jsonl"], "forget": ["a"]}
+    return EvaluateArguments(**{**usual, **changes})
+
+
+def test_every_option_says_what_it_is():
+    for option in dataclasses.fields(EvaluateArguments):
+        assert option.metadata["help"] and option.name in EvaluateArguments.__doc__, option.name
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"sets": [], "forget": []}, "`sets`, `tofu` and `tasks` are all unset"),
+        ({"metrics": ["bleurt"]}, r"`metrics` has \['bleurt'\], but must be some of"),
+        ({"attacks": ["rude"]}, r"`attacks` has \['rude'\], but must be some of"),
+        ({"answered": 0}, "`answered` is 0, but must be 1 or more"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` is 0, but"),
+        ({"batch_size": -1}, "`batch_size` is -1, but"),
+        ({"relearning_rate": 0.0}, "`relearning_rate` is 0.0, but must be above 0"),
+        ({"relearning_rate": float("nan")}, "`relearning_rate` is nan, but"),
+        ({"sets": ["a"]}, "`sets` has 'a', but must be entries name=file.jsonl"),
+        ({"sets": ["a="]}, "`sets` has 'a=', but"),
+        ({"sets": ["a=x.jsonl", "a=y.jsonl"]}, "`sets` has the names .*, one of them twice"),
+        ({"forget": ["world"]}, r"`forget` has \['world'\], but the `sets` are \['a', 'b'\]"),
+        ({"sets": ["holdout=x"], "forget": ["holdout"]}, "`forget` has 'holdout', but that set is of rows that were"),
+        ({"forget": [], "attacks": ["sampling"]}, "`attacks` is set, but no set is to be forgotten"),
+        ({"judge": "j"}, "`judge` is set, but judges the guard fluency alone"),
+        ({"guards": True}, "`guards` is set, but a model without an `adapter` can't judge its own fluency"),
+        ({"sets": [], "forget": [], "tasks": ["mmlu"], "guards": True, "judge": "j"}, "nothing to be answered"),
+        ({"oracles": ["one.json"]}, "`oracles` has one result, but needs two at least"),
+        ({"oracles": ["one.json", "one.json"]}, "`oracles` is .*, which has one result twice"),
+        ({"oracles": ["x.json", "y.json"]}, "`output_file` is 'x.json', which is read and would be lost"),
+        ({"output_file": "a.jsonl"}, "`output_file` is 'a.jsonl', which is read and would be lost"),
+        ({"output_file": "."}, "`output_file` is '.', but that is a folder"),
+        ({"output_file": f"{__file__}/deep/x.json"}, "`output_file` is .*, but nothing can be written at '.*py'"),
+    ],
+)
+def test_what_cannot_be_measured(changes, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(**changes)
+
+
+def test_what_can(tmp_path):
+    arguments()
+    arguments(guards=True, adapter="a", output_file=str(tmp_path / "not" / "there" / "yet.json"))
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- read_set -------------------------------------------------------------------------------------------------------
+
+
+def test_a_set_is_read(tmp_path):
+    rows = [
+        {"prompt": "Who\u2028is\x85it?", "completion": "Bob."},
+        {**WHOLE, "wrong": ["Al."], "rephrased": "It's Bob."},
+    ]
+    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "a.jsonl").write_text(f"{text}\n\n", encoding="utf-8")
+    assert read_set("a", str(tmp_path / "a.jsonl"), ["probability"]) == [
+        Pair("Who\u2028is\x85it?", "Bob."),
+        Pair("Who?", "Bob.", ("Al.",), "It's Bob."),
+    ]
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ("{", "line 2 has no `prompt` and `completion`"),
+        ("[]", "line 2 has no `prompt` and `completion`"),
+        ({"prompt": "Who?"}, "line 2 has no `prompt` and `completion`"),
+        ({**WHOLE, "wrong": "Al."}, "line 2 has .*`wrong` must be a list"),
+        ({**WHOLE, "wrong": 3}, "line 2 has"),
+        ({**WHOLE, "wrong": [3]}, "line 2 has something else than texts, or an empty answer"),
+        ({**WHOLE, "completion": ""}, "line 2 has something else than texts, or an empty answer"),
+        ({**WHOLE, "prompt": None}, "line 2 has something else than texts, or an empty answer"),
+        (WHOLE, "The set 'a' has no `wrong` answers in row 1"),
+    ],
+)
+def test_a_row_that_cannot_be_asked(tmp_path, row, message):
+    path = tmp_path / "a.jsonl"
+    line = row if isinstance(row, str) else json.dumps(row)
+    path.write_text(json.dumps({**WHOLE, "wrong": ["Al."]}) + f"\n{line}\n")
+    with pytest.raises(ValueError, match=message):
+        read_set("a", str(path), ["truth_ratio"])
+
+
+def test_a_file_that_is_no_set(tmp_path):
+    path = tmp_path / "a.jsonl"
+    with pytest.raises(ValueError, match=r"`sets` names .*, but there is no such file"):
+        read_set("a", str(path), [])
+    for content, message in ((b"\n", "has no rows"), (b"\xff\xfe", "is no text in UTF-8")):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            read_set("a", str(path), [])
+
+
+# ---- read_oracle ----------------------------------------------------------------------------------------------------
+
+
+def test_an_oracle_is_read(tmp_path):
+    result = Result("oracle", 0, {"a/probability": Score(0.1, [0.1])})
+    result.save(tmp_path / "0.json")
+    assert read_oracle(str(tmp_path / "0.json")) == result
+
+
+def test_what_is_no_oracle(tmp_path):
+    path = tmp_path / "0.json"
+    with pytest.raises(ValueError, match=r"`oracles` names .*, but there is no such file"):
+        read_oracle(str(path))
+    for text in ("{", "[]", "{}", '{"scores": {"a": 1}, "curves": {}}'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="which is no result of `alter-peft evaluate` or `benchmark`"):
+            read_oracle(str(path))
+    Result("oracle", 0, error="RuntimeError: no memory").save(path)
+    with pytest.raises(ValueError, match=r"which has no scores \(error: RuntimeError: no memory\)"):
+        read_oracle(str(path))

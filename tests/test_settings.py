@@ -1,0 +1,30 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from tiny_tofu import write_tofu
+
+from alter_peft.evaluation.settings import tofu_setting
+
+
+def test_attacks_are_measured_as_all_else(tmp_path):
+    args = SimpleNamespace(
+        data=write_tofu(tmp_path), split="forget01", retain_rows=None, rows=None, answered=2, max_new_tokens=7,
+        batch_size=3, requests=None,
+    )  # fmt: skip
+    rows = tofu_setting(args).rows
+    assert (rows.answered, rows.max_new_tokens, rows.batch_size) == (2, 7, 3)
+    assert len(rows.forget) == len(rows.paraphrased) == 4 and len(rows.retain) == 12
