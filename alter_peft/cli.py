@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The command line: `alter-peft unlearn` trains an adapter, `alter-peft generate` asks it."""
+"""The command line: `alter-peft unlearn` trains an adapter, `generate` asks it; the rest is of `evaluation`."""
 
 from __future__ import annotations
 

@@ -77,7 +77,8 @@ class ExpertControl:
         Scale a forget expert from now on: 1 is on, 0 off. Saved with the adapter, and counted by merging and export.
 
         The router goes on sending text of that domain to its expert, so with scale 0 the base model answers it. A KV
-        cache filled before keeps what was computed then: start a new one.
+        cache filled before keeps what was computed then: start a new one. Within `experts` it takes effect when the
+        context ends.
 
         Raises:
             ValueError: no such domain or adapter, a scale that is no finite number, or a merged adapter.
