@@ -30,8 +30,6 @@ model = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruc
 
 model = get_peft_model(model, AlterConfig(domains=["private_person", "secret_recipe", "internal_project"]))
 args = AlterUnlearnConfig(output_dir="adapter")
-trainer = AlterUnlearnTrainer(
-    model, args, train_dataset=forget, retain_dataset=retain, calibration_dataset=unseen
-)
+trainer = AlterUnlearnTrainer(model, args, train_dataset=forget, retain_dataset=retain, calibration_dataset=unseen)
 trainer.train()
 trainer.save_model()
