@@ -39,6 +39,7 @@ class Result:
     seconds: what it took, by part: `"training"`, `"evaluation"`, ...
     skipped: attack -> why it does not apply to this model.
     settings: what it was made with, for the reader of the table.
+    environment: what it was trained on and with: `"machine"`, `"date"`, versions.
     error: why there are no scores, if the cell failed.
     """
 
@@ -49,6 +50,7 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
     machine: str = field(default_factory=lambda: machine())
     error: str | None = None
 
