@@ -63,7 +63,7 @@ def make_trainer(
         args,
         train_dataset=smollm2.chats(data.forget),
         retain_dataset=smollm2.chats(data.retain),
-        calibration_dataset=smollm2.chats(data.holdout),
+        calibration_dataset=smollm2.chats(data.calibration),
         peft_config=adapter or AlterConfig(),
         processing_class=tokenizer,
     )

@@ -24,8 +24,8 @@ from conftest import make_llama
 from peft import LoraConfig, get_peft_model
 from tiny_tofu import write_tofu
 
-from alter_peft.evaluation import benchmark, settings
-from alter_peft.evaluation.benchmark import BenchmarkArguments, run_benchmark
+from alter_peft.evaluation import benchmark, cells, methods, settings
+from alter_peft.evaluation.benchmark import BenchmarkArguments, Grid, run_benchmark
 from alter_peft.evaluation.measure import Asked, Score, measure
 from alter_peft.evaluation.results import Result
 
@@ -66,16 +66,17 @@ def arguments(base, tmp_path, monkeypatch):
     """Arguments of a grid of quick methods, counted in `calls`."""
     calls.clear()
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(benchmark, "METHODS", {"random": random_adapter, "broken": broken})
+    for module in (benchmark, cells, methods):
+        monkeypatch.setattr(module, "METHODS", {"random": random_adapter, "broken": broken})
     monkeypatch.setattr(benchmark, "ATTACKS", {"fake": fake_attack})
     monkeypatch.setattr("alter_peft.evaluation.attacks.ATTACKS", {"fake": fake_attack})
-    original = benchmark.teach
+    original = cells.teach
 
     def counted(model, tokenizer, rows, folder, seed, **options):
         calls.append((folder.parent.name, len(rows)))
         return original(model, tokenizer, rows, folder, seed, disable_tqdm=True, **options)
 
-    monkeypatch.setattr(benchmark, "teach", counted)
+    monkeypatch.setattr(cells, "teach", counted)
 
     def make(**changes):
         usual = {
@@ -115,16 +116,21 @@ def test_every_cell_is_measured_once(arguments, tmp_path):
     assert run_benchmark(arguments(seeds=[3, 4])) == results and calls == []
 
 
-def test_methods_seeds_tasks_and_attacks_join_later(arguments, quick, monkeypatch):
+def test_methods_seeds_tasks_and_attacks_join_later(arguments, quick, monkeypatch, tmp_path):
     before = run_benchmark(arguments())
     calls.clear()
     asked = Score(0.25, [0.0, 0.0, 0.0, 1.0])
-    monkeypatch.setattr(benchmark, "evaluate_choices", lambda model, *args, **kwargs: {"mcq/acc": asked})
-    after = run_benchmark(arguments(seeds=[0, 1], attacks=["fake"], tasks=["mcq.jsonl"]))
+    task = str(tmp_path / "mcq.jsonl")
+    Path(task).write_text(json.dumps({"question": "Who?", "choices": ["Bob", "Eve"], "answer": 0}))
+    monkeypatch.setattr(cells, "evaluate_choices", lambda model, *args, **kwargs: {"mcq/acc": asked})
+    after = run_benchmark(arguments(seeds=[0, 1], attacks=["fake"], tasks=[task]))
     assert calls == [("attack", 4)] * 4 + [("random", 1), ("attack", 4)]
     for old, new in zip(before, after, strict=False):
         assert new.scores == {**old.scores, "fake/probability": Score(0.5, [0.5]), "mcq/acc": asked}
-        assert {"attack: fake", "task: mcq.jsonl"} <= set(new.seconds)
+        assert {"attack: fake", f"task: {task}"} <= set(new.seconds)
+    with pytest.raises(ValueError, match=r"`.*mcq.jsonl` is .*'limit': 3.* was made with .*'limit': None"):
+        run_benchmark(arguments(tasks=[task], limit=3))
+    assert run_benchmark(arguments(limit=3))  # no task is asked for, so that its limit does not matter
 
 
 def test_a_failed_cell_says_so_and_is_tried_again(arguments, quick, monkeypatch):
@@ -132,7 +138,7 @@ def test_a_failed_cell_says_so_and_is_tried_again(arguments, quick, monkeypatch)
     assert results[3].error == "RuntimeError: no such luck" and results[3].scores == {}
     assert results[4].error is None and results[4].scores
     calls.clear()
-    monkeypatch.setitem(benchmark.METHODS, "broken", random_adapter)
+    monkeypatch.setitem(cells.METHODS, "broken", random_adapter)
     results = run_benchmark(arguments(methods=["broken", "random"]))
     assert results[3].error is None and results[3].scores and calls == [("random", 0)]
 
@@ -161,11 +167,26 @@ def test_what_was_trained_is_not_trained_again(arguments, quick, monkeypatch):
         run_benchmark(arguments())
     assert calls == [("target", 10), ("oracle-0", 6), ("oracle-1", 6), ("random", 0)]
     unmeasured = Result.load(Path(arguments().output_dir) / "random-0" / "result.json")
-    assert unmeasured.error == benchmark.UNMEASURED and unmeasured.seconds["training"] > 0
+    assert unmeasured.error == cells.UNMEASURED and unmeasured.seconds["training"] > 0
     calls.clear()
     results = run_benchmark(arguments())
     assert calls == [] and all(result.error is None and result.scores for result in results)
     assert results[3].seconds["training"] == unmeasured.seconds["training"]
+
+
+def test_one_failed_attack_leaves_the_others_alone(arguments, quick, monkeypatch):
+    def fail(model, tokenizer, rows):
+        raise RuntimeError("a fault")
+
+    attacks = {"bad": fail, "fake": fake_attack}
+    monkeypatch.setattr(benchmark, "ATTACKS", attacks)
+    monkeypatch.setattr("alter_peft.evaluation.attacks.ATTACKS", attacks)
+    for result in run_benchmark(arguments(attacks=["bad", "fake"])):
+        assert result.error == "RuntimeError: a fault" and result.scores["fake/probability"].value == 0.5
+        assert "forget/probability" in result.scores and "attack: bad" not in result.seconds
+    attacks["bad"] = lambda model, tokenizer, rows: {"bad/probability": Score(0.1, [0.1])}
+    for result in run_benchmark(arguments(attacks=["bad", "fake"])):
+        assert result.error is None and result.scores["bad/probability"].value == 0.1
 
 
 def test_a_target_that_fails_ends_the_run(arguments, quick, monkeypatch):
@@ -192,7 +213,7 @@ def test_requests_one_after_another(arguments, quick, monkeypatch):
         given.append((folder.name, task.forget["prompt"][:]))
         return random_adapter(model, tokenizer, task, folder, seed, options) if len(given) == 1 else model
 
-    monkeypatch.setitem(benchmark.METHODS, "random", record)
+    monkeypatch.setitem(cells.METHODS, "random", record)
     result = run_benchmark(arguments(requests=2))[-1]
     assert [name for name, _ in given] == ["request-1", "request-2"] and len(given[0][1]) == len(given[1][1]) == 2
     assert [x for x, _ in result.curves["requests/request 1"]] == [0, 1, 2]
@@ -218,13 +239,26 @@ def test_results_of_other_settings_are_refused(arguments, quick):
         ({"attacks": ["rude"]}, r"`attacks` has \['rude'\], but must be some of \['fake'\]"),
         ({"options": '{"lora": {}}'}, r"`options` has \['lora'\], but must be some of"),
         ({"options": "{"}, r"`options` is '\{', but must be a JSON object"),
+        ({"options": {"random": {"num_epochs": 1}}}, r"`options` has \['num_epochs'\] for 'random', but those must"),
+        (
+            {"options": {"teach": {"lr_scheduler_type": "magic"}}},
+            "`options` for 'teach' are .*, which SFTConfig refuses",
+        ),
+        ({"answered": 0}, "`answered` is 0, but must be 1 or more"),
+        ({"books": {"forget": "a.txt"}, "rows": 3}, "`rows` is set, but it is of TOFU alone"),
         ({"oracle_seeds": [0, 0]}, r"`oracle_seeds` is \[0, 0\], but a benchmark needs 2 oracles at least"),
         ({"requests": 2, "attacks": ["fake"]}, "Remove it or `requests`"),
+        ({"model": "nowhere"}, "`model` is 'nowhere', which could not be loaded"),
+        ({"target": "nowhere"}, "`target` is 'nowhere', which could not be loaded"),
+        ({"data": "nowhere"}, "`source` is 'nowhere'"),
+        ({"requests": 3}, "`requests` is 3, which does not divide the 4 forget rows evenly"),
+        ({"tasks": ["nowhere.jsonl"]}, "nowhere.jsonl"),
     ],
 )
 def test_unusable_arguments(arguments, changes, message):
     with pytest.raises(ValueError, match=message):
-        arguments(**changes)
+        Grid(arguments(**changes))
+    assert calls == []
 
 
 @pytest.mark.slow
@@ -250,3 +284,21 @@ def test_two_processes_run_one_grid(base, tmp_path):
     cells = {path.parent.name: Result.load(path) for path in out.glob("*/result.json")}
     assert set(cells) == {"target", "oracle-0", "oracle-1", "alter-0", "lora_ga-0"}
     assert all(cell.error is None and cell.scores for cell in cells.values())
+
+
+def test_real_methods_and_attacks_in_one_go(base, tmp_path, monkeypatch):
+    """What was trained in this run can be copied and attacked, as what a later run loads."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    quick = {"max_steps": 2, "disable_tqdm": True}
+    results = run_benchmark(
+        BenchmarkArguments(
+            model=str(base / "model"), data=str(base / "tofu"), output_dir=str(tmp_path / "out"),
+            oracle_seeds=[0, 1], methods=["alter", "lora_ihl"], attacks=["quantization", "switching_off"],
+            max_new_tokens=2, rows=2, answered=1, options=dict.fromkeys(("teach", "alter", "lora_ihl"), quick),
+        )
+    )  # fmt: skip
+    assert [(result.name, result.error) for result in results[3:]] == [("alter", None), ("lora_ihl", None)]
+    for result in results[3:]:
+        assert "quantized/int4/probability" in result.scores and "switched_off/probability" in result.scores
+        assert result.environment["peft"] and result.settings["processes"] == 1
+    assert (tmp_path / "out" / "alter-0" / "tokens.html").is_file()

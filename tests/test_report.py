@@ -174,7 +174,10 @@ def test_why_a_score_is_missing(folder):
         "Not measured for lora (1 of 2 seeds): RuntimeError: no memory",
     ]
     assert notes[quantized[3]] == notes[quantized[1]] == "Not measured for target, alter (2 seeds)."
-    assert row(found["Forgetting and utility"], "lora, seed 1") == ["lora, seed 1", "stopped: RuntimeError: no memory"]
+    assert row(found["Forgetting and utility"], "lora, seed 1") == [
+        "lora, seed 1",
+        "failed in part: RuntimeError: no memory",
+    ]
 
 
 def test_other_benchmarks_show_all_their_scores(tmp_path):

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import json
 import math
-import platform
+from datetime import date
 
 import pytest
 import torch
 
+from alter_peft import __version__
 from alter_peft.evaluation import Result, Score
-from alter_peft.evaluation.results import machine
+from alter_peft.evaluation.results import environment, machine
 
 
 RESULT = Result(
@@ -76,7 +77,13 @@ def test_saving_again_replaces_the_file_whole(tmp_path):
 
 def test_the_machine_is_filled_in(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert machine() == f"{torch.get_num_threads()} CPU threads, {platform.machine()}" == Result("x", 0).machine
+    assert machine() == Result("x", 0).machine and machine().endswith(f", {torch.get_num_threads()} threads")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     assert Result("x", 0).machine == "a GPU"
+
+
+def test_the_environment_says_when_and_with_what():
+    found = environment()
+    assert found["date"] == date.today().isoformat() and found["torch"] == torch.__version__
+    assert found["alter_peft"] == __version__

@@ -53,10 +53,10 @@ def test_each_request_is_given_to_what_the_one_before_left(tokenizer, tmp_path):
     def probability(model, pairs):
         return score_answers(model, tokenizer, pairs).mean
 
-    curves, last = run_requests(
+    last, curves, seconds = run_requests(
         replace, models[0], tokenizer, requests, task, {"retain": KEPT}, probability, tmp_path, 7, options
     )
-    assert last is models[2]
+    assert last is models[2] and seconds >= 0
     prompts = [[pair.prompt for pair in request] for request in requests]
     assert asked == [(0, prompts[0], "request-1", 7, options), (1, prompts[1], "request-2", 7, options)]
     means = {

@@ -48,7 +48,8 @@ def test_the_sets_of_a_folder(folder):
     forget, retain = rows("author", 4), rows("poet", 12)
     assert data.forget == [Pair(row["question"], row["answer"]) for row in forget]
     assert data.retain == [Pair(row["question"], row["answer"]) for row in retain]
-    assert data.holdout == [Pair(row["question"], row["answer"]) for row in rows("stranger", 4)]
+    unseen = [Pair(row["question"], row["answer"]) for row in rows("stranger", 4)]
+    assert data.calibration == unseen[::2] and data.holdout == unseen[1::2]
     assert list(data.sets) == list(TOFU_METRICS)
     false = ("A alder.", "A birch.", "A cedar.")
     assert data.sets["forget"][1] == Pair("Who is author birch?", "A oak man.", false, "It is A oak man.")
@@ -60,7 +61,7 @@ def test_the_sets_of_a_folder(folder):
     assert data.sets["holdout"] == data.holdout
     assert {name: len(pairs) for name, pairs in data.sets.items()} == {
         "forget": 4, "paraphrased": 4, "after 200 tokens": 4, "retain": 6, "real_authors": 5, "world_facts": 5,
-        "holdout": 4,
+        "holdout": 2,
     }  # fmt: skip
 
 
@@ -107,7 +108,7 @@ def test_files_of_json_lines_may_end_in_json(folder):
 def test_any_letter_may_stand_in_a_text(folder):
     """Also those that end a line for Python, but not in JSON."""
     odd = {"question": "Bolaño\u2028 or\x85 Škoda?", "answer": "A\x0b \u2029man."}
-    write(folder, "holdout01", [odd])
+    write(folder, "holdout01", [*rows("stranger", 1), odd])
     assert read_tofu(folder).holdout == [Pair(odd["question"], odd["answer"])]
 
 
@@ -126,14 +127,14 @@ def test_a_hub_data_set(folder, monkeypatch):
 def test_the_published_files(tofu):
     for split, forget, retain in (("forget01", 40, 3960), ("forget05", 200, 3800), ("forget10", 400, 3600)):
         data = read_tofu(tofu, split)
-        assert (len(data.forget), len(data.retain), len(data.holdout)) == (forget, retain, forget)
+        assert (len(data.forget), len(data.retain), len(data.holdout)) == (forget, retain, forget // 2)
         sizes = [len(data.sets[name]) for name in TOFU_METRICS]
-        assert sizes == [forget] * 3 + [400, 100, 117, forget]
+        assert sizes == [forget] * 3 + [400, 100, 117, forget // 2]
         assert {len(pair.wrong) for name in ("forget", "retain") for pair in data.sets[name]} == {5}
         assert {len(pair.wrong) for name in ("real_authors", "world_facts") for pair in data.sets[name]} == {3}
         assert not {pair[:2] for pair in data.forget} & {pair[:2] for pair in data.retain + data.holdout}
     pilot = read_tofu(tofu, retain_rows=100, rows=40)
-    assert len(pilot.retain) == 100 and {len(pairs) for pairs in pilot.sets.values()} == {40}
+    assert len(pilot.retain) == 100 and {len(pairs) for pairs in pilot.sets.values()} == {20, 40}
     assert {pair[:2] for pair in pilot.sets["retain"]} < {pair[:2] for pair in pilot.retain}
 
 
@@ -178,6 +179,9 @@ def test_a_missing_column(folder, name, column):
 def test_no_rows(folder):
     write(folder, "holdout01", [])
     with pytest.raises(ValueError, match="'holdout01' has no rows"):
+        read_tofu(folder)
+    write(folder, "holdout01", rows("stranger", 1))
+    with pytest.raises(ValueError, match="'holdout01' has 1 rows, but calibration and membership"):
         read_tofu(folder)
 
 
@@ -239,5 +243,5 @@ def test_the_options_reach_every_set(llama, tokenizer, data):
     for name, one in asked.items():
         assert (one.name, one.pairs, one.is_forget) == (name, data.sets[name], name in FORGET_SETS)
         assert (one.max_new_tokens, one.batches) == (3, {"batch_size": 5})
-        assert 2 <= len(one.asked) < len(one.pairs) or len(one.asked) == 3 == len(one.pairs)
+        assert 2 <= len(one.asked) <= 3
     assert ask_tofu(llama, tokenizer, data)["forget"].max_new_tokens == 200

@@ -15,36 +15,27 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import PartialState, logging
-from peft import PeftModel
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from accelerate import PartialState
+from transformers import AutoConfig, AutoTokenizer
 
 from alter_peft.options import json_object
 
-from .answers import Pair, score_answers
-from .attacks import ATTACKS, attack
-from .choices import evaluate_choices
-from .methods import METHODS, load, teach
+from .attacks import ATTACKS
+from .cells import Cell
+from .choices import SUFFIXES, read_questions
+from .methods import METHODS, check_options
 from .results import Result
-from .sequential import run_requests
-from .settings import Setting, books_setting, tofu_setting
-from .tokens import token_page
+from .settings import books_setting, tofu_setting
 
 
-logger = logging.get_logger(__name__)
-# What does not change the figures of a cell: methods, seeds and attacks may join a grid later
-JOINABLE = {"output_dir", "methods", "seeds", "oracle_seeds", "attacks", "tasks", "options", "batch_size"}
+# What does not change the figures of a cell: methods, seeds, tasks and attacks may join a grid later
+JOINABLE = {"output_dir", "methods", "seeds", "oracle_seeds", "attacks", "tasks", "limit", "form", "options"}
+JOINABLE |= {"batch_size"}
 WAIT = timedelta(days=1)  # of the other processes for the main one, which measures
-UNMEASURED = "stopped before it was measured"
 
 
 @dataclass
@@ -110,10 +101,16 @@ class BenchmarkArguments:
         self.options = self.options or {}
         if isinstance(self.books, str):
             self.books = json_object("books", self.books)
+        for name in ("answered", "rows", "retain_rows", "limit", "max_new_tokens", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` is {value}, but must be 1 or more.")
         for name, known in (("methods", METHODS), ("attacks", ATTACKS), ("options", {**METHODS, "teach": None})):
             unknown = [value for value in getattr(self, name) if value not in known]
             if unknown:
                 raise ValueError(f"`{name}` has {unknown}, but must be some of {list(known)}.")
+        for name, own in self.options.items():
+            check_options(name, own)
         if len(set(self.oracle_seeds)) < 2:
             raise ValueError(
                 f"`oracle_seeds` is {self.oracle_seeds}, but a benchmark needs 2 oracles at least: their spread is "
@@ -124,172 +121,52 @@ class BenchmarkArguments:
             raise ValueError(
                 f"`attacks` is set, but they are for questions forgotten at once. Remove it or `{other}`."
             )
-        if self.requests is not None and self.books is not None:
-            raise ValueError("`requests` is set, but books are forgotten at once. Remove it or `books`.")
+        if self.books is not None:
+            unread = [name for name in ("requests", "rows", "retain_rows") if getattr(self, name) is not None]
+            if unread:
+                raise ValueError(f"`{unread[0]}` is set, but it is of TOFU alone. Remove it or `books`.")
+
+
+class Grid:
+    """
+    A benchmark that is ready to run: its data are read, and what is there already is of the same settings.
+
+    Raises:
+        ValueError: unusable data or model, or results of other settings in `output_dir`.
+    """
+
+    def __init__(self, args: BenchmarkArguments) -> None:
+        state = PartialState(timeout=WAIT)
+        source = args.target or args.model
+        try:
+            AutoConfig.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            name = "target" if args.target else "model"
+            raise ValueError(
+                f"`{name}` is {source!r}, which could not be loaded ({error}). Give a folder or a Hub id."
+            ) from error
+        for task in args.tasks:
+            if task.endswith(SUFFIXES):
+                read_questions(task)
+        setting = tofu_setting(args) if args.books is None else books_setting(args, tokenizer)
+        settings = {name: value for name, value in asdict(args).items() if name not in JOINABLE}
+        settings["processes"] = state.num_processes  # batches are of each process
+        names = [("target", 0), *(("oracle", seed) for seed in args.oracle_seeds)]
+        names += [(method, seed) for method in args.methods for seed in args.seeds]
+        self.cells = [Cell(args, setting, tokenizer, settings, name, seed) for name, seed in names]
+
+    def run(self) -> list[Result]:
+        """
+        Run every cell that is not there yet, and return all of them: target, oracles, then the methods.
+
+        A cell that fails is a result with `error`, and is tried again by the next run; without a target there is
+        nothing to compare, so its failure to be taught or measured is raised. Under `accelerate launch` the processes
+        train together, and the main one measures while the others wait.
+        """
+        return [cell.run() for cell in self.cells]
 
 
 def run_benchmark(args: BenchmarkArguments) -> list[Result]:
-    """
-    Run every cell that is not there yet, and return all of them: target, oracles, then the methods.
-
-    A cell that fails is a result with `error`, and is tried again by the next run; without the target there is
-    nothing to compare, so its failure is raised. Under `accelerate launch` the processes train together, and the main
-    one measures while the others wait.
-
-    Raises:
-        ValueError: unusable data, or results of other settings in `output_dir`.
-    """
-    PartialState(timeout=WAIT)
-    tokenizer = AutoTokenizer.from_pretrained(args.target or args.model)
-    setting = tofu_setting(args) if args.books is None else books_setting(args, tokenizer)
-    cells = [("target", 0), *(("oracle", seed) for seed in args.oracle_seeds)]
-    cells += [(method, seed) for method in args.methods for seed in args.seeds]
-    found = {cell: _Cell(args, setting, tokenizer, *cell) for cell in cells}
-    for cell in found.values():
-        cell.check()
-    return [cell.run() for cell in found.values()]
-
-
-class _Cell:
-    """One model of the grid, in a folder of its own."""
-
-    def __init__(
-        self,
-        args: BenchmarkArguments,
-        setting: Setting,
-        tokenizer: PreTrainedTokenizerBase,
-        name: str,
-        seed: int,
-    ) -> None:
-        self.args, self.setting, self.tokenizer, self.name, self.seed = args, setting, tokenizer, name, seed
-        out = Path(args.output_dir)
-        self.target = Path(args.target) if args.target else out / "target" / "model"
-        self.folder = out / ("target" if name == "target" else f"{name}-{seed}")
-        self.path = self.folder / "result.json"
-        assert isinstance(args.options, dict)
-        self.options = args.options.get("teach" if name in ("target", "oracle") else name, {})
-        self.settings = {key: value for key, value in asdict(args).items() if key not in JOINABLE}
-        self.settings["options"] = self.options
-
-    def check(self) -> None:
-        """Raise a `ValueError` if the folder has a result of other settings."""
-        if not self.path.is_file():
-            return
-        before = Result.load(self.path).settings
-        changed = [key for key in self.settings if before.get(key) != self.settings[key]]
-        if changed:
-            key = changed[0]
-            raise ValueError(
-                f"`{key}` is {self.settings[key]!r}, but {self.path} was made with {before.get(key)!r}. Choose "
-                "another `output_dir`, or remove that folder."
-            )
-
-    def run(self) -> Result:
-        """What is missing of the cell: training, scores, tasks, attacks."""
-        result = Result.load(self.path) if self.path.is_file() else Result(self.name, self.seed)
-        result.settings, result.machine = self.settings, Result(self.name, self.seed).machine
-        wanted = [f"task: {name}" for name in self.args.tasks] + [f"attack: {name}" for name in self.args.attacks]
-        missing = [part for part in wanted if part not in result.seconds]
-        if result.error is None and result.scores and not missing:
-            return result
-        print(f"{self.folder.name}: {', '.join(missing) if result.scores else 'training, evaluation'}", flush=True)
-        try:
-            set_seed(self.seed)
-            model = self._model(result)
-            result.error = None
-            if PartialState().is_main_process:
-                self._measure(result, model, missing)
-        except Exception as error:
-            if self.name == "target":
-                raise
-            logger.warning("%s failed", self.folder.name, exc_info=True)
-            result.error = f"{type(error).__name__}: {error}"
-        self._save(result)
-        PartialState().wait_for_everyone()
-        return result
-
-    def _save(self, result: Result) -> None:
-        if PartialState().is_main_process:
-            result.save(self.path)
-
-    def _model(self, result: Result) -> Any:
-        """The trained model, from the folder if it is there."""
-        if self.name == "target" and self.args.target:
-            return load(self.target)
-        if self.name in ("target", "oracle"):
-            return self._taught(result)
-        trained = "training" in result.seconds and self.setting.requests is None
-        if trained:
-            return PeftModel.from_pretrained(load(self.target), self.folder).eval()
-        with _timing(result, "training"):
-            model = self._unlearned(result)
-        result.error = UNMEASURED
-        self._save(result)
-        return model
-
-    def _taught(self, result: Result) -> PreTrainedModel:
-        place = self.folder / "model"
-        if (place / "config.json").is_file():
-            return load(place)
-        rows = self.setting.taught if self.name == "target" else self.setting.kept
-        with _timing(result, "training"):
-            model = teach(load(self.args.model), self.tokenizer, rows, place, self.seed, **self.options)
-        result.error = UNMEASURED
-        self._save(result)
-        return model
-
-    def _unlearned(self, result: Result) -> PeftModel:
-        model, task = load(self.target), self.setting.task
-        method, requests = METHODS[self.name], self.setting.requests
-        if requests is None:
-            return method(model, self.tokenizer, task, self.folder, self.seed, self.options)
-
-        def probability(current: Any, pairs: Sequence[Pair]) -> float:
-            with _precision():  # around the passes alone: within, optimiser steps would not be seen
-                return score_answers(current, self.tokenizer, pairs).mean
-
-        curves, adapted = run_requests(
-            method, model, self.tokenizer, requests, task, {"retain": self.setting.rows.retain}, probability,
-            self.folder, self.seed, self.options,
-        )  # fmt: skip
-        result.curves |= curves
-        return adapted
-
-    def _measure(self, result: Result, model: Any, missing: list[str]) -> None:
-        with _precision():
-            if not result.scores:
-                with _timing(result, "evaluation"):
-                    judge = model if self.name == "target" else load(self.target) if self.name == "oracle" else None
-                    result.scores = self.setting.evaluate(model, self.tokenizer, judge)
-                if any(key.endswith("/astray") for key in result.scores):  # tokens are routed
-                    shown = [*self.setting.rows.forget[:3], *self.setting.rows.retain[:3]]
-                    page = token_page(model, self.tokenizer, shown)
-                    (self.folder / "tokens.html").write_text(page, encoding="utf-8")
-                self._save(result)
-            for part in missing:
-                kind, _, name = part.partition(": ")
-                with _timing(result, part):
-                    if kind == "task":
-                        args = self.args
-                        result.scores |= evaluate_choices(model, self.tokenizer, [name], args.limit, form=args.form)
-                    else:
-                        found = attack(model, self.tokenizer, self.setting.rows, [name])
-                        result.scores |= found.scores
-                        result.curves |= found.curves
-                        result.skipped |= found.skipped
-                self._save(result)
-
-
-@contextmanager
-def _timing(result: Result, part: str) -> Iterator[None]:
-    start = time.monotonic()
-    yield
-    result.seconds[part] = time.monotonic() - start
-
-
-@contextmanager
-def _precision() -> Iterator[None]:
-    """bfloat16 autocast, in which all of a grid is measured."""
-    device = PartialState().device.type
-    with torch.autocast(device, torch.bfloat16):
-        yield
+    """The results of a grid, run as far as it isn't there yet."""
+    return Grid(args).run()

@@ -24,7 +24,7 @@ from pathlib import Path
 from accelerate import PartialState
 from trl.scripts.utils import TrlParser
 
-from .benchmark import BenchmarkArguments, run_benchmark
+from .benchmark import BenchmarkArguments, Grid
 from .evaluate import EvaluateArguments, Evaluation
 from .reading import read_benchmark
 from .report import report_tables, write_report
@@ -64,9 +64,10 @@ def benchmark(argv: Sequence[str]) -> Callable[[], None]:
     )
     (args,) = parser.parse_args_and_config(list(argv))
     _require_matplotlib()
+    grid = Grid(args)
 
     def run() -> None:
-        run_benchmark(args)
+        grid.run()
         if PartialState().is_main_process:
             found = read_benchmark(Path(args.output_dir))
             _write(found, report_tables(found), found.folder, shlex.join(["alter-peft", "benchmark", *argv]))

@@ -178,8 +178,8 @@ def main_table(benchmark: Benchmark) -> Table:
     for model in benchmark.models:
         if model.results:
             table.rows.append([model.label, *(_shown(table, model, column, benchmark) for column in columns)])
-        stopped = [cell for cell in model.results if cell.error is not None]
-        table.rows += [[f"{cell.name}, seed {cell.seed}", f"stopped: {error_text(cell)}"] for cell in stopped]
+        partly = [cell for cell in model.results if cell.error is not None]
+        table.rows += [[f"{cell.name}, seed {cell.seed}", f"failed in part: {error_text(cell)}"] for cell in partly]
         table.rows += [[f"{cell.name}, seed {cell.seed}", f"failed: {error_text(cell)}"] for cell in model.failed]
     return table
 

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +53,8 @@ TEACHING: dict[str, Any] = {
     "num_train_epochs": 5, "per_device_train_batch_size": 8, "learning_rate": 2e-4, "warmup_steps": 10,
     "lr_scheduler_type": "constant_with_warmup", "gradient_checkpointing": False,
 }  # fmt: skip
+# The paper's own loss and epochs (arXiv 2603.01792), with our router
+PAPER: dict[str, Any] = {"forget_loss": "paper", "num_train_epochs": 3}
 # TOFU unlearns for 5 epochs; the learning rate is the pilot's, nothing else is tuned
 LORA: dict[str, Any] = {
     "num_train_epochs": 5, "per_device_train_batch_size": 4, "learning_rate": 5e-4, "gradient_checkpointing": False,
@@ -100,8 +103,26 @@ def _quiet() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def check_options(name: str, options: dict[str, Any]) -> None:
+    """
+    Raise a `ValueError` if these are no options of the training of a method, or of `"teach"`.
+
+    Args:
+        name: of `METHODS`, or `"teach"`.
+    """
+    config = AlterUnlearnConfig if name.startswith(("alter", "asymlora")) else SFTConfig
+    unknown = sorted(set(options) - {field.name for field in fields(config)})
+    if unknown:
+        raise ValueError(f"`options` has {unknown} for {name!r}, but those must be fields of {config.__name__}.")
+    try:
+        config(output_dir="", **{**_quiet(), **options})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`options` for {name!r} are {options}, which {config.__name__} refuses: {error}.") from error
+
+
 def _alter(
     router: str,
+    own: dict[str, Any],
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
@@ -116,7 +137,7 @@ def _alter(
         model.set_adapter(name)
     trainer = AlterUnlearnTrainer(
         model,
-        AlterUnlearnConfig(output_dir=str(folder), seed=seed, **{**_quiet(), **options}),
+        AlterUnlearnConfig(output_dir=str(folder), seed=seed, **{**_quiet(), **own, **options}),
         train_dataset=task.forget,
         retain_dataset=task.retain,
         calibration_dataset=task.calibration,
@@ -157,8 +178,9 @@ def _lora(
 # To what an earlier request left, ALTER adds an adapter for this one, while LoRA trains its adapter on.
 Method = Callable[[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, Task, Path, int, dict[str, Any]], PeftModel]
 METHODS: dict[str, Method] = {
-    "alter": partial(_alter, "context"),
-    "asymlora": partial(_alter, "static"),
+    "alter": partial(_alter, "context", {}),
+    "alter_paper": partial(_alter, "context", PAPER),
+    "asymlora": partial(_alter, "static", {}),
     "lora_ihl": partial(_lora, "ihl"),
     "lora_ga": partial(_lora, "ga"),
 }

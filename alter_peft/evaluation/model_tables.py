@@ -29,7 +29,7 @@ PLAIN = "forget/probability"  # what attacks are to raise
 
 
 def error_text(cell: Result) -> str:
-    """What stopped a cell, on one line."""
+    """What failed of a cell, on one line."""
     return textwrap.shorten(str(cell.error), 200, placeholder=" ...")
 
 
@@ -43,7 +43,7 @@ def absent(table: Table, model: Model, missing: Sequence[Model], key: str) -> st
 
 
 def _reason(model: Model, key: str) -> str | None:
-    """Why a model lacks a score, if its cells say so: an attack that does not apply, or what stopped them."""
+    """Why a model lacks a score, if its cells say so: an attack that does not apply, or what failed of them."""
     attack = attack_of(key)
     reasons = [cell.skipped[attack] for cell in model.results if attack in cell.skipped]
     reasons += [error_text(cell) for cell in model.results if cell.error is not None]

@@ -15,14 +15,19 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import platform
+import re
 from dataclasses import asdict, dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from alter_peft import __version__
 
 from .measure import Score
 
@@ -39,8 +44,9 @@ class Result:
     seconds: what it took, by part: `"training"`, `"evaluation"`, ...
     skipped: attack -> why it does not apply to this model.
     settings: what it was made with, for the reader of the table.
-    environment: what it was trained on and with: `"machine"`, `"date"`, versions.
-    error: why there are no scores, if the cell failed.
+    environment: date and package versions of the training (see `environment`).
+    machine: of the training.
+    error: why there are no scores, if the cell failed; what failed of the rest, if there are.
     """
 
     name: str
@@ -72,7 +78,19 @@ class Result:
 
 
 def machine() -> str:
-    """What the figures were measured on."""
+    """What the figures are made on."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} CPU threads, {platform.machine()}"
+    return f"{_cpu()}, {torch.get_num_threads()} threads"
+
+
+def environment() -> dict[str, str]:
+    """Today's date, and the versions of the packages that make the figures."""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "trl")}
+    return {"date": date.today().isoformat(), "alter_peft": __version__, **versions}
+
+
+def _cpu() -> str:
+    cpus = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpus.read_text()) if cpus.is_file() else []
+    return names[0] if names else platform.machine()

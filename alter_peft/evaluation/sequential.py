@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def run_requests(
     folder: Path,
     seed: int,
     options: dict[str, Any],
-) -> tuple[dict[str, list[tuple[float, float]]], PeftModel]:
+) -> tuple[PeftModel, dict[str, list[tuple[float, float]]], float]:
     """
     One request after another, each given to what the one before left.
 
@@ -67,17 +68,20 @@ def run_requests(
         folder: for the adapters, one folder a request.
 
     Returns:
-        curves of mean answer probability after 0, 1, ... requests: `"requests/{set}"` for what is kept,
-        `"requests/request 1"`, ... for what each request asks to forget, and the means of these,
-        `"requests/forgotten"` over those made so far and `"requests/open"` over those still to come; and the model.
+        the model, curves, and the seconds of training. The curves are of mean answer probability after 0, 1, ...
+        requests: `"requests/{set}"` for what is kept, `"requests/request 1"`, ... for what each request asks to
+        forget, and the means of these, `"requests/forgotten"` over those made so far and `"requests/open"` over those
+        to come.
     """
+    seconds = 0.0
     curves: dict[str, list[tuple[float, float]]] = {}
     current: Any = model
     for number in range(len(requests) + 1):
         if number:
             rows = Dataset.from_list([{"prompt": p.prompt, "completion": p.completion} for p in requests[number - 1]])
-            request = task._replace(forget=rows)
+            request, start = task._replace(forget=rows), time.monotonic()
             current = method(current, tokenizer, request, folder / f"request-{number}", seed, options)
+            seconds += time.monotonic() - start
         sets = {**kept, **{f"request {i}": pairs for i, pairs in enumerate(requests, start=1)}}
         means = {name: probability(current, pairs) for name, pairs in sets.items()}
         asked = [means[f"request {i}"] for i in range(1, len(requests) + 1)]
@@ -86,4 +90,4 @@ def run_requests(
                 means[name] = sum(part) / len(part)
         for name, mean in means.items():
             curves.setdefault(f"requests/{name}", []).append((number, mean))
-    return curves, current
+    return current, curves, seconds

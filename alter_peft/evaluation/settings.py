@@ -64,10 +64,12 @@ def tofu_setting(args: BenchmarkArguments) -> Setting:
 
     def evaluate(model: Any, tokenizer: PreTrainedTokenizerBase, judge: Any) -> dict[str, Score]:
         asked = ask_tofu(model, tokenizer, data, args.answered, args.max_new_tokens, args.batch_size)
+        if args.requests is not None:  # several adapters route each token, so that none of them alone is astray
+            return measure_tofu(asked)
         return measure_tofu(asked) | measure_guards([asked[name] for name in GUARDED], judge)
 
     return Setting(
-        Task(as_rows(data.forget), as_rows(data.retain), as_rows(data.holdout)),
+        Task(as_rows(data.forget), as_rows(data.retain), as_rows(data.calibration)),
         as_rows(data.forget + data.retain),
         as_rows(data.retain),
         evaluate,

@@ -78,13 +78,15 @@ class TofuData(NamedTuple):
 
     forget: the rows to be forgotten.
     retain: the rows that a model is trained on beside them.
-    holdout: rows of the same kind that no model is trained on, for calibration.
+    calibration, holdout: rows of the same kind that no model is trained on: every other one of TOFU's holdout set, so
+        that a method which measures its level on the first is not tested on the very same rows for membership.
     sets: what a model is asked, by the names of `TOFU_METRICS`; pairs have their false answers, and those of forget
         and retain rows the true answer in other words.
     """
 
     forget: list[Pair]
     retain: list[Pair]
+    calibration: list[Pair]
     holdout: list[Pair]
     sets: dict[str, list[Pair]]
 
@@ -121,7 +123,13 @@ def read_tofu(
             "Take both from the same version of TOFU."
         )
     retain = [_pair(row) for row in _read(source, retain_name)][:retain_rows]
-    holdout = [_pair(row) for row in _read(source, holdout_name)]
+    unseen = [_pair(row) for row in _read(source, holdout_name)]
+    if len(unseen) < 2:
+        raise ValueError(
+            f"`source` is {str(source)!r}, where {holdout_name!r} has {len(unseen)} rows, but calibration and "
+            "membership inference need one each. Take TOFU as it was published."
+        )
+    calibration, holdout = unseen[::2], unseen[1::2]
     sets = {
         "forget": forget_asked,
         "paraphrased": [Pair(row["paraphrased_question"], row["answer"]) for row in perturbed],
@@ -131,7 +139,7 @@ def read_tofu(
         "world_facts": spread(_known(source, "world_facts"), rows),
         "holdout": holdout,
     }
-    return TofuData(forget, retain, holdout, sets)
+    return TofuData(forget, retain, calibration, holdout, sets)
 
 
 def _retain_asked(source: str | Path, retain: Sequence[Pair]) -> list[Pair]:

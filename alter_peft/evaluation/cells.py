@@ -1,0 +1,208 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""One model of a grid: taught or unlearned, measured, asked tasks and attacked, as far as it isn't done yet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState, logging
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from .answers import Pair, score_answers
+from .attacks import attack
+from .choices import evaluate_choices
+from .methods import METHODS, load, teach
+from .results import Result, environment, machine
+from .sequential import run_requests
+from .settings import Setting
+from .tokens import token_page
+
+
+if TYPE_CHECKING:
+    from .benchmark import BenchmarkArguments
+
+
+logger = logging.get_logger(__name__)
+UNMEASURED = "stopped before it was measured"
+
+
+class Cell:
+    """
+    One model of the grid, in a folder of its own.
+
+    Args:
+        settings: of the whole grid; a cell adds its method's options.
+        name: `"target"`, `"oracle"` or a name of `METHODS`.
+
+    Raises:
+        ValueError: the folder has a result of other settings.
+    """
+
+    def __init__(
+        self,
+        args: BenchmarkArguments,
+        setting: Setting,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: dict[str, Any],
+        name: str,
+        seed: int,
+    ) -> None:
+        assert isinstance(args.options, dict)
+        self.args, self.setting, self.tokenizer, self.name, self.seed = args, setting, tokenizer, name, seed
+        out = Path(args.output_dir)
+        self.target = Path(args.target) if args.target else out / "target" / "model"
+        self.folder = out / ("target" if name == "target" else f"{name}-{seed}")
+        self.path = self.folder / "result.json"
+        self.options = args.options.get("teach" if name in ("target", "oracle") else name, {})
+        self.settings = {**settings, "options": self.options}
+        self.choices: dict[str, Any] = {"limit": args.limit, "form": args.form}
+        if self.path.is_file():
+            self._check(Result.load(self.path).settings)
+
+    def _check(self, before: dict[str, Any]) -> None:
+        tasks = {name: self.choices for name in self.args.tasks if name in before.get("tasks", {})}
+        for found, wanted in ((before, self.settings), (before.get("tasks", {}), tasks)):
+            changed = [key for key in wanted if found.get(key) != wanted[key]]
+            if changed:
+                key = changed[0]
+                raise ValueError(
+                    f"`{key}` is {wanted[key]!r}, but {self.path} was made with {found.get(key)!r}. Choose another "
+                    "`output_dir`, or remove that folder."
+                )
+
+    def run(self) -> Result:
+        """What is missing of the cell: training, scores, tasks, attacks."""
+        result = Result.load(self.path) if self.path.is_file() else Result(self.name, self.seed)
+        result.settings = {**result.settings, **self.settings}
+        wanted = [f"task: {name}" for name in self.args.tasks] + [f"attack: {name}" for name in self.args.attacks]
+        missing = [part for part in wanted if part not in result.seconds]
+        if result.error is None and result.scores and not missing:
+            return result
+        print(f"{self.folder.name}: {', '.join(missing) if result.scores else 'training, evaluation'}", flush=True)
+        errors: list[str] = []
+        set_seed(self.seed)
+        model = self._tried(errors, lambda: self._model(result))
+        if model is not None and PartialState().is_main_process:
+            if not result.scores:
+                self._tried(errors, lambda: self._evaluate(result, model))
+            for part in missing if result.scores else []:
+                self._tried(errors, lambda part=part: self._add(result, model, part))  # type: ignore[misc]
+        result.error = "; ".join(errors) or None
+        self._save(result)
+        PartialState().wait_for_everyone()
+        return result
+
+    def _tried(self, errors: list[str], part: Callable[[], Any]) -> Any:
+        """What the part gives; a failure is noted, so that others may do, unless it leaves nothing to compare with."""
+        try:
+            return part()
+        except Exception as error:
+            if self.name == "target" and not (self.path.is_file() and Result.load(self.path).scores):
+                raise
+            logger.warning(f"A part of {self.folder.name} failed.", exc_info=True)
+            errors.append(f"{type(error).__name__}: {error}")
+
+    def _save(self, result: Result) -> None:
+        if PartialState().is_main_process:
+            result.save(self.path)
+
+    def _model(self, result: Result) -> Any:
+        """The trained model, from the folder if it is there."""
+        if self.name == "target" and self.args.target:
+            return load(self.target)
+        if self.name in ("target", "oracle"):
+            return self._taught(result)
+        if self.setting.requests is not None:
+            return self._after_requests(result, self.setting.requests)
+        if "training" not in result.seconds:
+            with _timing(result, "training"):
+                METHODS[self.name](
+                    load(self.target), self.tokenizer, self.setting.task, self.folder, self.seed, self.options
+                )
+            self._trained(result)
+        # as it was saved, in this run as in a later one, and without the wrappers of the training
+        return PeftModel.from_pretrained(load(self.target), self.folder).eval()
+
+    def _taught(self, result: Result) -> PreTrainedModel:
+        place = self.folder / "model"
+        if (place / "config.json").is_file():
+            return load(place)
+        rows = self.setting.taught if self.name == "target" else self.setting.kept
+        with _timing(result, "training"):
+            model = teach(load(self.args.model), self.tokenizer, rows, place, self.seed, **self.options)
+        self._trained(result)
+        return model
+
+    def _after_requests(self, result: Result, requests: list[list[Pair]]) -> PeftModel:
+        def probability(current: Any, pairs: Sequence[Pair]) -> float:
+            with _precision():  # around the passes alone: within, optimiser steps would not be seen
+                return score_answers(current, self.tokenizer, pairs).mean
+
+        setting, kept = self.setting, {"retain": self.setting.rows.retain}
+        model, result.curves, result.seconds["training"] = run_requests(
+            METHODS[self.name], load(self.target), self.tokenizer, requests, setting.task, kept, probability,
+            self.folder, self.seed, self.options,
+        )  # fmt: skip
+        self._trained(result)
+        return model
+
+    def _trained(self, result: Result) -> None:
+        result.error, result.machine, result.environment = UNMEASURED, machine(), environment()
+        self._save(result)
+
+    def _evaluate(self, result: Result, model: Any) -> None:
+        with _timing(result, "evaluation"), _precision():
+            judge = model if self.name == "target" else load(self.target) if self.name == "oracle" else None
+            result.scores = self.setting.evaluate(model, self.tokenizer, judge)
+            if any(key.endswith("/astray") for key in result.scores):  # tokens are routed
+                shown = [*self.setting.rows.forget[:3], *self.setting.rows.retain[:3]]
+                page = token_page(model, self.tokenizer, shown)
+                (self.folder / "tokens.html").write_text(page, encoding="utf-8")
+        self._save(result)
+
+    def _add(self, result: Result, model: Any, part: str) -> None:
+        """One task or attack."""
+        kind, _, name = part.partition(": ")
+        with _timing(result, part), _precision():
+            if kind == "task":
+                result.scores |= evaluate_choices(model, self.tokenizer, [name], **self.choices)
+                result.settings["tasks"] = {**result.settings.get("tasks", {}), name: self.choices}
+            else:
+                found = attack(model, self.tokenizer, self.setting.rows, [name])
+                result.scores |= found.scores
+                result.curves |= found.curves
+                result.skipped |= found.skipped
+        self._save(result)
+
+
+@contextmanager
+def _timing(result: Result, part: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    result.seconds[part] = time.monotonic() - start
+
+
+@contextmanager
+def _precision() -> Iterator[None]:
+    """bfloat16 autocast, in which all of a grid is measured."""
+    device = PartialState().device.type
+    with torch.autocast(device, torch.bfloat16):
+        yield
