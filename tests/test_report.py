@@ -28,7 +28,7 @@ MAIN = """\
 | target | 0.950 | 0.500 | 0.50 (0.50 to 0.50) | 0.77 | -93.8 | 0.550 | 30 |
 | oracle (3 seeds) | 0.100 ± 0.010 | 0.800 ± 0.010 | 0.25 (0.25 to 0.25) | 1 | +3.2 ± 38.2 | 0.500 ± 0.010 | 20 ± 0 |
 | alter (2 seeds) | 0.120 ± 0.014 | 0.800 ± 0 | 0.25 (0.00 to 0.25) | 1 | +0.0 ± 0 | 0.490 ± 0 | 11.0 ± 1.4 |
-| lora (1 of 2 seeds) | 0.000 | 1.200 | 0.50 (0.50 to 0.75) | 0.77 | +100.0 | 0.200 | 8 |
+| lora (1 of 2 seeds) | 0.000 | 1.200 | 0.50 (0.50 to 0.75) | 0.77 | +100.0 | 0.200 | 8.0 |
 | lora, seed 0 | failed: RuntimeError: out of memory \\| CUDA |  |  |  |  |  |  |"""
 DISTANCES = """\
 | score | mean of the oracles | unit | an oracle | target | alter (2 seeds) | lora (1 of 2 seeds) |
@@ -185,6 +185,71 @@ def test_other_benchmarks_show_all_their_scores(tmp_path):
         save(tmp_path, name, seed, scores={"wmdp_bio/acc": Score(value, [])})
     expected = "| model | wmdp_bio acc |\n|---|---|\n| target | 0.900 |\n| oracle (2 seeds) | 0.300 ± 0.071 |\n"
     assert to_markdown(found_tables(tmp_path)["Forgetting and utility"]) == expected + "| alter | 0.300 |"
+
+
+def test_the_membership_of_the_oracles_may_be_none(folder):
+    """PrivLeak is a share of their mean AUC; all else is shown where that is 0."""
+    for seed in range(3):
+        save(folder, "oracle", seed, scores=scores(0.1 + seed / 100, 0.5, forget__membership_auc=0.0))
+    found = found_tables(folder)
+    table = found["Forgetting and utility"]
+    assert cells(table, "alter (2 seeds)")["PrivLeak"] == "[1]"
+    assert cells(table, "alter (2 seeds)")["forget P"] == "0.120 ± 0.014"
+    assert table.notes[0].startswith("PrivLeak has no value. ")
+    assert cells(found["Distance to the oracle"], "forget/membership_auc")["alter (2 seeds)"] == "+inf"
+
+
+def test_a_utility_of_0_names_the_score_that_makes_it(folder):
+    save(folder, "target", 0, scores=scores(0.9, 0.0, retain__rouge=0.5, real_authors__rouge=0.0))
+    table = found_tables(folder)["Forgetting and utility"]
+    assert cells(table, "target")["utility"] == "0.000 [1]"
+    assert table.notes[0] == "Model utility is 0 where one of its nine scores is. Of target: `real_authors/rouge`."
+
+
+def test_two_oracles_have_no_distance_to_the_others(folder):
+    (folder / "oracle-2" / "result.json").unlink()
+    table = found_tables(folder)["Distance to the oracle"]
+    assert {row[3] for row in table.rows} == {"[1]"} and "there are three at least" in table.notes[0]
+    assert "within 15.6," in table.caption and "An oracle: each" not in table.caption
+
+
+def test_where_the_oracles_agree_in_every_row_there_is_a_unit(folder):
+    for seed in range(3):
+        same = {"forget/extraction_strength": Score(0.0, [0.0] * 4), "b/acc": Score(0.5, [])}
+        save(folder, "oracle", seed, scores=scores(0.1 + seed / 100, 0.5) | same)
+    save(
+        folder, "lora", 1, scores=scores(0.1, 0.5) | {"forget/extraction_strength": Score(0.25, [1.0, 0.0, 0.0, 0.0])}
+    )
+    table = found_tables(folder)["Distance to the oracle"]
+    strength = cells(table, "forget/extraction_strength")
+    assert strength["unit"] == "0.14" and strength["lora (1 of 2 seeds)"] == "+1.7"  # .25 / (1 / (4 sqrt 3))
+    assert cells(table, "b/acc")["unit"] == "0"
+    assert "The oracles agree exactly on `utility/model_utility`, `b/acc`, of which there are no rows: no unit." in (
+        table.notes
+    )
+
+
+def test_no_distance_under_an_attack_on_one_oracle(folder):
+    save(folder, "oracle", 0, scores=scores(0.1, 0.5, quantized__int8__rouge=0.2))
+    save(folder, "lora", 1, scores=scores(0.1, 0.5, quantized__int8__rouge=0.9))
+    table = found_tables(folder)["Attacks"]
+    assert row(table, "quantized/int8: rouge")[-1] == "0.900"
+    assert any(note.startswith("No distance under quantized/int8: rouge") for note in table.notes)
+
+
+def test_cells_say_what_differs_between_them(folder):
+    same = {"peft": "0.21"}
+    for seed, day in enumerate(("2026-11-24", "2026-11-25")):
+        save(
+            folder, "alter", seed, scores=scores(0.1, 0.5), seconds={"training": 9.0, "attack: sampling": 61.0},
+            environment={**same, "date": day}, settings={"data": "tofu", "options": {"r": seed}},
+        )  # fmt: skip
+    table = found_tables(folder)["Cells"]
+    of_second = cells(table, "alter, seed 1")
+    assert (of_second["date"], of_second["settings"]) == ("2026-11-25", 'options: {"r": 1}')
+    assert (of_second["training, s"], of_second["attack: sampling, s"]) == ("9.0", "61")
+    assert "Alike in all cells: machine: 2 CPU threads; peft: 0.21." in table.caption
+    assert "Settings of all: data: tofu." in table.caption
 
 
 def test_books(folder):

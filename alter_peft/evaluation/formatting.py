@@ -27,15 +27,29 @@ def estimate_text(found: Estimate, digits: int = 3, sign: str = "") -> str:
     """
     `0.051`, `0.051 ± 0.010` for several seeds, and how many of them where some lack the score.
 
-    The spread has two significant digits, and the mean as many places; `± 0` is no spread at all.
+    The spread has two significant digits, and the mean as many places; a mean without spread has two at least, up to
+    six places. `± 0` is no spread at all.
+
+    Args:
+        digits: places after the point at least.
+        sign: `"+"` shows it of positive means too.
     """
-    if not found.spread:
-        spread = "" if found.spread is None else " ± 0"
-        return f"{found.mean:{sign}.{digits}f}{spread}{part_text(found.measured, found.cells)}"
-    needed = 1 - math.floor(math.log10(float(f"{found.spread:.1e}")))
-    places = min(max(digits, needed), MOST_PLACES)
-    spread = f"{found.spread:.{places}f}" if needed <= MOST_PLACES else f"{found.spread:.0e}"
-    return f"{found.mean:{sign}.{places}f} ± {spread}{part_text(found.measured, found.cells)}"
+    places = _places(found.spread or found.mean, digits)
+    spread = "" if found.spread is None else f" ± {_spread_text(found.spread, places)}"
+    return f"{found.mean:{sign}.{places}f}{spread}{part_text(found.measured, found.cells)}"
+
+
+def _places(value: float, digits: int) -> int:
+    """Places after the point for two significant digits of a value."""
+    if not value or not math.isfinite(value):
+        return digits
+    return min(max(digits, 1 - math.floor(math.log10(abs(float(f"{value:.1e}"))))), MOST_PLACES)
+
+
+def _spread_text(spread: float, places: int) -> str:
+    if not spread:
+        return "0"
+    return f"{spread:.{places}f}" if spread >= 10**-MOST_PLACES else f"{spread:.0e}"
 
 
 def part_text(measured: int, cells: int) -> str:
