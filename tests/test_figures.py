@@ -21,7 +21,7 @@ from made_up_benchmark import make_benchmark, relearning, save, scores
 
 from alter_peft.evaluation import Score
 from alter_peft.evaluation.figures import COLOURS, write_figures
-from alter_peft.evaluation.summary import read_benchmark
+from alter_peft.evaluation.reading import read_benchmark
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_what_is_missing_is_said(folder, tmp_path):
     found = drawn(folder, tmp_path / "figures")
     captions = {name: figure.caption for name, (figure, _) in found.items()}
     assert captions["plane"].endswith("Without lora of seed 1: no such score.")
-    assert captions["time"].endswith("Without lora of seed 1: no seconds, or not all scores.")
+    assert captions["time"].endswith("Without lora of seed 1: no seconds, or no finite distance in every score.")
     assert captions["relearn_half-held_out-probability"].endswith("Without lora of seed 1: no such curve.")
 
 

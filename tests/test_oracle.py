@@ -20,8 +20,19 @@ import numpy as np
 import pytest
 
 from alter_peft.evaluation import Band, Score, band, compare_with_oracles, distances
-from alter_peft.evaluation.metrics import forget_quality, membership_auc
-from alter_peft.evaluation.oracle import membership, quality_beside_null
+from alter_peft.evaluation.metrics import forget_quality, membership_auc, near_one, truthfulness
+from alter_peft.evaluation.oracle import (
+    band_of,
+    cutoff,
+    leave_one_out,
+    membership,
+    min_k_auc,
+    null_ratio_tests,
+    privacy_leak,
+    quality_beside_null,
+    ratio_tests,
+    similarity_gap,
+)
 
 
 def measured(seed: int, known: float = 0.0) -> dict[str, Score]:
@@ -58,6 +69,79 @@ def test_oracles_that_agree_exactly():
     assert [found.distance(value) for value in (0.5, 0.6, 0.4)] == [0.0, math.inf, -math.inf]
 
 
+def test_rows_of_which_a_seed_moves_each_by_itself():
+    """The oracles' means agree by chance, their rows do not."""
+    rows = [[0.1, 0.5], [0.3, 0.3]]  # variances .02, .02; over two rows their mean has a variance of .01
+    assert band([0.3, 0.3], rows) == pytest.approx((0.3, 0.1))
+    assert band([0.3, 0.7], rows) == pytest.approx((0.5, 0.4 / math.sqrt(2)))  # more than the rows say
+
+
+def test_questions_that_differ_do_not_widen_the_unit():
+    rows = [[0.0, 1.0, 0.5, 0.02], [0.0, 1.0, 0.5, 0.0]]
+    assert band([np.mean(row) for row in rows], rows).spread == pytest.approx(0.005 / math.sqrt(2))
+
+
+@pytest.mark.parametrize("oracles", [2, 3])
+def test_oracles_that_agree_in_every_row(oracles):
+    """As if one row of one of them had come out otherwise by 1."""
+    found = band([0.0] * oracles, [[0.0] * 40] * oracles)
+    one_other = [[0.0] * 40] * (oracles - 1) + [[1.0] + [0.0] * 39]
+    assert found.spread == pytest.approx(band([np.mean(rows) for rows in one_other], one_other).spread)
+    assert found.distance(0.9) == pytest.approx(36 * math.sqrt(oracles))
+
+
+def test_the_unit_of_rows_makes_agreement_by_chance_harmless():
+    """One more true oracle of three; the largest of 26 distances, as simulated in float64."""
+    generator = np.random.default_rng(0)
+    largest = {"values": [], "rows": []}
+    for _ in range(200):
+        found = {"values": [], "rows": []}
+        for _ in range(26):
+            rows = generator.normal(size=(4, 40))
+            values = rows.mean(axis=1)
+            found["values"].append(abs(band(values[:3]).distance(values[3])))
+            found["rows"].append(abs(band(values[:3], rows[:3]).distance(values[3])))
+        for kind, distances_ in found.items():
+            largest[kind].append(max(distances_))
+    assert np.median(largest["values"]) > 5.5 and np.median(largest["rows"]) < 3
+
+
+def test_rows_of_other_questions():
+    with pytest.raises(ValueError, match=r"The oracles have \[1, 2\] rows of one score"):
+        band([0.0, 0.0], [[0.0], [0.0, 0.0]])
+
+
+def test_what_the_rows_of_a_truth_ratio_add():
+    """Rows are R, but the score is the mean of min(R, 1 / R) or of max(0, 1 - R)."""
+    rows = [[0.5, 4.0], [2.0, 2.0]]
+    for function, parts in ((near_one, [[0.5, 0.25], [0.5, 0.5]]), (truthfulness, [[0.5, 0.0], [0.0, 0.0]])):
+        values = [function(ratios) for ratios in rows]
+        scores = [Score(value, ratios) for value, ratios in zip(values, rows, strict=True)]
+        assert band_of("forget/truth_ratio", scores) == band(values, parts)
+
+
+def test_rows_that_a_score_is_no_mean_of():
+    """Such as an AUC: only how many there are counts, and only where the oracles agree."""
+    scores = [Score(0.5, [3.0, 8.0, 1.0, 2.0]), Score(0.5, [9.0, 1.0, 4.0, 4.0])]
+    assert band_of("membership/loss_auc", scores).spread == pytest.approx(1 / (4 * math.sqrt(2)))
+    other = [scores[0], Score(0.6, scores[1].rows)]
+    assert band_of("membership/loss_auc", other) == pytest.approx(band([0.5, 0.6]))
+
+
+def test_scores_without_rows():
+    assert band_of("utility/model_utility", [Score(0.1, []), Score(0.3, [])]) == band([0.1, 0.3])
+    assert band_of("utility/model_utility", [Score(0.0, []), Score(0.0, [])]).distance(0.1) == math.inf
+
+
+def test_cutoff_is_that_of_a_simulation():
+    generator = np.random.default_rng(0)
+    for oracles, expected in ((2, 15.56), (3, 4.97), (5, 3.04)):
+        assert cutoff(oracles) == pytest.approx(expected, abs=0.01)
+        values = generator.normal(size=(40000, oracles))
+        distance = (generator.normal(size=40000) - values.mean(axis=1)) / values.std(axis=1, ddof=1)
+        assert np.mean(np.abs(distance) > cutoff(oracles)) == pytest.approx(0.05, abs=0.005)
+
+
 @pytest.mark.parametrize("values", [[], [0.5]])
 def test_a_band_needs_two_oracles(values):
     with pytest.raises(ValueError, match=f"There are {len(values)} oracles, but a band needs at least 2"):
@@ -90,6 +174,14 @@ def test_a_score_that_one_model_lacks():
         distances(one | other, [one | other, one])
 
 
+def test_each_oracle_beside_the_others():
+    oracles = [{"a/rouge": Score(value, [])} for value in (1.0, 2.0, 6.0)]
+    beside = ((1 - 4, [2, 6]), (2 - 3.5, [1, 6]), (6 - 1.5, [1, 2]))
+    expected = [difference / np.std(two, ddof=1) for difference, two in beside]
+    assert [found["a/rouge"] for found in leave_one_out(oracles)] == pytest.approx(expected)
+    assert leave_one_out(oracles[:2]) == []  # one has no spread
+
+
 # ---- forget quality -------------------------------------------------------------------------------------------------
 
 
@@ -109,6 +201,12 @@ def test_forget_quality_beside_that_of_two_oracles():
     assert found.statistic.lowest > found.null_statistic.highest  # it knows the forget set
 
 
+def test_each_of_several_models_against_each_oracle():
+    models, oracles = [[1.0, 2.0], [3.0, 5.0]], [[2.0, 2.5], [4.0, 8.0], [0.5, 0.75]]
+    assert ratio_tests(models, oracles) == [forget_quality(one, other) for one in models for other in oracles]
+    assert null_ratio_tests(oracles) == [forget_quality(*pair) for pair in combinations(oracles, 2)]
+
+
 def test_forget_quality_needs_two_oracles():
     with pytest.raises(ValueError, match="There are 1 oracles, but forget quality is read beside that of two"):
         quality_beside_null([1.0], [[1.0]])
@@ -118,9 +216,38 @@ def test_forget_quality_needs_two_oracles():
 
 
 def test_membership_by_hand():
-    found = membership(0.25, [0.4, 0.5, 0.6])
+    found = membership(Score(0.25, []), [Score(value, []) for value in (0.4, 0.5, 0.6)])
     assert found.auc.band == pytest.approx((0.5, 0.1)) and found.auc.distance == pytest.approx(-2.5)
     assert found.privleak == pytest.approx(-50.0)
+
+
+def test_privleak_is_of_the_oracles_mean_auc():
+    assert privacy_leak(0.75, [0.4, 0.6]) == pytest.approx(50.0)
+    with pytest.raises(ValueError, match="`oracle_auc` is 0"):
+        privacy_leak(0.5, [0.0, 0.0])
+
+
+def test_rows_of_the_auc_are_the_holdout_below_each_forget_row():
+    scores = {"forget/min_k": Score(2.5, [1.0, 2.0, 4.0]), "holdout/min_k": Score(2.5, [1.0, 3.0, 2.0, 5.0])}
+    found = min_k_auc(scores)
+    assert found.rows == [0.125, 0.375, 0.75] and found.value == pytest.approx(np.mean(found.rows))
+    assert found.value == membership_auc(*(score.rows for score in scores.values()))
+    with pytest.raises(ValueError, match="`scores` has no 'holdout/min_k'"):
+        min_k_auc({"forget/min_k": Score(1.0, [1.0])})
+
+
+# ---- similarity gap -------------------------------------------------------------------------------------------------
+
+
+def test_similarity_gap_is_two_sided():
+    def model(rouge, bleu):
+        return {"forget/rouge": Score(rouge, []), "forget/bleu": Score(bleu, [])}
+
+    oracles = [model(0.1, 0.05), model(0.3, 0.15)]  # .2, .1
+    assert similarity_gap(model(0.1, 0.2), oracles) == pytest.approx(0.1)
+    assert similarity_gap(model(0.2, 0.1), oracles) == pytest.approx(0.0)
+    with pytest.raises(ValueError, match=r"`oracles\[0\]` has no 'forget/bleu'"):
+        similarity_gap(model(0.1, 0.1), [{"forget/rouge": Score(0.1, [])}])
 
 
 # ---- all together ---------------------------------------------------------------------------------------------------
@@ -132,8 +259,7 @@ def test_a_model_beside_its_oracles():
     assert found.distances == distances(own, ORACLES)
     ratios = [oracle["forget/truth_ratio"].rows for oracle in ORACLES]
     assert found.forget_quality == quality_beside_null(own["forget/truth_ratio"].rows, ratios)
-    aucs = [membership_auc(oracle["forget/min_k"].rows, oracle["holdout/min_k"].rows) for oracle in ORACLES]
-    assert found.membership == membership(0.0, aucs)
+    assert found.membership == membership(min_k_auc(own), list(map(min_k_auc, ORACLES)))
     assert found.membership.privleak == -100.0
 
 

@@ -32,6 +32,7 @@ RESULT = Result(
     curves={"relearning/forget/rouge": [(0.0, 0.25), (10.0, 0.75)]},
     seconds={"training": 12.5},
     settings={"r": 8, "router": "context", "layers": [12, 13]},
+    environment={"machine": "a test", "date": "2026-11-26"},
     machine="a test",
 )
 

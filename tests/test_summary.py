@@ -18,8 +18,11 @@ import math
 import pytest
 from made_up_benchmark import make_benchmark, save, scores
 
-from alter_peft.evaluation import Score
-from alter_peft.evaluation.summary import Estimate, read_benchmark
+from alter_peft.evaluation import FORGET_SETS, Score
+from alter_peft.evaluation.attacks import ATTACKS
+from alter_peft.evaluation.reading import read_benchmark
+from alter_peft.evaluation.summary import ATTACK_KEYS, Estimate, attack_of
+from alter_peft.evaluation.tofu import UTILITY
 
 
 @pytest.fixture
@@ -83,16 +86,59 @@ def test_a_score_that_one_oracle_lacks_has_no_band(folder):
     assert "utility/model_utility" not in read_benchmark(folder).bands
 
 
-def test_mean_distance_by_hand(folder):
+def test_summary_by_hand(folder):
     benchmark = read_benchmark(folder)
     values = model(benchmark, "alter").values[0]
-    # P .11 is one away, utility .49 minus one, three more agree with the oracles' mean; holdout has no unit
-    assert benchmark.mean_distance(values) == pytest.approx(2 / 5)
-    above = benchmark.mean_distance({**values, "forget/probability": 0.15})
-    below = benchmark.mean_distance({**values, "forget/probability": 0.05})
-    assert above == pytest.approx(below) == pytest.approx(6 / 5)
+
+    def summary(**changes):
+        changed = {key.replace("__", "/"): value for key, value in changes.items()}
+        return benchmark.summary(benchmark.distances({**values, **changed}))
+
+    # P .11 is one away, utility .49 minus one; four more agree with the oracles' mean, three of them of the forget set
+    expected = {"largest": 1, "mean of forget": 1 / 4, "mean of holdout": 0, "mean of utility": 1}
+    assert summary() == pytest.approx({**expected, "mean of the sets": 1.25 / 3})
+    above, below = summary(forget__probability=0.15), summary(forget__probability=0.05)
+    assert above == pytest.approx(below)
+    assert above["largest"] == pytest.approx(5) and above["mean of forget"] == pytest.approx(5 / 4)
+    lacking = {key: value for key, value in values.items() if key != "forget/probability"}
     with pytest.raises(ValueError, match=r"without the scores \['forget/probability'\]"):
-        benchmark.mean_distance({key: value for key, value in values.items() if key != "forget/probability"})
+        benchmark.summary(benchmark.distances(lacking))
+
+
+def test_forms_of_the_forget_set_are_one_set(folder):
+    """Many scores of one set count once, and so does model utility beside its parts."""
+    parts = {key.replace("/", "__"): 0.5 for key in UTILITY}
+    for seed, step in enumerate((-0.1, 0.0, 0.1)):
+        others = {"paraphrased__rouge": 0.5 + step, "after 200 tokens__rouge": 0.5 + step}
+        save(folder, "oracle", seed, scores=scores(0.1 + step, 0.5 + step, step, **parts, **others))
+    benchmark = read_benchmark(folder)
+    assert set(benchmark.bands) - set(benchmark.counted) == {"utility/model_utility"}
+    found = benchmark.summary({key: 1.0 if key == "after 200 tokens/rouge" else 0.0 for key in benchmark.bands})
+    means = [name for name in found if name.startswith("mean of ")]
+    assert "mean of forget" in means and not {"mean of paraphrased", "mean of after 200 tokens"} & set(means)
+    of_forget = [key for key in benchmark.counted if key.partition("/")[0] in FORGET_SETS]
+    assert found["mean of forget"] == pytest.approx(1 / len(of_forget))
+    assert found["mean of the sets"] == pytest.approx(found["mean of forget"] / (len(means) - 1))
+
+
+def test_each_oracle_has_distances_to_the_others(folder):
+    found = read_benchmark(folder).oracle_distances
+    assert [distances["forget/probability"] for distances in found] == pytest.approx([-1.5 * 2**0.5, 0, 1.5 * 2**0.5])
+
+
+def test_bands_under_attack_are_of_the_oracles_so_attacked(folder):
+    save(folder, "oracle", 0, scores=scores(0.1, 0.5, quantized__int8__rouge=0.1, merged__int8__rouge=0.1))
+    save(folder, "oracle", 1, scores=scores(0.2, 0.5, quantized__int8__rouge=0.3))
+    bands = read_benchmark(folder).attack_bands
+    assert bands["quantized/int8/rouge"] == pytest.approx((0.2, 0.02**0.5))
+    assert "merged/int8/rouge" not in bands  # of one oracle
+
+
+def test_every_attack_has_its_keys():
+    assert set(ATTACK_KEYS) == set(ATTACKS)
+    assert attack_of("expert_off/bio/rouge") == "switching_off"
+    assert attack_of("relearn_half/held_out, step 50/probability") == "relearning"
+    assert attack_of("forget/rouge") is None
 
 
 def test_a_cell_that_stopped_after_its_scores_is_measured(folder):

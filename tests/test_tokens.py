@@ -111,7 +111,7 @@ def test_clouds_are_split_at_the_threshold(one_way, tokenizer):
         own.entropy_threshold = threshold
         html = token_page(one_way, tokenizer, TEXTS)
         high = sum(value > threshold for _, value in words)
-        assert f": {high}</h3>" in html and f"Low-entropy tokens: {len(words) - high}</h3>" in html
+        assert f": {high}</h4>" in html and f"Low-entropy tokens: {len(words) - high}</h4>" in html
         assert html.count("<p>none</p>") == (threshold in (0.0, 10.0))
 
 

@@ -46,13 +46,15 @@ VALUES = {
 }
 
 
+NAMES = {"forget": ("probability", "rouge", "astray"), "world": ("normalized_probability", "rouge", "astray")}
+
+
 def as_scores(values):
-    names = ("probability", "rouge", "astray")
     return {
         model: {
             f"{name}/{metric}": Score(value, [value])
             for name, row in sets.items()
-            for metric, value in zip(names, row, strict=False)
+            for metric, value in zip(NAMES[name], row, strict=False)
         }
         for model, sets in values.items()
     }
@@ -63,7 +65,7 @@ TABLE = """\
 | set | P before | P after | ROUGE-L before | ROUGE-L after | routed astray |
 |---|---|---|---|---|---|
 | forget | 0.900 | 0.032 | 0.800 | 0.250 | 0.125 |
-| world | 0.400 | 0.400 | 0.500 | 0.500 | 0.000 |"""
+| world (normalised) | 0.400 | 0.400 | 0.500 | 0.500 | 0.000 |"""
 
 
 @pytest.fixture
@@ -81,8 +83,8 @@ def adapted(llama):
 
 def test_sets_are_measured_one_by_one(adapted, tokenizer):
     found = evaluate_sets(adapted, tokenizer, {"forget": FORGET, "world": WORLD}, ["forget"], 3, routed=True)
-    metrics = ("probability", "rouge", "astray")
-    assert list(found) == [f"{name}/{metric}" for name in ("forget", "world") for metric in metrics]
+    of_answer = {"forget": "probability", "world": "normalized_probability"}
+    assert list(found) == [f"{name}/{m}" for name, metric in of_answer.items() for m in (metric, "rouge", "astray")]
     assert found["forget/probability"].value == pytest.approx(score_answers(adapted, tokenizer, FORGET).mean)
     assert found["forget/astray"].value == 0.0 and found["world/astray"].value == 1.0
     answers = generate_answers(adapted, tokenizer, WORLD)
@@ -96,7 +98,8 @@ def test_false_answers_normalise_the_probability(adapted, tokenizer):
         values = [score_answers(adapted, tokenizer, [Pair(pair.prompt, answer)]).mean for answer in answers]
         expected.append(values[0] / sum(values))
     assert len({round(value, 3) for value in expected}) == len(WORLD)
-    found = evaluate_sets(adapted, tokenizer, {"world": WORLD}, [], 1, routed=False)["world/probability"].value
+    scores = evaluate_sets(adapted, tokenizer, {"world": WORLD}, [], 1, routed=False)
+    found = scores["world/normalized_probability"].value
     assert found == pytest.approx(sum(expected) / len(expected), rel=1e-4)
     assert found != pytest.approx(score_answers(adapted, tokenizer, WORLD).mean, rel=0.1)
 

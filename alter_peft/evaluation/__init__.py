@@ -22,9 +22,10 @@ from .choices import evaluate_choices
 from .guards import expert_usage, fluency, high_entropy, measure_guards
 from .measure import METRICS, Asked, Score, measure
 from .oracle import Band, Comparison, Distance, band, compare_with_oracles, distances
+from .reading import read_benchmark
 from .report import report_tables, write_report
 from .results import Result
-from .summary import Benchmark, read_benchmark
+from .summary import Benchmark
 from .tofu import FORGET_SETS, TOFU_METRICS, TofuData, ask_tofu, evaluate_tofu, measure_tofu, read_tofu
 from .tokens import token_page
 from .trade import evaluate_sets, format_table, plot_trade, write_results

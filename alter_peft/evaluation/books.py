@@ -25,15 +25,15 @@ from transformers import PreTrainedTokenizerBase
 from .answers import Pair, chat_or_plain, generate_answers, score_answers, spread
 from .book_data import BookData
 from .measure import Score
-from .metrics import bleu, exact_memorization, membership_auc, min_k, privleak, rouge_l
+from .metrics import bleu, exact_memorization, min_k, rouge_l
+from .oracle import SIMILARITIES, min_k_auc, privacy_leak, similarity_gap
 
 
 # MUSE's code: swj0419/muse_bench, eval.py and metrics/
 VERBMEM_TOKENS = 128
 KNOWMEM_TOKENS = 32
 KNOWMEM_ENDS = ("\n\n", "\nQuestion", "Question:")
-# of the four of Liu et al. (arXiv 2406.07933) the two that need no model of their own: not METEOR and BERTScore
-SIMILARITIES = ("rouge", "bleu")
+AUC = "forget/membership_auc"
 
 
 def evaluate_books(
@@ -49,7 +49,7 @@ def evaluate_books(
     Of the sets `forget` and `retain`: `verbmem`, ROUGE-L F-measure of the first 128 tokens of a passage's
     continuation (MUSE); `rouge`, the same of all of it; `bleu` of all of it; and where there are questions `knowmem`,
     ROUGE-L F-measure of short answers (MUSE's code; words are not stemmed). Of these and `holdout`: `min_k` and
-    `exact_memorization` of whole passages but for their first word. And `forget/membership_auc`, which has no rows.
+    `exact_memorization` of whole passages but for their first word. And `forget/membership_auc` (see `min_k_auc`).
 
     Args:
         answered: how many passages, spread over each set, are continued; all by default.
@@ -80,8 +80,7 @@ def evaluate_books(
         found = score_answers(model, plain, [_whole(passage) for passage in passages], batch_size, desc=name)
         add(f"{name}/min_k", min_k(found.log_probs, found.content))
         add(f"{name}/exact_memorization", exact_memorization(found.greedy, found.content))
-    auc = membership_auc(scores["forget/min_k"].rows, scores["holdout/min_k"].rows)
-    return scores | {"forget/membership_auc": Score(auc, [])}
+    return scores | {AUC: min_k_auc(scores)}
 
 
 def _first(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
@@ -106,32 +105,23 @@ def _whole(passage: Pair) -> Pair:
 
 def compare_books(scores: Mapping[str, Score], oracles: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
     """
-    Beside models that never saw the forget book: `forget/similarity_gap` and `forget/privleak`, 0 for an oracle.
-
-    The average similarity gap is the mean over ROUGE-L and BLEU of |model - oracle|, in [0, 1]. PrivLeak is in
-    percent of the oracle's AUC, see `privleak`. The oracle's level is the mean over the oracles.
+    Beside models that never saw the forget book: `forget/similarity_gap` (see `similarity_gap`) and `forget/privleak`
+    (see `privleak`), 0 for an oracle. The oracle's level is the mean over the oracles.
 
     Args:
         scores, oracles: of `evaluate_books`.
 
     Raises:
         ValueError: there is no oracle, or a score is missing.
-
-    References:
-        Liu et al., "Large Language Model Unlearning via Embedding-Corrupted Prompts", arXiv 2406.07933, with METEOR
-        and BERTScore as well.
     """
     if not oracles:
         raise ValueError("`oracles` is empty: give the scores of at least one model that never saw the forget book.")
-
-    def levels(metric: str) -> tuple[float, float]:
-        key = f"forget/{metric}"
-        if any(key not in found for found in (scores, *oracles)):
-            raise ValueError(
-                f"The score {key!r} is missing of the model or of an oracle. Run `evaluate_books` on both."
-            )
-        return scores[key].value, mean(oracle[key].value for oracle in oracles)
-
-    gaps = [abs(model - oracle) for model, oracle in map(levels, SIMILARITIES)]
-    leak = privleak(*levels("membership_auc"))
-    return {"forget/similarity_gap": Score(mean(gaps), []), "forget/privleak": Score(leak, [])}
+    missing = [key for key in (*SIMILARITIES, AUC) if any(key not in found for found in (scores, *oracles))]
+    if missing:
+        raise ValueError(
+            f"The score {missing[0]!r} is missing of the model or of an oracle. Run `evaluate_books` on both."
+        )
+    leak = privacy_leak(scores[AUC].value, [oracle[AUC].value for oracle in oracles])
+    return {
+        "forget/similarity_gap": Score(similarity_gap(scores, oracles), []), "forget/privleak": Score(leak, []),
+    }  # fmt: skip

@@ -27,8 +27,9 @@ from trl.scripts.utils import TrlParser
 from .benchmark import BenchmarkArguments, Grid
 from .evaluate import Evaluation
 from .evaluate_arguments import EvaluateArguments
+from .reading import read_benchmark
 from .report import report_tables, write_report
-from .summary import Benchmark, read_benchmark
+from .summary import Benchmark
 from .tables import Table, to_markdown
 
 

@@ -15,13 +15,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .labels import Label, label_ends, label_points
 from .results import Result
-from .summary import ORACLE, SHARE, TARGET, Benchmark, Model
+from .summary import MEAN, ORACLE, SHARE, TARGET, Benchmark, Model
 
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _without(cells: Sequence[Result], what: str) -> str:
 
 
 def plot_plane(benchmark: Benchmark, path: Path) -> Figure | None:
-    """Forgetting against utility (as the paper's Fig. 4): every seed, with the oracle's mean and its ±1 sd box."""
+    """Forgetting against utility (as the paper's Fig. 4): every seed, with the oracles' mean and a box of one unit."""
     from matplotlib.patches import Rectangle
 
     keys = next((keys for keys in PLANES if set(keys) <= benchmark.bands.keys()), None)
@@ -128,8 +129,9 @@ def plot_plane(benchmark: Benchmark, path: Path) -> Figure | None:
     label_points(axes, labels, [box])
     _save(axes, path)
     caption = (
-        "Each point is a seed. Cross and box: mean of the oracles ± one standard deviation, where unlearning should "
-        "end; to the left of it a model has forgotten too much."
+        "Each point is a seed. Cross and box: mean of the oracles ± their spread (the unit of the distances), "
+        "about where unlearning should end: many a true oracle is outside of the box, too. To the left of it a model "
+        "has forgotten too much."
     )
     caption += " The axis is linear below .01, logarithmic above." if is_probability else ""
     return Figure("Forgetting against utility", caption + _without(missing, "such score"), path)
@@ -138,10 +140,15 @@ def plot_plane(benchmark: Benchmark, path: Path) -> Figure | None:
 def _points(
     model: Model, place: Callable[[dict[str, float]], Point], needed: set[str]
 ) -> tuple[list[Point], list[Result]]:
-    """Where each seed of a model stands, and the cells that lack a number for it."""
-    cells = list(zip(model.results, model.values, strict=True))
-    points = [place(values) for _, values in cells if needed <= values.keys()]
-    return points, [cell for cell, values in cells if not needed <= values.keys()]
+    """Where each seed of a model stands, and the cells that lack a number for it or stand infinitely far away."""
+    points, missing = [], []
+    for cell, values in zip(model.results, model.values, strict=True):
+        point = place(values) if needed <= values.keys() else (math.inf, math.inf)
+        if all(map(math.isfinite, point)):
+            points.append(point)
+        else:
+            missing.append(cell)
+    return points, missing
 
 
 def _center(points: Sequence[Point]) -> Point:
@@ -151,31 +158,42 @@ def _center(points: Sequence[Point]) -> Point:
 def plot_time(benchmark: Benchmark, path: Path) -> Figure | None:
     """Mean absolute distance to the oracle against seconds of training (as the paper's Fig. 6), a point a seed."""
     axes, labels, missing = _axes(), [], []
-    needed = {"seconds/training", *(key for key, found in benchmark.bands.items() if found.spread)}
+    needed = {"seconds/training", *benchmark.counted}
+
+    def place(values: dict[str, float]) -> Point:
+        return values["seconds/training"], benchmark.summary(benchmark.distances(values))[MEAN]
+
     for model in benchmark.methods:
         colour, marker = _style(benchmark, model)
-        points, without = _points(
-            model, lambda values: (values["seconds/training"], benchmark.mean_distance(values)), needed
-        )
+        points, without = _points(model, place, needed)
         missing += without
         if points:
             axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=8)
             labels.append(Label(*_center(points), model.label, colour))
     if not labels:
         return None
-    axes.axhspan(0, 1, color="#00000012", linewidth=0)
-    within: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "color": "#606060", "fontsize": 9}
-    axes.text(0.01, 0.06, "within one standard deviation", **within)
     axes.set_yscale("symlog", linthresh=1)
-    axes.set_ylim(0, 1.6 * max(1.5, axes.dataLim.y1))
     axes.set_xlim(0, 1.25 * axes.dataLim.x1)
+    oracles = [benchmark.summary(distances)[MEAN] for distances in benchmark.oracle_distances]
+    oracles = oracles if all(map(math.isfinite, oracles)) else []
+    axes.set_ylim(0, 1.6 * max(1.5, axes.dataLim.y1, *oracles))
+    if oracles:
+        axes.axhspan(min(oracles), max(oracles), color="#00000012", linewidth=0)
+        within: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "color": "#606060", "fontsize": 9}
+        axes.text(0.01, max(oracles), "oracles, each against the others", va="bottom", **within)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("seconds of training")
-    axes.set_ylabel("mean distance to the oracle\n(standard deviations of the oracles)")
+    axes.set_ylabel("mean distance to the oracle\n(in units of the oracles' spread)")
     label_points(axes, labels, [])
     _save(axes, path)
-    caption = "Each point is a seed; lower and further left is better. The axis is linear below 1, logarithmic above."
-    return Figure("Quality against time", caption + _without(missing, "seconds, or not all scores"), path)
+    caption = (
+        "Each point is a seed; lower and further left is better. Distances are those of the last row of their "
+        "table: the mean over the sets of the mean over each set's scores. The vertical axis is linear below 1, "
+        "logarithmic above."
+    )
+    caption += " Grey: what the oracles have, each against the others." if oracles else ""
+    caption += _without(missing, "seconds, or no finite distance in every score")
+    return Figure("Quality against time", caption, path)
 
 
 def plot_curve(benchmark: Benchmark, key: str, path: Path) -> Figure:

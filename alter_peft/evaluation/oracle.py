@@ -16,20 +16,40 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from statistics import mean, median, stdev
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from scipy.stats import t
 
 from .measure import Score
-from .metrics import ForgetQuality, forget_quality, membership_auc, privleak
+from .metrics import ForgetQuality, forget_quality, membership_auc, near_one, privleak, truthfulness
 
 
 Scores = Mapping[str, Score]
+T = TypeVar("T")
+MIN_K = ("forget/min_k", "holdout/min_k")
+RATIOS = "forget/truth_ratio"
+# of the four of Liu et al. (arXiv 2406.07933) the two that need no model of their own: not METEOR and BERTScore
+SIMILARITIES = ("forget/rouge", "forget/bleu")
 
 
 class Band(NamedTuple):
-    """What retraining from scratch gives, over seeds: mean and sample standard deviation of the oracles' scores."""
+    """
+    What retraining from scratch gives, over k seeds: the mean of the oracles' scores, and their spread.
+
+    spread: the unit of every distance, the larger of two estimates of what another seed changes. The first is the
+        sample standard deviation of the oracles' scores. It has k - 1 degrees of freedom, so that a few oracles agree
+        by chance now and then. The second is the standard error that the rows have by the seed alone,
+        sqrt(mean over rows of their variance over the oracles / rows): what the first is expected to be if a seed
+        moves each row by itself, and a lower bound of it if a seed moves rows together. How much the questions differ
+        from one another is no part of it, since all models are asked the same ones. Where the oracles agree in every
+        row, it is 1 / (rows sqrt(k)): what one row of one oracle that came out otherwise by 1 would make. A score
+        without rows has the first alone.
+    """
 
     center: float
     spread: float
@@ -38,26 +58,64 @@ class Band(NamedTuple):
         """
         (value - center) / spread: 0 is the oracle, and below it counts as much as above it.
 
-        Where the oracles agree exactly, any other value is infinitely far.
+        Where oracles without rows agree exactly, any other value is infinitely far.
         """
         if value == self.center:
             return 0.0
         return (value - self.center) / self.spread if self.spread else math.copysign(math.inf, value - self.center)
 
 
-def band(values: Sequence[float]) -> Band:
+def band(values: Sequence[float], rows: Sequence[Sequence[float]] = ()) -> Band:
     """
-    The band of the oracles' scores, one for each seed.
+    The band of the oracles' scores, one for each seed (see `Band`).
+
+    Args:
+        rows: of each oracle, what each row adds to its score; the same questions in the same order.
 
     Raises:
-        ValueError: fewer than two oracles, which have no spread.
+        ValueError: fewer than two oracles, which have no spread, or rows of other questions.
     """
     if len(values) < 2:
         raise ValueError(
             f"There are {len(values)} oracles, but a band needs at least 2 of different seeds. Train more "
             "(`oracle_seeds`)."
         )
-    return Band(mean(values), stdev(values))
+    counts = {len(of_oracle) for of_oracle in rows}
+    if len(counts) > 1:
+        raise ValueError(f"The oracles have {sorted(counts)} rows of one score. Measure all on the same questions.")
+    spread = stdev(values)
+    count = counts.pop() if counts else 0
+    if count:
+        by_seed = float(np.var(np.asarray(rows), axis=0, ddof=1).mean())
+        spread = max(spread, math.sqrt(by_seed / count)) or 1 / (count * math.sqrt(len(values)))
+    return Band(mean(values), spread)
+
+
+def cutoff(oracles: int, share: float = 0.95) -> float:
+    """
+    How far from its fellows a true oracle is at most, with this probability: t_{k-1} sqrt(1 + 1/k).
+
+    The distance of one more normal value from the mean of k, in their sample standard deviation, is so distributed
+    (Student). Where the rows give the larger spread, it is less far.
+
+    Args:
+        oracles: k, the number of those that make the band.
+    """
+    return float(t.ppf((1 + share) / 2, oracles - 1)) * math.sqrt(1 + 1 / oracles)
+
+
+def band_of(name: str, scores: Sequence[Score]) -> Band:
+    """The band of one score of the oracles, with what is known of its rows."""
+    return band([score.value for score in scores], [_additions(name, score) for score in scores])
+
+
+def _additions(name: str, score: Score) -> list[float]:
+    """What each row adds to a score that is the mean of it; of a score that is no such mean all add the same."""
+    readings = [score.rows]
+    if name.endswith("/truth_ratio"):  # its rows are R, for forget quality
+        readings += [[function([ratio]) for ratio in score.rows] for function in (near_one, truthfulness)]
+    means = (rows for rows in readings if rows and math.isclose(mean(rows), score.value, rel_tol=1e-6, abs_tol=1e-9))
+    return next(means, [score.value] * len(score.rows))
 
 
 class Distance(NamedTuple):
@@ -68,10 +126,10 @@ class Distance(NamedTuple):
     distance: float
 
 
-def against_band(value: float, oracle_values: Sequence[float]) -> Distance:
+def against_oracles(name: str, score: Score, oracle_scores: Sequence[Score]) -> Distance:
     """A model's score beside those of the oracles, one for each seed."""
-    found = band(oracle_values)
-    return Distance(value, found, found.distance(value))
+    found = band_of(name, oracle_scores)
+    return Distance(score.value, found, found.distance(score.value))
 
 
 def distances(scores: Scores, oracles: Sequence[Scores]) -> dict[str, Distance]:
@@ -82,8 +140,27 @@ def distances(scores: Scores, oracles: Sequence[Scores]) -> dict[str, Distance]:
         ValueError: fewer than two oracles, or the model or one of the oracles lacks a score that another oracle has.
     """
     names = list(dict.fromkeys(key for oracle in oracles for key in oracle))
-    values = ((name, [_of(label, one, name).value for label, one in _all(scores, oracles)]) for name in names)
-    return {name: against_band(own, of_oracles) for name, (own, *of_oracles) in values}
+    values = ((name, [_of(label, one, name) for label, one in _all(scores, oracles)]) for name in names)
+    return {name: against_oracles(name, own, of_oracles) for name, (own, *of_oracles) in values}
+
+
+def leave_one_out(oracles: Sequence[Scores]) -> list[dict[str, float]]:
+    """
+    The distances of each oracle to the band of the others; empty if there are fewer than three.
+
+    Another true oracle would be closer: its band has one oracle more (see `cutoff`).
+    """
+    if len(oracles) < 3:
+        return []
+    return [
+        {name: found.distance for name, found in distances(oracle, others(oracles, i)).items()}
+        for i, oracle in enumerate(oracles)
+    ]
+
+
+def others(values: Sequence[T], index: int) -> list[T]:
+    """All but one, for an oracle that is compared with the others."""
+    return [*values[:index], *values[index + 1 :]]
 
 
 class Spread(NamedTuple):
@@ -92,6 +169,21 @@ class Spread(NamedTuple):
     median: float
     lowest: float
     highest: float
+
+
+def spread_of(values: Sequence[float]) -> Spread:
+    """Of at least one number."""
+    return Spread(median(values), min(values), max(values))
+
+
+def ratio_tests(ratios: Sequence[Sequence[float]], oracle_ratios: Sequence[Sequence[float]]) -> list[ForgetQuality]:
+    """The KS test of the truth ratios of each of some models against those of each oracle."""
+    return [forget_quality(own, of_oracle) for own in ratios for of_oracle in oracle_ratios]
+
+
+def null_ratio_tests(oracle_ratios: Sequence[Sequence[float]]) -> list[ForgetQuality]:
+    """The same of each pair of oracles, which differ in their seed alone."""
+    return [forget_quality(one, other) for one, other in combinations(oracle_ratios, 2)]
 
 
 class QualityBesideNull(NamedTuple):
@@ -124,13 +216,22 @@ def quality_beside_null(ratios: Sequence[float], oracle_ratios: Sequence[Sequenc
             f"There are {len(oracle_ratios)} oracles, but forget quality is read beside that of two oracles of "
             "different seeds. Train more (`oracle_seeds`)."
         )
-    own = [forget_quality(ratios, of_oracle) for of_oracle in oracle_ratios]
-    null = [forget_quality(one, other) for one, other in combinations(oracle_ratios, 2)]
-    return QualityBesideNull(*_spreads(own), *_spreads(null))
+    tests = (ratio_tests([ratios], oracle_ratios), null_ratio_tests(oracle_ratios))
+    return QualityBesideNull(*(spread_of(values) for found in tests for values in zip(*found, strict=True)))
 
 
-def _spreads(tests: Sequence[ForgetQuality]) -> list[Spread]:
-    return [Spread(median(values), min(values), max(values)) for values in zip(*tests, strict=True)]
+def min_k_auc(scores: Scores) -> Score:
+    """
+    `membership_auc` of Min-K% on `"forget"` and `"holdout"`; its rows are of the forget set, the share of the holdout
+    that each is above.
+
+    Raises:
+        ValueError: one of the two is missing.
+    """
+    forget, holdout = (_of("`scores`", scores, name).rows for name in MIN_K)
+    levels = sorted(holdout)
+    rows = [(bisect_left(levels, value) + bisect_right(levels, value)) / (2 * len(levels)) for value in forget]
+    return Score(membership_auc(forget, holdout), rows)
 
 
 class Membership(NamedTuple):
@@ -145,10 +246,30 @@ class Membership(NamedTuple):
     privleak: float
 
 
-def membership(auc: float, oracle_aucs: Sequence[float]) -> Membership:
-    """A model's `membership_auc` beside those of the oracles."""
-    beside = against_band(auc, oracle_aucs)
-    return Membership(beside, privleak(auc, beside.band.center))
+def privacy_leak(auc: float, oracle_aucs: Sequence[float]) -> float:
+    """PrivLeak against the oracles' mean AUC, in percent (see `privleak`)."""
+    return privleak(auc, mean(oracle_aucs))
+
+
+def membership(auc: Score, oracle_aucs: Sequence[Score]) -> Membership:
+    """A model's `min_k_auc` beside those of the oracles."""
+    leak = privacy_leak(auc.value, [of_oracle.value for of_oracle in oracle_aucs])
+    return Membership(against_oracles("forget/membership_auc", auc, oracle_aucs), leak)
+
+
+def similarity_gap(scores: Scores, oracles: Sequence[Scores]) -> float:
+    """
+    Mean over ROUGE-L and BLEU on the forget set of |model - mean of the oracles|, in [0, 1].
+
+    Raises:
+        ValueError: one of the two is missing of the model or of an oracle.
+
+    References:
+        A part of the average similarity gap of Liu et al., "Large Language Model Unlearning via Embedding-Corrupted
+        Prompts", arXiv 2406.07933, which has METEOR and BERTScore as well.
+    """
+    values = ([_of(label, one, name).value for label, one in _all(scores, oracles)] for name in SIMILARITIES)
+    return mean(abs(own - mean(of_oracles)) for own, *of_oracles in values)
 
 
 class Comparison(NamedTuple):
@@ -167,11 +288,9 @@ def compare_with_oracles(scores: Scores, oracles: Sequence[Scores]) -> Compariso
     Raises:
         ValueError: fewer than two oracles, or a score that is needed and missing.
     """
-    ratios, *oracle_ratios = ([*_of(label, one, "forget/truth_ratio").rows] for label, one in _all(scores, oracles))
-    auc, *oracle_aucs = (
-        membership_auc(_of(label, one, "forget/min_k").rows, _of(label, one, "holdout/min_k").rows)
-        for label, one in _all(scores, oracles)
-    )
+    every = _all(scores, oracles)
+    ratios, *oracle_ratios = ([*_of(label, one, RATIOS).rows] for label, one in every)
+    auc, *oracle_aucs = (min_k_auc({name: _of(label, one, name) for name in MIN_K}) for label, one in every)
     return Comparison(
         distances(scores, oracles), quality_beside_null(ratios, oracle_ratios), membership(auc, oracle_aucs)
     )

@@ -19,7 +19,9 @@ import base64
 import json
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
+from .cell_table import cell_name
 from .figures import Figure
 from .results import Result
 from .summary import Benchmark
@@ -55,7 +57,8 @@ details { border-bottom: 1px solid var(--line); padding: .3rem 0 }
 
 def page(benchmark: Benchmark, tables: Sequence[Table], figures: Sequence[Figure], command: str) -> str:
     """
-    The whole page. Fragments that lie beside the results, `*/tokens.html` (see `token_page`), stand at its end.
+    The whole page. Fragments that lie beside the results, `*/tokens.html` (see `token_page`), stand at its end, each
+    under the name of its folder.
 
     Args:
         command: what makes the page.
@@ -68,8 +71,8 @@ def page(benchmark: Benchmark, tables: Sequence[Table], figures: Sequence[Figure
         f"<h1>{escape(title)}</h1>\n<p>Made by <code>{escape(command)}</code>.</p>",
         *map(to_html, tables),
         *map(_figure, figures),
-        _cells(benchmark),
-        *(path.read_text(encoding="utf-8") for path in sorted(benchmark.folder.glob("*/tokens.html"))),
+        _settings(benchmark),
+        *map(_tokens, sorted(benchmark.folder.glob("*/tokens.html"))),
     ]
     return "\n".join([*parts, "</body>\n</html>\n"])
 
@@ -82,16 +85,19 @@ def _figure(figure: Figure) -> str:
     )
 
 
-def _cells(benchmark: Benchmark) -> str:
-    """Seed, machine, seconds, settings and error of every cell."""
+def _settings(benchmark: Benchmark) -> str:
+    """All settings of every cell, and its error."""
     cells = [cell for model in benchmark.models for cell in (*model.results, *model.failed)]
-    return "\n".join(["<section>", "<h2>Cells</h2>", *map(_cell, cells), "</section>"])
+    return "\n".join(["<section>", "<h2>Settings of each cell</h2>", *map(_cell, cells), "</section>"])
 
 
 def _cell(cell: Result) -> str:
-    seconds = ", ".join(f"{part} {value:.0f} s" for part, value in cell.seconds.items()) or "no times"
-    summary = f"{cell.name}, seed {cell.seed}: {cell.machine}; {seconds}"
     text = json.dumps(cell.settings, indent=1, default=str)
     if cell.error is not None:
-        summary, text = f"{summary}; failed", f"{cell.error}\n\n{text}"
-    return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"
+        text = f"{cell.error}\n\n{text}"
+    return f"<details><summary>{escape(cell_name(cell))}</summary><pre>{escape(text)}</pre></details>"
+
+
+def _tokens(path: Path) -> str:
+    fragment = path.read_text(encoding="utf-8")
+    return f"<section>\n<h2>Tokens of {escape(path.parent.name)}</h2>\n{fragment}\n</section>"

@@ -143,14 +143,14 @@ def token_page(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[s
     return "\n".join(
         [
             '<section class="tokens">',
-            "<h2>Tokens by entropy and expert</h2>",
+            "<h3>Tokens by entropy and expert</h3>",
             f"<p>Background: S<sub>{config.entropy_q:g}</sub> of the base model's prediction of the token, "
             f'<span style="{_background(0.0)}">0</span> to <span style="{_background(1.0)}">{highest:.2f}</span>. '
             f"Underline: the expert, {legend}.</p>",
             *(_text(text, names, highest) for text in seen),
-            f"<h3>High-entropy tokens (S above {threshold:.3g}): {clouds[True].total()}</h3>",
+            f"<h4>High-entropy tokens (S above {threshold:.3g}): {clouds[True].total()}</h4>",
             word_cloud(clouds[True]),
-            f"<h3>Low-entropy tokens: {clouds[False].total()}</h3>",
+            f"<h4>Low-entropy tokens: {clouds[False].total()}</h4>",
             word_cloud(clouds[False]),
             "</section>",
         ]

@@ -28,6 +28,7 @@ from .measure import Asked, Score, measure
 
 # model -> "{set}/{metric}" -> score
 Trade = Mapping[str, Mapping[str, Score]]
+NORMALIZED = "normalized_probability"
 
 
 def evaluate_sets(
@@ -41,7 +42,7 @@ def evaluate_sets(
     """
     Probability and ROUGE-L of every set, and of a routed model the share of its answer tokens sent astray.
 
-    Where pairs carry false answers the probability is normalised, p / (p + sum of the false ones'), as TOFU has it.
+    Where pairs carry false answers it is `normalized_probability`, p / (p + sum of the false ones'), as TOFU has it.
 
     Args:
         sets: name -> questions.
@@ -52,22 +53,38 @@ def evaluate_sets(
     scores: dict[str, Score] = {}
     for name, pairs in sets.items():
         asked = Asked(model, tokenizer, name, pairs, name in forget_sets, rouge_rows)
-        of_answer = "normalized_probability" if any(pair.wrong for pair in pairs) else "probability"
-        found = measure(asked, [of_answer, "rouge", *(["astray"] if routed else [])])
-        scores |= {key.replace("normalized_", ""): score for key, score in found.items()}
+        of_answer = NORMALIZED if any(pair.wrong for pair in pairs) else "probability"
+        scores |= measure(asked, [of_answer, "rouge", *(["astray"] if routed else [])])
     return scores
 
 
 def format_table(results: Trade, adapted: str) -> str:
-    """A Markdown table: a row for each set, probability and ROUGE-L for each model, and routing of the adapted one."""
+    """
+    A Markdown table: a row for each set, probability and ROUGE-L for each model, and routing of the adapted one.
+
+    A set whose probability is normalised says so.
+    """
     models = list(results)
     header = ["set", *(f"P {m}" for m in models), *(f"ROUGE-L {m}" for m in models), "routed astray"]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for name in _sets(results):
-        cells = [results[m][f"{name}/{metric}"] for metric in ("probability", "rouge") for m in models]
+        key = _probability(results, name)
+        cells = [results[m][metric] for metric in (key, f"{name}/rouge") for m in models]
         cells.append(results[adapted][f"{name}/astray"])
-        lines.append("| " + " | ".join([name, *(f"{cell.value:.3f}" for cell in cells)]) + " |")
+        lines.append("| " + " | ".join([_label(key), *(f"{cell.value:.3f}" for cell in cells)]) + " |")
     return "\n".join(lines)
+
+
+def _label(key: str) -> str:
+    """The name of a set, and whether this is its normalised probability."""
+    name, _, metric = key.rpartition("/")
+    return f"{name} (normalised)" if metric == NORMALIZED else name
+
+
+def _probability(results: Trade, name: str) -> str:
+    """The key of a set's probability, which is normalised where the set has false answers."""
+    normalized = f"{name}/{NORMALIZED}"
+    return normalized if all(normalized in scores for scores in results.values()) else f"{name}/probability"
 
 
 def _sets(results: Trade) -> list[str]:
@@ -92,14 +109,14 @@ def plot_trade(results: Trade, path: Path, title: str) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    sets = _sets(results)
-    figure, axes = plt.subplots(figsize=(1.4 * len(sets) + 2, 4))
+    keys = [_probability(results, name) for name in _sets(results)]
+    figure, axes = plt.subplots(figsize=(1.4 * len(keys) + 2, 4))
     width = 0.8 / len(results)
     for i, (model, scores) in enumerate(results.items()):
-        places = [x + (i - (len(results) - 1) / 2) * width for x in range(len(sets))]
-        bars = axes.bar(places, [scores[f"{name}/probability"].value for name in sets], width, label=model)
+        places = [x + (i - (len(results) - 1) / 2) * width for x in range(len(keys))]
+        bars = axes.bar(places, [scores[key].value for key in keys], width, label=model)
         axes.bar_label(bars, fmt="%.2f", fontsize=7)
-    axes.set_xticks(range(len(sets)), sets)
+    axes.set_xticks(range(len(keys)), list(map(_label, keys)))
     axes.set_ylabel("answer probability")
     axes.set_ylim(0, 1.08)
     axes.set_title(title)

@@ -1,0 +1,78 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""How each cell was made: seed, time, machine, versions, settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .formatting import seconds_text
+from .results import Result
+from .summary import Benchmark
+from .tables import Table
+
+
+def cell_table(benchmark: Benchmark) -> Table:
+    """A row a cell: seconds by part, then what differs of the environment and of the settings; the rest is above."""
+    cells = [cell for model in benchmark.models for cell in (*model.results, *model.failed)]
+    places = [{"machine": cell.machine, **cell.environment} for cell in cells]
+    settings = [{key: _text(value) for key, value in cell.settings.items()} for cell in cells]
+    parts = list(dict.fromkeys(part for cell in cells for part in cell.seconds))
+    place_names, setting_names = _differing(places), _differing(settings)
+    columns = ["cell", *(f"{part}, s" for part in parts), *place_names, *(["settings"] if setting_names else [])]
+    table = Table("Cells", _caption(places, settings), columns)
+    for cell, place, setting in zip(cells, places, settings, strict=True):
+        own = [f"{name}: {setting[name]}" for name in setting_names if name in setting]
+        table.rows.append(
+            [
+                cell_name(cell),
+                *(seconds_text(cell.seconds[part]) if part in cell.seconds else "" for part in parts),
+                *(place.get(name, "") for name in place_names),
+                *(["; ".join(own)] if setting_names else []),
+            ]
+        )
+    return table
+
+
+def cell_name(cell: Result) -> str:
+    """Model, seed, and whether it has no scores."""
+    failed = cell.error is not None and not cell.scores
+    return f"{cell.name}, seed {cell.seed}{' (failed)' if failed else ''}"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _differing(found: Sequence[Mapping[str, str]]) -> list[str]:
+    """The names that do not have the same value wherever they are recorded: a cell may have failed before that."""
+    return [name for name, values in _values(found).items() if len(values) > 1]
+
+
+def _values(found: Sequence[Mapping[str, str]]) -> dict[str, set[str]]:
+    values: dict[str, set[str]] = {}
+    for name, value in (item for one in found for item in one.items()):
+        values.setdefault(name, set()).add(value)
+    return values
+
+
+def _caption(places: Sequence[Mapping[str, str]], settings: Sequence[Mapping[str, str]]) -> str:
+    caption = "Seconds of each part of a cell, empty where it was not done"
+    for what, found in (("Alike in all cells", places), ("Settings of all", settings)):
+        values = {name: next(iter(values)) for name, values in _values(found).items() if len(values) == 1}
+        alike = [f"{name}: {value}" for name, value in values.items() if value != "null"]
+        caption += f". {what}: {'; '.join(alike)}" if alike else ""
+    return f"{caption}."

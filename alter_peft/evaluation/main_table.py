@@ -1,0 +1,192 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The first table of a report: a row a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .formatting import estimate_text, part_text
+from .metrics import ForgetQuality
+from .model_tables import absent, error_text
+from .oracle import (
+    RATIOS,
+    SIMILARITIES,
+    null_ratio_tests,
+    others,
+    privacy_leak,
+    ratio_tests,
+    similarity_gap,
+    spread_of,
+)
+from .summary import AUC, MODEL_UTILITY, ORACLE, Benchmark, Model, estimate
+from .tables import Table
+from .tofu import UTILITY
+
+
+class Cell(NamedTuple):
+    """What stands in a cell, and a footnote to it."""
+
+    text: str
+    note: str | None = None
+
+
+class Column(NamedTuple):
+    """A column of the main table, and what stands there in the row of a model; `None` if that was not measured."""
+
+    name: str
+    find: Callable[[Model, Benchmark], Cell | None]
+
+
+def _plain(name: str, key: str, digits: int = 3) -> Column:
+    def find(model: Model, _: Benchmark) -> Cell | None:
+        found = model.estimate(key)
+        return None if found is None else Cell(estimate_text(found, digits))
+
+    return Column(name, find)
+
+
+def _tests(model: Model, benchmark: Benchmark) -> list[ForgetQuality]:
+    """Of each seed against each oracle; of the oracle itself, of each pair."""
+    own, of_oracles = (
+        [scores[RATIOS].rows for scores in one.scores if RATIOS in scores] for one in (model, benchmark.oracle)
+    )
+    return null_ratio_tests(of_oracles) if model.name == ORACLE else ratio_tests(own, of_oracles)
+
+
+def _with_ratios(model: Model) -> str:
+    return part_text(sum(RATIOS in scores for scores in model.scores), len(model.results))
+
+
+def _ks(model: Model, benchmark: Benchmark) -> Cell | None:
+    found = [test.statistic for test in _tests(model, benchmark)]
+    if not found:
+        return None
+    middle, lowest, highest = spread_of(found)
+    spread = f" ({lowest:.2f} to {highest:.2f})" if len(found) > 1 else ""
+    return Cell(f"{middle:.2f}{spread}{_with_ratios(model)}")
+
+
+def _p_value(model: Model, benchmark: Benchmark) -> Cell | None:
+    """The median: a mean of p-values means nothing."""
+    found = [test.pvalue for test in _tests(model, benchmark)]
+    return Cell(f"{spread_of(found).median:.2g}{_with_ratios(model)}") if found else None
+
+
+def _privleak(model: Model, benchmark: Benchmark) -> Cell | None:
+    """Of each seed against the oracles; of an oracle, against the others."""
+    levels, own = benchmark.oracle.found(AUC), model.found(AUC)
+    if not own or len(levels) < 2:
+        return None
+    is_oracle = model.name == ORACLE
+    try:
+        found = [privacy_leak(auc, others(levels, i) if is_oracle else levels) for i, auc in enumerate(own)]
+    except ValueError as error:  # the AUC of the oracles is 0
+        return Cell("", f"PrivLeak has no value. {error}")
+    leaks = estimate(found, len(model.results))
+    return None if leaks is None else Cell(estimate_text(leaks, 1, "+"))
+
+
+def _gap(model: Model, benchmark: Benchmark) -> Cell | None:
+    """Of each seed against the oracles; of an oracle, against the others."""
+    own, of_oracles = (
+        [scores for scores in one.scores if set(SIMILARITIES) <= scores.keys()] for one in (model, benchmark.oracle)
+    )
+    is_oracle = model.name == ORACLE
+    if len(of_oracles) < 2:
+        return None
+    found = [similarity_gap(one, others(of_oracles, i) if is_oracle else of_oracles) for i, one in enumerate(own)]
+    gaps = estimate(found, len(model.results))
+    return None if gaps is None else Cell(estimate_text(gaps))
+
+
+def _utility(model: Model, benchmark: Benchmark) -> Cell | None:
+    """With the scores that make it 0, where it is."""
+    found = model.estimate(MODEL_UTILITY)
+    if found is None:
+        return None
+    zeros = {
+        key: None
+        for values in model.values
+        if values.get(MODEL_UTILITY) == 0
+        for key in UTILITY
+        if values.get(key) == 0
+    }
+    names = ", ".join(f"`{key}`" for key in zeros)
+    why = f"Model utility is 0 where one of its nine scores is. Of {model.label}: {names}."
+    return Cell(estimate_text(found), why if names else None)
+
+
+COLUMNS = [
+    _plain("forget P", "forget/probability"),
+    _plain("paraphrased P", "paraphrased/probability"),
+    _plain("VerbMem", "forget/verbmem"),
+    _plain("KnowMem", "forget/knowmem"),
+    _plain("ROUGE-L", "forget/rouge"),
+    _plain("BLEU", "forget/bleu"),
+    Column("similarity gap", _gap),
+    _plain("truth ratio", "forget/truth_ratio"),
+    _plain("ES", "forget/extraction_strength"),
+    _plain("EM", "forget/exact_memorization"),
+    Column("KS", _ks),
+    Column("p of KS", _p_value),
+    Column("PrivLeak", _privleak),
+    _plain("retain P", "retain/probability"),
+    Column("utility", _utility),
+    _plain("retain VerbMem", "retain/verbmem"),
+    _plain("retain KnowMem", "retain/knowmem"),
+]
+SECONDS = _plain("seconds", "seconds/training", 0)
+ACCURACY = "/acc"
+CAPTION = (
+    "Mean ± sample standard deviation over seeds. P: answer probability; ES: extraction strength; EM: exact "
+    "memorisation, all on the forget set. KS: two-sample statistic of the forget set's truth ratios against each "
+    "oracle's, median and range; the oracle's own row has that of its pairs, which is what another seed alone "
+    "makes. Its p-value (median) is uniform if nothing differs, so a high one proves nothing. PrivLeak: 0 is the "
+    "oracle, in percent; the oracle's own row has each against the others. acc: accuracy of multiple choice. "
+    "Seconds: of the training."
+)
+
+
+def main_table(benchmark: Benchmark) -> Table:
+    """
+    A row a model, target and oracle first, and one for each cell that failed.
+
+    Columns are those of `COLUMNS` that some model has, and the accuracy of each multiple-choice task; where it has
+    none of them, every score of the sets.
+    """
+    models = benchmark.measured
+    tasks = [key for key in benchmark.keys() if key.endswith(ACCURACY)]
+    columns = [*COLUMNS, *(_plain(f"{key.removesuffix(ACCURACY)} acc", key) for key in tasks)]
+    columns = [column for column in columns if any(column.find(model, benchmark) for model in models)]
+    if not columns:
+        columns = [_plain(key, key) for key in benchmark.bands]
+    columns += [SECONDS] if any(SECONDS.find(model, benchmark) for model in models) else []
+    table = Table("Forgetting and utility", CAPTION, ["model", *(column.name for column in columns)])
+    for model in benchmark.models:
+        if model.results:
+            table.rows.append([model.label, *(_shown(table, model, column, benchmark) for column in columns)])
+        partly = [cell for cell in model.results if cell.error is not None]
+        table.rows += [[f"{cell.name}, seed {cell.seed}", f"failed in part: {error_text(cell)}"] for cell in partly]
+        table.rows += [[f"{cell.name}, seed {cell.seed}", f"failed: {error_text(cell)}"] for cell in model.failed]
+    return table
+
+
+def _shown(table: Table, model: Model, column: Column, benchmark: Benchmark) -> str:
+    cell = column.find(model, benchmark)
+    if cell is None:
+        missing = [other for other in benchmark.measured if column.find(other, benchmark) is None]
+        return absent(table, model, missing, column.name)
+    return cell.text if cell.note is None else f"{cell.text} {table.mark(cell.note)}".strip()

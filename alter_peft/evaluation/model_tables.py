@@ -1,0 +1,135 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Tables with a row a score and a column a model: all scores by set, attacks, guards."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from .formatting import distance_text, estimate_text
+from .oracle import cutoff
+from .results import Result
+from .summary import ORACLE, Benchmark, Model, attack_of, estimate, is_attack, is_guard, is_of_set
+from .tables import Table
+
+
+PLAIN = "forget/probability"  # what attacks are to raise
+
+
+def error_text(cell: Result) -> str:
+    """What failed of a cell, on one line."""
+    return textwrap.shorten(str(cell.error), 200, placeholder=" ...")
+
+
+def absent(table: Table, model: Model, missing: Sequence[Model], key: str) -> str:
+    """The mark of the footnote that says who else lacks a score, or why this model does where its cells say so."""
+    reason = _reason(model, key)
+    if reason is not None:
+        return table.mark(f"Not measured for {model.label}: {reason}")
+    names = [other.label for other in missing if _reason(other, key) is None]
+    return table.mark(f"Not measured for {', '.join(names)}.")
+
+
+def _reason(model: Model, key: str) -> str | None:
+    """Why a model lacks a score, if its cells say so: an attack that does not apply, or what failed of them."""
+    attack = attack_of(key)
+    reasons = [cell.skipped[attack] for cell in model.results if attack in cell.skipped]
+    reasons += [error_text(cell) for cell in model.results if cell.error is not None]
+    return reasons[0] if reasons else None
+
+
+def note_failed(table: Table, benchmark: Benchmark) -> Table:
+    """The table, with the cells that are not in it."""
+    failed = [f"{cell.name} of seed {cell.seed}" for model in benchmark.models for cell in model.failed]
+    if failed:
+        table.mark(f"Without cells that failed: {', '.join(failed)}.")
+    return table
+
+
+def score_table(benchmark: Benchmark) -> Table:
+    """A row a score of the sets, set by set, a column a model."""
+    keys = [key for key in benchmark.keys() if is_of_set(key)]
+    sets = list(dict.fromkeys(key.rpartition("/")[0] for key in keys))
+    keys.sort(key=lambda key: sets.index(key.rpartition("/")[0]))
+    caption = (
+        "Every score as it was measured, mean ± sample standard deviation over seeds. min_k is in nats, all others "
+        "are in [0, 1]. normalized_probability: p / (p + sum of the false answers')."
+    )
+    return note_failed(_by_model(benchmark, keys, "Scores by set", caption), benchmark)
+
+
+def guard_table(benchmark: Benchmark) -> Table | None:
+    """A row a guard, a column a model; `None` if there are none."""
+    keys = [key for key in benchmark.keys() if is_guard(key)]
+    caption = (
+        "Guards against false success. unique_tokens: unique words over words of an answer, near 0 for one that "
+        "repeats itself. fluency: mean log-probability of the answers' tokens under the target, in nats; the target "
+        "knows the forget set's answers by heart, so that there it is high for a model that recites them: compare "
+        "with the oracle. high_entropy: share of answer tokens above the entropy threshold. astray: share of answer "
+        "tokens that a router sent to the retain expert, of forget sets, or to a forget expert, of all others."
+    )
+    return note_failed(_by_model(benchmark, keys, "Guards", caption), benchmark) if keys else None
+
+
+def _by_model(benchmark: Benchmark, keys: Sequence[str], title: str, caption: str) -> Table:
+    table = Table(title, caption, ["score", *(model.label for model in benchmark.measured)])
+    for key in keys:
+        table.rows.append([key, *(_value(table, benchmark, model, key) for model in benchmark.measured)])
+    return table
+
+
+def _value(table: Table, benchmark: Benchmark, model: Model, key: str) -> str:
+    found = model.estimate(key)
+    if found is None:
+        return absent(table, model, [other for other in benchmark.measured if other.estimate(key) is None], key)
+    return estimate_text(found)
+
+
+def attack_table(benchmark: Benchmark) -> Table | None:
+    """A row an attack, a column a model: each score, and its distance to the oracle; `None` if no attack was made."""
+    attacks = [key for key in benchmark.keys() if is_attack(key)]
+    if not attacks:
+        return None
+    bands = {**benchmark.bands, **benchmark.attack_bands}
+    counts = sorted({len(benchmark.oracle.found(key)) for key in attacks if key in bands}, reverse=True)
+    limits = ", ".join(f"{cutoff(count):.1f} ({count} oracles)" for count in counts)
+    caption = (
+        "The forget set's answer probability, unless the row names another metric, under attacks; the first row is "
+        "without any. An attack has succeeded by what it gives beyond the oracle under the same attack. In "
+        "parentheses the distance to that, in the oracles' spread under this attack, two-sided as without any."
+    )
+    caption += f" 95 % of true oracles or more are within {limits}." if limits else ""
+    plain = [key for key in benchmark.keys() if key == PLAIN]
+    table = Table("Attacks", caption, ["attack", *(model.label for model in benchmark.measured)])
+    without = []
+    for key in [*plain, *attacks]:
+        name = _attack_name(key)
+        without += [name] if is_attack(key) and key not in bands else []
+        cells = []
+        for model in benchmark.measured:
+            distances = [bands[key].distance(value) for value in model.found(key)] if key in bands else []
+            beside = estimate(distances, len(distances)) if model.name != ORACLE else None
+            text = _value(table, benchmark, model, key)
+            cells.append(f"{text} ({distance_text(beside)})" if beside else text)
+        table.rows.append([name, *cells])
+    if without:
+        names = "any attack" if len(without) == len(attacks) else ", ".join(without)
+        table.mark(f"No distance under {names}: fewer than two oracles were so attacked.")
+    return note_failed(table, benchmark)
+
+
+def _attack_name(key: str) -> str:
+    name, _, metric = key.rpartition("/")
+    return "none" if key == PLAIN else name if metric == "probability" else f"{name}: {metric}"

@@ -1,0 +1,116 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A benchmark, read from its folder and checked."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from pathlib import Path
+
+from .results import Result
+from .summary import ORACLE, TARGET, Benchmark, Model
+
+
+def read_benchmark(folder: Path) -> Benchmark:
+    """
+    All cells of a benchmark, `folder/*/result.json`.
+
+    Raises:
+        ValueError: a folder without results, without two measured oracles or without a method; a file that is no
+            result; a cell that was measured but shares no score with the oracles; two cells of one name and seed.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"`folder` is '{folder}', but there is no such folder.")
+    cells: dict[str, dict[int, Result]] = defaultdict(dict)
+    for path in sorted(folder.glob("*/result.json")):
+        result = _load(path)
+        if result.seed in cells[result.name]:
+            raise ValueError(
+                f"'{path}' is a second cell of {result.name} with seed {result.seed}. Remove one of them."
+            )
+        cells[result.name][result.seed] = result
+    if not cells:
+        raise ValueError(f"`folder` is '{folder}', but there is no */result.json in it. Run the benchmark first.")
+    names = sorted(cells, key=lambda name: ((TARGET, ORACLE).index(name) if name in (TARGET, ORACLE) else 2, name))
+    models = []
+    for name in names:
+        seeds = [result for _, result in sorted(cells[name].items())]
+        models.append(
+            Model(
+                name,
+                [result for result in seeds if result.scores or result.error is None],
+                [result for result in seeds if not result.scores and result.error is not None],
+            )
+        )
+    benchmark = Benchmark(folder, models)
+    _check(benchmark)
+    return benchmark
+
+
+def _load(path: Path) -> Result:
+    try:
+        result = Result.load(path)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"'{path}' is no result of a benchmark ({error}). Remove it, or run that cell again."
+        ) from error
+    for key, score in result.scores.items():
+        if not isinstance(score.value, (int, float)) or math.isnan(score.value):
+            raise ValueError(f"'{path}' has {score.value} as `{key}`, which is no number. Run that cell again.")
+    return result
+
+
+def _check(benchmark: Benchmark) -> None:
+    folder, names = benchmark.folder, [model.name for model in benchmark.models]
+    if ORACLE not in names:
+        raise ValueError(f"'{folder}' has no oracle, only {names}. Train models without the forget set beside them.")
+    oracle = benchmark.oracle
+    if len(oracle.results) < 2:
+        errors = "".join(f"; seed {cell.seed} failed: {cell.error}" for cell in oracle.failed)
+        raise ValueError(
+            f"'{folder}' has {len(oracle.results)} measured oracles{errors}. A band needs at least 2 of different "
+            "seeds."
+        )
+    _check_rows(benchmark)
+    if not set(names) - {TARGET, ORACLE}:
+        raise ValueError(f"'{folder}' has no method, only {names}. Run one on the target.")
+    if not any(len(set(oracle.found(key))) > 1 for key in benchmark.bands):
+        raise ValueError(f"The oracles of '{folder}' do not differ in any score. Train them with different seeds.")
+    known = {key for values in oracle.values for key in values}
+    for model in benchmark.models:
+        for result in model.results:
+            if not result.scores:
+                raise ValueError(
+                    f"'{folder}': {model.name} of seed {result.seed} has neither scores nor an error. Run it again."
+                )
+            if not known & result.scores.keys():
+                raise ValueError(
+                    f"'{folder}': {model.name} of seed {result.seed} has no score that the oracles have; it has "
+                    f"{list(result.scores)}, they have {sorted(known)}. Measure both alike."
+                )
+
+
+def _check_rows(benchmark: Benchmark) -> None:
+    """Scores of other questions are not to be compared."""
+    first: dict[str, Result] = {}
+    for cell in (cell for model in benchmark.models for cell in model.results):
+        for key, score in cell.scores.items():
+            one = first.setdefault(key, cell) if score.rows else cell
+            counts = [len(other.scores[key].rows) for other in (one, cell)]
+            if counts[0] != counts[1]:
+                raise ValueError(
+                    f"'{benchmark.folder}': `{key}` has {counts[0]} rows for {one.name} of seed {one.seed}, but "
+                    f"{counts[1]} for {cell.name} of seed {cell.seed}. Measure all on the same questions."
+                )
