@@ -20,8 +20,10 @@ import re
 import types
 from typing import Any
 
+import datasets
 import pytest
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from conftest import make_llama
 from datasets import Dataset, DatasetDict, IterableDataset, concatenate_datasets
 from peft import LoraConfig, get_peft_model
@@ -30,7 +32,7 @@ from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditional
 from trl import SFTConfig
 
 from alter_peft import AlterConfig, AlterUnlearnTrainer
-from alter_peft.trainer.inputs import check_all_labelled, has_label, row_text
+from alter_peft.trainer.inputs import assign_experts, check_all_labelled, checked_dataset, has_label, row_text
 
 
 def refused(tmp_path: Any, tokenizer: Any, *parts: str, **given: Any) -> None:
@@ -314,8 +316,9 @@ def test_kl_under_a_head_that_is_trained(tmp_path, tokenizer):
     )
 
 
-def test_a_model_whose_head_does_more_than_is_known(tmp_path, tokenizer):
+def test_a_model_whose_head_does_more_than_is_known(tmp_path, tokenizer, monkeypatch):
     """Some models scale their logits in ways of their own: every entropy would be wrong."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")  # no phase I of an earlier run
     model = make_llama(len(tokenizer))
     trainer = make_trainer(tmp_path, tokenizer, model=model, adapter={})
     model.lm_head.register_forward_hook(lambda module, args, output: output)
@@ -344,6 +347,37 @@ def test_one_adapter_is_trained_at_a_time(tmp_path, tokenizer, llama):
     before = {name: weight.clone() for name, weight in model.state_dict().items() if ".default" in name}
     trainer.train()
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items() if name in before)
+
+
+def test_saved_arguments_serve_in_a_fresh_process(tmp_path, tokenizer, monkeypatch):
+    """Where nothing has set up accelerate's process state: unpickling makes no `AlterUnlearnConfig` anew."""
+    args = copy.copy(make_args(tmp_path))
+    monkeypatch.setattr(PartialState, "_shared_state", {})
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})
+    unnamed = forget_rows().remove_columns("domain")
+    checked_dataset("train_dataset", unnamed, "text")
+    assign_experts(AlterConfig(), unnamed, "text", seed=0)
+    assert not PartialState._shared_state
+    trainer = AlterUnlearnTrainer(
+        make_llama(len(tokenizer)),
+        args,
+        train_dataset=unnamed,
+        retain_dataset=retain_rows(),
+        processing_class=tokenizer,
+    )
+    assert trainer.subdomains
+
+
+def test_the_active_adapter_is_trained(tmp_path, tokenizer, llama):
+    """Which the tuner knows: `PeftModel.active_adapter` keeps its own name if the tuner was asked past it."""
+    model = get_peft_model(llama, AlterConfig(num_forget_experts=2, r=4, task_type="CAUSAL_LM"))
+    model.add_adapter("other", AlterConfig(num_forget_experts=3, r=4, task_type="CAUSAL_LM"))
+    model.base_model.set_adapter(["other"])
+    assert model.active_adapter == "default"
+    trainer = make_trainer(tmp_path, tokenizer, model=model)
+    assert trainer.adapter_name == "other" and trainer.alter_config is model.peft_config["other"]
+    assert model.peft_config["other"].domains == ["home", "bread", "unused-2"]
+    assert model.peft_config["default"].domains is None
 
 
 def test_columns_that_are_not_read_are_named(tmp_path, tokenizer, caplog):
