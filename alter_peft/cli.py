@@ -181,7 +181,7 @@ def unlearn(argv: Sequence[str]) -> Callable[[], None]:
             if args.forget_loss == "level":
                 print(f"forget_level: {described_level(trainer)}")
             if trainer.landed:
-                print(f"landed: after {trainer.state.epoch:g} epochs the forget rows have come to their level")
+                print(f"landed: the forget rows have come to their level (epoch {trainer.state.epoch:g})")
             print(f"adapter: {args.output_dir}")
 
     return run

@@ -111,7 +111,7 @@ def test_unlearn_says_what_it_found(files, tmp_path, capsys):
     for name in ("domain_1", "domain_2"):
         assert re.search(rf"^sub-domain {name}: 2 rows to forget \(\w+-\w+\)$", out, re.MULTILINE), out
     assert re.search(r"^forget_level: \S+ \(measured on `calibration_dataset`\)$", out, re.MULTILINE), out
-    assert "landed: after 1 epochs the forget rows have come to their level\n" in out
+    assert "landed: the forget rows have come to their level (epoch 1)\n" in out
 
 
 def test_flags_override_yaml(files, tmp_path):
@@ -167,7 +167,8 @@ def test_bad_input_ends_with_code_2_and_names_the_field(files, capsys, wrong, na
 
 
 def test_bad_rows_are_named(files, tmp_path, capsys):
-    for text in ('{"question": "Who?"}\n', "this is not JSON\n"):
+    whole = '{"prompt": "Who?", "completion": " Bob.", "topic": "x"}\n'
+    for text in ('{"question": "Who?"}\n', "this is not JSON\n", whole):
         (tmp_path / "bad.jsonl").write_text(text)
         with pytest.raises(SystemExit) as ended:
             main(flags({**files, "--retain": str(tmp_path / "bad.jsonl")}))

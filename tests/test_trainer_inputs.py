@@ -127,6 +127,20 @@ def test_no_row_left_after_truncation(tmp_path, tokenizer):
         ("padding_free", True, "False"),
         ("ddp_find_unused_parameters", True, "unset or False"),
         ("forget_weight", -1.0, "0 or positive"),
+        ("forget_weight", float("inf"), "a finite number"),
+        ("retain_weight", True, "a finite number"),
+        ("structural_weight", "0.01", "a finite number"),
+        ("shared_learning_rate", float("nan"), "a finite number"),
+        ("structural_q", float("inf"), "above 0 and finite"),
+        ("structural_q", "1", "above 0 and finite"),
+        ("structural_interval", 2.5, "1 or more"),
+        ("structural_interval", True, "1 or more"),
+        ("margin", "0.1", "a finite number"),
+        ("landing_tolerance", "0.25", "above 0"),
+        ("landing_tolerance", float("inf"), "above 0"),
+        ("landing_tolerance", 0, "above 0"),
+        ("forget_level", "0.1", "between 0 and 1"),
+        ("forget_level", 1.0, "between 0 and 1"),
         ("retain_weight", -0.5, "0 or positive"),
         ("structural_weight", -0.01, "0 or positive"),
         ("shared_learning_rate", -1e-5, "0 or positive"),
@@ -141,6 +155,13 @@ def test_no_row_left_after_truncation(tmp_path, tokenizer):
 def test_bad_options(tmp_path, option, value, fix):
     with pytest.raises(ValueError, match=f"`{option}` is {re.escape(repr(value))}, but must be .*{re.escape(fix)}"):
         make_args(tmp_path, **{option: value})
+
+
+def test_no_weight_at_all(tmp_path):
+    weights = {"forget_weight": 0.0, "retain_weight": 0.0}
+    with pytest.raises(ValueError, match=r"`forget_weight`.*`structural_weight` are all 0, but .* must be positive"):
+        make_args(tmp_path, **weights, structural_weight=0)
+    assert make_args(tmp_path, **weights, structural_weight=1).structural_weight == 1
 
 
 def test_wrong_classes(tmp_path, tokenizer):
@@ -246,15 +267,40 @@ def test_models_that_do_not_generate_left_to_right(tmp_path, tokenizer, router):
         )
 
 
-def test_columns_that_resemble_others_but_are_none(tmp_path, tokenizer):
-    """Only what looks like a column that is missing is taken for a typo."""
-    numbered = forget_rows().add_column("prompt_id", list("abcdefgh")).add_column("source", ["x"] * 8)
-    make_trainer(tmp_path, tokenizer, forget=numbered, adapter={})
+@pytest.mark.parametrize("name", ["train_dataset", "retain_dataset", "calibration_dataset", "eval_dataset"])
+def test_a_column_that_nothing_reads(tmp_path, tokenizer, name):
+    """It may be a sub-domain under another name, an image, or an answer: what is left out must be seen to be."""
+    rows = {"train_dataset": forget_rows(), "retain_dataset": retain_rows(6)}
+    rows["calibration_dataset"] = rows["eval_dataset"] = retain_rows().select([6, 7])
+    rows[name] = rows[name].add_column("topic", ["x"] * len(rows[name]))
+    parts = (f"`{name}` has the unknown columns ['topic']", "'domain'", "'prompt'", "`remove_columns(['topic'])`")
+    others = {key: rows[key] for key in ("calibration_dataset", "eval_dataset")}
+    given = {"forget": rows["train_dataset"], "retain": rows["retain_dataset"], "adapter": {}, "others": others}
+    refused(tmp_path, tokenizer, *parts, "`formatting_func`", **given)
+
+
+def test_columns_under_names_of_the_users_own(tmp_path, tokenizer):
     renamed = Dataset.from_dict({"texts": [f"{r['prompt']}{r['completion']}" for r in retain_rows()]})
     make_trainer(tmp_path, tokenizer, retain=renamed, adapter={}, dataset_text_field="texts")
-    refused(
-        tmp_path, tokenizer, "domian", "domain", forget=forget_rows().rename_column("domain", "domian"), adapter={}
+    refused(tmp_path, tokenizer, "['texts']", "'text'", retain=renamed)
+    typo = forget_rows().rename_column("domain", "domian")
+    refused(tmp_path, tokenizer, "['domian']", "'domain'", "Rename", forget=typo)
+    refused(tmp_path, tokenizer, "['prompt']", "no known format", retain=retain_rows().select_columns(["prompt"]))
+
+
+def test_rows_may_carry_what_they_are_evaluated_with(tmp_path, tokenizer):
+    rows = Dataset.from_list(
+        [{**r, "wrong": ["In Rome."], "paraphrase": "?", "rephrased": "."} for r in forget_rows()]
     )
+    trainer = make_trainer(tmp_path, tokenizer, forget=rows, adapter={})
+    assert trainer._forget["input_ids"][:] == make_trainer(tmp_path, tokenizer, adapter={})._forget["input_ids"][:]
+
+
+def test_columns_that_a_tokenizer_makes(tmp_path, tokenizer):
+    rows = tokenizer([f"{r['prompt']}{r['completion']}" for r in retain_rows()])
+    retain = Dataset.from_dict({"input_ids": rows["input_ids"], "attention_mask": rows["attention_mask"]})
+    trainer = make_trainer(tmp_path, tokenizer, retain=retain, adapter={})
+    assert trainer._retain["input_ids"][:] == rows["input_ids"]
 
 
 def test_sub_domains_that_cannot_be_found(tmp_path, tokenizer):
@@ -378,10 +424,3 @@ def test_the_active_adapter_is_trained(tmp_path, tokenizer, llama):
     assert trainer.adapter_name == "other" and trainer.alter_config is model.peft_config["other"]
     assert model.peft_config["other"].domains == ["home", "bread", "unused-2"]
     assert model.peft_config["default"].domains is None
-
-
-def test_columns_that_are_not_read_are_named(tmp_path, tokenizer, caplog):
-    rows = forget_rows().rename_column("domain", "topic")
-    with caplog.at_level("WARNING", logger="alter_peft.trainer.inputs"):
-        make_trainer(tmp_path, tokenizer, forget=rows, adapter={})
-    assert "The columns ['topic'] of `train_dataset` are not read" in caplog.text

@@ -92,6 +92,20 @@ def test_defaults_that_follow_other_fields():
         ("lora_dropout", {"lora_dropout": -0.1}),
         ("rank_pattern", {"rank_pattern": {"q_proj": 0}}),
         ("alpha_pattern", {"alpha_pattern": {"q_proj": -1}}),
+        ("rank_pattern", {"rank_pattern": [4]}),
+        ("rank_pattern", {"rank_pattern": None}),
+        ("alpha_pattern", {"alpha_pattern": "q_proj"}),
+        ("alpha_pattern", {"alpha_pattern": {0: 8}}),
+        ("use_rslora", {"use_rslora": "no"}),
+        ("fan_in_fan_out", {"fan_in_fan_out": 1}),
+        ("ensure_weight_tying", {"ensure_weight_tying": "yes"}),
+        ("init_weights", {"init_weights": 1}),
+        ("init_weights", {"init_weights": None}),
+        ("layers_to_transform", {"layers_to_transform": "3"}),
+        ("layers_to_transform", {"layers_to_transform": True}),
+        ("layers_to_transform", {"layers_to_transform": []}),
+        ("layers_to_transform", {"layers_to_transform": [2, "3"]}),
+        ("layers_to_transform", {"layers_to_transform": [-1]}),
         ("bias", {"bias": "lora_only"}),
         ("entropy_q", {"entropy_q": 0.0}),
         ("entropy_q", {"entropy_q": float("inf")}),
@@ -140,7 +154,7 @@ def test_router_layer_out_of_range(llama):
         get_peft_model(llama, AlterConfig(router_layer=4))
 
 
-@pytest.mark.parametrize("layers", [[1, 3], 1, [4], [-1]])
+@pytest.mark.parametrize("layers", [[1, 3], 1, [4]])
 def test_layers_outside_the_branch(llama, layers):
     with pytest.raises(ValueError, match=r"`layers_to_transform` contains .* from `router_layer`=2 to 3"):
         get_peft_model(llama, AlterConfig(router_layer=2, layers_to_transform=layers))

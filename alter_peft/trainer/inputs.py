@@ -18,7 +18,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from datasets import Dataset
@@ -33,6 +32,9 @@ logger = logging.getLogger(__name__)  # not accelerate's, which needs a process 
 # What TRL reads, beside the column `dataset_text_field`
 INPUT_COLUMNS = {"prompt", "completion", "messages", "conversations", "input_ids", "labels", "completion_mask"}
 INPUT_COLUMNS |= {"assistant_masks", "tools", "chat_template_kwargs"}
+# What rows may have besides: the sub-domain, which matters to the rows to forget alone, a tokenizer's mask, for which
+# the collator makes its own, and what the same rows are evaluated with
+OTHER_COLUMNS = {"domain", "attention_mask", "paraphrase", "rephrased", "wrong"}
 # Arguments of SFTTrainer that would put something in the place of what ALTER is made of
 OWN_PARTS = ("data_collator", "compute_loss_func", "optimizer_cls_and_kwargs")
 
@@ -71,7 +73,7 @@ def checked_dataset(
     The data set, its rows turned into text by `formatting_func` if there is one.
 
     Raises:
-        ValueError: unless it is a non-empty map-style data set in a format that TRL knows.
+        ValueError: unless it is a non-empty map-style data set in a format that TRL knows, without other columns.
     """
     if dataset is None:
         raise ValueError(f"`{name}` is required: ALTER needs both the rows to forget and rows to retain.")
@@ -85,23 +87,20 @@ def checked_dataset(
     if formatting_func is not None:
         formatted = {text_field: [formatting_func(row) for row in dataset]}
         return Dataset.from_dict(formatted | ({"domain": dataset["domain"]} if "domain" in dataset.features else {}))
-    columns, known = set(dataset.column_names), {*INPUT_COLUMNS, text_field, "domain"}
-    forms = ({"prompt", "completion"}, {"messages"}, {"conversations"}, {text_field}, {"input_ids"})
-    missing = {"prompt", "completion", "messages", text_field, "domain"} - columns
-    unread = sorted(columns - known)
-    typos = [c for c in unread if get_close_matches(c.lower(), missing, 1, 0.8)]
-    if typos:
+    columns, known = set(dataset.column_names), {*INPUT_COLUMNS, *OTHER_COLUMNS, text_field}
+    unknown = sorted(columns - known)
+    if unknown:
         raise ValueError(
-            f"`{name}` has the unknown columns {typos}, which look like some of {sorted(missing)}. Rename or remove "
-            "them."
+            f"`{name}` has the unknown columns {unknown}, but must have none beside {sorted(known)}. Rename them (a "
+            f"question and its answer are 'prompt' and 'completion', a sub-domain is 'domain'), remove them by "
+            f"`remove_columns({unknown})`, or pass `formatting_func`."
         )
+    forms = ({"prompt", "completion"}, {"messages"}, {"conversations"}, {text_field}, {"input_ids"})
     if not any(form <= columns for form in forms):
         raise ValueError(
             f"`{name}` has the columns {sorted(columns)}, which name no known format. Rename them to 'prompt' and "
             f"'completion', to 'messages', or to {text_field!r} (`dataset_text_field`), or pass `formatting_func`."
         )
-    if unread:
-        logger.warning(f"The columns {unread} of `{name}` are not read. Sub-domains are named by a column 'domain'.")
     return dataset
 
 
