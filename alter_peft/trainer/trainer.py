@@ -209,7 +209,7 @@ class AlterUnlearnTrainer(SFTTrainer):
         mixed = self.accelerator.mixed_precision if rounds else "no"
         # not written to the user's arguments, which may serve for another model
         self.structural_weight = self.args.structural_weight
-        if self.structural_weight > 0 and (weight.dtype != torch.float32 or mixed != "no"):
+        if self.structural_weight > 0 and (weight.dtype not in (torch.float32, torch.float64) or mixed != "no"):
             logger.warning(
                 f"The base model is in {weight.dtype if mixed == 'no' else mixed}, in which L_struct is noise, so it "
                 "is left out (`structural_weight=0`) and A stays as it is. Load the model with `dtype=torch.float32` "
