@@ -13,6 +13,7 @@
 # limitations under the License.
 """Machine unlearning for language models as a PEFT adapter (ALTER, arXiv 2603.01792). Importing registers it."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 
@@ -29,9 +30,13 @@ __all__ = ["AlterConfig", "AlterModel", "AlterUnlearnConfig", "AlterUnlearnTrain
 
 
 def __getattr__(name: str) -> Any:
-    """The trainer's names, imported when they are asked for: who loads an adapter needs no TRL."""
-    if name in ("AlterUnlearnConfig", "AlterUnlearnTrainer"):
-        from . import trainer
+    """The trainer and its names, imported when they are asked for: who loads an adapter needs no TRL."""
+    if name not in ("trainer", "AlterUnlearnConfig", "AlterUnlearnTrainer"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    trainer = importlib.import_module(".trainer", __name__)
+    return trainer if name == "trainer" else getattr(trainer, name)
 
-        return getattr(trainer, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    """What is there, and what `__getattr__` imports."""
+    return sorted({*globals(), *__all__, "trainer"})

@@ -36,6 +36,7 @@ from trl.scripts.utils import TrlParser
 from .evaluation.commands import benchmark, evaluate, report
 from .options import json_object
 from .trainer import AlterUnlearnConfig, AlterUnlearnTrainer
+from .trainer.card import described_level
 from .tuner import AlterConfig
 
 
@@ -130,6 +131,14 @@ def _load_rows(name: str, source: str) -> Dataset:
         ) from error
 
 
+def _print_subdomains(trainer: AlterUnlearnTrainer) -> None:
+    """A line for each sub-domain; the terms of a discovered one are here alone, not in what is saved."""
+    for name, subdomain in trainer.subdomains.items():
+        count = len(subdomain.rows)
+        terms = "" if subdomain.terms is None else f" ({subdomain.terms})"
+        print(f"sub-domain {name}: {count} row{'s' * (count != 1)} to forget{terms}")
+
+
 def unlearn(argv: Sequence[str]) -> Callable[[], None]:
     """What trains an adapter, saves it with the tokenizer and prints where it is; what it is given is checked here."""
     groups: Any = (ScriptArguments, AlterUnlearnConfig, _adapter_arguments())
@@ -161,12 +170,18 @@ def unlearn(argv: Sequence[str]) -> Callable[[], None]:
     )
 
     def run() -> None:
+        if trainer.is_world_process_zero():
+            _print_subdomains(trainer)
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         trainer.save_model(args.output_dir)
         if trainer.is_world_process_zero():
             final = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
             for name, value in final.items():
                 print(f"{name}: {value:.6g}")
+            if args.forget_loss == "level":
+                print(f"forget_level: {described_level(trainer)}")
+            if trainer.landed:
+                print(f"landed: the forget rows have come to their level (epoch {trainer.state.epoch:g})")
             print(f"adapter: {args.output_dir}")
 
     return run

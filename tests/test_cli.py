@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -66,8 +67,23 @@ def saved_config(files):
 
 
 def test_unlearn_then_generate(files, capsys):
-    main(flags(files, "--r", "4", "--target_modules", "q_proj", "v_proj", "--rank_pattern", '{"q_proj": 2}'))
+    main(
+        flags(
+            files,
+            "--r",
+            "4",
+            "--target_modules",
+            "q_proj",
+            "v_proj",
+            "--rank_pattern",
+            '{"q_proj": 2}',
+            "--landing_tolerance",
+            "1e-9",
+        )
+    )
     out = capsys.readouterr().out
+    assert "sub-domain person: 1 row to forget\nsub-domain recipe: 1 row to forget\n" in out
+    assert "forget_level: 0.1 (a guess)\n" in out and "landed" not in out
     assert "loss/forget: " in out and f"adapter: {files['--output_dir']}" in out
     config = saved_config(files)
     assert config["r"] == 4 and set(config["target_modules"]) == {"q_proj", "v_proj"}
@@ -82,6 +98,20 @@ def test_unlearn_then_generate(files, capsys):
     both = capsys.readouterr().out
     assert both.count("adapter: ") == both.count("base: ") == 2
     assert [line for line in both.splitlines() if not line.startswith("base: ")] == plain.splitlines()
+
+
+def test_unlearn_says_what_it_found(files, tmp_path, capsys):
+    """The terms of discovered sub-domains, the level that was measured, and that training landed."""
+    rows = [{"prompt": row["prompt"], "completion": row["completion"]} for row in FORGET * 2]
+    forget = write_rows(tmp_path / "unnamed.jsonl", rows)
+    unseen = write_rows(tmp_path / "unseen.jsonl", [{"prompt": "Where does Carl live?", "completion": " In Oslo."}])
+    more = ["--num_forget_experts", "2", "--calibration", unseen, "--landing_tolerance", "1000"]
+    main(flags({**files, "--forget": forget}, *more))
+    out = capsys.readouterr().out
+    for name in ("domain_1", "domain_2"):
+        assert re.search(rf"^sub-domain {name}: 2 rows to forget \(\w+-\w+\)$", out, re.MULTILINE), out
+    assert re.search(r"^forget_level: \S+ \(measured on `calibration_dataset`\)$", out, re.MULTILINE), out
+    assert "landed: the forget rows have come to their level (epoch 1)\n" in out
 
 
 def test_flags_override_yaml(files, tmp_path):
@@ -137,7 +167,8 @@ def test_bad_input_ends_with_code_2_and_names_the_field(files, capsys, wrong, na
 
 
 def test_bad_rows_are_named(files, tmp_path, capsys):
-    for text in ('{"question": "Who?"}\n', "this is not JSON\n"):
+    whole = '{"prompt": "Who?", "completion": " Bob.", "topic": "x"}\n'
+    for text in ('{"question": "Who?"}\n', "this is not JSON\n", whole):
         (tmp_path / "bad.jsonl").write_text(text)
         with pytest.raises(SystemExit) as ended:
             main(flags({**files, "--retain": str(tmp_path / "bad.jsonl")}))

@@ -87,7 +87,8 @@ def test_saved_and_loaded_twice(family, router, low_cpu_mem_usage, tmp_path):
     loaded = PeftModel.from_pretrained(
         base_model(family), tmp_path, config=own, low_cpu_mem_usage=low_cpu_mem_usage
     ).eval()
-    assert loaded.peft_config["default"] is own and own.inference_mode
+    used = loaded.peft_config["default"]
+    assert used is not own and used.inference_mode and (used.r, used.router) == (own.r, own.router)
     for name in NAMES:
         result = loaded.load_adapter(tmp_path, adapter_name=name, low_cpu_mem_usage=low_cpu_mem_usage)
         assert not result.missing_keys and not result.unexpected_keys

@@ -155,3 +155,12 @@ def test_loading_an_adapter_needs_no_trainer():
     assert done.stdout.splitlines()[-2:] == ["[]", "AlterUnlearnTrainer"]
     with pytest.raises(AttributeError, match="has no attribute 'AlterTrainer'"):
         alter_peft.AlterTrainer  # noqa: B018
+
+
+def test_the_trainer_is_imported_when_it_is_asked_for():
+    code = "import sys, alter_peft; names = set(dir(alter_peft)); assert 'trl' not in sys.modules;"
+    code += "print({'trainer', 'AlterUnlearnTrainer', 'AlterUnlearnConfig', 'AlterConfig'} <= names);"
+    code += "print(alter_peft.trainer.AlterUnlearnTrainer is alter_peft.AlterUnlearnTrainer)"
+    assert run_fresh(code).split() == ["True", "True"]
+    with pytest.raises(AttributeError, match="no attribute 'AlterTrainer'"):
+        _ = alter_peft.AlterTrainer

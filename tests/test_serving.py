@@ -13,6 +13,8 @@
 # limitations under the License.
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from adapters import IDS, MASK, ROUTER_IDS, ROUTERS, SIZES, VOCAB, adapt, config, generated, llama, logits, sharpened
@@ -131,20 +133,53 @@ def test_only_the_last_positions_of_the_moving_average_are_kept(monkeypatch):
     cache.crop(-2)
     again = passes(model, cache, ids[:, 10:])[0]
     torch.testing.assert_close(again, expected[:, 10:], rtol=1e-4, atol=1e-4)
-    with pytest.raises(
-        ValueError, match="is cropped by 5 tokens, but the router's moving average is kept for the last 4"
-    ):
-        cache.crop(-5)
+    for part in (state.keys, state.values):  # and not what they were cut from
+        assert state.get_seq_length() == 12 and part.untyped_storage().nbytes() == part.numel() * part.element_size()
 
 
-def test_an_adapter_that_was_off_for_a_part_of_the_cache_raises():
+@pytest.mark.parametrize("kept", [4, 5])
+def test_a_cache_cropped_too_deep_raises_at_the_next_pass(monkeypatch, kept):
+    """Not while it is cropped: all its layers must have the same length, whatever is done with them then."""
+    monkeypatch.setattr("alter_peft.tuner.cache.KEPT", kept)
     model = llama(8.0)
     cache = DynamicCache(config=model.get_base_model().config)
+    ids = torch.randint(2, VOCAB, (1, 12), generator=torch.Generator().manual_seed(0))
+    expected = passes(model, cache, ids)[0]
+    cache.crop(-kept)
+    assert {layer.get_seq_length() for layer in cache.layers} == {12 - kept}
+    cache.crop(-1)
+    whole = copy.deepcopy(cache)
+    whole.crop(-(12 - kept - 1))
+    assert {layer.get_seq_length() for layer in whole.layers} == {0}
+    torch.testing.assert_close(passes(model, whole, ids)[0], expected)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"cropped deeper than the last {kept} positions.*Start from an empty"):
+            passes(model, cache, ids[:, :3])
+
+
+def test_a_cache_cropped_too_deep_can_be_reset(monkeypatch):
+    monkeypatch.setattr("alter_peft.tuner.cache.KEPT", 4)
+    model = llama(8.0)
+    cache = DynamicCache(config=model.get_base_model().config)
+    expected = passes(model, cache, IDS[2:])[0]
+    cache.crop(-5)
+    cache.reset()
+    torch.testing.assert_close(passes(model, cache, IDS[2:])[0], expected)
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize("is_static", [False, True], ids=["dynamic", "static"])
+def test_an_adapter_that_was_off_for_a_part_of_the_cache_raises(make, is_static):
+    model = adapt(make(), 8.0)
+    of = {"config": model.get_base_model().config}
+    cache = StaticCache(**of, max_cache_len=40) if is_static else DynamicCache(**of)
     ids = IDS[2:, :4]
     passes(model, cache, ids)
     with model.disable_adapter():
         passes(model, cache, ids)
-    with pytest.raises(ValueError, match=r"holds 8 tokens, but the router of adapter 'default' has seen 4"):
+    with pytest.raises(
+        ValueError, match=r"holds 8 tokens, but .* 'default' has seen 4 of them.*cropped or .*disabled"
+    ):
         passes(model, cache, ids)
 
 

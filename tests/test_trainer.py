@@ -28,10 +28,12 @@ from conftest import make_llama
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
-from trainer_setup import adapter_state, forget_rows, make_args, make_trainer, retain_rows
+from trainer_setup import PEOPLE, adapter_state, forget_rows, make_args, make_trainer, retain_rows
 from transformers import TrainerCallback
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
+from alter_peft.subdomains import discover_subdomains
+from alter_peft.trainer.inputs import row_text
 from alter_peft.trainer.isolation import clip_by_source
 from alter_peft.trainer.landing import mean_gap
 from alter_peft.trainer.phase_one import class_weights, fit_router, mean_log_probabilities, observe, sample_positions
@@ -375,24 +377,91 @@ def test_sub_domains_are_discovered(tmp_path, tokenizer):
 
 
 def test_what_is_saved_does_not_tell_what_discovered_sub_domains_are_about(tmp_path, tokenizer):
-    rows = forget_rows().remove_columns("domain")
-    trainer = make_trainer(tmp_path, tokenizer, forget=rows, adapter={}, max_steps=1)
+    topics = ("quokka wombat", "theremin ocarina")
+    rows = [
+        {"prompt": f"{topics[i % 2]}, {name}?", "completion": f" {topics[i % 2]} {what}."}
+        for i, (name, what, _) in enumerate(PEOPLE)
+    ]
+    trainer = make_trainer(
+        tmp_path, tokenizer, forget=Dataset.from_list(rows), adapter={"num_forget_experts": 2}, max_steps=1
+    )
     trainer.train()
     trainer.save_model(tmp_path / "out")
-    count = trainer.alter_config.num_forget_experts
-    assert trainer.alter_config.domains == [f"domain_{d}" for d in range(1, 1 + count)]
-    words = {word.strip("?. ").lower() for row in rows for word in f"{row['prompt']} {row['completion']}".split()}
-    public = " ".join((tmp_path / "out" / name).read_text().lower() for name in ("adapter_config.json", "README.md"))
-    assert not [word for word in words & {"alice", "bob", "paris", "rye", "oslo", "spelt"} if word in public]
-    again = make_trainer(tmp_path, tokenizer, model=trainer.model, forget=rows)  # and can be trained on
-    assert again.train_dataset["expert"] == trainer.train_dataset.forget["expert"]
+    assert trainer.alter_config.domains == ["domain_1", "domain_2"]
+    found = discover_subdomains([row_text(row, "text") for row in rows], 2, trainer.args.seed)[1]
+    assert [subdomain.terms for subdomain in trainer.subdomains.values()] == found
+    terms = {term for name in found for term in name.split("-")}
+    assert terms == {word for topic in topics for word in topic.split()}
+    files = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert {"adapter_config.json", "README.md", "training_args.bin"} <= {file.name for file in files}
+    for file in files:
+        assert not [term for term in terms if term.encode() in file.read_bytes().lower()], file.name
+
+
+def test_rows_by_sub_domain(tmp_path, tokenizer):
+    """Which expert learned what can be looked up: by the column's names, or by the terms of what was discovered."""
+    named = make_trainer(tmp_path, tokenizer, adapter={"domains": ["bread", "home"]})
+    assert named.subdomains == {"bread": ([1, 3, 5, 7], None), "home": ([0, 2, 4, 6], None)}
+    found = make_trainer(
+        tmp_path, tokenizer, forget=forget_rows().remove_columns("domain"), adapter={"num_forget_experts": 2}
+    )
+    experts = found.train_dataset["expert"]
+    for d, (name, subdomain) in enumerate(found.subdomains.items(), start=1):
+        assert name == f"domain_{d}" and subdomain.terms
+        assert subdomain.rows == [row for row, expert in enumerate(experts) if expert == d]
+
+
+def test_names_of_an_adapter_are_never_guessed(tmp_path, tokenizer):
+    """Not from the order of the rows, nor for other rows: an expert would learn what another one had learned."""
+    rows = forget_rows().remove_columns("domain")
+    first = make_trainer(tmp_path, tokenizer, forget=rows, adapter={"num_forget_experts": 2})
+    reversed_rows = rows.select(range(len(rows) - 1, -1, -1))
+    for forget in (reversed_rows, retain_rows(), rows):
+        retain = rows if forget.column_names != rows.column_names or forget[0] == retain_rows()[0] else None
+        with pytest.raises(
+            ValueError, match=r"`domains` is \['domain_1', 'domain_2'\], but .*no column `domain`.*Add it"
+        ):
+            make_trainer(tmp_path, tokenizer, model=first.model, forget=forget, retain=retain)
+    column = {row: name for name, subdomain in first.subdomains.items() for row in subdomain.rows}
+    known = rows.add_column("domain", [column[row] for row in range(len(rows))]).select(range(len(rows) - 1, -1, -1))
+    again = make_trainer(tmp_path, tokenizer, model=first.model, forget=known)
+    assert again.train_dataset["expert"] == first.train_dataset["expert"][::-1]
+
+
+@pytest.mark.parametrize("domains", [["domain_1", "domain_2"], ["home", "bread"]])
+def test_names_of_the_users_own_need_a_column(tmp_path, tokenizer, domains):
+    with pytest.raises(ValueError, match="one of these names for each row"):
+        make_trainer(tmp_path, tokenizer, forget=forget_rows().remove_columns("domain"), adapter={"domains": domains})
+
+
+def test_a_single_sub_domain_needs_no_column(tmp_path, tokenizer):
+    rows = forget_rows().remove_columns("domain")
+    first = make_trainer(tmp_path, tokenizer, forget=rows, adapter={"num_forget_experts": 1})
+    assert first.alter_config.domains == ["domain_1"]
+    again = make_trainer(tmp_path, tokenizer, model=first.model, forget=rows.select([3, 1]))
+    own = make_trainer(tmp_path, tokenizer, forget=rows, adapter={"domains": ["people"]})
+    assert again.train_dataset["expert"] == [1, 1] and own.train_dataset["expert"] == [1] * 8
+    assert own.alter_config.domains == ["people"]
+
+
+def test_a_run_with_discovered_sub_domains_is_resumed(tmp_path, tokenizer):
+    """From its own arguments, as any run: the base model gets a fresh adapter that the checkpoint fills."""
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "adapter": {"num_forget_experts": 2}}
+    forget = forget_rows().remove_columns("domain")
+    make_trainer(tmp_path / "run", tokenizer, forget=forget, **options).train()
+    rest = make_trainer(tmp_path / "run", tokenizer, forget=forget, **options)
+    rest.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    assert rest.state.global_step == 2
 
 
 def test_a_half_precision_base_leaves_the_structural_term_out(tmp_path, tokenizer):
     """In which its central difference is noise."""
     model = make_llama(len(tokenizer)).bfloat16()
     trainer = make_trainer(tmp_path, tokenizer, model=model, adapter={}, max_steps=2, structural_weight=0.1)
-    assert trainer.args.structural_weight == 0 and not any(A.requires_grad for A in trainer.shared_matrices)
+    assert trainer.structural_weight == 0 and not any(A.requires_grad for A in trainer.shared_matrices)
+    assert trainer.args.structural_weight == 0.1  # the user's, who may give them to another trainer
+    trainer.create_model_card()
+    assert "| `structural_weight` | 0.0 |" in (tmp_path / "README.md").read_text()
     before = adapter_state(trainer)
     trainer.train()
     after = adapter_state(trainer)
@@ -593,6 +662,8 @@ def test_calibration_measures_the_level(tmp_path, tokenizer):
         calibration_dataset=retain_rows(4).select([2, 3]),
         processing_class=tokenizer,
     )
+    trainer.create_model_card()
+    assert f"| `forget_level` | {trainer.args.forget_level:.4g} (a guess) |" in (tmp_path / "README.md").read_text()
     trainer.prepare_phase_one()
     known = mean_log_probabilities(trainer._calibration, trainer.decoder, trainer.head, trainer.gating, 4)
     assert len(known) == 2
@@ -726,7 +797,7 @@ def test_training_ends_when_the_forget_rows_have_landed(tmp_path, tokenizer):
     trainer.objective.targets = trainer.objective.targets - 2.0  # a random model has nothing to forget
     trainer.train()
     gaps = [entry["forget_gap"] for entry in trainer.state.log_history if "forget_gap" in entry]
-    assert len(gaps) == trainer.state.epoch < 40
+    assert len(gaps) == trainer.state.epoch < 40 and trainer.landed
     assert gaps[-1] <= 0.25 < min(gaps[:-1])
     asked = []
     with torch.no_grad():
@@ -742,7 +813,7 @@ def test_training_ends_when_the_forget_rows_have_landed(tmp_path, tokenizer):
 def test_a_tolerance_of_none_trains_for_all_epochs(tmp_path, tokenizer):
     trainer = make_trainer(tmp_path, tokenizer, adapter={}, num_train_epochs=3, landing_tolerance=None, **LEVEL)
     trainer.train()
-    assert trainer.state.epoch == 3
+    assert trainer.state.epoch == 3 and not trainer.landed
     landed = make_trainer(tmp_path, tokenizer, adapter={}, num_train_epochs=3, landing_tolerance=100.0, **LEVEL)
     landed.train()
     assert landed.state.epoch == 1

@@ -20,8 +20,10 @@ import re
 import types
 from typing import Any
 
+import datasets
 import pytest
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from conftest import make_llama
 from datasets import Dataset, DatasetDict, IterableDataset, concatenate_datasets
 from peft import LoraConfig, get_peft_model
@@ -30,7 +32,7 @@ from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditional
 from trl import SFTConfig
 
 from alter_peft import AlterConfig, AlterUnlearnTrainer
-from alter_peft.trainer.inputs import check_all_labelled, has_label, row_text
+from alter_peft.trainer.inputs import assign_experts, check_all_labelled, checked_dataset, has_label, row_text
 
 
 def refused(tmp_path: Any, tokenizer: Any, *parts: str, **given: Any) -> None:
@@ -125,6 +127,20 @@ def test_no_row_left_after_truncation(tmp_path, tokenizer):
         ("padding_free", True, "False"),
         ("ddp_find_unused_parameters", True, "unset or False"),
         ("forget_weight", -1.0, "0 or positive"),
+        ("forget_weight", float("inf"), "a finite number"),
+        ("retain_weight", True, "a finite number"),
+        ("structural_weight", "0.01", "a finite number"),
+        ("shared_learning_rate", float("nan"), "a finite number"),
+        ("structural_q", float("inf"), "above 0 and finite"),
+        ("structural_q", "1", "above 0 and finite"),
+        ("structural_interval", 2.5, "1 or more"),
+        ("structural_interval", True, "1 or more"),
+        ("margin", "0.1", "a finite number"),
+        ("landing_tolerance", "0.25", "above 0"),
+        ("landing_tolerance", float("inf"), "above 0"),
+        ("landing_tolerance", 0, "above 0"),
+        ("forget_level", "0.1", "between 0 and 1"),
+        ("forget_level", 1.0, "between 0 and 1"),
         ("retain_weight", -0.5, "0 or positive"),
         ("structural_weight", -0.01, "0 or positive"),
         ("shared_learning_rate", -1e-5, "0 or positive"),
@@ -139,6 +155,13 @@ def test_no_row_left_after_truncation(tmp_path, tokenizer):
 def test_bad_options(tmp_path, option, value, fix):
     with pytest.raises(ValueError, match=f"`{option}` is {re.escape(repr(value))}, but must be .*{re.escape(fix)}"):
         make_args(tmp_path, **{option: value})
+
+
+def test_no_weight_at_all(tmp_path):
+    weights = {"forget_weight": 0.0, "retain_weight": 0.0}
+    with pytest.raises(ValueError, match=r"`forget_weight`.*`structural_weight` are all 0, but .* must be positive"):
+        make_args(tmp_path, **weights, structural_weight=0)
+    assert make_args(tmp_path, **weights, structural_weight=1).structural_weight == 1
 
 
 def test_wrong_classes(tmp_path, tokenizer):
@@ -244,15 +267,40 @@ def test_models_that_do_not_generate_left_to_right(tmp_path, tokenizer, router):
         )
 
 
-def test_columns_that_resemble_others_but_are_none(tmp_path, tokenizer):
-    """Only what looks like a column that is missing is taken for a typo."""
-    numbered = forget_rows().add_column("prompt_id", list("abcdefgh")).add_column("source", ["x"] * 8)
-    make_trainer(tmp_path, tokenizer, forget=numbered, adapter={})
+@pytest.mark.parametrize("name", ["train_dataset", "retain_dataset", "calibration_dataset", "eval_dataset"])
+def test_a_column_that_nothing_reads(tmp_path, tokenizer, name):
+    """It may be a sub-domain under another name, an image, or an answer: what is left out must be seen to be."""
+    rows = {"train_dataset": forget_rows(), "retain_dataset": retain_rows(6)}
+    rows["calibration_dataset"] = rows["eval_dataset"] = retain_rows().select([6, 7])
+    rows[name] = rows[name].add_column("topic", ["x"] * len(rows[name]))
+    parts = (f"`{name}` has the unknown columns ['topic']", "'domain'", "'prompt'", "`remove_columns(['topic'])`")
+    others = {key: rows[key] for key in ("calibration_dataset", "eval_dataset")}
+    given = {"forget": rows["train_dataset"], "retain": rows["retain_dataset"], "adapter": {}, "others": others}
+    refused(tmp_path, tokenizer, *parts, "`formatting_func`", **given)
+
+
+def test_columns_under_names_of_the_users_own(tmp_path, tokenizer):
     renamed = Dataset.from_dict({"texts": [f"{r['prompt']}{r['completion']}" for r in retain_rows()]})
     make_trainer(tmp_path, tokenizer, retain=renamed, adapter={}, dataset_text_field="texts")
-    refused(
-        tmp_path, tokenizer, "domian", "domain", forget=forget_rows().rename_column("domain", "domian"), adapter={}
+    refused(tmp_path, tokenizer, "['texts']", "'text'", retain=renamed)
+    typo = forget_rows().rename_column("domain", "domian")
+    refused(tmp_path, tokenizer, "['domian']", "'domain'", "Rename", forget=typo)
+    refused(tmp_path, tokenizer, "['prompt']", "no known format", retain=retain_rows().select_columns(["prompt"]))
+
+
+def test_rows_may_carry_what_they_are_evaluated_with(tmp_path, tokenizer):
+    rows = Dataset.from_list(
+        [{**r, "wrong": ["In Rome."], "paraphrase": "?", "rephrased": "."} for r in forget_rows()]
     )
+    trainer = make_trainer(tmp_path, tokenizer, forget=rows, adapter={})
+    assert trainer._forget["input_ids"][:] == make_trainer(tmp_path, tokenizer, adapter={})._forget["input_ids"][:]
+
+
+def test_columns_that_a_tokenizer_makes(tmp_path, tokenizer):
+    rows = tokenizer([f"{r['prompt']}{r['completion']}" for r in retain_rows()])
+    retain = Dataset.from_dict({"input_ids": rows["input_ids"], "attention_mask": rows["attention_mask"]})
+    trainer = make_trainer(tmp_path, tokenizer, retain=retain, adapter={})
+    assert trainer._retain["input_ids"][:] == rows["input_ids"]
 
 
 def test_sub_domains_that_cannot_be_found(tmp_path, tokenizer):
@@ -314,8 +362,9 @@ def test_kl_under_a_head_that_is_trained(tmp_path, tokenizer):
     )
 
 
-def test_a_model_whose_head_does_more_than_is_known(tmp_path, tokenizer):
+def test_a_model_whose_head_does_more_than_is_known(tmp_path, tokenizer, monkeypatch):
     """Some models scale their logits in ways of their own: every entropy would be wrong."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")  # no phase I of an earlier run
     model = make_llama(len(tokenizer))
     trainer = make_trainer(tmp_path, tokenizer, model=model, adapter={})
     model.lm_head.register_forward_hook(lambda module, args, output: output)
@@ -346,8 +395,32 @@ def test_one_adapter_is_trained_at_a_time(tmp_path, tokenizer, llama):
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items() if name in before)
 
 
-def test_columns_that_are_not_read_are_named(tmp_path, tokenizer, caplog):
-    rows = forget_rows().rename_column("domain", "topic")
-    with caplog.at_level("WARNING", logger="alter_peft.trainer.inputs"):
-        make_trainer(tmp_path, tokenizer, forget=rows, adapter={})
-    assert "The columns ['topic'] of `train_dataset` are not read" in caplog.text
+def test_saved_arguments_serve_in_a_fresh_process(tmp_path, tokenizer, monkeypatch):
+    """Where nothing has set up accelerate's process state: unpickling makes no `AlterUnlearnConfig` anew."""
+    args = copy.copy(make_args(tmp_path))
+    monkeypatch.setattr(PartialState, "_shared_state", {})
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})
+    unnamed = forget_rows().remove_columns("domain")
+    checked_dataset("train_dataset", unnamed, "text")
+    assign_experts(AlterConfig(), unnamed, "text", seed=0)
+    assert not PartialState._shared_state
+    trainer = AlterUnlearnTrainer(
+        make_llama(len(tokenizer)),
+        args,
+        train_dataset=unnamed,
+        retain_dataset=retain_rows(),
+        processing_class=tokenizer,
+    )
+    assert trainer.subdomains
+
+
+def test_the_active_adapter_is_trained(tmp_path, tokenizer, llama):
+    """Which the tuner knows: `PeftModel.active_adapter` keeps its own name if the tuner was asked past it."""
+    model = get_peft_model(llama, AlterConfig(num_forget_experts=2, r=4, task_type="CAUSAL_LM"))
+    model.add_adapter("other", AlterConfig(num_forget_experts=3, r=4, task_type="CAUSAL_LM"))
+    model.base_model.set_adapter(["other"])
+    assert model.active_adapter == "default"
+    trainer = make_trainer(tmp_path, tokenizer, model=model)
+    assert trainer.adapter_name == "other" and trainer.alter_config is model.peft_config["other"]
+    assert model.peft_config["other"].domains == ["home", "bread", "unused-2"]
+    assert model.peft_config["default"].domains is None

@@ -13,6 +13,8 @@
 # limitations under the License.
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from conftest import make_llama
@@ -90,6 +92,20 @@ def test_defaults_that_follow_other_fields():
         ("lora_dropout", {"lora_dropout": -0.1}),
         ("rank_pattern", {"rank_pattern": {"q_proj": 0}}),
         ("alpha_pattern", {"alpha_pattern": {"q_proj": -1}}),
+        ("rank_pattern", {"rank_pattern": [4]}),
+        ("rank_pattern", {"rank_pattern": None}),
+        ("alpha_pattern", {"alpha_pattern": "q_proj"}),
+        ("alpha_pattern", {"alpha_pattern": {0: 8}}),
+        ("use_rslora", {"use_rslora": "no"}),
+        ("fan_in_fan_out", {"fan_in_fan_out": 1}),
+        ("ensure_weight_tying", {"ensure_weight_tying": "yes"}),
+        ("init_weights", {"init_weights": 1}),
+        ("init_weights", {"init_weights": None}),
+        ("layers_to_transform", {"layers_to_transform": "3"}),
+        ("layers_to_transform", {"layers_to_transform": True}),
+        ("layers_to_transform", {"layers_to_transform": []}),
+        ("layers_to_transform", {"layers_to_transform": [2, "3"]}),
+        ("layers_to_transform", {"layers_to_transform": [-1]}),
         ("bias", {"bias": "lora_only"}),
         ("entropy_q", {"entropy_q": 0.0}),
         ("entropy_q", {"entropy_q": float("inf")}),
@@ -138,7 +154,7 @@ def test_router_layer_out_of_range(llama):
         get_peft_model(llama, AlterConfig(router_layer=4))
 
 
-@pytest.mark.parametrize("layers", [[1, 3], 1, [4], [-1]])
+@pytest.mark.parametrize("layers", [[1, 3], 1, [4]])
 def test_layers_outside_the_branch(llama, layers):
     with pytest.raises(ValueError, match=r"`layers_to_transform` contains .* from `router_layer`=2 to 3"):
         get_peft_model(llama, AlterConfig(router_layer=2, layers_to_transform=layers))
@@ -166,14 +182,46 @@ def test_adapted_layers(llama, arguments, layers):
     assert len(names) == kinds * len(layers)
 
 
-def test_a_config_can_be_used_for_another_model():
-    """What is filled in for one model is not carried over to the next."""
-    config = AlterConfig()
-    for depth, layers in ((4, [2, 3]), (10, [4, 5, 6, 7, 8, 9])):
-        model = get_peft_model(make_llama(64, num_hidden_layers=depth), config)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"num_forget_experts": 2},
+        {"num_forget_experts": 2, "router_layer": 2},
+        {"domains": ["a", "b"], "router_layer": 2, "layers_to_transform": 3},
+        {"domains": ["a", "b"], "router": "static", "expert_weights": [1.0, 0.5], "expert_scales": {"b": 0.5}},
+        {"domains": ["a", "b"], "modules_to_save": ["lm_head"], "ensure_weight_tying": True},
+    ],
+)
+def test_a_config_can_be_used_for_another_model(arguments):
+    """What is filled in or changed for one adapter is not carried over to the next, nor to the caller."""
+    config = AlterConfig(**arguments)
+    given = copy.deepcopy(vars(config))
+    for depth in (4, 10):
+        model = get_peft_model(make_llama(64, num_hidden_layers=depth, tie_word_embeddings=True), config)
         own = model.peft_config["default"]
-        assert (own.router_layer, own.layers_to_transform, own.num_forget_experts) == (layers[0], layers, 1)
-    assert (config.router_layer, config.layers_to_transform, config.num_forget_experts) == (None, None, None)
+        layers = list(range(own.router_layer, depth)) if config.is_gated else None
+        assert own.router_layer == (arguments.get("router_layer", round(0.4 * depth)) if config.is_gated else None)
+        assert own.layers_to_transform == ([3] if "layers_to_transform" in arguments else layers)
+        assert own.num_forget_experts == arguments.get("num_forget_experts", len(arguments.get("domains", [0])))
+        # PEFT itself notes the base model's name in what it is given
+        assert {**vars(config), "base_model_name_or_path": None} == {**given, "base_model_name_or_path": None}
+        config.base_model_name_or_path = None
+        assert model.base_model.model.peft_config is model.peft_config
+
+
+def test_adapters_of_one_config_are_changed_one_by_one(llama):
+    config = AlterConfig(domains=["a", "b", "c"], router_layer=2, layers_to_transform=[2, 3])
+    model = get_peft_model(llama, config)
+    model.add_adapter("other", config)
+    model.base_model.set_expert_scale("a", 0.0, adapter_name="default")
+    model.base_model.delete_expert("b", adapter_name="default")
+    own, other = model.peft_config["default"], model.peft_config["other"]
+    assert own.domains == ["a", "c"] and own.expert_scales == {"a": 0.0}
+    assert other.domains == config.domains == ["a", "b", "c"] and other.expert_scales is None
+    assert list(model.base_model.list_experts(adapter_name="other")) == ["a", "b", "c"]
+    own.layers_to_transform.append(7)
+    assert other.layers_to_transform == config.layers_to_transform == [2, 3]
 
 
 def test_rank_and_alpha_patterns(llama):

@@ -119,9 +119,15 @@ def write_card(
 def _options(trainer: AlterUnlearnTrainer) -> dict[str, Any]:
     """What the adapter was trained with, and what came of it."""
     options: dict[str, Any] = {name: getattr(trainer.args, name) for name in OPTIONS}
+    options["structural_weight"] = trainer.structural_weight
     if trainer.args.forget_loss == "level":
-        source = "a guess" if trainer._calibration is None else "measured on `calibration_dataset`"
-        options["forget_level"] = f"{trainer.forget_level:.4g} ({source})"
+        options["forget_level"] = described_level(trainer)
     if trainer.state.epoch is not None:
         options["epochs trained"] = f"{trainer.state.epoch:g} ({trainer.state.global_step} steps)"
     return options
+
+
+def described_level(trainer: AlterUnlearnTrainer) -> str:
+    """The level that the forget rows come to, and whether it was measured."""
+    source = "measured on `calibration_dataset`" if trainer.has_measured_level else "a guess"
+    return f"{trainer.forget_level:.4g} ({source})"

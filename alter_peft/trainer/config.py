@@ -13,12 +13,13 @@
 # limitations under the License.
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from trl import SFTConfig
+
+from alter_peft.tuner.config import is_finite_number, is_integer, is_positive
 
 
 @dataclass
@@ -119,16 +120,30 @@ class AlterUnlearnConfig(SFTConfig):
             # TRL's default, bf16, is autocast on a CPU too, but transformers wants to be told that it is one
             self.use_cpu, self.dataloader_pin_memory = True, False
         super().__post_init__()
-        for name in ("forget_weight", "retain_weight", "structural_weight", "shared_learning_rate"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or positive")
-        _require(self.structural_q > 0, "structural_q", self.structural_q, "above 0 (1 is Shannon's entropy)")
-        _require(self.structural_interval >= 1, "structural_interval", self.structural_interval, "1 or more steps")
-        _require(math.isfinite(self.margin), "margin", self.margin, "a finite number")
+        weights = ("forget_weight", "retain_weight", "structural_weight")
+        for name in (*weights, "shared_learning_rate"):
+            value = getattr(self, name)
+            _require(is_finite_number(value) and value >= 0, name, value, "a finite number, 0 or positive")
+        if not any(getattr(self, name) > 0 for name in weights):
+            raise ValueError(
+                "`forget_weight`, `retain_weight` and `structural_weight` are all 0, but one of them must be "
+                "positive, or nothing is learned."
+            )
+        q, interval = self.structural_q, self.structural_interval
+        _require(is_positive(q), "structural_q", q, "above 0 and finite (1 is Shannon's entropy)")
+        _require(
+            is_integer(interval) and interval >= 1, "structural_interval", interval, "1 or more steps, an integer"
+        )
+        _require(is_finite_number(self.margin), "margin", self.margin, "a finite number")
         forms = ("level", "hinge", "paper")
         _require(self.forget_loss in forms, "forget_loss", self.forget_loss, "'level', 'hinge' or 'paper'")
-        _require(0 < self.forget_level < 1, "forget_level", self.forget_level, "a probability between 0 and 1")
-        tolerance = self.landing_tolerance
-        _require(tolerance is None or tolerance > 0, "landing_tolerance", tolerance, "above 0, in nats, or None")
+        level, tolerance = self.forget_level, self.landing_tolerance
+        _require(
+            is_positive(level) and level < 1, "forget_level", level, "a probability between 0 and 1, both excluded"
+        )
+        _require(
+            tolerance is None or is_positive(tolerance), "landing_tolerance", tolerance, "above 0, in nats, or None"
+        )
         _require(
             self.retain_loss in ("cross_entropy", "kl"), "retain_loss", self.retain_loss, "'cross_entropy' or 'kl'"
         )

@@ -15,12 +15,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
-from accelerate import logging
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -29,10 +28,13 @@ from alter_peft.subdomains import discover_subdomains
 from alter_peft.tuner.config import AlterConfig
 
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)  # not accelerate's, which needs a process state that is made later
 # What TRL reads, beside the column `dataset_text_field`
 INPUT_COLUMNS = {"prompt", "completion", "messages", "conversations", "input_ids", "labels", "completion_mask"}
 INPUT_COLUMNS |= {"assistant_masks", "tools", "chat_template_kwargs"}
+# What rows may have besides: the sub-domain, which matters to the rows to forget alone, a tokenizer's mask, for which
+# the collator makes its own, and what the same rows are evaluated with
+OTHER_COLUMNS = {"domain", "attention_mask", "paraphrase", "rephrased", "wrong"}
 # Arguments of SFTTrainer that would put something in the place of what ALTER is made of
 OWN_PARTS = ("data_collator", "compute_loss_func", "optimizer_cls_and_kwargs")
 
@@ -71,7 +73,7 @@ def checked_dataset(
     The data set, its rows turned into text by `formatting_func` if there is one.
 
     Raises:
-        ValueError: unless it is a non-empty map-style data set in a format that TRL knows.
+        ValueError: unless it is a non-empty map-style data set in a format that TRL knows, without other columns.
     """
     if dataset is None:
         raise ValueError(f"`{name}` is required: ALTER needs both the rows to forget and rows to retain.")
@@ -85,23 +87,20 @@ def checked_dataset(
     if formatting_func is not None:
         formatted = {text_field: [formatting_func(row) for row in dataset]}
         return Dataset.from_dict(formatted | ({"domain": dataset["domain"]} if "domain" in dataset.features else {}))
-    columns, known = set(dataset.column_names), {*INPUT_COLUMNS, text_field, "domain"}
-    forms = ({"prompt", "completion"}, {"messages"}, {"conversations"}, {text_field}, {"input_ids"})
-    missing = {"prompt", "completion", "messages", text_field, "domain"} - columns
-    unread = sorted(columns - known)
-    typos = [c for c in unread if get_close_matches(c.lower(), missing, 1, 0.8)]
-    if typos:
+    columns, known = set(dataset.column_names), {*INPUT_COLUMNS, *OTHER_COLUMNS, text_field}
+    unknown = sorted(columns - known)
+    if unknown:
         raise ValueError(
-            f"`{name}` has the unknown columns {typos}, which look like some of {sorted(missing)}. Rename or remove "
-            "them."
+            f"`{name}` has the unknown columns {unknown}, but must have none beside {sorted(known)}. Rename them (a "
+            f"question and its answer are 'prompt' and 'completion', a sub-domain is 'domain'), remove them by "
+            f"`remove_columns({unknown})`, or pass `formatting_func`."
         )
+    forms = ({"prompt", "completion"}, {"messages"}, {"conversations"}, {text_field}, {"input_ids"})
     if not any(form <= columns for form in forms):
         raise ValueError(
             f"`{name}` has the columns {sorted(columns)}, which name no known format. Rename them to 'prompt' and "
             f"'completion', to 'messages', or to {text_field!r} (`dataset_text_field`), or pass `formatting_func`."
         )
-    if unread:
-        logger.warning(f"The columns {unread} of `{name}` are not read. Sub-domains are named by a column 'domain'.")
     return dataset
 
 
@@ -131,61 +130,98 @@ def keep_input_columns(dataset: Dataset, text_field: str) -> Dataset:
     return dataset.select_columns([c for c in dataset.column_names if c in INPUT_COLUMNS or c == text_field])
 
 
-def assign_experts(config: AlterConfig, forget: Dataset, text_field: str, seed: int) -> tuple[AlterConfig, list[int]]:
+class Subdomain(NamedTuple):
+    """
+    The rows of `train_dataset` that one forget expert learns from.
+
+    rows: their indices, ascending.
+    terms: the words that set them apart, such as `"jaime-vasquez"`, or `None` unless the sub-domain was discovered.
+    """
+
+    rows: list[int]
+    terms: str | None
+
+
+def assign_experts(
+    config: AlterConfig, forget: Dataset, text_field: str, seed: int
+) -> tuple[AlterConfig, list[int], dict[str, Subdomain]]:
     """
     The expert 1..N of every forget row, and the config with `domains` and `num_forget_experts` filled in.
 
     The sub-domains are the values of the column `domain` where there is one, and discovered in the texts otherwise.
     Discovered ones are called `domain_1`, `domain_2`, ...: names are saved and pushed with the adapter, and the words
-    that set the texts apart would tell everyone what was to be forgotten. Those words are logged, and kept nowhere.
+    that set the texts apart would tell everyone what was to be forgotten. Those words are in what is returned third,
+    the rows of each sub-domain by its name, and are logged; they are saved nowhere.
+
+    Where `domains` names several sub-domains already, nothing is discovered: which rows are meant by which name, the
+    user's own or an earlier `domain_1`, could only be guessed.
 
     Raises:
-        ValueError: a `domain` that isn't among `domains`, or more sub-domains than `num_forget_experts`.
+        ValueError: a `domain` that isn't among `domains`, more sub-domains than `num_forget_experts`, or several
+            `domains` and no column `domain`.
     """
+    terms: list[str] = []
     if "domain" in forget.column_names:
-        column = list(forget["domain"])
-        if None in column:
-            raise ValueError(
-                f"`train_dataset` has no `domain` in row {column.index(None)} (None). Name every row's "
-                "sub-domain, or remove the column to have them discovered."
-            )
-        values = [str(value) for value in column]
-        names = config.domains or list(dict.fromkeys(values))
-        unknown = sorted(set(values) - set(names))
-        if unknown:
-            raise ValueError(
-                f"`train_dataset` has rows of `domain` {unknown}, which are not among `domains`={config.domains}. Add "
-                "them to `AlterConfig.domains` or correct the column."
-            )
-        labels = [names.index(value) for value in values]
-    else:
-        wanted = config.num_forget_experts
-        try:
-            labels, terms = discover_subdomains([row_text(row, text_field) for row in forget], wanted, seed)
-        except ValueError as error:
-            raise ValueError(
-                f"`train_dataset` has no column `domain`, and its sub-domains (`num_forget_experts`={wanted}) cannot "
-                f"be found: {error} Add the column, or leave `num_forget_experts` unset."
-            ) from error
+        names, labels = _named_subdomains(config, forget)
+    elif config.domains is None:
+        labels, terms = _discovered_subdomains(config.num_forget_experts, forget, text_field, seed)
         names = [f"domain_{d}" for d in range(1, 1 + len(terms))]
         logger.info(f"Sub-domains of `train_dataset`: {dict(zip(names, terms, strict=True))}.")
-        if config.domains is not None:
-            if set(config.domains) != set(names):
-                raise ValueError(
-                    f"`domains` is {config.domains}, but `train_dataset` has no column `domain` that says which rows "
-                    "are which. Add it, or leave `domains` unset to have sub-domains discovered."
-                )
-            labels = [config.domains.index(names[label]) for label in labels]
-            names = config.domains
+    elif len(config.domains) == 1:
+        names, labels = config.domains, [0] * len(forget)
+    else:
+        raise ValueError(
+            f"`domains` is {config.domains}, but `train_dataset` has no column `domain` that says which rows are "
+            "which. Add it, with one of these names for each row; if an earlier training discovered them, its "
+            "`trainer.subdomains` lists the rows of each. For other rows, start from a fresh adapter, with `domains` "
+            "unset to have sub-domains discovered."
+        )
     if config.num_forget_experts is not None and len(names) > config.num_forget_experts:
         raise ValueError(
             f"`train_dataset` has {len(names)} sub-domains ({', '.join(names)}), but the adapter has "
             f"`num_forget_experts`={config.num_forget_experts}. Create it with `AlterConfig(domains={names!r})`."
         )
+    subdomains = {
+        name: Subdomain([row for row, label in enumerate(labels) if label == d], terms[d] if terms else None)
+        for d, name in enumerate(names)
+    }
     # experts beyond the sub-domains of this data stay as they are, and unnamed
     spare = [f"unused-{d}" for d in range(len(names), config.num_forget_experts or 0)]
     domains = [*names, *spare]
-    return replace(config, domains=domains, num_forget_experts=len(domains)), [1 + label for label in labels]
+    assigned = replace(config, domains=domains, num_forget_experts=len(domains))
+    return assigned, [1 + label for label in labels], subdomains
+
+
+def _named_subdomains(config: AlterConfig, forget: Dataset) -> tuple[list[str], list[int]]:
+    """The sub-domains that the column `domain` names, and that of each row, from 0."""
+    column = list(forget["domain"])
+    if None in column:
+        raise ValueError(
+            f"`train_dataset` has no `domain` in row {column.index(None)} (None). Name every row's "
+            "sub-domain, or remove the column to have them discovered."
+        )
+    values = [str(value) for value in column]
+    names = config.domains or list(dict.fromkeys(values))
+    unknown = sorted(set(values) - set(names))
+    if unknown:
+        raise ValueError(
+            f"`train_dataset` has rows of `domain` {unknown}, which are not among `domains`={config.domains}. Add "
+            "them to `AlterConfig.domains` or correct the column."
+        )
+    return names, [names.index(value) for value in values]
+
+
+def _discovered_subdomains(
+    wanted: int | None, forget: Dataset, text_field: str, seed: int
+) -> tuple[list[int], list[str]]:
+    """As `discover_subdomains`, of the rows' texts."""
+    try:
+        return discover_subdomains([row_text(row, text_field) for row in forget], wanted, seed)
+    except ValueError as error:
+        raise ValueError(
+            f"`train_dataset` has no column `domain`, and its sub-domains (`num_forget_experts`={wanted}) cannot "
+            f"be found: {error} Add the column, or leave `num_forget_experts` unset."
+        ) from error
 
 
 def check_unscaled(config: AlterConfig) -> None:

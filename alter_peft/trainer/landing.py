@@ -49,7 +49,8 @@ class Landing(TrainerCallback):
         self.trainer.landed = resumed_between_epochs and self._has_landed(args)
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.trainer.landed or self._has_landed(args):
+        self.trainer.landed = self.trainer.landed or self._has_landed(args)
+        if self.trainer.landed:
             control.should_training_stop = True
             logger.info(f"Training ends after {state.global_step} steps: the forget rows have come to their level.")
 

@@ -53,8 +53,9 @@ class StructuralTerm:
 
     def due(self) -> bool:
         """Whether the present step evaluates the term; A moves on these steps alone."""
-        args = self.trainer.args
-        return args.structural_weight > 0 and (self.trainer.state.global_step + 1) % args.structural_interval == 0
+        trainer = self.trainer
+        every = trainer.args.structural_interval
+        return trainer.structural_weight > 0 and (trainer.state.global_step + 1) % every == 0
 
     def __call__(self, inputs: dict[str, Any], count: float) -> Tensor:
         """The term's value, with its gradient in A; `count` is the number of high-entropy tokens of the step."""

@@ -78,7 +78,8 @@ class AlterUnlearnTrainer(SFTTrainer):
             Configuration of the training.
         train_dataset ([`~datasets.Dataset`]):
             The rows to forget: prompt-completion, conversational or text, with an optional column `domain` that names
-            each row's sub-domain; without it, sub-domains are discovered.
+            each row's sub-domain; without it, sub-domains are discovered and called `domain_1`, `domain_2`, ... An
+            adapter that has several `domains` already needs the column.
         retain_dataset ([`~datasets.Dataset`]):
             Rows to keep, in any of these formats.
         calibration_dataset ([`~datasets.Dataset`], *optional*):
@@ -88,6 +89,15 @@ class AlterUnlearnTrainer(SFTTrainer):
             Structure of the adapter if `model` has none yet.
         kwargs:
             As for [`~trl.SFTTrainer`].
+
+    **Attributes**:
+        - **subdomains** (`dict[str, Subdomain]`) -- For each name in `domains` that `train_dataset` has rows of, their
+          indices (`rows`) and, of discovered sub-domains, the words that set them apart (`terms`), which are not
+          saved.
+        - **forget_level** (`float`) -- The level that `forget_loss="level"` aims at: `args.forget_level`, until
+          `calibration_dataset` has been measured.
+        - **structural_weight** (`float`) -- `args.structural_weight`, or 0 where L_struct is left out.
+        - **landed** (`bool`) -- Whether training ended because the forget rows had come to their level.
 
     Example:
 
@@ -156,11 +166,11 @@ class AlterUnlearnTrainer(SFTTrainer):
             raise ValueError("`peft_config` is given, but `model` has an adapter already. Pass either of them alone.")
         config: Any = peft_config or AlterConfig()
         if isinstance(model, PeftModel):
-            config = model.peft_config[model.active_adapter]
+            config = model.peft_config[model.active_adapters[0]]
         if not isinstance(config, AlterConfig):
             raise ValueError(f"The adapter config is a {type(config).__name__}, but must be an AlterConfig.")
         check_unscaled(config)
-        assigned, experts = assign_experts(config, train_dataset, args.dataset_text_field, args.seed)
+        assigned, experts, self.subdomains = assign_experts(config, train_dataset, args.dataset_text_field, args.seed)
         train_dataset = keep_input_columns(train_dataset, args.dataset_text_field).add_column("expert", experts)
         set_seed(args.seed)  # as newer TRL does before it adds the adapter
         if not has_adapter:
@@ -180,7 +190,7 @@ class AlterUnlearnTrainer(SFTTrainer):
     # ---- set-up -----------------------------------------------------------------------------------------------------
 
     def _set_up_model(self) -> None:
-        self.adapter_name: str = self.model.active_adapter
+        self.adapter_name: str = self.model.active_adapters[0]
         self.alter_config: AlterConfig = self.model.peft_config[self.adapter_name]
         tuner: AlterModel = self.model.base_model
         base = self.model.get_base_model()
@@ -197,13 +207,15 @@ class AlterUnlearnTrainer(SFTTrainer):
         # autocast cannot be left where the weights themselves are of the lower precision
         rounds = self.is_fsdp_enabled or self.is_deepspeed_enabled
         mixed = self.accelerator.mixed_precision if rounds else "no"
-        if self.args.structural_weight > 0 and (weight.dtype != torch.float32 or mixed != "no"):
+        # not written to the user's arguments, which may serve for another model
+        self.structural_weight = self.args.structural_weight
+        if self.structural_weight > 0 and (weight.dtype not in (torch.float32, torch.float64) or mixed != "no"):
             logger.warning(
                 f"The base model is in {weight.dtype if mixed == 'no' else mixed}, in which L_struct is noise, so it "
                 "is left out (`structural_weight=0`) and A stays as it is. Load the model with `dtype=torch.float32` "
                 "(under FSDP and DeepSpeed also `mixed_precision: 'no'`) to have it."
             )
-            self.args.structural_weight = 0.0
+            self.structural_weight = 0.0
         self.alter_config.check_threshold(self.head.vocab_size)
         if self.args.retain_loss == "kl" and isinstance(self.head.module, AuxiliaryTrainingWrapper):
             raise ValueError(
@@ -212,8 +224,9 @@ class AlterUnlearnTrainer(SFTTrainer):
                 "leave the head alone."
             )
         for weight in self.shared_matrices:
-            weight.requires_grad_(self.args.structural_weight > 0)
+            weight.requires_grad_(self.structural_weight > 0)
         self.forget_level: float = self.args.forget_level
+        self.has_measured_level = False
         self.landed = False
         self._token_sums: dict[str, float] = {}
         self.objective = Objective(self.args, self.alter_config, self.decoder, self.head, self.gating)
@@ -292,6 +305,7 @@ class AlterUnlearnTrainer(SFTTrainer):
                     self.forget_level = float(level.mean().exp())
         if several:
             found, self.forget_level = from_main_process((found, self.forget_level))
+        self.has_measured_level = self._calibration is not None
         forget, retain = phase.use(found, self._forget, self._retain)
         # no row is raised above its own beginning: that would teach what the model never knew
         self.objective.targets = phase.forget_log_probabilities.clamp(max=math.log(self.forget_level))
@@ -390,7 +404,7 @@ class AlterUnlearnTrainer(SFTTrainer):
             scores = score_tokens(hidden[masks.labelled], self.head, inputs["labels"][:, 1:][masks.labelled])
             l_forget = self.objective.forget(scores, inputs, masks) / count["forget"]
             l_retain = self.objective.retain(scores, hidden, inputs, masks) / count["retain"]
-        loss = args.forget_weight * l_forget + args.retain_weight * l_retain + args.structural_weight * l_struct
+        loss = args.forget_weight * l_forget + args.retain_weight * l_retain + self.structural_weight * l_struct
         sums = token_sums(scores, masks, inputs["expert"], self.gating.state.gates.get(self.adapter_name))
         self._record(sums, {"forget": l_forget, "retain": l_retain, "structural": l_struct})
         loss = loss * self.accelerator.num_processes  # DDP averages gradients, the counts are of all processes

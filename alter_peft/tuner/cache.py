@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, StaticLayer
 
@@ -45,7 +46,8 @@ class RouterStateLayer(DynamicLayer):
         """Keep the last of the positions."""
         self.cumulative_length += key_states.shape[-2]
         super().update(key_states, value_states)
-        self.keys, self.values = self.keys[:, :, -KEPT:], self.values[:, :, -KEPT:]
+        if self.keys.shape[-2] > KEPT:  # a view would keep the whole of it in memory
+            self.keys, self.values = self.keys[:, :, -KEPT:].clone(), self.values[:, :, -KEPT:].clone()
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
@@ -53,20 +55,20 @@ class RouterStateLayer(DynamicLayer):
         return self.cumulative_length
 
     def crop(self, tokens_to_remove: int) -> None:
-        """As the parent's; raises a `ValueError` if the position to go on from is kept no more."""
+        """As the parent's; cropped so deep that the position to go on from is kept no more, the average `is_lost`."""
         if tokens_to_remove > 0:  # earlier releases of transformers give the length to keep
             count = max(0, self.cumulative_length - tokens_to_remove)
         else:
             count = -tokens_to_remove
         if not self.is_initialized or not count:
             return
-        if self.keys.shape[-2] <= count < self.cumulative_length:
-            raise ValueError(
-                f"`past_key_values` is cropped by {count} tokens, but the router's moving average is kept for the "
-                f"last {KEPT} alone. Start from an empty cache."
-            )
         self.keys, self.values = self.keys[:, :, :-count], self.values[:, :, :-count]
         self.cumulative_length = max(0, self.cumulative_length - count)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing is kept of the positions seen: an error at the next pass, not in the midst of a crop."""
+        return self.cumulative_length > 0 and self.keys.shape[-2] == 0
 
     def past(self) -> Context | None:
         """The last position, T = 1; `None` at the start of a text."""
@@ -143,14 +145,22 @@ def _require_empty(layer: Any, missing: str) -> None:
 
 
 def _require_same_length(state: RouterStateLayer | StaticRouterStateLayer, own: Any) -> None:
-    """Not in a static cache, whose length is on the device."""
-    if not isinstance(state, RouterStateLayer) or not isinstance(own, CacheLayerMixin) or not own.is_initialized:
+    """Raise a `ValueError` unless the router has seen what the model's own layers hold, and can go on from there."""
+    if isinstance(state, RouterStateLayer) and state.is_lost:
+        raise ValueError(
+            f"`past_key_values` was cropped deeper than the last {KEPT} positions, for which the router's moving "
+            f"average of adapter {state.adapter_name!r} is kept. Start from an empty cache."
+        )
+    if not isinstance(own, CacheLayerMixin) or not own.is_initialized:
         return
-    seen, length = state.get_seq_length(), int(own.get_seq_length())
+    if isinstance(state, StaticRouterStateLayer) and torch.compiler.is_compiling():
+        return  # these lengths are on the device, and a graph cannot look at them
+    seen, length = int(state.get_seq_length()), int(own.get_seq_length())
     if seen != length:
         raise ValueError(
             f"`past_key_values` holds {length} tokens, but the router of adapter {state.adapter_name!r} has seen "
-            f"{seen} of them, since it was disabled meanwhile. Start from an empty cache when an adapter is switched."
+            f"{seen} of them, since the cache was cropped or the adapter was disabled meanwhile. Start from an empty "
+            "cache when an adapter is switched."
         )
 
 

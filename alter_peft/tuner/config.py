@@ -263,12 +263,16 @@ class AlterConfig(PeftConfig):
             )
 
     def _check_ranges(self) -> None:
-        _require(_is_int(self.r) and self.r > 0, "r", self.r, "a positive integer")
+        _require(is_integer(self.r) and self.r > 0, "r", self.r, "a positive integer")
         _require(is_positive(self.lora_alpha), "lora_alpha", self.lora_alpha, "a positive number")
         dropout = self.lora_dropout
         _require(is_finite_number(dropout) and 0 <= dropout < 1, "lora_dropout", dropout, "at least 0 and below 1")
+        for name in ("rank_pattern", "alpha_pattern"):
+            pattern = getattr(self, name)
+            names = isinstance(pattern, dict) and all(isinstance(key, str) for key in pattern)
+            _require(names, name, pattern, "a dict, name or regular expression of layers -> number")
         for name, rank in self.rank_pattern.items():
-            _require(_is_int(rank) and rank > 0, f"rank_pattern[{name!r}]", rank, "a positive integer")
+            _require(is_integer(rank) and rank > 0, f"rank_pattern[{name!r}]", rank, "a positive integer")
         for name, alpha in self.alpha_pattern.items():
             _require(is_positive(alpha), f"alpha_pattern[{name!r}]", alpha, "a positive number")
         _require(self.bias in ("none", "all", "alter_only"), "bias", self.bias, "'none', 'all' or 'alter_only'")
@@ -281,19 +285,19 @@ class AlterConfig(PeftConfig):
         _require(between, "entropy_quantile", quantile, "between 0 and 1, exclusive")
         for name in ("temperature_high", "temperature_low"):
             _require(is_positive(getattr(self, name)), name, getattr(self, name), "above 0 and finite")
-        _require(_is_int(self.top_k) and self.top_k > 0, "top_k", self.top_k, "a positive integer")
+        _require(is_integer(self.top_k) and self.top_k > 0, "top_k", self.top_k, "a positive integer")
         half_life = self.router_half_life
         _require(is_positive(half_life), "router_half_life", half_life, "above 0 and finite, in tokens")
+        weights = self.init_weights
         _require(
-            self.init_weights in (True, False, "cluster"),
-            "init_weights",
-            self.init_weights,
-            "True, False or 'cluster'",
+            isinstance(weights, bool) or weights == "cluster", "init_weights", weights, "True, False or 'cluster'"
         )
+        for name in ("use_rslora", "fan_in_fan_out", "ensure_weight_tying"):
+            _require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
 
     def _check_experts(self) -> None:
         n = self.num_forget_experts
-        _require(n is None or (_is_int(n) and n > 0), "num_forget_experts", n, "a positive integer")
+        _require(n is None or (is_integer(n) and n > 0), "num_forget_experts", n, "a positive integer")
         routers = ("context", "entropy", "static")
         _require(self.router in routers, "router", self.router, "'context', 'entropy' or 'static'")
         source = self.inference_entropy
@@ -325,6 +329,9 @@ class AlterConfig(PeftConfig):
 
     def _check_layers(self) -> None:
         pattern, layers = self.layers_pattern, self.layers_to_transform
+        listed = list(layers) if isinstance(layers, (list, tuple, range)) else [layers]
+        indices = layers is None or (bool(listed) and all(_is_index(index) for index in listed))
+        _require(indices, "layers_to_transform", layers, "the index of a layer, 0 or positive, or a list of indices")
         _require(
             not pattern or layers is not None, "layers_pattern", pattern, "unset unless `layers_to_transform` is set"
         )
@@ -333,12 +340,17 @@ class AlterConfig(PeftConfig):
         allowed = not is_regex or layers is None or self.is_gated
         _require(allowed, "layers_to_transform", layers, "unset if `target_modules` is a regex and `router` 'static'")
         layer = self.router_layer
-        _require(layer is None or (_is_int(layer) and layer >= 0), "router_layer", layer, "0 or a positive integer")
+        _require(layer is None or _is_index(layer), "router_layer", layer, "0 or a positive integer")
         _require(layer is None or self.is_gated, "router_layer", layer, "unset when `router` is 'static'")
 
 
-def _is_int(value: object) -> bool:
+def is_integer(value: object) -> bool:
+    """Whether it is an int, and no bool."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_index(value: object) -> bool:
+    return is_integer(value) and value >= 0  # type: ignore[operator]
 
 
 def is_finite_number(value: object) -> bool:

@@ -99,10 +99,9 @@ class AlterModel(ExpertControl, BaseTuner):
         """
         _check_name(adapter_name)
         _refuse_split_weights(model)
-        config: AlterConfig = self.peft_config[adapter_name]
-        if config.num_forget_experts is None or (config.is_gated and config.router_layer is None):
-            # what is filled in is of this model: the caller's config can be used for another one
-            config = self.peft_config[adapter_name] = copy.copy(config)
+        # what is filled in or changed later is of this adapter alone: the caller's config serves for others too
+        config: AlterConfig = copy.deepcopy(self.peft_config[adapter_name])
+        self.peft_config[adapter_name] = config
         if config.num_forget_experts is None:
             config.num_forget_experts = 1
         self.context = _context_of(model)
