@@ -232,9 +232,28 @@ def test_results_of_other_settings_are_refused(arguments, quick):
         run_benchmark(arguments(options=options))
 
 
+def test_another_rate_of_relearning_is_refused_where_one_was_measured(arguments, quick, monkeypatch):
+    attacks = {"relearning": fake_attack}
+    monkeypatch.setattr(benchmark, "ATTACKS", attacks)
+    monkeypatch.setattr("alter_peft.evaluation.attacks.ATTACKS", attacks)
+    run_benchmark(arguments(relearning_rate=1e-3))  # nothing is relearned
+    run_benchmark(arguments(attacks=["relearning"]))
+    with pytest.raises(ValueError, match=r"`relearning_rate` is 0.001, but .*target.result.json was made with 0.0001"):
+        Grid(arguments(attacks=["relearning"], relearning_rate=1e-3))
+    for path in Path(arguments().output_dir).glob("*/result.json"):  # as they were before there was the option
+        old = Result.load(path)
+        del old.settings["relearning_rate"]
+        old.save(path)
+    Grid(arguments(attacks=["relearning"]))
+    with pytest.raises(ValueError, match=r"`relearning_rate` is 0\.001, but"):
+        Grid(arguments(attacks=["relearning"], relearning_rate=1e-3))
+    assert Grid(arguments(relearning_rate=1e-3)).cells[0].setting.rows.relearning_rate == 1e-3
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"relearning_rate": 0.0}, "`relearning_rate` is 0.0, but must be above 0"),
         ({"methods": ["alters"]}, r"`methods` has \['alters'\], but must be some of \['random', 'broken'\]"),
         ({"attacks": ["rude"]}, r"`attacks` has \['rude'\], but must be some of \['fake'\]"),
         ({"options": '{"lora": {}}'}, r"`options` has \['lora'\], but must be some of"),

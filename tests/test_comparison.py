@@ -55,6 +55,15 @@ def test_what_is_not_compared_has_a_note():
     assert table.notes[-1] == "Of the oracles alone, and so not compared: world/rouge."
 
 
+def test_an_adapter_switched_off_is_beside_the_oracles_own_scores():
+    own = {**MODEL, "switched_off/probability": Score(0.9, [0.9] * 4), "merged/int8/rouge": Score(0.5, [0.5])}
+    oracles = [{**one, "quantized/int8/rouge": Score(i / 4, [i / 4])} for i, one in enumerate(ORACLES)]
+    rows = {row[0]: row[1:] for row in score_table(own, oracles).rows}
+    assert rows["switched_off/probability"] == ["0.900", "0.300 ± 0.141", "+4.2"]
+    assert rows["merged/int8/rouge"][1].startswith("0.125 ±")
+    assert rows["merged/int8/rouge"][2].startswith("+")
+
+
 # ---- oracle_table ---------------------------------------------------------------------------------------------------
 
 

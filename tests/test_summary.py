@@ -127,11 +127,22 @@ def test_each_oracle_has_distances_to_the_others(folder):
 
 
 def test_bands_under_attack_are_of_the_oracles_so_attacked(folder):
-    save(folder, "oracle", 0, scores=scores(0.1, 0.5, quantized__int8__rouge=0.1, merged__int8__rouge=0.1))
+    save(folder, "oracle", 0, scores=scores(0.1, 0.5, quantized__int8__rouge=0.1, relearn_half__a__rouge=0.1))
     save(folder, "oracle", 1, scores=scores(0.2, 0.5, quantized__int8__rouge=0.3))
     bands = read_benchmark(folder).attack_bands
     assert bands["quantized/int8/rouge"] == pytest.approx((0.2, 0.02**0.5))
-    assert "merged/int8/rouge" not in bands  # of one oracle
+    assert "relearn_half/a/rouge" not in bands  # of one oracle
+
+
+def test_an_oracle_has_its_own_scores_beside_an_attack_on_an_adapter(folder):
+    for seed, value in enumerate((0.1, 0.2)):
+        save(folder, "oracle", seed, scores=scores(value, 0.5, quantized__int8__rouge=value))
+    attacked = {"switched_off__probability": 0.9, "merged__int8__rouge": 0.4, "expert_off__a__probability": 0.5}
+    save(folder, "alter", 0, scores=scores(0.1, 0.5, **attacked))
+    found = read_benchmark(folder)
+    assert found.attack_bands["switched_off/probability"] == found.bands["forget/probability"]
+    assert found.attack_bands["merged/int8/rouge"] == pytest.approx((0.15, 0.005**0.5))
+    assert "expert_off/a/probability" not in found.attack_bands
 
 
 def test_every_attack_has_its_keys():

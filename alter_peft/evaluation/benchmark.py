@@ -28,13 +28,14 @@ from .attacks import ATTACKS
 from .cells import Cell
 from .choice_data import SUFFIXES, read_questions
 from .methods import METHODS, check_options
+from .relearning import LEARNING_RATE
 from .results import Result
 from .settings import books_setting, tofu_setting
 
 
 # What does not change the figures of a cell: methods, seeds, tasks and attacks may join a grid later
 JOINABLE = {"output_dir", "methods", "seeds", "oracle_seeds", "attacks", "tasks", "limit", "form", "options"}
-JOINABLE |= {"batch_size"}
+JOINABLE |= {"batch_size", "relearning_rate"}
 WAIT = timedelta(days=1)  # of the other processes for the main one, which measures
 
 
@@ -58,6 +59,7 @@ class BenchmarkArguments:
     seeds: of the methods.
     oracle_seeds: two at least: their spread is the unit of every distance.
     attacks: names of `ATTACKS`.
+    relearning_rate: learning rate of the attack `relearning`.
     tasks, limit, form: multiple choice that each model is asked, as in `evaluate_choices`.
     options: method -> options of its training, or `"teach"` -> those of the target's and the oracles'; JSON on the
         command line.
@@ -87,6 +89,7 @@ class BenchmarkArguments:
     attacks: list[str] = field(
         default_factory=list, metadata={"help": f"Some of {', '.join(ATTACKS)} (default: none)."}
     )
+    relearning_rate: float = field(default=LEARNING_RATE, metadata={"help": "Learning rate of the attack relearning."})
     tasks: list[str] = field(
         default_factory=list, metadata={"help": "Multiple choice: tasks of lm-evaluation-harness, or files."}
     )
@@ -109,6 +112,8 @@ class BenchmarkArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}, but must be 1 or more.")
+        if not self.relearning_rate > 0:
+            raise ValueError(f"`relearning_rate` is {self.relearning_rate}, but must be above 0.")
         for name, known in (("methods", METHODS), ("attacks", ATTACKS), ("options", {**METHODS, "teach": None})):
             unknown = [value for value in getattr(self, name) if value not in known]
             if unknown:

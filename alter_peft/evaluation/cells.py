@@ -30,6 +30,7 @@ from .answers import Pair, score_answers
 from .attacks import attack
 from .choices import evaluate_choices
 from .methods import METHODS, load, teach
+from .relearning import LEARNING_RATE
 from .results import Result, environment, machine
 from .sequential import run_requests
 from .settings import Setting
@@ -75,11 +76,15 @@ class Cell:
         self.settings = {**settings, "options": self.options}
         self.choices: dict[str, Any] = {"limit": args.limit, "form": args.form}
         if self.path.is_file():
-            self._check(Result.load(self.path).settings)
+            self._check(Result.load(self.path))
 
-    def _check(self, before: dict[str, Any]) -> None:
+    def _check(self, result: Result) -> None:
+        before = {"relearning_rate": LEARNING_RATE, **result.settings}
         tasks = {name: self.choices for name in self.args.tasks if name in before.get("tasks", {})}
-        for found, wanted in ((before, self.settings), (before.get("tasks", {}), tasks)):
+        settings = dict(self.settings)
+        if "relearning" in self.args.attacks and "attack: relearning" in result.seconds:
+            settings["relearning_rate"] = self.args.relearning_rate
+        for found, wanted in ((before, settings), (before.get("tasks", {}), tasks)):
             changed = [key for key in wanted if found.get(key) != wanted[key]]
             if changed:
                 key = changed[0]
@@ -190,6 +195,8 @@ class Cell:
                 result.scores |= found.scores
                 result.curves |= found.curves
                 result.skipped |= found.skipped
+                if name == "relearning":
+                    result.settings["relearning_rate"] = self.args.relearning_rate
         self._save(result)
 
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 from .measure import Score
 from .oracle import Distance, Scores, Spread, compare_with_oracles, distances
+from .summary import control
 from .tables import Table
 
 
@@ -28,6 +29,7 @@ COMPARED = ("forget/truth_ratio", "forget/min_k", "holdout/min_k")
 
 def score_table(scores: Scores, oracles: Sequence[Scores] = ()) -> Table:
     """A row for each score, and with oracles their band and the distance, or a note why there is none."""
+    oracles = [_with_controls(one, scores) for one in oracles]
     found = _distances(scores, oracles)
     table = Table("Scores", "", ["score", "value", *(["oracles", "distance"] if oracles else [])])
     for key, score in scores.items():
@@ -76,6 +78,12 @@ def oracle_table(scores: Scores, oracles: Sequence[Scores]) -> Table:
         "high p proves nothing by itself."
     )
     return table
+
+
+def _with_controls(oracle: Scores, scores: Scores) -> Scores:
+    """An oracle's scores, and those that take the place of an attack that it has no adapter for."""
+    controls = {key: control(oracle, key) for key in scores}
+    return {**oracle, **{key: score for key, score in controls.items() if score is not None}}
 
 
 def _distances(scores: Scores, oracles: Sequence[Scores]) -> dict[str, Distance]:

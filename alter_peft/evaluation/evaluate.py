@@ -30,7 +30,7 @@ from .answers import Pair, chat_or_plain
 from .attacks import Rows, attack, check_rows
 from .choices import measure_tasks, read_tasks
 from .comparison import oracle_table, score_table
-from .evaluate_arguments import HOLDOUT, EvaluateArguments, read_oracle, read_set
+from .evaluate_arguments import HOLDOUT, PARAPHRASED, EvaluateArguments, read_oracle, read_set
 from .guards import check_guards, measure_guards
 from .measure import Asked, check_routing, measure
 from .methods import load
@@ -81,9 +81,10 @@ class Evaluation:
         options = (args.answered, args.max_new_tokens, args.batch_size, args.relearning_rate)
         if self.args.forget or self.tofu is None:
             forget = [pair for name in args.forget for pair in self.sets[name]]
-            known = [name for name in self.sets if name not in (*args.forget, HOLDOUT)]
+            known = [name for name in self.sets if name not in (*args.forget, HOLDOUT, PARAPHRASED)]
             retain = [pair for name in known for pair in self.sets[name]]
-            return Rows(forget, retain, self.sets.get(HOLDOUT, []), (), *options)
+            holdout = self.sets.get(HOLDOUT, []) if self.tofu is None else self.tofu.holdout
+            return Rows(forget, retain, holdout, self.sets.get(PARAPHRASED, []), *options)
         data = self.tofu
         return Rows(data.forget, data.retain, data.holdout, data.sets["paraphrased"], *options)
 
@@ -135,7 +136,7 @@ class Evaluation:
 
     def _measure_set(self, name: str, pairs: list[Pair], result: Result) -> None:
         args = self.args
-        options = (name in args.forget, args.answered, args.max_new_tokens, args.batch_size)
+        options = (name in (*args.forget, PARAPHRASED), args.answered, args.max_new_tokens, args.batch_size)
         asked = Asked(self.model, self.tokenizer, name, pairs, *options)
         result.scores |= measure(asked, args.metrics)
         if args.guards:

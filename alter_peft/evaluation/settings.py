@@ -81,6 +81,7 @@ def tofu_setting(args: BenchmarkArguments) -> Setting:
             args.answered,
             args.max_new_tokens,
             args.batch_size,
+            args.relearning_rate,
         ),
         None if args.requests is None else split_requests(data.forget, args.requests),
     )
