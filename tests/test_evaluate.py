@@ -129,6 +129,23 @@ def test_choices_are_listed(ask, capsys):
 # ---- what is measured -----------------------------------------------------------------------------------------------
 
 
+def test_a_head_that_is_not_known_is_found_first(ask, capsys, monkeypatch):
+    def refuse(*args):
+        raise ValueError("no such head")
+
+    monkeypatch.setattr("alter_peft.evaluation.answers.check_head", refuse)
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", *ask()])
+    assert ended.value.code == 2 and "no such head" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_named_first(ask, capsys, monkeypatch):
+    monkeypatch.setattr("alter_peft.evaluation.packages.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", *ask()])
+    assert ended.value.code == 2 and "['rouge_score'] are needed" in capsys.readouterr().err
+
+
 def test_what_was_measured_is_there_when_the_rest_fails(ask, place, result, monkeypatch):
     def broken(*args, **options):
         raise RuntimeError("no memory")
@@ -148,6 +165,7 @@ def test_as_chat_or_plain_text(ask, result):
         evaluate(ask("--metrics", "probability", *more, model=model))()
         found.append(result().scores["retain/probability"].rows)
     assert found[0] != found[1] == found[2]
+    assert result().environment["peft"]
 
 
 def test_guards_by_the_base_or_another_judge(ask, place, result, tokenizer):
@@ -223,7 +241,9 @@ def test_the_holdout_may_be_that_of_tofu(place, tmp_path, monkeypatch):
 def test_beside_oracles_with_forget_quality(ask, tmp_path, capsys, tokenizer):
     paths = []
     for seed in (1, 2):
-        model, result = make_llama(len(tokenizer), seed=seed), Result("oracle", seed)
+        settings = {"as_chat": None, "bf16": False, "forget": ["forget"], "answered": None, "max_new_tokens": 4}
+        settings["sets"] = ["forget=forget.jsonl", "holdout=holdout.jsonl"]
+        model, result = make_llama(len(tokenizer), seed=seed), Result("oracle", seed, settings=settings)
         for name, pairs in (("forget", FORGET), ("holdout", HOLDOUT)):
             wrong = [pair._replace(wrong=("In Rome.",)) for pair in pairs]
             result.scores |= measure(Asked(model, tokenizer, name, wrong, name == "forget"), ["truth_ratio", "min_k"])

@@ -158,6 +158,14 @@ def test_a_cell_that_stopped_after_its_scores_is_measured(folder):
     assert found.label == "lora (2 seeds)" and not found.failed
 
 
+@pytest.mark.parametrize("score", [Score(math.nan, [0.5]), Score(0.5, [math.inf])])
+def test_a_cell_with_a_score_that_is_no_number_has_failed(folder, score):
+    save(folder, "alter", 1, scores=scores(0.1, 0.5) | {"forget/probability": score})
+    found = model(read_benchmark(folder), "alter")
+    assert found.label == "alter (1 of 2 seeds)" and found.failed[0].seed == 1
+    assert found.failed[0].error.startswith("`forget/probability` is ")
+
+
 def spoil(folder, change):
     """What a folder may be instead of a benchmark."""
     cells = {name: [folder / f"{name}-{seed}" / "result.json" for seed in range(3)] for name in ("oracle", "alter")}
@@ -178,8 +186,8 @@ def spoil(folder, change):
         save(folder, "alter", 1)
     elif change == "other scores":
         save(folder, "alter", 1, scores={"other/rouge": Score(0.5, [])})
-    elif change == "not a number":
-        save(folder, "alter", 1, scores=scores(math.nan, 0.5))
+    elif change == "a text":
+        save(folder, "alter", 1, scores={"forget/probability": Score("high", [])})
     elif change == "other questions":
         save(folder, "alter", 1, scores=scores(0.1, 0.5) | {"forget/truth_ratio": Score(0.5, [0.5] * 3)})
     elif change == "twice":
@@ -203,7 +211,7 @@ def spoil(folder, change):
         ("no method", r"has no method, only \['target', 'oracle'\]"),
         ("no scores", "alter of seed 1 has neither scores nor an error"),
         ("other scores", r"alter of seed 1 has no score that the oracles have; it has \['other/rouge'\]"),
-        ("not a number", r"alter-1/result.json' has nan as `forget/probability`"),
+        ("a text", r"alter-1/result.json' has high as `forget/probability`"),
         ("other questions", "`forget/truth_ratio` has 4 rows for target of seed 0, but 3 for alter of seed 1"),
         ("twice", r"copy/result.json' is a second cell of alter with seed 0"),
         ("no JSON", r"alter-0/result.json' is no result of a benchmark"),

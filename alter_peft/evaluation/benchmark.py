@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import PartialState
@@ -26,8 +27,9 @@ from alter_peft.options import json_object
 
 from .attacks import ATTACKS
 from .cells import Cell
-from .choice_data import SUFFIXES, read_questions
+from .choices import read_tasks
 from .methods import METHODS, check_options
+from .packages import require_packages
 from .relearning import LEARNING_RATE
 from .results import Result
 from .settings import books_setting, tofu_setting
@@ -105,7 +107,9 @@ class BenchmarkArguments:
     def __post_init__(self) -> None:
         if isinstance(self.options, str):
             self.options = json_object("options", self.options)
-        self.options = self.options or {}
+        self.options = {} if self.options is None else self.options
+        if not (isinstance(self.options, dict) and all(isinstance(own, dict) for own in self.options.values())):
+            raise ValueError(f"`options` is {self.options!r}, but must be method -> {{option: value}}.")
         if isinstance(self.books, str):
             self.books = json_object("books", self.books)
         for name in ("answered", "rows", "retain_rows", "limit", "max_new_tokens", "batch_size"):
@@ -118,6 +122,11 @@ class BenchmarkArguments:
             unknown = [value for value in getattr(self, name) if value not in known]
             if unknown:
                 raise ValueError(f"`{name}` has {unknown}, but must be some of {list(known)}.")
+        for name in ("methods", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"`{name}` is empty. Give at least one.")
+        if Path(self.output_dir).exists() and not Path(self.output_dir).is_dir():
+            raise ValueError(f"`output_dir` is {self.output_dir!r}, but that is a file. Give a folder.")
         for name, own in self.options.items():
             check_options(name, own)
         if len(set(self.oracle_seeds)) < 2:
@@ -155,9 +164,10 @@ class Grid:
             raise ValueError(
                 f"`{name}` is {source!r}, which could not be loaded ({error}). Give a folder or a Hub id."
             ) from error
-        for task in args.tasks:
-            if task.endswith(SUFFIXES):
-                read_questions(task)
+        require_packages("rouge_score", *(["sacrebleu"] if args.books is not None else []))
+        if args.tasks:
+            require_packages("lm_eval")
+            read_tasks(args.tasks, args.limit, args.form)
         setting = tofu_setting(args) if args.books is None else books_setting(args, tokenizer)
         settings = {name: value for name, value in asdict(args).items() if name not in JOINABLE}
         settings["processes"] = state.num_processes  # batches are of each process

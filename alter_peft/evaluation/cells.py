@@ -26,7 +26,7 @@ from accelerate import PartialState, logging
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from .answers import Pair, score_answers
+from .answers import Pair, check_scored, score_answers
 from .attacks import attack
 from .choices import evaluate_choices
 from .methods import METHODS, load, teach
@@ -34,6 +34,7 @@ from .relearning import LEARNING_RATE
 from .results import Result, environment, machine
 from .sequential import run_requests
 from .settings import Setting
+from .summary import is_attack
 from .tokens import token_page
 
 
@@ -97,12 +98,18 @@ class Cell:
         """What is missing of the cell: training, scores, tasks, attacks."""
         result = Result.load(self.path) if self.path.is_file() else Result(self.name, self.seed)
         result.settings = {**result.settings, **self.settings}
+        if result.broken:  # all is measured anew
+            result.seconds = {part: value for part, value in result.seconds.items() if part == "training"}
+            result.curves = {key: points for key, points in result.curves.items() if not is_attack(key)}
+            result.scores, result.skipped = {}, {}
         wanted = [f"task: {name}" for name in self.args.tasks] + [f"attack: {name}" for name in self.args.attacks]
         missing = [part for part in wanted if part not in result.seconds]
         if result.error is None and result.scores and not missing:
             return result
         print(f"{self.folder.name}: {', '.join(missing) if result.scores else 'training, evaluation'}", flush=True)
         errors: list[str] = []
+        if not result.environment:
+            result.environment, result.machine = environment(), machine()
         set_seed(self.seed)
         model = self._tried(errors, lambda: self._model(result))
         if model is not None and PartialState().is_main_process:
@@ -175,6 +182,7 @@ class Cell:
 
     def _evaluate(self, result: Result, model: Any) -> None:
         with _timing(result, "evaluation"), _precision():
+            check_scored(model)
             judge = model if self.name == "target" else load(self.target) if self.name == "oracle" else None
             result.scores = self.setting.evaluate(model, self.tokenizer, judge)
             if any(key.endswith("/astray") for key in result.scores):  # tokens are routed
@@ -188,7 +196,8 @@ class Cell:
         kind, _, name = part.partition(": ")
         with _timing(result, part), _precision():
             if kind == "task":
-                result.scores |= evaluate_choices(model, self.tokenizer, [name], **self.choices)
+                batch_size = self.args.batch_size or 8
+                result.scores |= evaluate_choices(model, self.tokenizer, [name], batch_size=batch_size, **self.choices)
                 result.settings["tasks"] = {**result.settings.get("tasks", {}), name: self.choices}
             else:
                 found = attack(model, self.tokenizer, self.setting.rows, [name])
