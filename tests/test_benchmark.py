@@ -255,6 +255,26 @@ def test_requests_one_after_another(arguments, quick, monkeypatch):
     assert [name for name, _ in given] == ["request-1", "request-2"] and len(given[0][1]) == len(given[1][1]) == 2
     assert [x for x, _ in result.curves["requests/request 1"]] == [0, 1, 2]
     assert result.scores["forget/probability"].rows
+    kept = ("retain", "real_authors", "world_facts", "utility")
+    assert all([x for x, _ in result.curves[f"requests/{name}"]] == [0, 1, 2] for name in kept)
+
+
+def test_finished_requests_are_not_made_again(arguments, quick, monkeypatch):
+    def first_alone(model, tokenizer, task, folder, seed, options):
+        calls.append(("request", folder.name))
+        adapted = random_adapter(model, tokenizer, task, folder, seed, options) if "1" in folder.name else model
+        adapted.save_pretrained(folder)
+        return adapted
+
+    monkeypatch.setitem(cells.METHODS, "random", first_alone)
+    with monkeypatch.context() as patch:
+        patch.setattr(settings, "measure_guards", lambda asked, judge: 1 / 0)
+        patch.setattr(settings, "measure_tofu", lambda asked: {"forget/probability": Score(float("nan"), [])})
+        broken = run_benchmark(arguments(requests=2))[-1]
+    calls.clear()
+    result = run_benchmark(arguments(requests=2))[-1]
+    assert calls == [] and result.error is None and result.scores["forget/probability"].rows
+    assert result.curves == broken.curves and result.seconds["training"] == broken.seconds["training"]
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from .choices import evaluate_choices
 from .methods import METHODS, load, teach
 from .relearning import LEARNING_RATE
 from .results import Result, environment, machine
-from .sequential import run_requests
+from .sequential import kept_probabilities, load_requests, run_requests
 from .settings import Setting
 from .summary import is_attack
 from .tokens import token_page
@@ -164,11 +164,21 @@ class Cell:
         return model
 
     def _after_requests(self, result: Result, requests: list[list[Pair]]) -> PeftModel:
-        def probability(current: Any, pairs: Sequence[Pair]) -> float:
-            with _precision():  # around the passes alone: within, optimiser steps would not be seen
-                return score_answers(current, self.tokenizer, pairs).mean
+        setting, batch_size = self.setting, self.args.batch_size
+        if "training" in result.seconds:
+            before = load_requests(load(self.target), self.folder, len(requests))
+            if before is not None:
+                return before
 
-        setting, kept = self.setting, {"retain": self.setting.rows.retain}
+        # around the passes alone: within, optimiser steps would not be seen
+        def probability(current: Any, pairs: Sequence[Pair]) -> float:
+            with _precision():
+                return score_answers(current, self.tokenizer, pairs, batch_size or 8).mean
+
+        def kept(current: Any) -> dict[str, float]:
+            with _precision():
+                return kept_probabilities(current, self.tokenizer, setting.kept_sets or {}, batch_size)
+
         model, result.curves, result.seconds["training"] = run_requests(
             METHODS[self.name], load(self.target), self.tokenizer, requests, setting.task, kept, probability,
             self.folder, self.seed, self.options,
