@@ -100,7 +100,7 @@ def books_setting(args: BenchmarkArguments, tokenizer: PreTrainedTokenizerBase) 
         raise ValueError(f"`books` is {args.books}, but must hold arguments of `read_books` ({error}).") from error
 
     def evaluate(model: Any, tokenizer: PreTrainedTokenizerBase, judge: Any) -> dict[str, Score]:
-        return evaluate_books(model, tokenizer, data, args.answered, args.batch_size or 8)
+        return evaluate_books(model, tokenizer, data, args.answered, args.batch_size or 8, judge, guards=True)
 
     return Setting(
         Task(data.forget_rows, data.retain_rows, data.calibration_rows),
