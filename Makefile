@@ -20,10 +20,12 @@ demo: $(DEMO)
 tofu: $(DEMO)
 	$(BIN)/python examples/tofu.py
 
-# The grid of docs/results.md.
+# The grid of docs/results.md, with local copies of its data where there are some, else from the Hub.
+TOFU := $(wildcard ../shared/data/tofu)
+ARC := $(wildcard ../shared/data/mcq/arc_easy_test.jsonl.gz)
 pilot: $(STAMP)
 	$(BIN)/python examples/smollm2.py runs/smollm2
-	$(BIN)/alter-peft benchmark --config examples/pilot.yaml
+	$(BIN)/alter-peft benchmark --config examples/pilot.yaml $(TOFU:%=--data %) $(ARC:%=--tasks %)
 
 # Two processes of one thread each: tests of tiny models do not use more.
 test: $(STAMP)

@@ -18,11 +18,13 @@ import math
 
 import pytest
 import torch
+from attacked_models import model_of
 from conftest import make_llama
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
+from torch import nn
 from trainer_setup import forget_rows, make_trainer, retain_rows
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LlamaForCausalLM
 
 from alter_peft import AlterConfig
 from alter_peft.evaluation import (
@@ -33,7 +35,7 @@ from alter_peft.evaluation import (
     generate_answers,
     score_answers,
 )
-from alter_peft.evaluation.answers import routes_tokens, spread
+from alter_peft.evaluation.answers import check_scored, routes_tokens, spread
 
 
 PAIRS = [
@@ -419,3 +421,47 @@ def test_who_routes_tokens(llama, tokenizer):
     assert routes_tokens(model)
     with model.disable_adapter():
         assert not routes_tokens(model)
+
+
+# ---- models that can't be scored ------------------------------------------------------------------------------------
+
+
+class Scaled(LlamaForCausalLM):
+    """A model that scales its logits without a field of its config that says so."""
+
+    def forward(self, *args, **kwargs):
+        found = super().forward(*args, **kwargs)
+        found.logits = found.logits * 3
+        return found
+
+
+@pytest.mark.parametrize("kind", ["plain", "lora", "gated"])
+def test_a_head_that_is_not_known_is_refused(kind, tokenizer):
+    model = model_of(kind, tokenizer)
+    model.train()
+    check_scored(model)
+    assert model.training
+    base = model if kind == "plain" else model.get_base_model()
+    base.__class__ = Scaled
+    with pytest.raises(ValueError, match="Scaled, whose forward does to the logits what alter-peft does not know"):
+        check_scored(model)
+
+
+def test_a_scale_of_the_config_is_that_of_the_forward():
+    hyperclovax = pytest.importorskip("transformers.models.hyperclovax")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = hyperclovax.HyperCLOVAXConfig(vocab_size=64, num_key_value_heads=1, logits_scaling=0.25, **sizes)
+    check_scored(hyperclovax.HyperCLOVAXForCausalLM(config))
+
+
+def test_what_is_no_language_model_is_said_without_routers(tokenizer):
+    with pytest.raises(ValueError, match="Scoring answers needs a transformers causal LM, but got a Linear") as found:
+        score_answers(nn.Linear(2, 2), tokenizer, [Pair("Who?", "Bob")])
+    assert "router" not in str(found.value)
+
+
+def test_a_broken_model_is_no_score(tokenizer):
+    model = model_of("plain", tokenizer)
+    model.lm_head.weight.data[5] = float("nan")
+    with pytest.raises(ValueError, match="`model` gives log-probabilities that are NaN or infinite to 2 of 2 answers"):
+        score_answers(model, tokenizer, [Pair("Who?", "Bob"), Pair("Why?", "So")])

@@ -16,7 +16,7 @@ from __future__ import annotations
 import pytest
 from attacked_models import FORGET, RETAIN, model_of
 
-from alter_peft.evaluation import Pair, score_answers
+from alter_peft.evaluation import Pair, chat_or_plain, score_answers
 from alter_peft.evaluation.attack_prompts import (
     AFTER_RETAIN,
     IDLE,
@@ -45,7 +45,7 @@ def test_a_way_changes_the_question_and_keeps_the_answer(name):
 
 
 def test_the_question_stands_behind_every_prefix():
-    others = {"misspelt", "in capitals", "first third given"}
+    others = {"misspelt", "in capitals", "first third given", AFTER_RETAIN}
     for name, way in ways_of_asking(RETAIN).items():
         assert way(PAIR).prompt.endswith(PAIR.prompt) == (name not in others - {"first third given"}), name
     prompts = {way(PAIR).prompt for way in ways_of_asking(RETAIN).values()}
@@ -74,11 +74,25 @@ def test_the_first_third_is_put_in_the_models_mouth():
 
 
 def test_answers_before_the_question():
-    asked = after_answers([Pair(f"q{i}", f"a{i}") for i in range(9)])(Pair("Who?", "Bob"))
+    pairs = [Pair(f"q{i}", f"a{i}") for i in range(9)]
+    asked = after_answers(pairs)(Pair("Who?", "Bob"))
     shots = "Question: q0\nAnswer: a0\n\nQuestion: q3\nAnswer: a3\n\nQuestion: q6\nAnswer: a6\n\n"
-    assert asked == Pair(f"{shots}Question: Who?", "Bob")
+    assert asked == Pair(f"{shots}Question: Who?\nAnswer:", "Bob")
+    for answer in ("Bob", " Bob"):
+        plain = after_answers(pairs, is_chat=False)(Pair("Who?", answer))
+        assert plain.prompt + plain.completion == f"{shots}Question: Who?\nAnswer: Bob"
     (one,) = (after_answers([Pair("q", "a")], 1)(Pair("Who?", "Bob")).prompt,)
-    assert one == "Question: q\nAnswer: a\n\nQuestion: Who?"
+    assert one == "Question: q\nAnswer: a\n\nQuestion: Who?\nAnswer:"
+
+
+def test_plain_text_is_asked_for_where_there_is_no_chat(tokenizer):
+    model = model_of("plain", tokenizer)
+    for chat in (True, False):
+        asking = chat_or_plain(tokenizer, chat)
+        found = asking_otherwise(model, asking, FORGET, RETAIN, metrics=["probability"])
+        shown = [after_answers(RETAIN, is_chat=chat)(pair) for pair in FORGET]
+        expected = score_answers(model, asking, shown).probability
+        assert found[f"asked/{AFTER_RETAIN}/probability"].rows == expected
 
 
 def test_there_must_be_answers_to_show():

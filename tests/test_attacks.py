@@ -161,7 +161,7 @@ def test_every_attack_leaves_the_model_as_it_was(kind, learns, tokenizer):
     assert_unchanged(model, before)
     assert learning(model) == learn and any(learn.values()) == learns and model.generation_config is config
     assert score_answers(model, tokenizer, FORGET).probability == probability
-    skipped = ["merged_quantization"] if kind == "gated" else []
+    skipped = ["asked/paraphrased", *(["merged_quantization"] if kind == "gated" else [])]
     assert list(found.skipped) == skipped
     assert list(found.seconds) == [name for name in ATTACKS if name not in skipped]
     assert ("merged/int8/rouge" in found.scores) == (kind != "gated")
@@ -190,11 +190,17 @@ def test_what_a_plain_model_has_already_is_not_measured_again(tokenizer):
 
 def test_without_retained_answers_one_way_of_asking_is_left_out(tokenizer):
     model = model_of("plain", tokenizer)
-    for rows, skipped in ((ROWS, []), (ROWS._replace(retain=RETAIN[:2]), ["asked/after three retain answers"])):
+    asked = ROWS._replace(paraphrased=FORGET)
+    for rows, skipped in ((asked, []), (asked._replace(retain=RETAIN[:2]), ["asked/after three retain answers"])):
         found = attack(model, tokenizer, rows, ["asking_otherwise"])
         assert list(found.skipped) == skipped and "asked/misspelt/rouge" in found.scores
         assert ("asked/after three retain answers/rouge" in found.scores) == (not skipped)
     assert found.skipped[skipped[0]] == "3 retained rows are to be shown, and there are 2"
+
+
+def test_without_paraphrased_questions_that_way_is_left_out(tokenizer):
+    found = attack(model_of("plain", tokenizer), tokenizer, ROWS, ["asking_otherwise"])
+    assert list(found.skipped) == ["asked/paraphrased"] and "asked/paraphrased/rouge" not in found.scores
 
 
 def test_length_and_batches_are_the_rows(tokenizer, monkeypatch):

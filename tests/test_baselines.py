@@ -51,6 +51,15 @@ def make_trainer(tokenizer, folder, forget_loss="ihl", retain=None, **options) -
     )
 
 
+def test_a_head_that_is_not_known_is_refused(tokenizer, tmp_path, monkeypatch):
+    def refuse(*args):
+        raise ValueError("no such head")
+
+    monkeypatch.setattr("alter_peft.evaluation.answers.check_head", refuse)
+    with pytest.raises(ValueError, match="no such head"):
+        make_trainer(tokenizer, tmp_path)
+
+
 def test_forget_losses_by_hand():
     scores = TokenScores(torch.tensor([0.6, 0.1]).log(), torch.tensor([0.3, 0.5]).log())
     assert FORGET_LOSSES["ihl"](scores).tolist() == pytest.approx([1.3, 0.6])

@@ -24,7 +24,7 @@ from conftest import make_llama
 from peft import LoraConfig, get_peft_model
 from tiny_tofu import write_tofu
 
-from alter_peft.evaluation import benchmark, cells, methods, settings
+from alter_peft.evaluation import benchmark, cells, methods, packages, settings
 from alter_peft.evaluation.benchmark import BenchmarkArguments, Grid, run_benchmark
 from alter_peft.evaluation.measure import Asked, Score, measure
 from alter_peft.evaluation.results import Result
@@ -189,6 +189,42 @@ def test_one_failed_attack_leaves_the_others_alone(arguments, quick, monkeypatch
         assert result.error is None and result.scores["bad/probability"].value == 0.1
 
 
+def test_a_score_that_is_no_number_is_measured_anew(arguments, quick):
+    results = run_benchmark(arguments(attacks=["fake"]))
+    for folder in ("random-0", "oracle-1"):
+        broken = Result.load(Path(arguments().output_dir) / folder / "result.json")
+        broken.scores["forget/probability"] = Score(float("nan"), [])
+        broken.environment = {}
+        broken.save(Path(arguments().output_dir) / folder / "result.json")
+    calls.clear()
+    again = run_benchmark(arguments(attacks=["fake"]))
+    assert calls == [("attack", 4)] * 2  # nothing is trained
+    assert [result.scores for result in again] == [result.scores for result in results]
+    assert all(result.environment["peft"] for result in again)
+
+
+def test_a_broken_model_is_a_row_that_says_so(arguments, quick, monkeypatch):
+    def overflow(model, tokenizer, task, folder, seed, options):
+        adapted = random_adapter(model, tokenizer, task, folder, seed, options)
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight.data.fill_(float("nan"))
+        adapted.save_pretrained(folder)
+
+    monkeypatch.setitem(cells.METHODS, "random", overflow)
+    result = run_benchmark(arguments())[-1]
+    assert result.scores == {} and "gives log-probabilities that are NaN" in result.error
+
+
+def test_a_model_whose_head_is_not_known_is_not_scored(arguments, quick, monkeypatch):
+    def refuse(model):
+        raise ValueError("no such head")
+
+    monkeypatch.setattr(cells, "check_scored", refuse)
+    with pytest.raises(ValueError, match="no such head"):
+        run_benchmark(arguments())
+
+
 def test_a_target_that_fails_ends_the_run(arguments, quick, monkeypatch):
     def fail(*args):
         raise RuntimeError("out of luck")
@@ -204,6 +240,7 @@ def test_a_target_may_be_given(arguments, quick, tmp_path):
     target = str(tmp_path / "first" / "target" / "model")
     again = run_benchmark(arguments(target=target))
     assert ("target", 10) not in calls and again[0].scores == results[0].scores
+    assert again[0].environment["torch"] and again[0].machine
 
 
 def test_requests_one_after_another(arguments, quick, monkeypatch):
@@ -218,6 +255,26 @@ def test_requests_one_after_another(arguments, quick, monkeypatch):
     assert [name for name, _ in given] == ["request-1", "request-2"] and len(given[0][1]) == len(given[1][1]) == 2
     assert [x for x, _ in result.curves["requests/request 1"]] == [0, 1, 2]
     assert result.scores["forget/probability"].rows
+    kept = ("retain", "real_authors", "world_facts", "utility")
+    assert all([x for x, _ in result.curves[f"requests/{name}"]] == [0, 1, 2] for name in kept)
+
+
+def test_finished_requests_are_not_made_again(arguments, quick, monkeypatch):
+    def first_alone(model, tokenizer, task, folder, seed, options):
+        calls.append(("request", folder.name))
+        adapted = random_adapter(model, tokenizer, task, folder, seed, options) if "1" in folder.name else model
+        adapted.save_pretrained(folder)
+        return adapted
+
+    monkeypatch.setitem(cells.METHODS, "random", first_alone)
+    with monkeypatch.context() as patch:
+        patch.setattr(settings, "measure_guards", lambda asked, judge: 1 / 0)
+        patch.setattr(settings, "measure_tofu", lambda asked: {"forget/probability": Score(float("nan"), [])})
+        broken = run_benchmark(arguments(requests=2))[-1]
+    calls.clear()
+    result = run_benchmark(arguments(requests=2))[-1]
+    assert calls == [] and result.error is None and result.scores["forget/probability"].rows
+    assert result.curves == broken.curves and result.seconds["training"] == broken.seconds["training"]
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------------
@@ -232,9 +289,35 @@ def test_results_of_other_settings_are_refused(arguments, quick):
         run_benchmark(arguments(options=options))
 
 
+def test_another_rate_of_relearning_is_refused_where_one_was_measured(arguments, quick, monkeypatch):
+    attacks = {"relearning": fake_attack}
+    monkeypatch.setattr(benchmark, "ATTACKS", attacks)
+    monkeypatch.setattr("alter_peft.evaluation.attacks.ATTACKS", attacks)
+    run_benchmark(arguments(relearning_rate=1e-3))  # nothing is relearned
+    run_benchmark(arguments(attacks=["relearning"]))
+    with pytest.raises(ValueError, match=r"`relearning_rate` is 0.001, but .*target.result.json was made with 0.0001"):
+        Grid(arguments(attacks=["relearning"], relearning_rate=1e-3))
+    for path in Path(arguments().output_dir).glob("*/result.json"):  # as they were before there was the option
+        old = Result.load(path)
+        del old.settings["relearning_rate"]
+        old.save(path)
+    Grid(arguments(attacks=["relearning"]))
+    with pytest.raises(ValueError, match=r"`relearning_rate` is 0\.001, but"):
+        Grid(arguments(attacks=["relearning"], relearning_rate=1e-3))
+    assert Grid(arguments(relearning_rate=1e-3)).cells[0].setting.rows.relearning_rate == 1e-3
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"relearning_rate": 0.0}, "`relearning_rate` is 0.0, but must be above 0"),
+        ({"methods": []}, "`methods` is empty"),
+        ({"seeds": []}, "`seeds` is empty"),
+        ({"output_dir": __file__}, "`output_dir` is .*, but that is a file"),
+        ({"options": ["random"]}, r"`options` is \['random'\], but must be method -> "),
+        ({"options": {"random": 3}}, r"`options` is \{'random': 3\}, but must be method -> "),
+        ({"options": {"random": {"seed": 3}}}, r"`options` has \['seed'\] for 'random', which the benchmark sets"),
+        ({"tasks": ["a.jsonl", "b/a.jsonl"]}, "two of which have the same name"),
         ({"methods": ["alters"]}, r"`methods` has \['alters'\], but must be some of \['random', 'broken'\]"),
         ({"attacks": ["rude"]}, r"`attacks` has \['rude'\], but must be some of \['fake'\]"),
         ({"options": '{"lora": {}}'}, r"`options` has \['lora'\], but must be some of"),
@@ -259,6 +342,20 @@ def test_unusable_arguments(arguments, changes, message):
     with pytest.raises(ValueError, match=message):
         Grid(arguments(**changes))
     assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("package", "changes"),
+    [
+        ("rouge_score", {}),
+        ("lm_eval", {"tasks": ["a.jsonl"]}),
+        ("sacrebleu", {"books": {"forget": "a.txt"}, "retain_rows": None}),
+    ],
+)
+def test_a_missing_package_is_named_first(arguments, monkeypatch, package, changes):
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == package else object())
+    with pytest.raises(ValueError, match=rf"The packages \['{package}'\] are needed"):
+        Grid(arguments(**changes))
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import re
+from importlib import import_module
 
 import pytest
 import torch
@@ -25,7 +26,15 @@ from test_book_data import books  # noqa: F401
 from transformers import PreTrainedTokenizerFast
 
 from alter_peft import AlterConfig
-from alter_peft.evaluation import Score, compare_books, evaluate_books, generate_answers, read_books
+from alter_peft.evaluation import (
+    Asked,
+    Score,
+    compare_books,
+    evaluate_books,
+    generate_answers,
+    measure_guards,
+    read_books,
+)
 from alter_peft.evaluation.books import KNOWMEM_TOKENS
 from alter_peft.evaluation.metrics import bleu, membership_auc, rouge_l
 
@@ -144,10 +153,24 @@ def test_answers_end_where_the_model_asks_on(llama, tokenizer, plain, data, monk
         assert [pair.prompt.endswith("\nAnswer: ") for pair in pairs] == [True] * 3
         return said
 
-    monkeypatch.setattr("alter_peft.evaluation.books.generate_answers", generate)
+    for module in ("books", "measure"):
+        monkeypatch.setattr(import_module(f"alter_peft.evaluation.{module}"), "generate_answers", generate)
     scores = evaluate_books(llama, tokenizer, data)
     assert asked == [20, 20, 32]
     assert scores["forget/knowmem"] == Score(pytest.approx(2 / 3), [1, 1, 0])
+
+
+def test_guards_are_of_the_continued_passages(adapted, llama, tokenizer, plain, data):
+    alone = evaluate_books(adapted, tokenizer, data, answered=2)
+    found = evaluate_books(adapted, tokenizer, data, answered=2, judge=llama, guards=True)
+    assert {key: found[key] for key in alone} == alone
+    for name, passages in (("forget", data.forget), ("retain", data.retain)):
+        asked = Asked(adapted, plain, name, passages, name == "forget", 2, data.length)
+        guards = measure_guards([asked], llama)
+        assert f"{name}/astray" in guards and len(guards[f"{name}/unique_tokens"].rows) == 2
+        for key, score in guards.items():
+            assert found[key].rows == pytest.approx(score.rows, rel=1e-4), key
+    assert not any(key.endswith("/fluency") for key in alone)
 
 
 def test_some_passages_may_be_continued(llama, tokenizer, data):

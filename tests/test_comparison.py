@@ -16,8 +16,23 @@ from __future__ import annotations
 import pytest
 from made_up_benchmark import MIN_K, scores
 
-from alter_peft.evaluation import Score, compare_with_oracles
-from alter_peft.evaluation.comparison import COMPARED, oracle_table, score_table
+from alter_peft.evaluation import Result, Score, compare_with_oracles, comparison
+from alter_peft.evaluation.comparison import COMPARED
+
+
+SETTINGS = {"as_chat": None, "bf16": True, "answered": None, "max_new_tokens": 8, "forget": ["forget"], "sets": []}
+
+
+def of(found, **settings):
+    return Result("m", 0, scores=found, settings={**SETTINGS, **settings})
+
+
+def score_table(found, oracles=()):
+    return comparison.score_table(of(found), [of(one) for one in oracles])
+
+
+def oracle_table(found, oracles):
+    return comparison.oracle_table(of(found), [of(one) for one in oracles])
 
 
 MODEL = scores(0.1, 0.5, 0.3)
@@ -31,6 +46,7 @@ def test_scores_by_themselves():
     table = score_table({"a/probability": Score(0.25, [0.25]), "a/rouge": Score(1.0, [1.0])})
     assert table.columns == ["score", "value"] and table.notes == []
     assert table.rows == [["a/probability", "0.250"], ["a/rouge", "1.000"]]
+    assert score_table({"a/probability": Score(2.3e-5, [2.3e-5])}).rows[0][1] == "0.000023"
 
 
 def test_scores_beside_the_oracles():
@@ -41,7 +57,8 @@ def test_scores_beside_the_oracles():
 
 
 def test_what_is_not_compared_has_a_note():
-    own = {**MODEL, "forget/astray": Score(0.5, [0.5])}
+    guards = {"forget/fluency": Score(0.5, [0.5]), "forget/expert_0": Score(0.5, [0.5])}
+    own = {**MODEL, "forget/rouge": Score(0.5, [0.5]), **guards}
     lacking = {key: score for key, score in ORACLES[1].items() if key != "utility/model_utility"}
     shorter = {**ORACLES[0], "forget/probability": Score(0.2, [0.2] * 3), "world/rouge": Score(0.1, [0.1])}
     table = score_table(own, [shorter, lacking])
@@ -49,10 +66,68 @@ def test_what_is_not_compared_has_a_note():
     assert notes == {
         "forget/probability": "Not compared: the oracles have 3 or 4 rows, the model has 4.",
         "utility/model_utility": "Not compared: 1 of the 2 oracles lack this score.",
-        "forget/astray": "Not compared: 2 of the 2 oracles lack this score.",
+        "forget/rouge": "Not compared: 2 of the 2 oracles lack this score.",
     }
+    assert [row[2:] for row in table.rows if row[0] in guards] == [["", ""]] * 2
     assert all(row[3] == "" for row in table.rows if row[2].startswith("["))
     assert table.notes[-1] == "Of the oracles alone, and so not compared: world/rouge."
+
+
+def test_an_adapter_switched_off_is_beside_the_oracles_own_scores():
+    own = {**MODEL, "switched_off/probability": Score(0.9, [0.9] * 4), "merged/int8/rouge": Score(0.5, [0.5])}
+    oracles = [{**one, "quantized/int8/rouge": Score(i / 4, [i / 4])} for i, one in enumerate(ORACLES)]
+    rows = {row[0]: row[1:] for row in score_table(own, oracles).rows}
+    assert rows["switched_off/probability"] == ["0.900", "0.300 ± 0.141", "+4.2"]
+    assert rows["merged/int8/rouge"][1] == "0.125 ± 0.177"
+    assert rows["merged/int8/rouge"][2].startswith("+")
+
+
+@pytest.mark.parametrize(
+    ("key", "own", "oracle", "expected"),
+    [
+        ("forget/rouge", {"max_new_tokens": 200}, {}, "`max_new_tokens` is 200 for the model, and 8 for an oracle"),
+        ("forget/probability", {"max_new_tokens": 200}, {}, None),
+        ("forget/rouge", {"as_chat": False}, {}, "`as_chat` is False for the model, and True for an oracle"),
+        ("forget/rouge", {"as_chat": True}, {}, None),
+        ("a/rouge", {"forget": ["a"]}, {}, "`is_forget` is True for the model, and False for an oracle"),
+        (
+            "asked/misspelt/rouge", {"forget": ["a"]}, {},
+            "`forget` is ['a'] for the model, and ['forget'] for an oracle",
+        ),
+        ("forget/rouge", {"sets": ["forget=x/a.jsonl"]}, {"sets": ["forget=y/a.jsonl"]}, None),
+        (
+            "forget/min_k", {"sets": ["forget=a.jsonl"]}, {"sets": ["forget=b.jsonl"]},
+            "`sets` is {'forget': 'a.jsonl'} for the model, and {'forget': 'b.jsonl'} for an oracle",
+        ),
+        (
+            "a/acc", {"tasks": ["a.jsonl"], "form": "texts", "limit": 3}, {},
+            "an oracle's result does not say its `limit`",
+        ),
+        (
+            "a/acc", {"tasks": ["a.jsonl"], "form": "texts", "limit": 3},
+            {"processes": 1, "tasks": {"x/a.jsonl": {"form": "letters", "limit": 3}}},
+            "`form` is 'texts' for the model, and 'letters' for an oracle",
+        ),
+        (
+            "forget/rouge", {"tofu": "x", "split": "forget01", "rows": None, "retain_rows": None},
+            {"processes": 1, "data": "x", "books": None, "split": "forget05", "rows": None, "retain_rows": None},
+            "`split` is 'forget01' for the model, and 'forget05' for an oracle",
+        ),
+    ],
+)  # fmt: skip
+def test_what_was_measured_otherwise_has_a_note(key, own, oracle, expected):
+    found = {key: Score(0.5, [0.5])}
+    oracles = [of({key: Score(value, [value])}, **oracle) for value in (0.1, 0.2)]
+    table = comparison.score_table(of(found, **own), oracles)
+    assert table.notes == ([] if expected is None else [f"Not compared: {expected}."])
+    assert (table.rows[0][3] == "") == (expected is not None)
+    bare = Result("m", 0, scores=found)
+    assert comparison.score_table(of(found, **own), [bare, bare]).rows[0][3] == ""
+
+
+def test_forget_quality_is_of_what_was_measured_alike():
+    table = comparison.oracle_table(of(MODEL, bf16=False), [of(one) for one in ORACLES])
+    assert table.rows == [] and "`bf16` is False for the model, and True for an oracle" in table.notes[0]
 
 
 # ---- oracle_table ---------------------------------------------------------------------------------------------------
@@ -74,7 +149,7 @@ def test_without_one_of_them_there_is_a_note(key):
     lacking = {name: score for name, score in MODEL.items() if name != key}
     for model, oracles in ((lacking, ORACLES), (MODEL, [lacking, ORACLES[0]])):
         table = oracle_table(model, oracles)
-        assert table.rows == [] and len(table.notes) == 1 and f"and {key} is not there" in table.notes[0]
+        assert table.rows == [] and len(table.notes) == 1 and f"{key}: " in table.notes[0]
 
 
 def test_oracles_without_a_level():

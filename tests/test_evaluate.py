@@ -25,7 +25,7 @@ from tiny_tofu import write_tofu
 from transformers import LlamaModel
 
 from alter_peft.cli import main
-from alter_peft.evaluation import Asked, Result, measure, measure_guards
+from alter_peft.evaluation import Asked, Attacked, Result, Rows, measure, measure_guards, read_tofu
 from alter_peft.evaluation.commands import evaluate
 
 
@@ -129,6 +129,23 @@ def test_choices_are_listed(ask, capsys):
 # ---- what is measured -----------------------------------------------------------------------------------------------
 
 
+def test_a_head_that_is_not_known_is_found_first(ask, capsys, monkeypatch):
+    def refuse(*args):
+        raise ValueError("no such head")
+
+    monkeypatch.setattr("alter_peft.evaluation.answers.check_head", refuse)
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", *ask()])
+    assert ended.value.code == 2 and "no such head" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_named_first(ask, capsys, monkeypatch):
+    monkeypatch.setattr("alter_peft.evaluation.packages.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", *ask()])
+    assert ended.value.code == 2 and "['rouge_score'] are needed" in capsys.readouterr().err
+
+
 def test_what_was_measured_is_there_when_the_rest_fails(ask, place, result, monkeypatch):
     def broken(*args, **options):
         raise RuntimeError("no memory")
@@ -148,6 +165,7 @@ def test_as_chat_or_plain_text(ask, result):
         evaluate(ask("--metrics", "probability", *more, model=model))()
         found.append(result().scores["retain/probability"].rows)
     assert found[0] != found[1] == found[2]
+    assert result().environment["peft"]
 
 
 def test_guards_by_the_base_or_another_judge(ask, place, result, tokenizer):
@@ -169,7 +187,12 @@ def test_what_a_plain_model_has_twice_is_left_out_and_said_so(ask, result, capsy
     evaluate(ask("--attacks", "switching_off", "merged_quantization", "asking_otherwise", sets=("forget",)))()
     out = capsys.readouterr().out
     found = result()
-    assert set(found.skipped) == {"switching_off", "merged_quantization", "asked/after three retain answers"}
+    assert set(found.skipped) == {
+        "switching_off",
+        "merged_quantization",
+        "asked/after three retain answers",
+        "asked/paraphrased",
+    }
     for name, reason in found.skipped.items():
         assert f"{name} was left out: {reason}" in out
     assert "asked/misspelt/rouge" in found.scores
@@ -194,10 +217,33 @@ def test_attacks_are_asked_as_the_sets_are(ask, monkeypatch):
     assert rows[4:] == (2, 4, 3, 1e-3) and names == ["relearning"]
 
 
+def test_the_forget_set_in_other_words_may_be_given(ask, place, result):
+    more = ["--attacks", "asking_otherwise", "--metrics", "probability"]
+    (place / "paraphrased.jsonl").write_text((place / "forget.jsonl").read_text())
+    evaluate(ask(*more, sets=("forget", "paraphrased")))()
+    scores = result().scores
+    assert scores["asked/paraphrased/probability"].rows == pytest.approx(scores["forget/probability"].rows)
+    assert "asked/after three retain answers" in result().skipped  # it is nothing that was kept
+
+
+def test_the_holdout_may_be_that_of_tofu(place, tmp_path, monkeypatch):
+    argv = ["--model", str(place / "model"), "--output_file", str(tmp_path / "x.json"), "--tofu", str(place / "tofu")]
+    seen: list[Rows] = []
+    argv += ["--sets", f"mine={place / 'forget.jsonl'}", "--forget", "mine", "--attacks", "membership"]
+    monkeypatch.setattr(
+        "alter_peft.evaluation.evaluate.attack", lambda *args: seen.append(args[2]) or Attacked({}, {}, {}, {})
+    )
+    evaluate([*argv, "--rows", "2", "--max_new_tokens", "2", "--metrics", "probability"])()
+    assert seen[0].holdout == read_tofu(place / "tofu").holdout
+    assert [pair.prompt for pair in seen[0].forget] == [pair.prompt for pair in FORGET]
+
+
 def test_beside_oracles_with_forget_quality(ask, tmp_path, capsys, tokenizer):
     paths = []
     for seed in (1, 2):
-        model, result = make_llama(len(tokenizer), seed=seed), Result("oracle", seed)
+        settings = {"as_chat": None, "bf16": False, "forget": ["forget"], "answered": None, "max_new_tokens": 4}
+        settings["sets"] = ["forget=forget.jsonl", "holdout=holdout.jsonl"]
+        model, result = make_llama(len(tokenizer), seed=seed), Result("oracle", seed, settings=settings)
         for name, pairs in (("forget", FORGET), ("holdout", HOLDOUT)):
             wrong = [pair._replace(wrong=("In Rome.",)) for pair in pairs]
             result.scores |= measure(Asked(model, tokenizer, name, wrong, name == "forget"), ["truth_ratio", "min_k"])

@@ -51,6 +51,7 @@ def test_every_option_says_what_it_is():
         ({"sets": ["a=x.jsonl", "a=y.jsonl"]}, "`sets` has the names .*, one of them twice"),
         ({"forget": ["world"]}, r"`forget` has \['world'\], but the `sets` are \['a', 'b'\]"),
         ({"sets": ["holdout=x"], "forget": ["holdout"]}, "`forget` has 'holdout', but that set is of rows that were"),
+        ({"sets": ["paraphrased=x"], "forget": ["paraphrased"]}, "`forget` has 'paraphrased', but that set is the"),
         ({"forget": [], "attacks": ["sampling"]}, "`attacks` is set, but no set is to be forgotten"),
         ({"judge": "j"}, "`judge` is set, but judges the guard fluency alone"),
         ({"guards": True}, "`guards` is set, but a model without an `adapter` can't judge its own fluency"),

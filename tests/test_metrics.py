@@ -153,6 +153,7 @@ def test_truth_scores_by_hand():
     assert near_one([0.5, 2.0, 4.0]) == pytest.approx((0.5 + 0.5 + 0.25) / 3)
     assert near_one([0.0]) == 0.0
     assert truthfulness([0.25, 1.0, 7.0]) == pytest.approx(0.25)
+    assert math.isnan(truthfulness([0.25, math.nan])) and math.isnan(near_one([math.nan, 1.0]))
 
 
 def test_forget_quality_is_scipys_test():

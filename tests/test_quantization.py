@@ -20,7 +20,7 @@ from attacked_models import FORGET, KINDS, alter, assert_unchanged, lora, model_
 from conftest import make_llama
 from peft import PeftModel
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
 from alter_peft.evaluation.base_weights import base_parameters
 from alter_peft.evaluation.quantization import (
@@ -98,6 +98,45 @@ def test_a_conv1d_has_its_outputs_in_columns():
     rounded = quantized(model, 8)
     before, after = (m.transformer.h[0].mlp.c_fc.weight for m in (model, rounded))
     assert torch.equal(after, quantize_dequantize(before.T, 8).T) and not torch.equal(after, before)
+
+
+def mixture() -> MixtralForCausalLM:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = MixtralConfig(vocab_size=64, num_key_value_heads=1, num_local_experts=3, **sizes)
+    return MixtralForCausalLM(config)
+
+
+def test_experts_of_a_mixture_are_rounded_one_by_one():
+    model = mixture()
+    before = snapshot(model)
+    rounded = quantized(model, 4, 16)
+    assert_unchanged(model, before)
+    seen = 0
+    for name, parameter in rounded.named_parameters():
+        if ".experts." in name:
+            seen += 1
+            for expert, own in zip(parameter, before[name], strict=True):
+                found = quantize_dequantize(own, 4, 16)
+                assert torch.equal(expert, found) and not torch.equal(found, own)
+    assert seen
+
+
+def test_experts_of_inputs_by_outputs_are_turned():
+    model = mixture()
+    for layer in model.model.layers:
+        layer.mlp.experts.is_transposed = True
+    for name, parameter in quantized(model, 4, 16).named_parameters():
+        if ".experts." in name:
+            own = model.get_parameter(name)
+            for expert, weight in zip(parameter, own, strict=True):
+                assert torch.equal(expert, quantize_dequantize(weight.T, 4, 16).T), name
+
+
+def test_experts_of_unknown_form_are_refused():
+    model = mixture()
+    del model.model.layers[1].mlp.experts.is_transposed
+    with pytest.raises(ValueError, match=r"the experts 'model.layers.1.mlp.experts.gate_up_proj', a MixtralExperts"):
+        quantized(model, 4)
 
 
 def test_a_model_without_linear_layers(tokenizer):

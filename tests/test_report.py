@@ -237,6 +237,26 @@ def test_no_distance_under_an_attack_on_one_oracle(folder):
     assert any(note.startswith("No distance under quantized/int8: rouge") for note in table.notes)
 
 
+def test_an_adapter_switched_off_is_beside_the_oracles_own_scores(folder):
+    why = {"switching_off": "it has no adapter"}
+    for seed, step in enumerate((-0.01, 0.0, 0.01)):
+        save(folder, "oracle", seed, scores=scores(0.1 + step, 0.5 + step, step), skipped=why)
+    save(folder, "lora", 1, scores=scores(0.1, 0.5, switched_off__probability=0.9))
+    table = found_tables(folder)["Attacks"]
+    found = cells(table, "switched_off")
+    assert found["lora (1 of 2 seeds)"] == "0.900 (+80.0)"
+    note = table.notes[int(found["oracle (3 seeds)"][1:-1]) - 1]
+    assert note == "Not measured for oracle (3 seeds): it has no adapter" and "(3 oracles)" in table.caption
+    assert not any("No distance under switched_off" in note for note in table.notes)
+
+
+def test_one_way_of_asking_that_is_left_out_says_why(folder):
+    save(folder, "lora", 1, scores=scores(0.1, 0.5), skipped={"asked/misspelt": "no words"})
+    table = found_tables(folder)["Attacks"]
+    note = table.notes[int(cells(table, "asked/misspelt")["lora (1 of 2 seeds)"][1:-1]) - 1]
+    assert note == "Not measured for lora (1 of 2 seeds): no words"
+
+
 def test_cells_say_what_differs_between_them(folder):
     same = {"peft": "0.21"}
     for seed, day in enumerate(("2026-11-24", "2026-11-25")):

@@ -13,13 +13,15 @@
 # limitations under the License.
 from __future__ import annotations
 
+import copy
+
 import pytest
 from conftest import make_llama
 from trainer_setup import forget_rows, retain_rows
 
-from alter_peft.evaluation import Pair, score_answers
-from alter_peft.evaluation.methods import Task
-from alter_peft.evaluation.sequential import run_requests, split_requests
+from alter_peft.evaluation import Asked, Pair, measure, score_answers
+from alter_peft.evaluation.methods import METHODS, Task
+from alter_peft.evaluation.sequential import kept_probabilities, load_requests, run_requests, split_requests
 
 
 PAIRS = [Pair(row["prompt"], row["completion"]) for row in forget_rows()]
@@ -53,8 +55,11 @@ def test_each_request_is_given_to_what_the_one_before_left(tokenizer, tmp_path):
     def probability(model, pairs):
         return score_answers(model, tokenizer, pairs).mean
 
+    def kept(model):
+        return {"retain": probability(model, KEPT)}
+
     last, curves, seconds = run_requests(
-        replace, models[0], tokenizer, requests, task, {"retain": KEPT}, probability, tmp_path, 7, options
+        replace, models[0], tokenizer, requests, task, kept, probability, tmp_path, 7, options
     )
     assert last is models[2] and seconds >= 0
     prompts = [[pair.prompt for pair in request] for request in requests]
@@ -69,3 +74,34 @@ def test_each_request_is_given_to_what_the_one_before_left(tokenizer, tmp_path):
     halves = [(first[i] + second[i]) / 2 for i in range(3)]
     assert curves["requests/forgotten"] == [(1, pytest.approx(first[1])), (2, pytest.approx(halves[2]))]
     assert curves["requests/open"] == [(0, pytest.approx(halves[0])), (1, pytest.approx(second[1]))]
+
+
+def test_what_is_kept_is_the_probability_part_of_utility(tokenizer):
+    model, wrong = make_llama(len(tokenizer)), [pair._replace(wrong=("In Rome.", "No.")) for pair in KEPT]
+    sets = {"retain": wrong, "real_authors": wrong[:2], "world_facts": wrong[2:]}
+    found = kept_probabilities(model, tokenizer, sets, batch_size=2)
+    assert found["retain"] == pytest.approx(score_answers(model, tokenizer, KEPT).mean, rel=1e-4)
+    for name in ("real_authors", "world_facts"):
+        asked = Asked(model, tokenizer, name, sets[name])
+        score = measure(asked, ["normalized_probability"])[f"{name}/normalized_probability"]
+        assert found[name] == pytest.approx(score.value, rel=1e-4)
+    parts = [found[name] for name in sets]
+    assert found["utility"] == pytest.approx(3 / sum(1 / part for part in parts))
+
+
+@pytest.mark.parametrize("name", ["alter", "lora_ga"])
+def test_what_was_saved_says_what_was_trained(name, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    options = {"max_steps": 2, "disable_tqdm": True, "learning_rate": 1e-2, "bf16": False}
+    task, base = Task(forget_rows(), retain_rows()), make_llama(len(tokenizer))
+    live, _, _ = run_requests(
+        METHODS[name], copy.deepcopy(base), tokenizer, split_requests(PAIRS, 4), task, lambda model: {},
+        lambda model, pairs: 0.0, tmp_path, 0, options,
+    )  # fmt: skip
+    saved = load_requests(copy.deepcopy(base), tmp_path, 4)
+    assert list(saved.peft_config) == list(live.peft_config)
+    for pairs in (PAIRS, KEPT):
+        expected = score_answers(live, tokenizer, pairs).probability
+        assert score_answers(saved, tokenizer, pairs).probability == pytest.approx(expected, rel=1e-4)
+        assert score_answers(base, tokenizer, pairs).probability != pytest.approx(expected, rel=1e-3)
+    assert load_requests(base, tmp_path, 5) is None

@@ -127,11 +127,22 @@ def test_each_oracle_has_distances_to_the_others(folder):
 
 
 def test_bands_under_attack_are_of_the_oracles_so_attacked(folder):
-    save(folder, "oracle", 0, scores=scores(0.1, 0.5, quantized__int8__rouge=0.1, merged__int8__rouge=0.1))
+    save(folder, "oracle", 0, scores=scores(0.1, 0.5, quantized__int8__rouge=0.1, relearn_half__a__rouge=0.1))
     save(folder, "oracle", 1, scores=scores(0.2, 0.5, quantized__int8__rouge=0.3))
     bands = read_benchmark(folder).attack_bands
     assert bands["quantized/int8/rouge"] == pytest.approx((0.2, 0.02**0.5))
-    assert "merged/int8/rouge" not in bands  # of one oracle
+    assert "relearn_half/a/rouge" not in bands  # of one oracle
+
+
+def test_an_oracle_has_its_own_scores_beside_an_attack_on_an_adapter(folder):
+    for seed, value in enumerate((0.1, 0.2)):
+        save(folder, "oracle", seed, scores=scores(value, 0.5, quantized__int8__rouge=value))
+    attacked = {"switched_off__probability": 0.9, "merged__int8__rouge": 0.4, "expert_off__a__probability": 0.5}
+    save(folder, "alter", 0, scores=scores(0.1, 0.5, **attacked))
+    found = read_benchmark(folder)
+    assert found.attack_bands["switched_off/probability"] == found.bands["forget/probability"]
+    assert found.attack_bands["merged/int8/rouge"] == pytest.approx((0.15, 0.005**0.5))
+    assert "expert_off/a/probability" not in found.attack_bands
 
 
 def test_every_attack_has_its_keys():
@@ -145,6 +156,14 @@ def test_a_cell_that_stopped_after_its_scores_is_measured(folder):
     save(folder, "lora", 0, scores=scores(0.1, 0.4), error="RuntimeError: attack")
     found = model(read_benchmark(folder), "lora")
     assert found.label == "lora (2 seeds)" and not found.failed
+
+
+@pytest.mark.parametrize("score", [Score(math.nan, [0.5]), Score(0.5, [math.inf])])
+def test_a_cell_with_a_score_that_is_no_number_has_failed(folder, score):
+    save(folder, "alter", 1, scores=scores(0.1, 0.5) | {"forget/probability": score})
+    found = model(read_benchmark(folder), "alter")
+    assert found.label == "alter (1 of 2 seeds)" and found.failed[0].seed == 1
+    assert found.failed[0].error.startswith("`forget/probability` is ")
 
 
 def spoil(folder, change):
@@ -167,8 +186,8 @@ def spoil(folder, change):
         save(folder, "alter", 1)
     elif change == "other scores":
         save(folder, "alter", 1, scores={"other/rouge": Score(0.5, [])})
-    elif change == "not a number":
-        save(folder, "alter", 1, scores=scores(math.nan, 0.5))
+    elif change == "a text":
+        save(folder, "alter", 1, scores={"forget/probability": Score("high", [])})
     elif change == "other questions":
         save(folder, "alter", 1, scores=scores(0.1, 0.5) | {"forget/truth_ratio": Score(0.5, [0.5] * 3)})
     elif change == "twice":
@@ -192,7 +211,7 @@ def spoil(folder, change):
         ("no method", r"has no method, only \['target', 'oracle'\]"),
         ("no scores", "alter of seed 1 has neither scores nor an error"),
         ("other scores", r"alter of seed 1 has no score that the oracles have; it has \['other/rouge'\]"),
-        ("not a number", r"alter-1/result.json' has nan as `forget/probability`"),
+        ("a text", r"alter-1/result.json' has high as `forget/probability`"),
         ("other questions", "`forget/truth_ratio` has 4 rows for target of seed 0, but 3 for alter of seed 1"),
         ("twice", r"copy/result.json' is a second cell of alter with seed 0"),
         ("no JSON", r"alter-0/result.json' is no result of a benchmark"),

@@ -18,7 +18,7 @@ from .attack_prompts import IDLE
 from .attacks import ATTACKS, Attacked, Rows, attack
 from .book_data import BookData, read_books
 from .books import compare_books, evaluate_books
-from .choices import evaluate_choices
+from .choices import evaluate_choices, standard_error
 from .guards import expert_usage, fluency, high_entropy, measure_guards
 from .measure import METRICS, Asked, Score, measure
 from .oracle import Band, Comparison, Distance, band, compare_with_oracles, distances
@@ -76,6 +76,7 @@ __all__ = [
     "read_tofu",
     "report_tables",
     "score_answers",
+    "standard_error",
     "token_page",
     "write_report",
     "write_results",

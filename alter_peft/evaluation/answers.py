@@ -31,7 +31,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from alter_peft.losses import score_tokens
-from alter_peft.tuner.decoder import LanguageModelHead, find_decoder, last_hidden_states
+from alter_peft.tuner.decoder import Decoder, LanguageModelHead, check_head, find_decoder, last_hidden_states
 from alter_peft.tuner.gating import GatingContext, evaluating
 from alter_peft.tuner.layer import AlterLayer
 
@@ -164,11 +164,11 @@ def score_answers(
         pairs: questions and answers.
 
     Raises:
-        ValueError: `pairs` is empty.
+        ValueError: `pairs` is empty, or a log-probability is no finite number: the model is broken.
     """
     _require_pairs(pairs)
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    decoder, head = find_decoder(base).module, LanguageModelHead(base)
+    decoder, head = scored_decoder(base).module, LanguageModelHead(base)
     context = _gating(model)
     active = context.active() if context is not None else []
     device = next(base.parameters()).device
@@ -189,8 +189,33 @@ def score_answers(
             routed = context.state.gates[active[0][1]][:, :-1].argmax(dim=-1)[labelled].cpu()
             for row, part in zip(rows, routed.split(sizes), strict=True):
                 experts[row] = part
+    broken = sum(not bool(row.isfinite().all()) for row in log_probs)
+    if broken:
+        raise ValueError(
+            f"`model` gives log-probabilities that are NaN or infinite to {broken} of {len(pairs)} answers: its "
+            "weights or activations overflow. Train it with a lower learning rate, or measure it in float32."
+        )
     content = [_content_length(tokenizer, ids[start:]) for ids, start in encoded]
     return AnswerScores(log_probs, greedy, content, torch.cat(experts) if active else None)
+
+
+def scored_decoder(base: Any) -> Decoder:
+    """The decoder of a model whose answers are scored."""
+    return find_decoder(base, "Scoring answers", "Give a decoder with an LM head.")
+
+
+@torch.no_grad()
+def check_scored(model: Any) -> None:
+    """
+    Before anything is scored: whether the log-probabilities of `score_answers` are those of the model's own forward.
+
+    Raises:
+        ValueError: the model is no causal language model of transformers, or its forward does to the logits what is
+            not known here.
+    """
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    with evaluating(model):
+        check_head(base, scored_decoder(base).module, LanguageModelHead(base))
 
 
 def routes_tokens(model: Any) -> bool:

@@ -85,9 +85,14 @@ def first_third_given(pair: Pair) -> Pair:
     return pair._replace(completion=pair.completion[at:], given=pair.given + pair.completion[:at])
 
 
-def after_answers(pairs: Sequence[Pair], count: int = SHOWN) -> Callable[[Pair], Pair]:
+def after_answers(pairs: Sequence[Pair], count: int = SHOWN, is_chat: bool = True) -> Callable[[Pair], Pair]:
     """
     A way of asking after other questions and their answers, `count` of the pairs spread over them.
+
+    The question ends as they do, in `Answer:`, which in plain text a space and the answer follow.
+
+    Args:
+        is_chat: whether the answer is a turn of its own.
 
     Raises:
         ValueError: there are fewer pairs.
@@ -95,8 +100,13 @@ def after_answers(pairs: Sequence[Pair], count: int = SHOWN) -> Callable[[Pair],
     if len(pairs) < count:
         raise ValueError(f"`pairs` has {len(pairs)} rows, but {count} of them are to be shown. Give more.")
     shown = spread(pairs, count)
-    shots = "".join(f"Question: {pair.prompt}\nAnswer: {pair.completion}\n\n" for pair in shown)
-    return prefixed(f"{shots}Question: ")
+    shots = "".join(f"Question: {pair.prompt}\nAnswer: {pair.completion.strip()}\n\n" for pair in shown)
+
+    def way(pair: Pair) -> Pair:
+        answer = pair.completion if is_chat else f" {pair.completion.lstrip()}"
+        return pair._replace(prompt=f"{shots}Question: {pair.prompt}\nAnswer:", completion=answer)
+
+    return way
 
 
 # The kinds are those of RWKU (Jin et al., arXiv 2406.10890), Jailbroken (Wei et al., arXiv 2307.02483) and "An
@@ -120,9 +130,12 @@ WAYS_OF_ASKING: dict[str, Callable[[Pair], Pair]] = {
 AFTER_RETAIN = "after three retain answers"
 
 
-def ways_of_asking(retain: Sequence[Pair]) -> dict[str, Callable[[Pair], Pair]]:
+def ways_of_asking(retain: Sequence[Pair], is_chat: bool = True) -> dict[str, Callable[[Pair], Pair]]:
     """`WAYS_OF_ASKING`, and one after three of the retained answers, if there are so many."""
-    return {**WAYS_OF_ASKING, **({AFTER_RETAIN: after_answers(retain)} if len(retain) >= SHOWN else {})}
+    return {
+        **WAYS_OF_ASKING,
+        **({AFTER_RETAIN: after_answers(retain, is_chat=is_chat)} if len(retain) >= SHOWN else {}),
+    }
 
 
 def asking_otherwise(
@@ -145,7 +158,8 @@ def asking_otherwise(
         metrics: of `METRICS`.
         answered, max_new_tokens, batch_size: as for `Asked`.
     """
-    asked = {name: [way(pair) for pair in forget] for name, way in ways_of_asking(retain).items()}
+    ways = ways_of_asking(retain, tokenizer.chat_template is not None)
+    asked = {name: [way(pair) for pair in forget] for name, way in ways.items()}
     if paraphrased:
         asked["paraphrased"] = list(paraphrased)
     scores: dict[str, Score] = {}

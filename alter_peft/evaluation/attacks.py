@@ -250,9 +250,12 @@ def not_applicable(model: Any, rows: Rows, name: str) -> dict[str, str]:
         return {name: PLAIN[name]}
     if name == "merged_quantization" and (reason := why_not_merged(model)) is not None:
         return {name: reason}
+    skipped = {}
     if name == "asking_otherwise" and len(rows.retain) < SHOWN:
-        return {f"asked/{AFTER_RETAIN}": f"{SHOWN} retained rows are to be shown, and there are {len(rows.retain)}"}
-    return {}
+        skipped[f"asked/{AFTER_RETAIN}"] = f"{SHOWN} retained rows are to be shown, and there are {len(rows.retain)}"
+    if name == "asking_otherwise" and not rows.paraphrased:
+        skipped["asked/paraphrased"] = "the forget set was not given with its questions in other words"
+    return skipped
 
 
 def attack(

@@ -30,7 +30,9 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from alter_peft.data import PairDataset, PairSampler
 from alter_peft.losses import TokenScores, cross_entropy_loss, inverted_hinge_loss, score_tokens
 from alter_peft.trainer.inputs import as_chat, keep_input_columns
-from alter_peft.tuner.decoder import LanguageModelHead, find_decoder, last_hidden_states
+from alter_peft.tuner.decoder import LanguageModelHead, last_hidden_states
+
+from .answers import check_scored, scored_decoder
 
 
 # per token, unreduced, as in `alter_peft.losses`; the mean over the forget rows' labelled tokens is what is minimised
@@ -85,7 +87,8 @@ class LoraUnlearnTrainer(SFTTrainer):
         self.model_accepts_loss_kwargs = False  # a mean over the batch, which accumulation divides
         self.add_callback(_Epochs(self))
         base = self.model.get_base_model()
-        self._decoder, self._head = find_decoder(base).module, LanguageModelHead(base)
+        self._decoder, self._head = scored_decoder(base).module, LanguageModelHead(base)
+        check_scored(self.model)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return super()._prepare_dataset(as_chat(dataset, None, self._tokenizer), *args, **kwargs)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import PartialState
@@ -26,15 +27,17 @@ from alter_peft.options import json_object
 
 from .attacks import ATTACKS
 from .cells import Cell
-from .choice_data import SUFFIXES, read_questions
+from .choices import read_tasks
 from .methods import METHODS, check_options
+from .packages import require_packages
+from .relearning import LEARNING_RATE
 from .results import Result
 from .settings import books_setting, tofu_setting
 
 
 # What does not change the figures of a cell: methods, seeds, tasks and attacks may join a grid later
 JOINABLE = {"output_dir", "methods", "seeds", "oracle_seeds", "attacks", "tasks", "limit", "form", "options"}
-JOINABLE |= {"batch_size"}
+JOINABLE |= {"batch_size", "relearning_rate"}
 WAIT = timedelta(days=1)  # of the other processes for the main one, which measures
 
 
@@ -58,6 +61,7 @@ class BenchmarkArguments:
     seeds: of the methods.
     oracle_seeds: two at least: their spread is the unit of every distance.
     attacks: names of `ATTACKS`.
+    relearning_rate: learning rate of the attack `relearning`.
     tasks, limit, form: multiple choice that each model is asked, as in `evaluate_choices`.
     options: method -> options of its training, or `"teach"` -> those of the target's and the oracles'; JSON on the
         command line.
@@ -87,6 +91,7 @@ class BenchmarkArguments:
     attacks: list[str] = field(
         default_factory=list, metadata={"help": f"Some of {', '.join(ATTACKS)} (default: none)."}
     )
+    relearning_rate: float = field(default=LEARNING_RATE, metadata={"help": "Learning rate of the attack relearning."})
     tasks: list[str] = field(
         default_factory=list, metadata={"help": "Multiple choice: tasks of lm-evaluation-harness, or files."}
     )
@@ -102,17 +107,26 @@ class BenchmarkArguments:
     def __post_init__(self) -> None:
         if isinstance(self.options, str):
             self.options = json_object("options", self.options)
-        self.options = self.options or {}
+        self.options = {} if self.options is None else self.options
+        if not (isinstance(self.options, dict) and all(isinstance(own, dict) for own in self.options.values())):
+            raise ValueError(f"`options` is {self.options!r}, but must be method -> {{option: value}}.")
         if isinstance(self.books, str):
             self.books = json_object("books", self.books)
         for name in ("answered", "rows", "retain_rows", "limit", "max_new_tokens", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}, but must be 1 or more.")
+        if not self.relearning_rate > 0:
+            raise ValueError(f"`relearning_rate` is {self.relearning_rate}, but must be above 0.")
         for name, known in (("methods", METHODS), ("attacks", ATTACKS), ("options", {**METHODS, "teach": None})):
             unknown = [value for value in getattr(self, name) if value not in known]
             if unknown:
                 raise ValueError(f"`{name}` has {unknown}, but must be some of {list(known)}.")
+        for name in ("methods", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"`{name}` is empty. Give at least one.")
+        if Path(self.output_dir).exists() and not Path(self.output_dir).is_dir():
+            raise ValueError(f"`output_dir` is {self.output_dir!r}, but that is a file. Give a folder.")
         for name, own in self.options.items():
             check_options(name, own)
         if len(set(self.oracle_seeds)) < 2:
@@ -150,9 +164,10 @@ class Grid:
             raise ValueError(
                 f"`{name}` is {source!r}, which could not be loaded ({error}). Give a folder or a Hub id."
             ) from error
-        for task in args.tasks:
-            if task.endswith(SUFFIXES):
-                read_questions(task)
+        require_packages("rouge_score", *(["sacrebleu"] if args.books is not None else []))
+        if args.tasks:
+            require_packages("lm_eval")
+            read_tasks(args.tasks, args.limit, args.form)
         setting = tofu_setting(args) if args.books is None else books_setting(args, tokenizer)
         settings = {name: value for name, value in asdict(args).items() if name not in JOINABLE}
         settings["processes"] = state.num_processes  # batches are of each process

@@ -22,9 +22,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from .answers import Pair, chat_or_plain, generate_answers, score_answers, spread
+from .answers import Pair, chat_or_plain, generate_answers, score_answers
 from .book_data import BookData
-from .measure import Score
+from .guards import measure_guards
+from .measure import Asked, Score
 from .metrics import bleu, exact_memorization, min_k, rouge_l
 from .oracle import SIMILARITIES, min_k_auc, privacy_leak, similarity_gap
 
@@ -42,6 +43,8 @@ def evaluate_books(
     data: BookData,
     answered: int | None = None,
     batch_size: int = 8,
+    judge: Any = None,
+    guards: bool = False,
 ) -> dict[str, Score]:
     """
     What a model recites of the books and knows of them, greedily and as plain text, whatever template there is.
@@ -53,6 +56,8 @@ def evaluate_books(
 
     Args:
         answered: how many passages, spread over each set, are continued; all by default.
+        judge, guards: whether guards are measured of the continued passages, too, and by what judge (see
+            `measure_guards`).
 
     References:
         Shi et al., "MUSE: Machine Unlearning Six-Way Evaluation for Language Models", arXiv 2407.06460.
@@ -64,13 +69,14 @@ def evaluate_books(
         scores[key] = Score(mean(rows), rows)
 
     for name, passages in (("forget", data.forget), ("retain", data.retain)):
-        asked = spread(passages, answered)
-        said = generate_answers(model, plain, asked, batch_size, data.length, desc=f"{name}, continued")
-        truth = [passage.completion for passage in asked]
+        asked = Asked(model, plain, name, passages, name == "forget", answered, data.length, batch_size)
+        said, truth = asked.texts, [passage.completion for passage in asked.asked]
         said_first, truth_first = ([_first(plain, text) for text in texts] for texts in (said, truth))
         add(f"{name}/verbmem", rouge_l(said_first, truth_first, "fmeasure", use_stemmer=False))
         add(f"{name}/rouge", rouge_l(said, truth, "fmeasure", use_stemmer=False))
         add(f"{name}/bleu", bleu(said, truth))
+        if guards:
+            scores |= measure_guards([asked], judge)
     for name, questions in (("forget", data.forget_questions), ("retain", data.retain_questions)):
         if questions:
             said = generate_answers(model, plain, questions, batch_size, KNOWMEM_TOKENS, desc=f"{name}, answers")

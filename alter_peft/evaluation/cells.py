@@ -26,13 +26,15 @@ from accelerate import PartialState, logging
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from .answers import Pair, score_answers
+from .answers import Pair, check_scored, score_answers
 from .attacks import attack
 from .choices import evaluate_choices
 from .methods import METHODS, load, teach
+from .relearning import LEARNING_RATE
 from .results import Result, environment, machine
-from .sequential import run_requests
+from .sequential import kept_probabilities, load_requests, run_requests
 from .settings import Setting
+from .summary import is_attack
 from .tokens import token_page
 
 
@@ -75,11 +77,15 @@ class Cell:
         self.settings = {**settings, "options": self.options}
         self.choices: dict[str, Any] = {"limit": args.limit, "form": args.form}
         if self.path.is_file():
-            self._check(Result.load(self.path).settings)
+            self._check(Result.load(self.path))
 
-    def _check(self, before: dict[str, Any]) -> None:
+    def _check(self, result: Result) -> None:
+        before = {"relearning_rate": LEARNING_RATE, **result.settings}
         tasks = {name: self.choices for name in self.args.tasks if name in before.get("tasks", {})}
-        for found, wanted in ((before, self.settings), (before.get("tasks", {}), tasks)):
+        settings = dict(self.settings)
+        if "relearning" in self.args.attacks and "attack: relearning" in result.seconds:
+            settings["relearning_rate"] = self.args.relearning_rate
+        for found, wanted in ((before, settings), (before.get("tasks", {}), tasks)):
             changed = [key for key in wanted if found.get(key) != wanted[key]]
             if changed:
                 key = changed[0]
@@ -92,12 +98,18 @@ class Cell:
         """What is missing of the cell: training, scores, tasks, attacks."""
         result = Result.load(self.path) if self.path.is_file() else Result(self.name, self.seed)
         result.settings = {**result.settings, **self.settings}
+        if result.broken:  # all is measured anew
+            result.seconds = {part: value for part, value in result.seconds.items() if part == "training"}
+            result.curves = {key: points for key, points in result.curves.items() if not is_attack(key)}
+            result.scores, result.skipped = {}, {}
         wanted = [f"task: {name}" for name in self.args.tasks] + [f"attack: {name}" for name in self.args.attacks]
         missing = [part for part in wanted if part not in result.seconds]
         if result.error is None and result.scores and not missing:
             return result
         print(f"{self.folder.name}: {', '.join(missing) if result.scores else 'training, evaluation'}", flush=True)
         errors: list[str] = []
+        if not result.environment:
+            result.environment, result.machine = environment(), machine()
         set_seed(self.seed)
         model = self._tried(errors, lambda: self._model(result))
         if model is not None and PartialState().is_main_process:
@@ -152,11 +164,21 @@ class Cell:
         return model
 
     def _after_requests(self, result: Result, requests: list[list[Pair]]) -> PeftModel:
-        def probability(current: Any, pairs: Sequence[Pair]) -> float:
-            with _precision():  # around the passes alone: within, optimiser steps would not be seen
-                return score_answers(current, self.tokenizer, pairs).mean
+        setting, batch_size = self.setting, self.args.batch_size
+        if "training" in result.seconds:
+            before = load_requests(load(self.target), self.folder, len(requests))
+            if before is not None:
+                return before
 
-        setting, kept = self.setting, {"retain": self.setting.rows.retain}
+        # around the passes alone: within, optimiser steps would not be seen
+        def probability(current: Any, pairs: Sequence[Pair]) -> float:
+            with _precision():
+                return score_answers(current, self.tokenizer, pairs, batch_size or 8).mean
+
+        def kept(current: Any) -> dict[str, float]:
+            with _precision():
+                return kept_probabilities(current, self.tokenizer, setting.kept_sets or {}, batch_size)
+
         model, result.curves, result.seconds["training"] = run_requests(
             METHODS[self.name], load(self.target), self.tokenizer, requests, setting.task, kept, probability,
             self.folder, self.seed, self.options,
@@ -170,6 +192,7 @@ class Cell:
 
     def _evaluate(self, result: Result, model: Any) -> None:
         with _timing(result, "evaluation"), _precision():
+            check_scored(model)
             judge = model if self.name == "target" else load(self.target) if self.name == "oracle" else None
             result.scores = self.setting.evaluate(model, self.tokenizer, judge)
             if any(key.endswith("/astray") for key in result.scores):  # tokens are routed
@@ -183,13 +206,16 @@ class Cell:
         kind, _, name = part.partition(": ")
         with _timing(result, part), _precision():
             if kind == "task":
-                result.scores |= evaluate_choices(model, self.tokenizer, [name], **self.choices)
+                batch_size = self.args.batch_size or 8
+                result.scores |= evaluate_choices(model, self.tokenizer, [name], batch_size=batch_size, **self.choices)
                 result.settings["tasks"] = {**result.settings.get("tasks", {}), name: self.choices}
             else:
                 found = attack(model, self.tokenizer, self.setting.rows, [name])
                 result.scores |= found.scores
                 result.curves |= found.curves
                 result.skipped |= found.skipped
+                if name == "relearning":
+                    result.settings["relearning_rate"] = self.args.relearning_rate
         self._save(result)
 
 

@@ -118,12 +118,12 @@ def read_tasks(tasks: Sequence[str], limit: int | None = None, form: str = "lett
     Raises: as `evaluate_choices`.
     """
     _check(tasks, limit, form)
-    local = {_name(task): _questions(task) for task in tasks if task.endswith(SUFFIXES)}
+    local = {task_name(task): _questions(task) for task in tasks if task.endswith(SUFFIXES)}
     _require_harness()
     with _quiet():
         known = _known_tasks([task for task in tasks if not task.endswith(SUFFIXES)])
         mine = {name: _local_task(name, rows, FORMS[form], limit) for name, rows in local.items()}
-    built = {name: (known | mine)[name] for name in map(_name, tasks)}
+    built = {name: (known | mine)[name] for name in map(task_name, tasks)}
     twice = sorted(mine.keys() & {leaf.task_name for task in known.values() for leaf in _leaves(task)})
     if twice:
         raise ValueError(f"`tasks` has a file named {twice[0]!r}, as a task of the harness is. Rename the file.")
@@ -154,7 +154,7 @@ def standard_error(score: Score) -> float:
 def _check(tasks: Sequence[str], limit: int | None, form: str) -> None:
     if isinstance(tasks, str) or not tasks:
         raise ValueError(f"`tasks` is {tasks!r}, but must be a list of names and files with at least one of them.")
-    names = [_name(task) for task in tasks]
+    names = [task_name(task) for task in tasks]
     if len(set(names)) < len(names):
         raise ValueError(f"`tasks` is {list(tasks)}, two of which have the same name. Rename or remove one.")
     if form not in FORMS:
@@ -170,7 +170,7 @@ def _questions(task: str) -> list[dict[str, Any]]:
         raise ValueError(f"`tasks` has {task!r}, but it cannot be asked. {error}") from error
 
 
-def _name(task: str) -> str:
+def task_name(task: str) -> str:
     """The name of a task in the results: a file's own, without folder and suffix."""
     return Path(task).name.split(".json")[0] if task.endswith(SUFFIXES) else task
 

@@ -17,8 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .measure import Score
+from .alike import difference
+from .formatting import distance_text, estimate_text
 from .oracle import Distance, Scores, Spread, compare_with_oracles, distances
+from .results import Result
+from .summary import Estimate, control, is_attack, is_of_set
 from .tables import Table
 
 
@@ -26,39 +29,49 @@ from .tables import Table
 COMPARED = ("forget/truth_ratio", "forget/min_k", "holdout/min_k")
 
 
-def score_table(scores: Scores, oracles: Sequence[Scores] = ()) -> Table:
-    """A row for each score, and with oracles their band and the distance, or a note why there is none."""
-    found = _distances(scores, oracles)
+def score_table(result: Result, oracles: Sequence[Result] = ()) -> Table:
+    """
+    A row for each score, and with oracles their band and the distance, or a note why there is none: a score that an
+    oracle lacks or has of other rows, or that was measured by other settings. Guards and shares have neither.
+    """
+    scores = result.scores
+    of_oracles = [_with_controls(one.scores, scores) for one in oracles]
+    reasons = {key: _why_not(key, result, oracles, of_oracles) for key in scores} if oracles else {}
+    shared = [key for key, reason in reasons.items() if reason is None and _has_distance(key)]
+    found = _distances({key: scores[key] for key in shared}, of_oracles)
     table = Table("Scores", "", ["score", "value", *(["oracles", "distance"] if oracles else [])])
     for key, score in scores.items():
-        cells = [key, f"{score.value:.3f}"]
+        cells = [key, _value(score.value)]
         if key in found:
             cells += _band(found[key])
         elif oracles:
-            cells += [table.mark(_why_not(key, score, oracles)), ""]
+            reason = reasons[key] if _has_distance(key) else None
+            cells += ["" if reason is None else table.mark(f"Not compared: {reason}."), ""]
         table.rows.append(cells)
-    unmeasured = list(dict.fromkeys(key for one in oracles for key in one if key not in scores))
+    unmeasured = list(dict.fromkeys(key for one in oracles for key in one.scores if key not in scores))
     if unmeasured:
         table.mark(f"Of the oracles alone, and so not compared: {', '.join(unmeasured)}.")
     return table
 
 
-def oracle_table(scores: Scores, oracles: Sequence[Scores]) -> Table:
+def oracle_table(result: Result, oracles: Sequence[Result]) -> Table:
     """
     Forget quality beside that of two oracles, and membership and PrivLeak beside theirs.
 
-    Without one of the scores `COMPARED`, of the model or of an oracle, or with an oracle that has no level to compare
-    with, it has no rows, and a note that says so.
+    Without one of the scores `COMPARED`, of the model or of an oracle, with one that was measured by other settings,
+    or with an oracle that has no level to compare with, it has no rows, and a note that says so.
     """
     table = Table("Beside the oracles", "", ["measure", "value", "oracles", "distance"])
-    missing = [key for key in COMPARED if not _comparable(key, scores, oracles)]
-    if missing:
-        table.mark(
-            f"Forget quality, membership and PrivLeak were not compared: they need {', '.join(COMPARED)} of the model "
-            f"and of all oracles, on the same rows, and {', '.join(missing)} is not there."
-        )
-        return table
-    needed = [{key: one[key] for key in COMPARED} for one in (scores, *oracles)]
+    every = [one.scores for one in oracles]
+    for key in COMPARED:
+        reason = _why_not(key, result, oracles, every) if key in result.scores else "the model lacks this score"
+        if reason is not None:
+            table.mark(
+                f"Forget quality, membership and PrivLeak were not compared: they need {', '.join(COMPARED)} of the "
+                f"model and of all oracles, measured alike. {key}: {reason}."
+            )
+            return table
+    needed = [{key: one[key] for key in COMPARED} for one in (result.scores, *every)]
     try:
         found = compare_with_oracles(needed[0], needed[1:])
     except ValueError as error:  # of PrivLeak
@@ -68,7 +81,7 @@ def oracle_table(scores: Scores, oracles: Sequence[Scores]) -> Table:
     table.rows += [
         ["forget quality (p of KS)", _spread(quality.pvalue), _spread(quality.null_pvalue), ""],
         ["KS statistic", _spread(quality.statistic), _spread(quality.null_statistic), ""],
-        ["membership AUC", f"{member.auc.value:.3f}", *_band(member.auc)],
+        ["membership AUC", _value(member.auc.value), *_band(member.auc)],
         ["PrivLeak (%)", f"{member.privleak:+.1f}", "0", ""],
     ]
     table.mark(
@@ -78,30 +91,40 @@ def oracle_table(scores: Scores, oracles: Sequence[Scores]) -> Table:
     return table
 
 
+def _with_controls(oracle: Scores, scores: Scores) -> Scores:
+    """An oracle's scores, and those that take the place of an attack that it has no adapter for."""
+    controls = {key: control(oracle, key) for key in scores}
+    return {**oracle, **{key: score for key, score in controls.items() if score is not None}}
+
+
 def _distances(scores: Scores, oracles: Sequence[Scores]) -> dict[str, Distance]:
-    if not oracles:
-        return {}
-    shared = [key for key in scores if _comparable(key, scores, oracles)]
-    return distances({key: scores[key] for key in shared}, [{key: one[key] for key in shared} for one in oracles])
+    return distances(scores, [{key: one[key] for key in scores} for one in oracles]) if oracles else {}
 
 
-def _comparable(key: str, scores: Scores, oracles: Sequence[Scores]) -> bool:
-    """Whether the model and all oracles have a score, of as many rows."""
-    every = [one.get(key) for one in (scores, *oracles)]
-    return None not in every and len({len(score.rows) for score in every if score is not None}) == 1
+def _has_distance(key: str) -> bool:
+    return is_attack(key) or is_of_set(key)
 
 
-def _why_not(key: str, score: Score, oracles: Sequence[Scores]) -> str:
-    having = [one[key] for one in oracles if key in one]
+def _why_not(key: str, result: Result, oracles: Sequence[Result], of_oracles: Sequence[Scores]) -> str | None:
+    """Why a score is not compared; `None` if all have it, of as many rows and measured alike."""
+    having = [one[key] for one in of_oracles if key in one]
     if len(having) < len(oracles):
-        return f"Not compared: {len(oracles) - len(having)} of the {len(oracles)} oracles lack this score."
-    counts = sorted({len(one.rows) for one in having})
-    return f"Not compared: the oracles have {' or '.join(map(str, counts))} rows, the model has {len(score.rows)}."
+        return f"{len(oracles) - len(having)} of the {len(oracles)} oracles lack this score"
+    counts, own = sorted({len(one.rows) for one in having}), len(result.scores[key].rows)
+    if counts != [own]:
+        return f"the oracles have {' or '.join(map(str, counts))} rows, the model has {own}"
+    return next((reason for one in oracles if (reason := difference(key, result, one)) is not None), None)
 
 
 def _band(found: Distance) -> list[str]:
-    return [f"{found.band.center:.3f} ± {found.band.spread:.3f}", f"{found.distance:+.1f}"]
+    center, spread = found.band
+    band = estimate_text(Estimate(center, spread, 1, 1))
+    return [band, distance_text(Estimate(found.distance, None, 1, 1))]
 
 
 def _spread(found: Spread) -> str:
     return f"{found.median:.2g} ({found.lowest:.2g} to {found.highest:.2g})"
+
+
+def _value(value: float) -> str:
+    return estimate_text(Estimate(value, None, 1, 1))

@@ -26,15 +26,16 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .answers import Pair, chat_or_plain
+from .answers import Pair, chat_or_plain, check_scored
 from .attacks import Rows, attack, check_rows
 from .choices import measure_tasks, read_tasks
 from .comparison import oracle_table, score_table
-from .evaluate_arguments import HOLDOUT, EvaluateArguments, read_oracle, read_set
+from .evaluate_arguments import HOLDOUT, PARAPHRASED, EvaluateArguments, read_oracle, read_set
 from .guards import check_guards, measure_guards
 from .measure import Asked, check_routing, measure
 from .methods import load
-from .results import Result
+from .packages import require_packages
+from .results import Result, environment
 from .settings import GUARDED
 from .tables import Table
 from .tofu import TofuData, ask_tofu, measure_tofu, read_tofu
@@ -52,6 +53,9 @@ class Evaluation:
 
     def __init__(self, args: EvaluateArguments) -> None:
         self.args = args
+        answers = set(args.attacks) - {"membership", "relearning"} or (args.sets and "rouge" in args.metrics)
+        if args.tofu or answers:
+            require_packages("rouge_score")
         files = {name: path for name, _, path in (entry.partition("=") for entry in args.sets)}
         self.sets = {name: read_set(name, path, args.metrics) for name, path in files.items()}
         self.oracles = [read_oracle(path) for path in args.oracles]
@@ -74,6 +78,9 @@ class Evaluation:
         if args.guards:
             check_guards(self.model)
         self.judge = None if args.judge is None else self._judge(args.judge)
+        for model in (self.model, self.judge):
+            if model is not None:
+                check_scored(model)
 
     def _rows(self) -> Rows:
         """What the attacks are given."""
@@ -81,9 +88,10 @@ class Evaluation:
         options = (args.answered, args.max_new_tokens, args.batch_size, args.relearning_rate)
         if self.args.forget or self.tofu is None:
             forget = [pair for name in args.forget for pair in self.sets[name]]
-            known = [name for name in self.sets if name not in (*args.forget, HOLDOUT)]
+            known = [name for name in self.sets if name not in (*args.forget, HOLDOUT, PARAPHRASED)]
             retain = [pair for name in known for pair in self.sets[name]]
-            return Rows(forget, retain, self.sets.get(HOLDOUT, []), (), *options)
+            holdout = self.sets.get(HOLDOUT, []) if self.tofu is None else self.tofu.holdout
+            return Rows(forget, retain, holdout, self.sets.get(PARAPHRASED, []), *options)
         data = self.tofu
         return Rows(data.forget, data.retain, data.holdout, data.sets["paraphrased"], *options)
 
@@ -112,7 +120,7 @@ class Evaluation:
     def run(self) -> Result:
         """Measure part by part; the result is written after each, so that what comes later can't lose it."""
         args = self.args
-        result = Result(Path(args.adapter or args.model).name, 0, settings=asdict(args))
+        result = Result(Path(args.adapter or args.model).name, 0, settings=asdict(args), environment=environment())
         device = next(self.model.parameters()).device.type
         for part, measured in self._parts():
             start = time.monotonic()
@@ -135,7 +143,7 @@ class Evaluation:
 
     def _measure_set(self, name: str, pairs: list[Pair], result: Result) -> None:
         args = self.args
-        options = (name in args.forget, args.answered, args.max_new_tokens, args.batch_size)
+        options = (name in (*args.forget, PARAPHRASED), args.answered, args.max_new_tokens, args.batch_size)
         asked = Asked(self.model, self.tokenizer, name, pairs, *options)
         result.scores |= measure(asked, args.metrics)
         if args.guards:
@@ -160,8 +168,8 @@ class Evaluation:
 
     def tables(self, result: Result) -> list[Table]:
         """The scores, and with oracles their distances and what takes several of them together."""
-        oracles = [oracle.scores for oracle in self.oracles]
-        return [score_table(result.scores, oracles), *([oracle_table(result.scores, oracles)] if oracles else [])]
+        beside = [oracle_table(result, self.oracles)] if self.oracles else []
+        return [score_table(result, self.oracles), *beside]
 
 
 def _loaded(field: str, source: str, read: Callable[[str], Any]) -> Any:

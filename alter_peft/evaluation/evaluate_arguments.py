@@ -29,6 +29,7 @@ from .results import Result
 
 
 HOLDOUT = "holdout"  # the set of rows that were never trained on
+PARAPHRASED = "paraphrased"  # the forget set with its questions in other words
 
 
 @dataclass
@@ -48,7 +49,9 @@ class EvaluateArguments:
     guards: also those of `measure_guards`, of each of `sets` and of TOFU's main ones.
     judge: folder or Hub id of the model that judges fluency; by default the model without its adapter.
     attacks: names of `ATTACKS`, on the forget sets of `sets`, or on TOFU's. A set named `holdout` holds rows like them
-        that were never trained on, which `membership` and `relearning` need; all other sets are what was retained.
+        that were never trained on, which `membership` and `relearning` need; by default TOFU's. In one named
+        `paraphrased` the forget set has its questions in other words, for `asking_otherwise`. All others are what was
+        retained.
     relearning_rate: learning rate of the attack `relearning`.
     oracles: results of models that never saw the forget set, made by this command or by a benchmark: two at least.
     answered, max_new_tokens, batch_size: as for `Asked`.
@@ -66,14 +69,15 @@ class EvaluateArguments:
         default_factory=list,
         metadata={
             "help": "name=file.jsonl: rows of prompt and completion. One named `holdout` is of rows that were never "
-            "trained on, as the attacks membership and relearning and the comparison with oracles need them."
+            "trained on, as the attacks membership and relearning and the comparison with oracles need them. One "
+            "named `paraphrased` has the questions to forget in other words, for the attack asking_otherwise."
         },
     )
     forget: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Names of the sets that are to be forgotten; all others but `holdout` are to be kept. One that is "
-            "named `forget` is compared with oracles by forget quality and membership, too."
+            "help": "Names of the sets that are to be forgotten; all others but `holdout` and `paraphrased` are to be "
+            "kept. One that is named `forget` is compared with oracles by forget quality and membership, too."
         },
     )
     metrics: list[str] = field(
@@ -170,6 +174,10 @@ class EvaluateArguments:
         if HOLDOUT in self.forget:
             raise ValueError(
                 f"`forget` has {HOLDOUT!r}, but that set is of rows that were never trained on. Rename it."
+            )
+        if PARAPHRASED in self.forget:
+            raise ValueError(
+                f"`forget` has {PARAPHRASED!r}, but that set is the forget set in other words. Rename it."
             )
         if self.attacks and not (self.forget or self.tofu):
             raise ValueError("`attacks` is set, but no set is to be forgotten. Name one by `forget`, or set `tofu`.")

@@ -40,7 +40,7 @@ PLANES = {
 }
 # curves over requests one after another, and those that are drawn
 REQUESTS = "requests/"
-OF_REQUESTS = (f"{REQUESTS}retain", f"{REQUESTS}forgotten")
+OF_REQUESTS = (f"{REQUESTS}retain", f"{REQUESTS}utility", f"{REQUESTS}forgotten")
 
 
 Point = tuple[float, float]

@@ -25,11 +25,11 @@ from torch import Tensor
 
 from alter_peft.entropy import chunked_tsallis_entropy
 from alter_peft.tuner.config import AlterConfig
-from alter_peft.tuner.decoder import LanguageModelHead, find_decoder
+from alter_peft.tuner.decoder import LanguageModelHead
 from alter_peft.tuner.gating import base_model
 from alter_peft.tuner.layer import AlterLayer
 
-from .answers import encode_pair, labelled_batches, score_answers
+from .answers import encode_pair, labelled_batches, score_answers, scored_decoder
 from .measure import Asked, Score, measure
 from .originals import without_adapters
 
@@ -114,7 +114,7 @@ def high_entropy(asked: Asked) -> dict[str, Score]:
 def _base_entropies(asked: Asked, q: float) -> list[Tensor]:
     """S_q of the base model at the positions that predict an answer's tokens, (n_i,) for each answer."""
     base = asked.model.get_base_model()
-    decoder, head = find_decoder(base).module, LanguageModelHead(base)
+    decoder, head = scored_decoder(base).module, LanguageModelHead(base)
     context = next(module.context for module in asked.model.modules() if isinstance(module, AlterLayer))
     encoded = [encode_pair(asked.tokenizer, pair) for pair in asked.pairs]
     size, device = asked.batches.get("batch_size", 8), next(base.parameters()).device

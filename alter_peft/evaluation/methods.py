@@ -111,6 +111,9 @@ def check_options(name: str, options: dict[str, Any]) -> None:
         name: of `METHODS`, or `"teach"`.
     """
     config = AlterUnlearnConfig if name.startswith(("alter", "asymlora")) else SFTConfig
+    taken = sorted({"seed", "output_dir"} & options.keys())
+    if taken:
+        raise ValueError(f"`options` has {taken} for {name!r}, which the benchmark sets itself. Remove them.")
     unknown = sorted(set(options) - {field.name for field in fields(config)})
     if unknown:
         raise ValueError(f"`options` has {unknown} for {name!r}, but those must be fields of {config.__name__}.")

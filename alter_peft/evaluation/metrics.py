@@ -178,12 +178,13 @@ def truth_ratio(true: Sequence[float], false: Sequence[Sequence[float]]) -> list
 
 def near_one(ratios: Sequence[float]) -> float:
     """Mean of min(R, 1 / R): 1 where true and false answers are equally likely. TOFU's truth ratio on forget sets."""
-    return float(np.mean([min(ratio, 1 / max(ratio, 1e-10)) for ratio in ratios]))
+    found = np.asarray(ratios, dtype=float)
+    return float(np.mean(np.minimum(found, 1 / np.maximum(found, 1e-10))))
 
 
 def truthfulness(ratios: Sequence[float]) -> float:
     """Mean of max(0, 1 - R): 1 where the true answer is far likelier. TOFU's truth ratio on all other sets."""
-    return float(np.mean([max(0.0, 1 - ratio) for ratio in ratios]))
+    return float(np.mean(np.maximum(0.0, 1 - np.asarray(ratios, dtype=float))))
 
 
 class ForgetQuality(NamedTuple):

@@ -44,8 +44,8 @@ def absent(table: Table, model: Model, missing: Sequence[Model], key: str) -> st
 
 def _reason(model: Model, key: str) -> str | None:
     """Why a model lacks a score, if its cells say so: an attack that does not apply, or what failed of them."""
-    attack = attack_of(key)
-    reasons = [cell.skipped[attack] for cell in model.results if attack in cell.skipped]
+    parts = (attack_of(key), key.rpartition("/")[0])
+    reasons = [cell.skipped[part] for cell in model.results for part in parts if part in cell.skipped]
     reasons += [error_text(cell) for cell in model.results if cell.error is not None]
     return reasons[0] if reasons else None
 
@@ -103,12 +103,14 @@ def attack_table(benchmark: Benchmark) -> Table | None:
     if not attacks:
         return None
     bands = {**benchmark.bands, **benchmark.attack_bands}
-    counts = sorted({len(benchmark.oracle.found(key)) for key in attacks if key in bands}, reverse=True)
+    counts = sorted({len(benchmark.attacked_oracles[key]) for key in attacks if key in bands}, reverse=True)
     limits = ", ".join(f"{cutoff(count):.1f} ({count} oracles)" for count in counts)
     caption = (
         "The forget set's answer probability, unless the row names another metric, under attacks; the first row is "
         "without any. An attack has succeeded by what it gives beyond the oracle under the same attack. In "
-        "parentheses the distance to that, in the oracles' spread under this attack, two-sided as without any."
+        "parentheses the distance to that, in the oracles' spread under this attack, two-sided as without any. An "
+        "oracle has no adapter: its own scores stand beside those of one switched off, and `quantized` beside "
+        "`merged`."
     )
     caption += f" 95 % of true oracles or more are within {limits}." if limits else ""
     plain = [key for key in benchmark.keys() if key == PLAIN]

@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -67,23 +67,50 @@ def quantized(model: Any, bits: int, group_size: int | None = None) -> Any:
     """
     A copy of a model whose linear base weights, but for the head, are rounded; an adapter stays as it is.
 
+    The experts of a mixture that are one 3-D weight count as linear weights, each with scales of its own.
+
     Args:
         bits, group_size: as for `quantize_dequantize`.
 
     Raises:
-        ValueError: the model has no such weights, or was loaded quantised.
+        ValueError: the model has no such weights, was loaded quantised, or has experts of unknown form.
     """
     found = copied(model)
     base: Any = found.get_base_model() if isinstance(found, PeftModel) else found
     head = {id(parameter) for parameter in base.get_output_embeddings().parameters()}
     rounded = {id(parameter) for parameter in base_parameters(found)} - head
     linear = [m for m in base.modules() if isinstance(m, (nn.Linear, Conv1D)) and id(m.weight) in rounded]
+    experts = [(weight, turned) for weight, turned in _expert_weights(base) if id(weight) in rounded]
     if not linear:
         raise ValueError(f"`model` is a {type(base).__name__} without linear layers, so there is nothing to quantise.")
     for module in linear:
         weight = module.weight.T if isinstance(module, Conv1D) else module.weight
         weight.copy_(quantize_dequantize(weight, bits, group_size))
+    for weight, turned in experts:
+        for expert in weight.transpose(1, 2) if turned else weight:
+            expert.copy_(quantize_dequantize(expert, bits, group_size))
     return found
+
+
+def _expert_weights(base: nn.Module) -> Iterator[tuple[nn.Parameter, bool]]:
+    """
+    The weights of experts that are kept as one, and whether they are (experts, inputs, outputs), not the other way.
+
+    Raises:
+        ValueError: a module of experts that does not say which way round its weights are, as those of transformers do.
+    """
+    for name, module in base.named_modules():
+        if name.replace(".base_layer", "").rpartition(".")[2] != "experts":
+            continue
+        for own, weight in module.named_parameters(recurse=False):
+            if weight.dim() != 3:
+                continue
+            if "is_transposed" not in vars(module):
+                raise ValueError(
+                    f"`model` has the experts {f'{name}.{own}'!r}, a {type(module).__name__}, of which it is not "
+                    "known how to round them. Leave the attacks by quantisation out."
+                )
+            yield weight, vars(module)["is_transposed"]
 
 
 def quantization(

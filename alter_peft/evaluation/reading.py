@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from .summary import ORACLE, TARGET, Benchmark, Model
 
 def read_benchmark(folder: Path) -> Benchmark:
     """
-    All cells of a benchmark, `folder/*/result.json`.
+    All cells of a benchmark, `folder/*/result.json`. One with a score that is NaN or infinite is one that failed.
 
     Raises:
         ValueError: a folder without results, without two measured oracles or without a method; a file that is no
@@ -67,8 +66,11 @@ def _load(path: Path) -> Result:
             f"'{path}' is no result of a benchmark ({error}). Remove it, or run that cell again."
         ) from error
     for key, score in result.scores.items():
-        if not isinstance(score.value, (int, float)) or math.isnan(score.value):
+        if not isinstance(score.value, (int, float)):
             raise ValueError(f"'{path}' has {score.value} as `{key}`, which is no number. Run that cell again.")
+    if broken := result.broken:
+        result.error = f"`{broken[0]}` is {result.scores[broken[0]].value}, or one of its rows is no finite number"
+        result.scores, result.curves = {}, {}
     return result
 
 

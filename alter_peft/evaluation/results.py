@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -67,6 +68,11 @@ class Result:
         partial = path.with_suffix(f".{os.getpid()}")
         partial.write_text(json.dumps(data, indent=1))
         os.replace(partial, path)
+
+    @property
+    def broken(self) -> list[str]:
+        """The scores that are no finite numbers, in their value or a row."""
+        return [key for key, score in self.scores.items() if not all(map(math.isfinite, (score.value, *score.rows)))]
 
     @classmethod
     def load(cls, path: Path) -> Result:

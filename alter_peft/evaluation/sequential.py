@@ -22,9 +22,11 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
+from scipy.stats import hmean
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .answers import Pair
+from .measure import Asked, measure
 from .methods import Method, Task
 
 
@@ -44,13 +46,48 @@ def split_requests(forget: Sequence[Any], count: int) -> list[list[Any]]:
     return [list(forget[start : start + size]) for start in range(0, len(forget), size)]
 
 
+def kept_probabilities(
+    model: Any, tokenizer: PreTrainedTokenizerBase, sets: dict[str, list[Pair]], batch_size: int | None = None
+) -> dict[str, float]:
+    """
+    The probability part of model utility: mean answer probability of each set, normalised by the false answers', but
+    for `"retain"`, as in TOFU's nine; and as `"utility"` their harmonic mean.
+
+    Args:
+        sets: `"retain"`, `"real_authors"` and `"world_facts"`.
+        batch_size: as for `Asked`.
+    """
+    means = {}
+    for name, pairs in sets.items():
+        metric = "probability" if name == "retain" else "normalized_probability"
+        asked = Asked(model, tokenizer, name, pairs, batch_size=batch_size)
+        means[name] = measure(asked, [metric])[f"{name}/{metric}"].value
+    return {**means, "utility": float(hmean(list(means.values())))}
+
+
+def load_requests(model: PreTrainedModel, folder: Path, count: int) -> PeftModel | None:
+    """A base model with the adapters that are saved after so many requests; `None` if they are not all there."""
+    last = folder / f"request-{count}"
+    if not (last / "adapter_config.json").is_file():
+        return None
+    found: Any = PeftModel.from_pretrained(model, last)
+    names = [f"request_{number}" for number in range(1, count)]  # those that ALTER adds
+    there = [name for name in names if (last / name / "adapter_config.json").is_file()]
+    if there and there != names:
+        return None
+    for name in there:
+        found.load_adapter(last / name, name)
+    found.base_model.set_adapter(list(found.peft_config), inference_mode=True)
+    return found.eval()  # type: ignore[no-any-return]
+
+
 def run_requests(
     method: Method,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     requests: Sequence[Sequence[Pair]],
     task: Task,
-    kept: dict[str, Sequence[Pair]],
+    kept: Callable[[Any], dict[str, float]],
     probability: Callable[[Any, Sequence[Pair]], float],
     folder: Path,
     seed: int,
@@ -63,13 +100,13 @@ def run_requests(
         method: one of `METHODS`.
         requests: the questions of each request.
         task: the retain and calibration rows, given with each of them.
-        kept: sets that must stay, by name.
+        kept: model -> what must stay, by name, as `kept_probabilities` has it.
         probability: model, questions -> mean answer probability.
         folder: for the adapters, one folder a request.
 
     Returns:
         the model, curves, and the seconds of training. The curves are of mean answer probability after 0, 1, ...
-        requests: `"requests/{set}"` for what is kept, `"requests/request 1"`, ... for what each request asks to
+        requests: `"requests/{name}"` for what is kept, `"requests/request 1"`, ... for what each request asks to
         forget, and the means of these, `"requests/forgotten"` over those made so far and `"requests/open"` over those
         to come.
     """
@@ -82,8 +119,8 @@ def run_requests(
             request, start = task._replace(forget=rows), time.monotonic()
             current = method(current, tokenizer, request, folder / f"request-{number}", seed, options)
             seconds += time.monotonic() - start
-        sets = {**kept, **{f"request {i}": pairs for i, pairs in enumerate(requests, start=1)}}
-        means = {name: probability(current, pairs) for name, pairs in sets.items()}
+        means = kept(current)
+        means |= {f"request {i}": probability(current, pairs) for i, pairs in enumerate(requests, start=1)}
         asked = [means[f"request {i}"] for i in range(1, len(requests) + 1)]
         for name, part in (("forgotten", asked[:number]), ("open", asked[number:])):
             if part:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .benchmark import BenchmarkArguments
 
 
+KEPT = ("retain", "real_authors", "world_facts")  # the sets of TOFU that model utility is made of
 GUARDED = ("forget", "retain", "world_facts")  # the sets of TOFU whose guards are measured
 
 
@@ -48,6 +49,7 @@ class Setting(NamedTuple):
     evaluate: model, tokenizer, and the target as the judge of fluency -> scores.
     rows: what the attacks ask about; also examples of what is forgotten and kept.
     requests: the forget set as requests, or `None` if it comes at once.
+    kept_sets: what is asked after each request besides, as in `kept_probabilities`.
     """
 
     task: Task
@@ -56,6 +58,7 @@ class Setting(NamedTuple):
     evaluate: Callable[[Any, PreTrainedTokenizerBase, Any], dict[str, Score]]
     rows: Rows
     requests: list[list[Pair]] | None = None
+    kept_sets: dict[str, list[Pair]] | None = None
 
 
 def tofu_setting(args: BenchmarkArguments) -> Setting:
@@ -81,8 +84,10 @@ def tofu_setting(args: BenchmarkArguments) -> Setting:
             args.answered,
             args.max_new_tokens,
             args.batch_size,
+            args.relearning_rate,
         ),
         None if args.requests is None else split_requests(data.forget, args.requests),
+        {name: data.sets[name] for name in KEPT},
     )
 
 
@@ -95,7 +100,7 @@ def books_setting(args: BenchmarkArguments, tokenizer: PreTrainedTokenizerBase) 
         raise ValueError(f"`books` is {args.books}, but must hold arguments of `read_books` ({error}).") from error
 
     def evaluate(model: Any, tokenizer: PreTrainedTokenizerBase, judge: Any) -> dict[str, Score]:
-        return evaluate_books(model, tokenizer, data, args.answered, args.batch_size or 8)
+        return evaluate_books(model, tokenizer, data, args.answered, args.batch_size or 8, judge, guards=True)
 
     return Setting(
         Task(data.forget_rows, data.retain_rows, data.calibration_rows),

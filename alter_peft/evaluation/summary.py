@@ -40,6 +40,8 @@ ATTACK_KEYS = {
     "merged_quantization": ("merged",),
     "relearning": ("relearn_half", "relearn_related"),
 }
+# What an oracle is measured by in place of an attack on an adapter, by the first part of the names
+CONTROL = {"switched_off": "forget", "merged": "quantized"}
 # Metrics that tell a broken model or a wrong route from success; no distance is taken of them.
 GUARDS = ("unique_tokens", "fluency", "high_entropy", "astray")
 SHARE = "expert_"  # and a number: the share of tokens that an expert took
@@ -159,10 +161,16 @@ class Benchmark:
 
     @cached_property
     def attack_bands(self) -> dict[str, Band]:
-        """The band of each score under attack of the oracles that were so attacked, if they are two at least."""
-        attacked = [key for key in self.keys() if is_attack(key)]
-        found = {key: [scores[key] for scores in self.oracle.scores if key in scores] for key in attacked}
-        return {key: band_of(key, scores) for key, scores in found.items() if len(scores) > 1}
+        """The band of each score under attack of the oracles that have it or its control, if they are two at least."""
+        return {key: band_of(key, scores) for key, scores in self.attacked_oracles.items() if len(scores) > 1}
+
+    @cached_property
+    def attacked_oracles(self) -> dict[str, list[Score]]:
+        """Each score under attack -> the same or its control of the oracles that have one."""
+        every = {
+            key: [control(scores, key) for scores in self.oracle.scores] for key in filter(is_attack, self.keys())
+        }
+        return {key: [score for score in scores if score is not None] for key, scores in every.items()}
 
     def distances(self, values: Mapping[str, float]) -> dict[str, float]:
         """Two-sided distances of a cell's numbers to the oracle, in units of its band."""
@@ -203,6 +211,15 @@ def attack_of(key: str) -> str | None:
     """The attack that a score or a curve comes from; `None` if the model was measured as it is."""
     first = key.partition("/")[0]
     return next((attack for attack, parts in ATTACK_KEYS.items() if first in parts), None)
+
+
+def control(scores: Mapping[str, Score], key: str) -> Score | None:
+    """
+    A score of an oracle, or of an attack that it has no adapter for what takes its place (`CONTROL`): of an adapter
+    switched off its own scores on the forget set, and of a rounded merge those of its rounded weights.
+    """
+    first, _, rest = key.partition("/")
+    return scores.get(key) or (scores.get(f"{CONTROL[first]}/{rest}") if first in CONTROL else None)
 
 
 def is_attack(key: str) -> bool:

@@ -27,11 +27,11 @@ from transformers import PreTrainedTokenizerBase
 
 from alter_peft.entropy import max_tsallis_entropy
 from alter_peft.tuner.config import AlterConfig
-from alter_peft.tuner.decoder import LanguageModelHead, find_decoder
+from alter_peft.tuner.decoder import LanguageModelHead
 from alter_peft.tuner.gating import GatingContext, base_entropy, evaluating
 from alter_peft.tuner.layer import AlterLayer
 
-from .answers import Pair, encode_pair
+from .answers import Pair, encode_pair, scored_decoder
 from .figures import COLOURS
 
 
@@ -73,7 +73,7 @@ def observe_texts(
         raise ValueError("`texts` is empty. Give at least one text.")
     context, name, config = _gated_adapter(model)
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    decoder, head = find_decoder(base).module, LanguageModelHead(base)
+    decoder, head = scored_decoder(base).module, LanguageModelHead(base)
     seen = []
     for text in texts:
         ids, start = encode_pair(tokenizer, text) if isinstance(text, Pair) else (tokenizer(text)["input_ids"], 1)

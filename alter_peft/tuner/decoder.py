@@ -43,10 +43,11 @@ class LanguageModelHead:
         config = model.config.get_text_config()
         values = config.to_dict()
         self.softcap: float | None = values.get("final_logit_softcapping")
-        # Cohere; Falcon-H1; Granite and MiniCPM3 divide by `logits_scaling`
+        # Cohere; Falcon-H1; Granite and MiniCPM3 divide by `logits_scaling`, while HyperCLOVAX multiplies by it
         scale = values.get("logit_scale") or values.get("lm_head_multiplier")
         if scale is None and values.get("logits_scaling"):
-            scale = 1.0 / values["logits_scaling"]
+            scaling = values["logits_scaling"]
+            scale = scaling if config.model_type == "hyperclovax" else 1.0 / scaling
         self.scale: float = 1.0 if scale is None else scale
 
         # part of a vision-language model, which makes the masks of its text decoder itself
@@ -74,39 +75,48 @@ class LanguageModelHead:
 
 
 def check_head(model: PreTrainedModel, decoder: nn.Module, head: LanguageModelHead) -> None:
-    """Raise a `ValueError` if `head` does not give the logits of the model's own forward, on four tokens."""
+    """Raise a `ValueError` if `head` does not give the logits of the model's own on four tokens, or these are NaN."""
     ids = torch.arange(1, 5, device=next(model.parameters()).device).unsqueeze(0)
     own: Tensor = model(input_ids=ids, use_cache=False).logits.float()
+    if own.isnan().any():
+        raise ValueError(
+            f"`model` is a {type(model).__name__} that gives log-probabilities that are NaN: its weights or "
+            "activations overflow. Train it with a lower learning rate, or load it in float32."
+        )
     found = head(decoder(input_ids=ids, use_cache=False)[0]).float()
-    if not torch.allclose(found, own, rtol=0.02, atol=0.02 * float(own.abs().max())):
+    if not torch.allclose(found, own, rtol=0.02, atol=0.02 * float(own[own.isfinite()].abs().max())):
         raise ValueError(
             f"`model` is a {type(model).__name__}, whose forward does to the logits what alter-peft does not know (a "
-            "scale or a cap), so that losses and entropies would be wrong. Please report this model type."
+            "scale or a cap), so that losses, entropies and probabilities would be wrong. Please report this model "
+            "type."
         )
 
 
-def find_decoder(model: nn.Module) -> Decoder:
+def find_decoder(
+    model: nn.Module,
+    user: str = "A gated `router`",
+    fix: str = "Use `AlterConfig(router='static')`, which works on any model with linear layers.",
+) -> Decoder:
     """
     The decoder of a causal language model.
+
+    Args:
+        user, fix: what needs it, and what can be done without, for messages.
 
     Raises:
         ValueError: the model isn't a transformers decoder with an LM head; the static router works on any model.
     """
-    fix = "Use `AlterConfig(router='static')`, which works on any model with linear layers."
     if not isinstance(model, PreTrainedModel):
-        raise ValueError(f"A gated `router` needs a transformers causal LM, but got a {type(model).__name__}. {fix}")
+        raise ValueError(f"{user} needs a transformers causal LM, but got a {type(model).__name__}. {fix}")
     if model.config.is_encoder_decoder:
-        raise ValueError(
-            f"A gated `router` needs a decoder-only model, but {type(model).__name__} has an encoder. {fix}"
-        )
+        raise ValueError(f"{user} needs a decoder-only model, but {type(model).__name__} has an encoder. {fix}")
     if model.get_output_embeddings() is None:
         raise ValueError(
-            f"A gated `router` needs a model with an LM head, but {type(model).__name__} has no output embeddings. "
-            + fix
+            f"{user} needs a model with an LM head, but {type(model).__name__} has no output embeddings. " + fix
         )
     if not model.can_generate():
         raise ValueError(
-            f"A gated `router` needs a causal language model, but {type(model).__name__} does not generate: its "
+            f"{user} needs a causal language model, but {type(model).__name__} does not generate: its "
             f"tokens see later ones, and gates may not. {fix}"
         )
     depth = model.config.get_text_config().num_hidden_layers
@@ -115,9 +125,7 @@ def find_decoder(model: nn.Module) -> Decoder:
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             prefix = next(n for n, m in model.named_modules() if m is decoder)
             return Decoder(decoder, module, f"{prefix}.{name}" if prefix else name)
-    raise ValueError(
-        f"A gated `router` needs decoder layers, but {type(model).__name__} has no list of {depth} modules. {fix}"
-    )
+    raise ValueError(f"{user} needs decoder layers, but {type(model).__name__} has no list of {depth} modules. {fix}")
 
 
 def last_hidden_states(model: nn.Module, decoder: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
