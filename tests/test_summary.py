@@ -21,7 +21,7 @@ from made_up_benchmark import make_benchmark, save, scores
 from alter_peft.evaluation import FORGET_SETS, Score
 from alter_peft.evaluation.attacks import ATTACKS
 from alter_peft.evaluation.reading import read_benchmark
-from alter_peft.evaluation.summary import ATTACK_KEYS, Estimate, attack_of
+from alter_peft.evaluation.summary import ATTACK_KEYS, Estimate, attack_of, is_of_set
 from alter_peft.evaluation.tofu import UTILITY
 
 
@@ -55,6 +55,14 @@ def test_a_seed_that_lacks_a_score_is_counted(folder):
     save(folder, "alter", 1, scores=scores(0.2, 0.4), without=["utility/model_utility"])
     found = model(read_benchmark(folder), "alter").estimate("utility/model_utility")
     assert found == Estimate(0.49, None, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "key", ["seconds/training", "seconds/task: ../data/arc.jsonl", "forget/fluency", "switched_off/rouge"]
+)
+def test_what_has_no_distance_as_a_score_of_a_set(key):
+    assert not is_of_set(key)
+    assert is_of_set("after 200 tokens/probability")
 
 
 def test_numbers_beside_the_scores(folder):

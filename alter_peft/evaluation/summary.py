@@ -234,5 +234,6 @@ def is_guard(key: str) -> bool:
 
 def is_of_set(key: str) -> bool:
     """Whether a number is a score of a set that the model was asked, and no guard: what has a distance."""
-    name, _, metric = key.rpartition("/")
-    return name != "seconds" and not is_attack(key) and metric not in GUARDS and not metric.startswith(SHARE)
+    metric = key.rpartition("/")[2]
+    timing = key.startswith("seconds/")  # the name of a part may be a path: "seconds/task: data/arc.jsonl"
+    return not timing and not is_attack(key) and metric not in GUARDS and not metric.startswith(SHARE)
