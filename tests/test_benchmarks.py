@@ -61,7 +61,7 @@ def test_tofu_pilot_lands_on_the_oracle_and_keeps_the_rest(tmp_path, tofu):
     results = run("tofu.py", tmp_path, str(tofu))
     before, after, oracle = (probabilities(results, model) for model in ("before", "after", "oracle"))
     assert before["forget"] > 0.9
-    for name in ("forget", "paraphrased"):
+    for name in ("forget", "paraphrased", "after 200 tokens"):
         assert abs(after[name] - oracle[name]) < 0.05, name
     for name in ("retain", "real authors", "world"):
         assert after[name] > before[name] - 0.03, name
