@@ -128,10 +128,13 @@ def test_evaluate_with_and_without_an_adapter(place, tmp_path, capsys, tokenizer
 
 
 def test_evaluate_beside_oracles_and_under_attack(place, tmp_path, capsys):
+    main(ask(place, tmp_path / "plain.json"))
+    alike = {"settings": Result.load(tmp_path / "plain.json").settings}  # others would not be compared
+    capsys.readouterr()
     for number, values in enumerate(([0.1, 0.3], [0.2, 0.4])):
         scores = {"retain/probability": {"value": sum(values) / 2, "rows": values}}
         (tmp_path / f"{number}.json").write_text(
-            json.dumps({"name": "oracle", "seed": number, "scores": scores} | PARTS)
+            json.dumps({"name": "oracle", "seed": number, "scores": scores} | PARTS | alike)
         )
     oracles = ["--oracles", str(tmp_path / "0.json"), str(tmp_path / "1.json")]
     main(ask(place, tmp_path / "x.json", *oracles, "--attacks", "switching_off", "--adapter", str(place / "adapter")))
