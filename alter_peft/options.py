@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 
@@ -33,3 +34,18 @@ def json_object(name: str, text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"`{name}` is {text!r}, but must be a JSON object such as '{{\"q_proj\": 4}}'.")
     return value
+
+
+def check_known(name: str, values: Collection[str], known: Collection[str]) -> None:
+    """Raise a `ValueError` that names option `name` if it has values that are not known."""
+    unknown = [value for value in values if value not in known]
+    if unknown:
+        raise ValueError(f"`{name}` has {unknown}, but must be some of {list(known)}.")
+
+
+def check_counts(arguments: Any, names: Collection[str]) -> None:
+    """Raise a `ValueError` if one of these options is neither unset nor at least 1."""
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` is {value}, but must be 1 or more.")

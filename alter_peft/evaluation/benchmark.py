@@ -23,7 +23,7 @@ from typing import Any, Literal
 from accelerate import PartialState
 from transformers import AutoConfig, AutoTokenizer
 
-from alter_peft.options import json_object
+from alter_peft.options import check_counts, check_known, json_object
 
 from .attacks import ATTACKS
 from .cells import Cell
@@ -112,16 +112,11 @@ class BenchmarkArguments:
             raise ValueError(f"`options` is {self.options!r}, but must be method -> {{option: value}}.")
         if isinstance(self.books, str):
             self.books = json_object("books", self.books)
-        for name in ("answered", "rows", "retain_rows", "limit", "max_new_tokens", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` is {value}, but must be 1 or more.")
+        check_counts(self, ("answered", "rows", "retain_rows", "limit", "max_new_tokens", "batch_size"))
         if not self.relearning_rate > 0:
             raise ValueError(f"`relearning_rate` is {self.relearning_rate}, but must be above 0.")
         for name, known in (("methods", METHODS), ("attacks", ATTACKS), ("options", {**METHODS, "teach": None})):
-            unknown = [value for value in getattr(self, name) if value not in known]
-            if unknown:
-                raise ValueError(f"`{name}` has {unknown}, but must be some of {list(known)}.")
+            check_known(name, getattr(self, name), known)
         for name in ("methods", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"`{name}` is empty. Give at least one.")

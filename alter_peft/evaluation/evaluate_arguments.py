@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from alter_peft.options import check_counts, check_known
+
 from .answers import Pair
 from .attacks import ATTACKS
 from .measure import METRICS, check_set
@@ -132,13 +134,8 @@ class EvaluateArguments:
         if not (self.sets or self.tofu or self.tasks):
             raise ValueError("`sets`, `tofu` and `tasks` are all unset. Give at least one of them to measure.")
         for name, known in (("metrics", METRICS), ("attacks", ATTACKS)):
-            unknown = [value for value in getattr(self, name) if value not in known]
-            if unknown:
-                raise ValueError(f"`{name}` has {unknown}, but must be some of {list(known)}.")
-        for name in ("answered", "max_new_tokens", "batch_size", "limit", "rows", "retain_rows"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` is {value}, but must be 1 or more.")
+            check_known(name, getattr(self, name), known)
+        check_counts(self, ("answered", "max_new_tokens", "batch_size", "limit", "rows", "retain_rows"))
         if not self.relearning_rate > 0:
             raise ValueError(f"`relearning_rate` is {self.relearning_rate}, but must be above 0.")
         self._check_output()
