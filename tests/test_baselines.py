@@ -21,9 +21,9 @@ from conftest import make_llama
 from datasets import Dataset
 from peft import LoraConfig
 from trainer_setup import forget_rows, retain_rows
-from trl import SFTConfig
+from trl import SFTConfig, SFTTrainer
 
-from alter_peft.evaluation.baselines import FORGET_LOSSES, LoraUnlearnTrainer
+from alter_peft.evaluation.baselines import FORGET_LOSSES, LabelledTrainer, LoraUnlearnTrainer
 from alter_peft.losses import TokenScores
 from alter_peft.tuner.decoder import last_hidden_states
 
@@ -84,6 +84,23 @@ def test_the_loss_is_that_of_a_loop_over_all_logits(tokenizer, tmp_path, forget_
                     terms.append(forget if of_forget else -p[label].log())
         expected += torch.stack(terms).mean()
     torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), expected)
+
+
+def test_labelled_tokens_alone_are_taught_as_by_trl(tokenizer, tmp_path):
+    weights = []
+    for trainer_class in (SFTTrainer, LabelledTrainer):
+        torch.manual_seed(0)
+        model = make_llama(len(tokenizer))
+        before = model.get_output_embeddings().weight.detach().clone()
+        args = SFTConfig(
+            str(tmp_path), bf16=False, report_to="none", save_strategy="no", disable_tqdm=True, use_cpu=True,
+            dataloader_pin_memory=False, learning_rate=1e-2, per_device_train_batch_size=3, max_steps=3,
+            gradient_accumulation_steps=2, gradient_checkpointing=False, optim="sgd",
+        )  # fmt: skip
+        trainer_class(model, args, train_dataset=retain_rows(), processing_class=tokenizer).train()
+        weights.append(torch.cat([weight.detach().flatten() for weight in model.parameters()]))
+        assert (model.get_output_embeddings().weight - before).abs().max() > 1e-4
+    torch.testing.assert_close(*weights)
 
 
 def test_pairs_change_with_the_epoch_and_cover_the_forget_set(tokenizer, tmp_path, monkeypatch):

@@ -42,7 +42,43 @@ FORGET_LOSSES: dict[str, Callable[[TokenScores], Tensor]] = {
 }
 
 
-class LoraUnlearnTrainer(SFTTrainer):
+class LabelledTrainer(SFTTrainer):
+    """
+    [`~trl.SFTTrainer`] that scores the labelled tokens alone, and logs the loss alone.
+
+    Where there is no Triton, as on a CPU, TRL (1.16) scores every position against the whole vocabulary, prompts and
+    padding too, and takes entropies of all: a third of a step of a small model (docs/log.md).
+    """
+
+    model: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        self._decoder, self._head = scored_decoder(base).module, LanguageModelHead(base)
+        check_scored(self.model)
+
+    def score(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[TokenScores, Tensor]:
+        """Scores of the labelled tokens, and which of the batch these are, bool (B, T-1)."""
+        labels = inputs["labels"][:, 1:]
+        labelled = labels != -100
+        hidden = last_hidden_states(model, self._decoder, inputs["input_ids"], inputs["attention_mask"])[:, :-1]
+        with self.accelerator.autocast():
+            return score_tokens(hidden[labelled], self._head, labels[labelled]), labelled
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Cross-entropy, a mean over the labelled tokens of the step, as TRL's."""
+        scores, labelled = self.score(model, inputs)
+        count = labelled.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = cross_entropy_loss(scores).sum() / count
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is of all processes
+        return (loss, None) if return_outputs else loss
+
+
+class LoraUnlearnTrainer(LabelledTrainer):
     """
     Unlearning by one plain adapter: `FORGET_LOSSES[forget_loss]` on forget rows plus cross-entropy on retain rows.
 
@@ -59,7 +95,6 @@ class LoraUnlearnTrainer(SFTTrainer):
     """
 
     args: SFTConfig
-    model: Any
     train_dataset: Any
     processing_class: Any
     _signature_columns: Any
@@ -86,9 +121,6 @@ class LoraUnlearnTrainer(SFTTrainer):
         self.data_collator = _BothCollator(pad_token_id=self._tokenizer.pad_token_id)
         self.model_accepts_loss_kwargs = False  # a mean over the batch, which accumulation divides
         self.add_callback(_Epochs(self))
-        base = self.model.get_base_model()
-        self._decoder, self._head = scored_decoder(base).module, LanguageModelHead(base)
-        check_scored(self.model)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return super()._prepare_dataset(as_chat(dataset, None, self._tokenizer), *args, **kwargs)
@@ -107,13 +139,9 @@ class LoraUnlearnTrainer(SFTTrainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The forget loss plus the retain loss, each a mean over its own tokens; forget rows come first."""
-        labels = inputs["labels"][:, 1:]
-        labelled = labels != -100
-        hidden = last_hidden_states(model, self._decoder, inputs["input_ids"], inputs["attention_mask"])[:, :-1]
+        scores, labelled = self.score(model, inputs)
         of_forget = torch.zeros_like(labelled)
-        of_forget[: len(labels) // 2] = True
-        with self.accelerator.autocast():
-            scores = score_tokens(hidden[labelled], self._head, labels[labelled])
+        of_forget[: len(labelled) // 2] = True
         forget = self.forget_loss(scores)[of_forget[labelled]].mean()
         loss = forget + cross_entropy_loss(scores)[~of_forget[labelled]].mean()
         return (loss, None) if return_outputs else loss

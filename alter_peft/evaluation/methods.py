@@ -26,13 +26,13 @@ from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from alter_peft.trainer import AlterUnlearnConfig, AlterUnlearnTrainer
 from alter_peft.trainer.inputs import as_chat
 from alter_peft.tuner import AlterConfig
 
-from .baselines import LoraUnlearnTrainer
+from .baselines import LabelledTrainer, LoraUnlearnTrainer
 
 
 class Task(NamedTuple):
@@ -78,7 +78,7 @@ def teach(
         options: of [`~trl.SFTConfig`], over `TEACHING`.
     """
     args = SFTConfig(output_dir=str(folder), seed=seed, **{**_quiet(), **TEACHING, **options})
-    SFTTrainer(model, args, train_dataset=as_chat(rows, None, tokenizer), processing_class=tokenizer).train()
+    LabelledTrainer(model, args, train_dataset=as_chat(rows, None, tokenizer), processing_class=tokenizer).train()
     state = PartialState()
     if state.is_main_process:
         partial_folder = folder.with_suffix(".partial")
