@@ -9,14 +9,14 @@ OLDEST := .venv-oldest
 # Threads that wait for work sleep instead of spinning: spinning ones starve each other on few cores.
 export OMP_WAIT_POLICY := passive
 export KMP_BLOCKTIME := 0
-# Memory that was freed is used again instead of going back to the system, which took a third of a training step, and
-# PyTorch asks for large pages. For glibc; others ignore it.
-export MALLOC_MMAP_MAX_ := 0
-export MALLOC_TRIM_THRESHOLD_ := 100000000000
-export MALLOC_TOP_PAD_ := 268435456
-export THP_MEM_ALLOC_ENABLE := 1
 # A hanging test fails (pytest-timeout), in seconds.
 export PYTEST_TIMEOUT ?= 1800
+
+# Memory that was freed is used again instead of going back to the system (glibc), which took a third of a training
+# step on a CPU: docs/log.md.
+demo tofu pilot test-slow: export MALLOC_MMAP_MAX_ ?= 0
+demo tofu pilot test-slow: export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
+demo tofu pilot test-slow: export MALLOC_TOP_PAD_ ?= 268435456
 
 .PHONY: demo tofu pilot test test-slow test-oldest check clean
 
@@ -42,7 +42,7 @@ test-slow: $(STAMP)
 
 # What touches peft, transformers and trl, with the oldest supported versions of them.
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest -q tests/test_cli.py tests/test_hub.py tests/test_initialization.py \
+	$(OLDEST)/bin/python -m pytest -q tests/test_baselines.py tests/test_cli.py tests/test_hub.py tests/test_initialization.py \
 		tests/test_registration.py tests/test_router.py tests/test_trainer.py tests/test_trainer_inputs.py \
 		tests/test_tuner.py tests/test_tuner_config.py tests/test_upgrades.py
 

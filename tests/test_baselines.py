@@ -86,21 +86,37 @@ def test_the_loss_is_that_of_a_loop_over_all_logits(tokenizer, tmp_path, forget_
     torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), expected)
 
 
-def test_labelled_tokens_alone_are_taught_as_by_trl(tokenizer, tmp_path):
-    weights = []
-    for trainer_class in (SFTTrainer, LabelledTrainer):
-        torch.manual_seed(0)
-        model = make_llama(len(tokenizer))
-        before = model.get_output_embeddings().weight.detach().clone()
-        args = SFTConfig(
-            str(tmp_path), bf16=False, report_to="none", save_strategy="no", disable_tqdm=True, use_cpu=True,
-            dataloader_pin_memory=False, learning_rate=1e-2, per_device_train_batch_size=3, max_steps=3,
-            gradient_accumulation_steps=2, gradient_checkpointing=False, optim="sgd",
-        )  # fmt: skip
-        trainer_class(model, args, train_dataset=retain_rows(), processing_class=tokenizer).train()
-        weights.append(torch.cat([weight.detach().flatten() for weight in model.parameters()]))
-        assert (model.get_output_embeddings().weight - before).abs().max() > 1e-4
-    torch.testing.assert_close(*weights)
+def taught_weights(trainer_class, rows, tokenizer, folder, **options) -> torch.Tensor:
+    torch.manual_seed(0)
+    model = make_llama(len(tokenizer))
+    args = SFTConfig(
+        str(folder), report_to="none", save_strategy="no", disable_tqdm=True, use_cpu=True, max_steps=3,
+        dataloader_pin_memory=False, learning_rate=1e-2, per_device_train_batch_size=3, gradient_accumulation_steps=2,
+        gradient_checkpointing=False, optim="sgd", **options,
+    )  # fmt: skip
+    trainer_class(model, args, train_dataset=rows, processing_class=tokenizer).train()
+    return torch.cat([weight.detach().flatten() for weight in model.parameters()])
+
+
+TEXTS = Dataset.from_dict({"text": [row["prompt"] + row["completion"] for row in retain_rows()]})
+
+
+@pytest.mark.parametrize("rows", [retain_rows(), TEXTS], ids=["completions", "texts"])
+@pytest.mark.parametrize(("bf16", "tolerance"), [(False, 1e-6), (True, 1e-4)])
+def test_labelled_tokens_alone_are_taught_as_by_trl(tokenizer, tmp_path, rows, bf16, tolerance):
+    found = [taught_weights(kind, rows, tokenizer, tmp_path, bf16=bf16) for kind in (SFTTrainer, LabelledTrainer)]
+    begin = torch.cat([weight.detach().flatten() for weight in make_llama(len(tokenizer)).parameters()])
+    assert (found[0] - begin).abs().max() > 10 * tolerance
+    torch.testing.assert_close(*found, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{"loss_type": "dft"}, {"packing": True}])
+def test_other_losses_and_packed_rows_are_taught_by_trl(tokenizer, tmp_path, options, monkeypatch):
+    if "packing" in options:  # TRL warns of attention across packed rows
+        monkeypatch.setattr("trl.trainer.sft_trainer.logger.warning", lambda *args, **kwargs: None)
+    options |= {"bf16": False, "max_length": 32}
+    found = [taught_weights(kind, TEXTS, tokenizer, tmp_path, **options) for kind in (SFTTrainer, LabelledTrainer)]
+    assert torch.equal(*found)
 
 
 def test_pairs_change_with_the_epoch_and_cover_the_forget_set(tokenizer, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Plain LoRA with the losses that ALTER is compared with; the paper's and the field's baselines."""
+"""Training for what ALTER is compared with: models that are taught, and plain LoRA with the field's losses."""
 
 from __future__ import annotations
 
@@ -44,19 +44,22 @@ FORGET_LOSSES: dict[str, Callable[[TokenScores], Tensor]] = {
 
 class LabelledTrainer(SFTTrainer):
     """
-    [`~trl.SFTTrainer`] that scores the labelled tokens alone, and logs the loss alone.
+    [`~trl.SFTTrainer`] that takes plain cross-entropy of the labelled tokens alone, and logs the loss alone.
 
     Where there is no Triton, as on a CPU, TRL (1.16) scores every position against the whole vocabulary, prompts and
-    padding too, and takes entropies of all: a third of a step of a small model (docs/log.md).
+    padding too, and takes entropies of all: a quarter of a small model's step (docs/log.md). Other losses and
+    packed rows are left to TRL.
     """
 
     model: Any
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, model: PreTrainedModel | PeftModel, args: SFTConfig, **kwargs: Any) -> None:
+        super().__init__(model, args, **kwargs)
         base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         self._decoder, self._head = scored_decoder(base).module, LanguageModelHead(base)
         check_scored(self.model)
+        other = args.packing or args.padding_free or args.label_smoothing_factor or self.aux_loss_enabled
+        self.is_plain = not other and args.loss_type in ("nll", "chunked_nll")  # the latter of older TRL
 
     def score(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[TokenScores, Tensor]:
         """Scores of the labelled tokens, and which of the batch these are, bool (B, T-1)."""
@@ -70,9 +73,11 @@ class LabelledTrainer(SFTTrainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Cross-entropy, a mean over the labelled tokens of the step, as TRL's."""
+        if not self.is_plain:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         scores, labelled = self.score(model, inputs)
         count = labelled.sum() if num_items_in_batch is None else num_items_in_batch
-        loss = cross_entropy_loss(scores).sum() / count
+        loss = cross_entropy_loss(scores).sum() / torch.as_tensor(count).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is of all processes
         return (loss, None) if return_outputs else loss
