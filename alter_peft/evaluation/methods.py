@@ -138,6 +138,8 @@ def _alter(
         name = f"request_{len(model.peft_config)}"
         model.add_adapter(name, config)
         model.set_adapter(name)
+        if config.is_gated:  # the first adapter keeps what stays: all active, several such experts would add up
+            own = {**own, "retain_weight": 0.0}
     trainer = AlterUnlearnTrainer(
         model,
         AlterUnlearnConfig(output_dir=str(folder), seed=seed, **{**_quiet(), **own, **options}),
