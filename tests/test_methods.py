@@ -25,6 +25,7 @@ from trainer_setup import forget_rows, retain_rows
 from alter_peft import AlterConfig
 from alter_peft.evaluation import Pair, score_answers
 from alter_peft.evaluation.methods import METHODS, Task, load, teach
+from alter_peft.tuner.layer import AlterLayer
 
 
 TASK = Task(forget_rows().remove_columns("domain"), retain_rows())
@@ -75,3 +76,6 @@ def test_a_second_request_leaves_the_first_one_forgotten(target, tokenizer, tmp_
         model = METHODS[method](model, tokenizer, task, tmp_path / f"request-{number}", 0, OPTIONS)
     found = [score_answers(model, tokenizer, pairs).mean for pairs in (FORGET[:4], FORGET[4:], RETAIN)]
     assert max(found[:2]) < 0.6 and found[2] > max(found[:2]) + 0.3, found
+    if method.startswith("alter"):  # what stays is the first adapter's alone: such experts would add up
+        banks = [module.alter_B for module in model.modules() if isinstance(module, AlterLayer)]
+        assert all(bank["default"].retain.any() and not bank["request_1"].retain.any() for bank in banks)
