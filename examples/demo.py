@@ -15,8 +15,8 @@
 
     make demo
 
-Ten to fifteen minutes on two CPU cores. Writes runs/demo/{adapter,table.md,results.json,trade.png}. Another seed, for
-the teaching as for the unlearning, is an argument: `python examples/demo.py 1` writes runs/demo-1.
+Eleven minutes on two CPU cores. Writes runs/demo/{adapter,table.md,results.json,trade.png}. Another seed, for the
+teaching as for the unlearning, is an argument: `python examples/demo.py 1` writes runs/demo-1.
 """
 
 from __future__ import annotations
