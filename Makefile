@@ -42,14 +42,9 @@ test-slow: $(STAMP)
 
 # What touches peft, transformers and trl, with the oldest supported versions of them.
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest -q tests/test_baselines.py tests/test_cli.py tests/test_hub.py tests/test_initialization.py \
-		tests/test_registration.py tests/test_router.py tests/test_trainer.py tests/test_trainer_inputs.py \
-		tests/test_tuner.py tests/test_tuner_config.py tests/test_upgrades.py
-
-check: $(STAMP)
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(OLDEST)/bin/python -m pytest -q tests/test_baselines.py tests/test_cli.py tests/test_hub.py \
+		tests/test_initialization.py tests/test_registration.py tests/test_router.py tests/test_trainer.py \
+		tests/test_trainer_inputs.py tests/test_tuner.py tests/test_tuner_config.py tests/test_upgrades.py
 
 clean:
 	rm -rf .venv $(OLDEST) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
