@@ -157,8 +157,8 @@ def map_row_chunks(function: Callable[..., Tensor], chunk_size: int, *rows: Tens
     """Concatenate `function` over successive chunks of rows, recomputing each chunk in backward.
 
     What `function` makes inside is freed after each chunk, so it never exists for all rows at once: each chunk is
-    checkpointed, which without gradients is a plain call. Zero rows are one empty chunk, so that the result keeps its
-    dtype and its graph.
+    checkpointed, which without gradients is a plain call. A single chunk is not: backward would make it again at once.
+    Zero rows are one empty chunk, so that the result keeps its dtype and its graph.
 
     Args:
         function: maps tensors of c rows each to one tensor of c rows; deterministic up to torch's random state.
@@ -176,7 +176,9 @@ def map_row_chunks(function: Callable[..., Tensor], chunk_size: int, *rows: Tens
     lengths = [tensor.shape[0] for tensor in rows]
     if len(set(lengths)) != 1:
         raise ValueError(f"Row counts are {lengths}; they must be the same.")
-    chunks = zip(*(torch.split(tensor, chunk_size) for tensor in rows), strict=True)
+    chunks = list(zip(*(torch.split(tensor, chunk_size) for tensor in rows), strict=True))
+    if len(chunks) == 1:
+        return function(*chunks[0])
     return torch.cat([checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks])
 
 

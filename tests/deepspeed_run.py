@@ -56,7 +56,7 @@ def trainer_from(start: Path, output_dir: Path, tokenizer: Any, **options: Any) 
 def train_and_save(trainer: AlterUnlearnTrainer, place: Path, **kwargs: Any) -> None:
     trainer.train(**kwargs)
     trainer.save_model(place)
-    gap = mean_gap(trainer)
+    gap = mean_gap(trainer, 64)
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(place / "state.json")
         (place / "gap.txt").write_text(str(gap))

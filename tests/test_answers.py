@@ -23,6 +23,7 @@ from conftest import make_llama
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from trainer_setup import forget_rows, make_trainer, retain_rows
 from transformers import GenerationConfig, LlamaForCausalLM
 
@@ -339,6 +340,33 @@ def test_an_answer_goes_on_from_what_is_given(adapted, tokenizer):
     after = generate_answers(adapted, tokenizer, begun, batch_size=1, max_new_tokens=8)
     own = [greedy(adapted, tokenizer, pair, 8) for pair in begun]
     assert after == own
+
+
+class _Casts(TorchDispatchMode):
+    """Shapes of the float32 tensors that are cast to bfloat16 inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") is torch.bfloat16:
+            self.shapes.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
+
+
+def test_under_autocast_frozen_weights_are_cast_once(adapted, tokenizer):
+    """By itself autocast keeps the copies of weights that learn alone, and casts the rest for each token."""
+    learning = [weight.requires_grad for weight in adapted.parameters()]
+    head = adapted.get_base_model().get_output_embeddings().weight
+    assert not head.requires_grad
+    found = {}
+    for tokens in (2, 6):
+        with torch.autocast("cpu", torch.bfloat16), _Casts() as casts:
+            generate_answers(adapted, tokenizer, PAIRS, max_new_tokens=tokens)
+        found[tokens] = casts.shapes.count(tuple(head.shape))
+    assert found == {2: 1, 6: 1}
+    assert [weight.requires_grad for weight in adapted.parameters()] == learning
 
 
 def test_several_answers_to_a_prompt_stand_together(adapted, tokenizer):

@@ -191,6 +191,20 @@ def test_head_never_sees_more_than_a_chunk_and_runs_once_without_gradients() -> 
     assert sorted(rows_seen[3:]) == [1, 1, 3, 3, 3, 3]  # once forward, once recomputed
 
 
+@pytest.mark.parametrize(("rows", "calls"), [(3, 1), (4, 4)], ids=["one chunk", "two chunks"])
+def test_a_single_chunk_is_not_made_twice(rows: int, calls: int) -> None:
+    seen: list[int] = []
+
+    def square(chunk: torch.Tensor) -> torch.Tensor:
+        seen.append(len(chunk))
+        return chunk.square()
+
+    values = torch.arange(float(rows), requires_grad=True)
+    map_row_chunks(square, 3, values).sum().backward()
+    assert len(seen) == calls
+    assert values.grad is not None and values.grad.tolist() == [2.0 * i for i in range(rows)]
+
+
 def test_chunked_entropy_of_no_rows_is_empty_and_differentiable() -> None:
     hidden, weight = torch.empty(0, 4, requires_grad=True), torch.ones(9, 4)
     entropy = chunked_tsallis_entropy(hidden, lambda rows: rows @ weight.T, 1.5)

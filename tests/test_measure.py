@@ -23,6 +23,7 @@ from peft import get_peft_model
 
 from alter_peft import AlterConfig
 from alter_peft.evaluation import METRICS, Asked, Pair, generate_answers, measure, score_answers
+from alter_peft.evaluation.measure import answer_together
 from alter_peft.evaluation.metrics import (
     exact_memorization,
     extraction_strength,
@@ -162,6 +163,17 @@ def test_the_batch_size_reaches_every_pass(ask, passes):
     assert [size for _, size in passes] == [2] * 4 + [None] * 4
     for name in own:
         assert own[name].rows == pytest.approx(default[name].rows, rel=1e-4)
+
+
+def test_sets_may_be_answered_together(ask, passes):
+    sets = [PAIRS, PAIRS[:1], [Pair(f"What is {number * '1'}?", "Seven.") for number in range(1, 6)]]
+    own = [ask(pairs, answered=3).texts for pairs in sets]
+    assert len({text for texts in own for text in texts}) > 3
+    passes.clear()
+    together = [ask(pairs, answered=3) for pairs in sets]
+    answer_together(together, batch_size=2)
+    assert [one.texts for one in together] == own
+    assert [name for name, _ in passes] == ["generate_answers"]
 
 
 def test_astray_is_of_gated_adapters(tokenizer):

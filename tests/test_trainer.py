@@ -28,6 +28,8 @@ from conftest import make_llama
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_info, threadpool_limits
 from trainer_setup import PEOPLE, adapter_state, forget_rows, make_args, make_trainer, retain_rows
 from transformers import TrainerCallback
 
@@ -717,9 +719,23 @@ def test_many_sub_domains_do_not_draw_retained_text_to_themselves():
     assert (sent[:400] == 0).float().mean() > 0.9
 
 
+def test_the_router_is_the_same_on_any_number_of_cores(monkeypatch):
+    """BLAS adds up in another order with other numbers of threads."""
+    threads, fit = [], LogisticRegression.fit
+
+    def recorded(regression, *args):
+        threads.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return fit(regression, *args)
+
+    monkeypatch.setattr(LogisticRegression, "fit", recorded)
+    with threadpool_limits(2, user_api="blas"):
+        fit_router(torch.randn(8, 2), torch.zeros(8), np.arange(8) % 2, 2, threshold=1.2)
+    assert set(threads) == {1}
+
+
 def test_observed_averages_are_those_of_the_sample(tmp_path, tokenizer):
     trainer = make_trainer(tmp_path, tokenizer, adapter={})
-    data, of = trainer._retain, (trainer._stack, trainer.head, trainer.gating, 1.5, 3)
+    data, of = trainer._retain, (trainer._stack, trainer.head, trainer.gating, "default", 1.5, 3)
     total = sum(len(ids) for ids in data["input_ids"])
     whole = observe(data, *of, sample=np.arange(total))
     sample = np.array([0, 1, total // 2, total - 1])
@@ -819,12 +835,33 @@ def test_a_tolerance_of_none_trains_for_all_epochs(tmp_path, tokenizer):
     assert landed.state.epoch == 1
 
 
-def test_of_many_forget_rows_some_are_measured(tmp_path, tokenizer, monkeypatch):
+def test_of_many_forget_rows_some_are_measured(tmp_path, tokenizer):
     trainer = make_trainer(tmp_path, tokenizer, adapter={"init_weights": False}, **LEVEL)
     trainer.prepare_phase_one()
-    whole = mean_gap(trainer)
-    monkeypatch.setattr("alter_peft.trainer.landing.MAX_ROWS", 4)
     rows, targets = trainer._forget, trainer.objective.targets
-    some = mean_gap(trainer)
+    whole, some = mean_gap(trainer, 8), mean_gap(trainer, 4)
     trainer._forget, trainer.objective.targets = rows.select([0, 2, 4, 6]), targets[::2]
-    assert some == pytest.approx(mean_gap(trainer)) and some != pytest.approx(whole)
+    assert some == pytest.approx(mean_gap(trainer, 8)) and some != pytest.approx(whole)
+
+
+@pytest.mark.parametrize(
+    ("probed", "all_of_them", "measured"),
+    [(0.6, 0.1, [2]), (0.4, 0.1, [2, 4]), (0.1, 0.3, [2, 4])],
+    ids=["far", "near and there", "near and not there"],
+)
+def test_all_forget_rows_are_measured_once_some_are_near(
+    tmp_path, tokenizer, monkeypatch, probed, all_of_them, measured
+):
+    asked = []
+    monkeypatch.setattr("alter_peft.trainer.landing.PROBED_ROWS", 2)
+    monkeypatch.setattr("alter_peft.trainer.landing.MAX_ROWS", 4)
+    monkeypatch.setattr(
+        "alter_peft.trainer.landing.mean_gap",
+        lambda trainer, rows: asked.append(rows) or {2: probed, 4: all_of_them}[rows],
+    )
+    trainer = make_trainer(tmp_path, tokenizer, adapter={}, num_train_epochs=1, landing_tolerance=0.25, **LEVEL)
+    trainer.train()
+    assert asked == measured
+    assert trainer.landed == (measured == [2, 4] and all_of_them <= 0.25)
+    gaps = [entry["forget_gap"] for entry in trainer.state.log_history if "forget_gap" in entry]
+    assert gaps == [all_of_them if len(measured) > 1 else probed]

@@ -288,7 +288,7 @@ def generate_answers(
             ).to(device)
             for rows, value in ((prompts, padding), ([[1] * len(prompt) for prompt in prompts], 0))
         )
-        with evaluating(model), _own_probabilities(model):
+        with evaluating(model), _own_probabilities(model), _casting_once(model):
             output = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, **options)
         answers += tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
     return answers
@@ -309,6 +309,24 @@ def _own_probabilities(model: Any) -> Iterator[None]:
     finally:
         for one, config in zip(holders, before, strict=True):
             one.generation_config = config
+
+
+@contextmanager
+def _casting_once(model: Any) -> Iterator[None]:
+    """
+    Inside, where no gradient is taken, autocast keeps the lower-precision copy of every weight until it is left.
+
+    By itself it does so for weights that require gradients alone, and casts frozen ones, all of those under an adapter,
+    anew for each token.
+    """
+    frozen = [p for p in model.parameters() if p.is_leaf and p.is_floating_point() and not p.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def _require_pairs(pairs: Sequence[Pair]) -> None:

@@ -120,6 +120,27 @@ class Asked:
         return score_answers(self.model, self.tokenizer, pairs, desc=desc, **self.batches)
 
 
+def answer_together(asked: Sequence[Asked], batch_size: int = 32) -> None:
+    """
+    The answers of several sets from batches that they share, prompts of about the same length together.
+
+    A few answers a set make small batches, in which a token costs about as much as in large ones.
+
+    Args:
+        asked: of one model, all with the same `max_new_tokens`.
+        batch_size: rows of a batch of answers.
+    """
+    questions = [(i, row) for i, one in enumerate(asked) for row in range(len(one.asked))]
+    questions.sort(key=lambda place: len(asked[place[0]].asked[place[1]].prompt))
+    texts = generate_answers(
+        asked[0].model, asked[0].tokenizer, [asked[i].asked[row] for i, row in questions], batch_size,
+        asked[0].max_new_tokens, desc="answers",
+    )  # fmt: skip
+    found = dict(zip(questions, texts, strict=True))
+    for i, one in enumerate(asked):
+        one.texts = [found[i, row] for row in range(len(one.asked))]
+
+
 def _normalized_probability(asked: Asked) -> list[float]:
     """p / (p + sum of the false answers'), from logarithms: a destroyed model's probabilities may all round to 0."""
     true = [float(row.mean()) for row in asked.scores.log_probs]

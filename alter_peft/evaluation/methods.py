@@ -136,10 +136,9 @@ def _alter(
     config = AlterConfig(router=router)  # type: ignore[arg-type]
     if isinstance(model, PeftModel):  # an earlier request's: this one gets an adapter of its own
         name = f"request_{len(model.peft_config)}"
+        earlier = list(model.peft_config)
         model.add_adapter(name, config)
-        model.set_adapter(name)
-        if config.is_gated:  # the first adapter keeps what stays: all active, several such experts would add up
-            own = {**own, "retain_weight": 0.0}
+        model.base_model.set_adapter([name, *earlier])  # trained as it will be asked, beside the earlier ones
     trainer = AlterUnlearnTrainer(
         model,
         AlterUnlearnConfig(output_dir=str(folder), seed=seed, **{**_quiet(), **own, **options}),

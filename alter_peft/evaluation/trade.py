@@ -23,7 +23,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from .answers import Pair
-from .measure import Asked, Score, measure
+from .measure import Asked, Score, answer_together, measure
 
 
 # model -> "{set}/{metric}" -> score
@@ -51,10 +51,11 @@ def evaluate_sets(
         routed: whether the model has a gated adapter.
     """
     scores: dict[str, Score] = {}
-    for name, pairs in sets.items():
-        asked = Asked(model, tokenizer, name, pairs, name in forget_sets, rouge_rows)
-        of_answer = NORMALIZED if any(pair.wrong for pair in pairs) else "probability"
-        scores |= measure(asked, [of_answer, "rouge", *(["astray"] if routed else [])])
+    asked = [Asked(model, tokenizer, name, pairs, name in forget_sets, rouge_rows) for name, pairs in sets.items()]
+    answer_together(asked)
+    for one in asked:
+        of_answer = NORMALIZED if any(pair.wrong for pair in one.pairs) else "probability"
+        scores |= measure(one, [of_answer, "rouge", *(["astray"] if routed else [])])
     return scores
 
 

@@ -52,18 +52,26 @@ def check_arguments(arguments: dict[str, Any]) -> None:
 
 
 def check_model(model: Any) -> None:
-    """Raise a `ValueError` unless this is a decoder-only causal language model, without or with one active adapter."""
+    """Raise a `ValueError` unless this is a decoder-only causal language model, without or with an active adapter."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(base, PreTrainedModel) or base.config.is_encoder_decoder or not base.can_generate():
         raise ValueError(
             f"`model` is a {type(base).__name__}, but the trainer needs a decoder-only causal language model, such as "
             "`AutoModelForCausalLM` loads."
         )
-    if isinstance(model, PeftModel) and len(model.active_adapters) != 1:
-        raise ValueError(
-            f"`model` has the active adapters {list(model.active_adapters)}, but one is trained at a time. Choose it "
-            "by `model.set_adapter`, and activate the others afterwards."
-        )
+    if isinstance(model, PeftModel) and not model.active_adapters:
+        raise ValueError("`model` has no active adapter. Choose the one to train by `model.set_adapter`.")
+
+
+def check_beside(config: AlterConfig, others: dict[str, AlterConfig]) -> None:
+    """Raise a `ValueError` if adapters that are active beside the trained one cannot have the entropies they ask for."""
+    for name, other in others.items():
+        if other.is_gated and other.inference_entropy == "base" and other.entropy_q != config.entropy_q:
+            raise ValueError(
+                f"`entropy_q` is {config.entropy_q}, but adapter {name!r}, which is active too and takes the base "
+                f"model's entropies (`inference_entropy='base'`), has {other.entropy_q}. Give both the same, or "
+                f"activate {name!r} after the training."
+            )
 
 
 def checked_dataset(

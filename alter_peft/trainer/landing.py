@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 
 logger = logging.get_logger(__name__)
-# Rows that are measured after each epoch, at most
+# Rows that are measured after each epoch, at most, and before them, to see whether these can be near
 MAX_ROWS = 64
+PROBED_ROWS = 16
 
 
 class Landing(TrainerCallback):
@@ -55,19 +56,21 @@ class Landing(TrainerCallback):
             logger.info(f"Training ends after {state.global_step} steps: the forget rows have come to their level.")
 
     def _has_landed(self, args: Any) -> bool:
-        gap = mean_gap(self.trainer)
+        gap = mean_gap(self.trainer, PROBED_ROWS)
+        if gap <= 2 * float(args.landing_tolerance) and len(self.trainer._forget) > PROBED_ROWS:
+            gap = mean_gap(self.trainer, MAX_ROWS)
         self.trainer._metrics["train"]["forget_gap"].append(gap)
         return gap <= float(args.landing_tolerance)
 
 
 @torch.no_grad()
-def mean_gap(trainer: AlterUnlearnTrainer) -> float:
+def mean_gap(trainer: AlterUnlearnTrainer, max_rows: int) -> float:
     """
     Mean over the forget rows of |mean log-probability - target|, in nats, gated as the model will be when it is asked.
 
-    Of many rows, `MAX_ROWS` spread over the set are measured. Each process takes its share; all call this together.
+    Of many rows, `max_rows` at most, spread over the set. Each process takes its share; all call this together.
     """
-    accelerator, step = trainer.accelerator, -(-len(trainer._forget) // MAX_ROWS)
+    accelerator, step = trainer.accelerator, -(-len(trainer._forget) // max_rows)
     rows = trainer._forget.select(range(0, len(trainer._forget), step))
     targets = trainer.objective.targets[::step]
     size, world = max(1, trainer.args.per_device_eval_batch_size), accelerator.num_processes

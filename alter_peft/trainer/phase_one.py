@@ -28,6 +28,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
@@ -91,6 +92,7 @@ def observe(
     decoder: Decoder,
     head: LanguageModelHead,
     context: GatingContext,
+    adapter_name: str,
     q: float,
     batch_size: int,
     sample: np.ndarray,
@@ -99,6 +101,7 @@ def observe(
     One pass of the base model over the rows' `input_ids`, longest first, so that little is padded.
 
     Args:
+        adapter_name: whose moving average, of several active adapters.
         sample: positions whose moving average is kept (`sample_positions`); only they are held in memory.
     """
     device = next(decoder.module.parameters()).device
@@ -120,8 +123,9 @@ def observe(
         entropy, contexts = observe_base(decoder.module, head, context, q, inputs)
         for i, row in enumerate(rows):
             entropies[row] = entropy[i, : lengths[row]].float().cpu()
-            for average in contexts.values():
-                averages[row] = average.average()[i, torch.as_tensor(kept[row], device=device)].cpu()
+            if adapter_name in contexts:
+                average = contexts[adapter_name].average()
+                averages[row] = average[i, torch.as_tensor(kept[row], device=device)].cpu()
     return Observations(torch.cat(entropies), torch.tensor(lengths), torch.cat(averages))
 
 
@@ -162,7 +166,8 @@ def fit_router(
     known = np.concatenate([averages.numpy(), surprise], axis=1)
     unknown = np.concatenate([averages.numpy(), np.zeros_like(surprise)], axis=1)
     regression = LogisticRegression(C=100.0, class_weight=class_weights(experts), max_iter=1000)
-    regression.fit(np.concatenate([known, unknown]), np.tile(experts, 2))
+    with threadpool_limits(1, user_api="blas"):  # more are no faster on such narrow matrices, and end elsewhere
+        regression.fit(np.concatenate([known, unknown]), np.tile(experts, 2))
     weight = torch.zeros(num_outputs, known.shape[1])
     bias = torch.full((num_outputs,), -1e4)  # an expert without rows is never chosen
     coefficients, intercepts = regression.coef_, regression.intercept_
@@ -286,7 +291,8 @@ class PhaseOne:
         both = datasets.concatenate_datasets([forget.select_columns(columns), retain.select_columns(columns)])
         experts = np.repeat(np.asarray(both["expert"]), [len(ids) for ids in both["input_ids"]])
         sample = sample_positions(experts, seed)
-        seen = observe(both, self.decoder, self.head, self.context, self.config.entropy_q, batch_size, sample)
+        of = self.decoder, self.head, self.context, self.adapter_name
+        seen = observe(both, *of, self.config.entropy_q, batch_size, sample)
         threshold = self.config.entropy_threshold
         if self.config.entropy_quantile is not None:
             count = int(seen.lengths[: len(forget)].sum())
@@ -318,7 +324,7 @@ class PhaseOne:
             digest.update(chunk)
         c = self.config
         settings: list[Any] = [c.entropy_q, c.entropy_quantile, c.router, c.router_layer, c.router_half_life]
-        settings += [c.num_forget_experts, None if c.entropy_quantile is not None else c.entropy_threshold, seed, 5]
+        settings += [c.num_forget_experts, None if c.entropy_quantile is not None else c.entropy_threshold, seed, 6]
         device = next(self.decoder.module.parameters()).device.type
         if torch.is_autocast_enabled(device):
             settings.append(str(torch.get_autocast_dtype(device)))

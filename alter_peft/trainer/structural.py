@@ -165,7 +165,7 @@ class _SignedEntropy:
             torch.autocast(self.positions.device.type, enabled=False),
             evaluating(trainer.decoder),
             _added([layer.alter_A[trainer.adapter_name] for layer in trainer._layers], self.offsets),
-            trainer.gating.supply(entropy=inputs["entropy"], learns_experts=False, learns_shared=False),
+            trainer.gating.supply(trainer.adapter_name, inputs["entropy"], learns_experts=False, learns_shared=False),
         ):
             hidden = trainer.decode(trainer.model, inputs["input_ids"], inputs["attention_mask"])
             entropy = chunked_tsallis_entropy(hidden[0, self.positions], trainer.head, trainer.args.structural_q)

@@ -47,6 +47,7 @@ from .inputs import (
     assign_experts,
     check_all_labelled,
     check_arguments,
+    check_beside,
     check_model,
     check_unscaled,
     checked_dataset,
@@ -73,7 +74,9 @@ class AlterUnlearnTrainer(SFTTrainer):
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            A model with an ALTER adapter, or a base model (or its name) that gets one by `peft_config`.
+            A model with an ALTER adapter, or a base model (or its name) that gets one by `peft_config`. Of several
+            active adapters the first is trained; the others are frozen and act as they will when the model is asked,
+            so that together they come to the level (`model.base_model.set_adapter(["later", "default"])`).
         args ([`AlterUnlearnConfig`], *optional*):
             Configuration of the training.
         train_dataset ([`~datasets.Dataset`]):
@@ -170,6 +173,8 @@ class AlterUnlearnTrainer(SFTTrainer):
         if not isinstance(config, AlterConfig):
             raise ValueError(f"The adapter config is a {type(config).__name__}, but must be an AlterConfig.")
         check_unscaled(config)
+        if isinstance(model, PeftModel):
+            check_beside(config, {name: model.peft_config[name] for name in model.active_adapters[1:]})
         assigned, experts, self.subdomains = assign_experts(config, train_dataset, args.dataset_text_field, args.seed)
         train_dataset = keep_input_columns(train_dataset, args.dataset_text_field).add_column("expert", experts)
         set_seed(args.seed)  # as newer TRL does before it adds the adapter
@@ -191,6 +196,8 @@ class AlterUnlearnTrainer(SFTTrainer):
 
     def _set_up_model(self) -> None:
         self.adapter_name: str = self.model.active_adapters[0]
+        self._acting = list(self.model.active_adapters)
+        self._activate()
         self.alter_config: AlterConfig = self.model.peft_config[self.adapter_name]
         tuner: AlterModel = self.model.base_model
         base = self.model.get_base_model()
@@ -234,6 +241,13 @@ class AlterUnlearnTrainer(SFTTrainer):
         self.add_callback(_StepCallback(self))
         if self.args.forget_loss == "level" and self.args.landing_tolerance is not None:
             self.add_callback(Landing(self))
+
+    def _activate(self) -> None:
+        """The trained adapter and those beside it, which do not learn."""
+        beside = self._acting[1:]
+        if beside:
+            self.model.base_model.set_adapter(self._acting)
+            self.model.set_requires_grad(beside, requires_grad=False)
 
     @property
     def shared_matrices(self) -> list[nn.Parameter]:
@@ -413,7 +427,7 @@ class AlterUnlearnTrainer(SFTTrainer):
     def hidden_states(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """The decoder's last hidden states (B, T, k) under the gates, each expert learning from its own rows."""
         owner = nn.functional.one_hot(inputs["expert"], self.objective.num_experts)
-        supplied = self.gating.supply(entropy=inputs["entropy"], owner=owner, learns_shared=False)
+        supplied = self.gating.supply(self.adapter_name, inputs["entropy"], owner, learns_shared=False)
         with supplied:
             return self.decode(model, inputs["input_ids"], inputs["attention_mask"])
 
@@ -458,6 +472,11 @@ class AlterUnlearnTrainer(SFTTrainer):
             logs |= token_shares(self._token_sums)
             self._token_sums = {}
         super().log(logs, start_time)
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """As the parent's, which leaves the trained adapter alone active."""
+        super()._load_from_checkpoint(*args, **kwargs)
+        self._activate()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Writes beside the target first and then moves each file into place, so that none is ever half written."""

@@ -45,14 +45,20 @@ class GateState(NamedTuple):
     What the layers read in one forward pass, and again when checkpointing recomputes it.
 
     gates: adapter name -> g, (B, T, 1+N).
+    learner: the adapter that the rest is about; `None` if it is about all of them.
     owner: (B, 1+N), 1 where an expert learns from a row; `None` if all learn from all rows.
     learns_experts, learns_shared: whether gradients reach the experts and A.
     """
 
     gates: dict[str, Tensor]
+    learner: str | None = None
     owner: Tensor | None = None
     learns_experts: bool = True
     learns_shared: bool = True
+
+    def concerns(self, name: str) -> bool:
+        """Whether this adapter is what learns, or what is measured: others that are active act as they always do."""
+        return self.learner is None or self.learner == name
 
     def of_rows(self, rows: list[int]) -> GateState:
         """The state of these rows of the batch alone."""
@@ -80,6 +86,7 @@ class GatingContext:
     @contextmanager
     def supply(
         self,
+        learner: str | None = None,
         entropy: Tensor | None = None,
         owner: Tensor | None = None,
         learns_experts: bool = True,
@@ -87,7 +94,7 @@ class GatingContext:
     ) -> Iterator[None]:
         """For the forward passes inside: S_q (B, T) of the base model, and who learns (see `GateState`)."""
         before = self._supplied, self._supplied_entropy
-        self._supplied = GateState({}, owner, learns_experts, learns_shared)
+        self._supplied = GateState({}, learner, owner, learns_experts, learns_shared)
         self._supplied_entropy = entropy
         self.begin(None)  # a static router has no hook that would
         try:
@@ -137,9 +144,9 @@ class GatingContext:
             return None if self.state.owner is None else self.state.owner.shape[0]
         return gates[0].shape[0] if gates[0].shape[:-1].numel() == x.shape[0] else None
 
-    def entropy_for(self, config: AlterConfig) -> Tensor | None:
+    def entropy_for(self, name: str, config: AlterConfig) -> Tensor | None:
         """S_q (B, T) as this adapter takes it: what was supplied, or the base pass if it asks for one."""
-        supplied = self._supplied_entropy is not None
+        supplied = self._supplied_entropy is not None and self._supplied.concerns(name)
         return self.entropy if supplied or config.inference_entropy == "base" else None
 
     def gates_for(self, name: str, h: Tensor) -> Tensor:
@@ -209,7 +216,9 @@ class RouterHook:
                     if context.observer is not None:
                         context.observer(name, average)
                     else:
-                        context.state.gates[name] = router(name, average, context.entropy_for(router.config[name]))
+                        context.state.gates[name] = router(
+                            name, average, context.entropy_for(name, router.config[name])
+                        )
 
     def _average(self, router: AlterRouter, name: str, hidden: Tensor, cache: Cache | None) -> Context:
         batch, length = hidden.shape[:2]

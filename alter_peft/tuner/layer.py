@@ -26,6 +26,7 @@ from peft.utils.other import transpose
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from .gating import GateState
 from .router import AlterTunerLayer
 
 
@@ -310,7 +311,11 @@ class AlterLinear(nn.Module, AlterLayer):
     def _delta(self, name: str, x: Tensor, temporary: Tensor | None) -> Tensor:
         """The update of one adapter; `temporary` as for `scale_gates`."""
         A, state = self.alter_A[name], self.context.state
-        x = self.alter_dropout[name](self._cast_input_dtype(x, A.weight.dtype))
+        x = self._cast_input_dtype(x, A.weight.dtype)
+        if state.concerns(name):
+            x = self.alter_dropout[name](x)
+        else:
+            state = GateState(state.gates)
         h = A(x, learn=state.learns_shared)  # (..., r)
         weights = self.expert_weights[name]
         if weights is not None:
