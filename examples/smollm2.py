@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
@@ -61,13 +62,16 @@ def _read() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         name = "HuggingFaceTB/SmolLM2-135M-Instruct"
         return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32), AutoTokenizer.from_pretrained(name)
     folder = Path(package.origin).parent
+    gc.disable()  # the file's 300 000 entries become objects, among which it would find nothing
     quantized = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32)
     config = quantized.config
     del config.quantization_config  # the weights are plain float32 by now
     model = LlamaForCausalLM(config)
     model.load_state_dict(quantized.state_dict())
     model.config._name_or_path = ""
-    return model, AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
+    gc.enable()
+    return model, tokenizer
 
 
 def chats(pairs: list[Pair], domains: list[str] | None = None) -> Dataset:

@@ -26,7 +26,7 @@ from test_trainer import LEVEL, SGD
 from trainer_setup import adapter_state, forget_rows, make_trainer, retain_rows
 
 from alter_peft import AlterConfig
-from alter_peft.evaluation import Pair, score_answers
+from alter_peft.evaluation import Pair, chat_or_plain, score_answers
 
 
 LATER = forget_rows().select(range(4, 8)).remove_columns("domain")
@@ -69,14 +69,14 @@ def test_the_first_learns_and_the_others_stay(tmp_path, tokenizer):
 @pytest.mark.parametrize("router", ["context", "static"])
 def test_what_learns_is_the_sum(tmp_path, tokenizer, router):
     """The forget rows come to their level as the two adapters will be asked, whatever the earlier one does to them."""
-    model = two_adapters(tokenizer, {"router": router})
+    model = two_adapters(tokenizer, {"router": router}, {"router": router})
     trainer = make_trainer(tmp_path, tokenizer, model=model, forget=LATER, num_train_epochs=40, **LEVEL)
     trainer.prepare_phase_one()
     trainer.objective.targets = trainer.objective.targets - 2.0  # a random model has nothing to forget
     trainer.train()
     assert trainer.landed
     pairs = [Pair(row["prompt"], row["completion"]) for row in LATER]
-    plain = trainer.processing_class
+    plain = chat_or_plain(tokenizer, as_chat=False)  # as the trainer of the task asks
 
     def gap() -> float:
         means = [row.mean() for row in score_answers(trainer.model.eval(), plain, pairs).log_probs]
@@ -93,7 +93,7 @@ def test_the_others_act_as_they_will_be_asked(tmp_path, tokenizer):
     model = two_adapters(tokenizer, {"lora_dropout": 0.5})
     trainer = make_trainer(tmp_path, tokenizer, model=model, forget=LATER)
     trainer.prepare_phase_one()
-    batch = {name: value for name, value in next(iter(trainer.get_train_dataloader())).items()}
+    batch = dict(next(iter(trainer.get_train_dataloader())))
     gates = {}
     for kind, shift in (("own", 0.0), ("shifted", 5.0)):
         trainer.hidden_states(trainer.model.train(), {**batch, "entropy": batch["entropy"] + shift})
@@ -117,13 +117,16 @@ def test_phase_one_is_that_of_the_trained_adapter(tmp_path, tokenizer):
         trainer = make_trainer(tmp_path, tokenizer, model=model, forget=LATER)
         datasets.config.HF_DATASETS_CACHE = tmp_path / f"cache-{len(active)}"
         trainer.prepare_phase_one()
-        weights.append({name: value for name, value in of(adapter_state(trainer), "later").items() if "router" in name})
+        weights.append(
+            {name: value for name, value in of(adapter_state(trainer), "later").items() if "router" in name}
+        )
     assert weights[0] and any(value.any() for value in weights[0].values())
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 def test_resuming_changes_nothing_and_activates_both(tmp_path, tokenizer):
-    options = {"num_train_epochs": 2, "per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 3, **SGD}
+    options = {"num_train_epochs": 2, "per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 3}
+    options |= SGD
     whole = make_trainer(
         tmp_path / "whole", tokenizer, model=two_adapters(tokenizer), forget=LATER, retain=retain_rows(4), **options
     )
@@ -142,8 +145,15 @@ def test_resuming_changes_nothing_and_activates_both(tmp_path, tokenizer):
 
 
 def test_entropies_of_two_orders(tmp_path, tokenizer):
-    model = two_adapters(tokenizer, {"inference_entropy": "base", "entropy_q": 2.0})
+    model = two_adapters(tokenizer, {"inference_entropy": "base", "entropy_q": 2.0, "entropy_threshold": 0.5})
     with pytest.raises(ValueError, match=r"`entropy_q` is 1.5, but adapter 'default', which is active too .* has 2.0"):
         make_trainer(tmp_path, tokenizer, model=model, forget=LATER)
     model.set_adapter("later")
     assert make_trainer(tmp_path, tokenizer, model=model, forget=LATER).adapter_name == "later"
+
+
+@pytest.mark.parametrize("earlier", [{"router": "static"}, {"router_layer": 0}], ids=["static", "gated"])
+def test_an_earlier_adapter_below_the_router(tmp_path, tokenizer, earlier):
+    model = two_adapters(tokenizer, earlier, {"router_layer": 1})
+    with pytest.raises(ValueError, match=r"`router_layer` is 1, but adapter 'default', which .* layers from 0 up"):
+        make_trainer(tmp_path, tokenizer, model=model, forget=LATER)

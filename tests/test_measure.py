@@ -165,12 +165,19 @@ def test_the_batch_size_reaches_every_pass(ask, passes):
         assert own[name].rows == pytest.approx(default[name].rows, rel=1e-4)
 
 
-def test_sets_may_be_answered_together(ask, passes):
+def test_sets_may_be_answered_together(llama, tokenizer, passes):
+    torch.manual_seed(1)
+    config = AlterConfig(num_forget_experts=2, init_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(llama, config).eval()
+
+    def ask(pairs):
+        return Asked(model, tokenizer, "set", pairs, answered=3, max_new_tokens=8)
+
     sets = [PAIRS, PAIRS[:1], [Pair(f"What is {number * '1'}?", "Seven.") for number in range(1, 6)]]
-    own = [ask(pairs, answered=3).texts for pairs in sets]
+    own = [ask(pairs).texts for pairs in sets]
     assert len({text for texts in own for text in texts}) > 3
     passes.clear()
-    together = [ask(pairs, answered=3) for pairs in sets]
+    together = [ask(pairs) for pairs in sets]
     answer_together(together, batch_size=2)
     assert [one.texts for one in together] == own
     assert [name for name, _ in passes] == ["generate_answers"]

@@ -316,8 +316,8 @@ def _casting_once(model: Any) -> Iterator[None]:
     """
     Inside, where no gradient is taken, autocast keeps the lower-precision copy of every weight until it is left.
 
-    By itself it does so for weights that require gradients alone, and casts frozen ones, all of those under an adapter,
-    anew for each token.
+    By itself it does so for weights that require gradients alone, and casts frozen ones, such as all those under an
+    adapter, anew for each token.
     """
     frozen = [p for p in model.parameters() if p.is_leaf and p.is_floating_point() and not p.requires_grad]
     try:

@@ -120,7 +120,7 @@ class Asked:
         return score_answers(self.model, self.tokenizer, pairs, desc=desc, **self.batches)
 
 
-def answer_together(asked: Sequence[Asked], batch_size: int = 32) -> None:
+def answer_together(asked: Sequence[Asked], batch_size: int) -> None:
     """
     The answers of several sets from batches that they share, prompts of about the same length together.
 

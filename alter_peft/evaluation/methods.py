@@ -138,7 +138,8 @@ def _alter(
         name = f"request_{len(model.peft_config)}"
         earlier = list(model.peft_config)
         model.add_adapter(name, config)
-        model.base_model.set_adapter([name, *earlier])  # trained as it will be asked, beside the earlier ones
+        tuner: Any = model.base_model
+        tuner.set_adapter([name, *earlier])  # trained as it will be asked, beside the earlier ones
     trainer = AlterUnlearnTrainer(
         model,
         AlterUnlearnConfig(output_dir=str(folder), seed=seed, **{**_quiet(), **own, **options}),

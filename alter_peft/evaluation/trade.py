@@ -29,6 +29,7 @@ from .measure import Asked, Score, answer_together, measure
 # model -> "{set}/{metric}" -> score
 Trade = Mapping[str, Mapping[str, Score]]
 NORMALIZED = "normalized_probability"
+BATCH_SIZE = 32
 
 
 def evaluate_sets(
@@ -51,8 +52,11 @@ def evaluate_sets(
         routed: whether the model has a gated adapter.
     """
     scores: dict[str, Score] = {}
-    asked = [Asked(model, tokenizer, name, pairs, name in forget_sets, rouge_rows) for name, pairs in sets.items()]
-    answer_together(asked)
+    asked = [
+        Asked(model, tokenizer, name, pairs, name in forget_sets, rouge_rows, batch_size=BATCH_SIZE)
+        for name, pairs in sets.items()
+    ]
+    answer_together(asked, BATCH_SIZE)
     for one in asked:
         of_answer = NORMALIZED if any(pair.wrong for pair in one.pairs) else "probability"
         scores |= measure(one, [of_answer, "rouge", *(["astray"] if routed else [])])

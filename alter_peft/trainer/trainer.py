@@ -174,7 +174,7 @@ class AlterUnlearnTrainer(SFTTrainer):
             raise ValueError(f"The adapter config is a {type(config).__name__}, but must be an AlterConfig.")
         check_unscaled(config)
         if isinstance(model, PeftModel):
-            check_beside(config, {name: model.peft_config[name] for name in model.active_adapters[1:]})
+            check_beside(config, model.peft_config, model.active_adapters[1:])
         assigned, experts, self.subdomains = assign_experts(config, train_dataset, args.dataset_text_field, args.seed)
         train_dataset = keep_input_columns(train_dataset, args.dataset_text_field).add_column("expert", experts)
         set_seed(args.seed)  # as newer TRL does before it adds the adapter

@@ -329,7 +329,8 @@ class AlterLinear(nn.Module, AlterLayer):
                 "`model.eval()`, or scale the expert by `set_expert_scale`."
             )
         gates = scale_gates(gates, self.expert_scales[name], temporary)
-        delta: Tensor = self.alter_B[name](h, gates, state.owner, learn=state.learns_experts) * self.scaling[name]
+        # s is applied to the r-sized h, which is many times smaller than the update
+        delta: Tensor = self.alter_B[name](self.scaling[name] * h, gates, state.owner, learn=state.learns_experts)
         return delta
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
