@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 # Rows that are measured after each epoch, at most, and before them, to see whether these can be near
 MAX_ROWS = 64
-PROBED_ROWS = 16
+PROBED_ROWS = 8
 
 
 class Landing(TrainerCallback):
