@@ -154,11 +154,11 @@ def log_probabilities(logits: Tensor) -> Tensor:
 
 
 def map_row_chunks(function: Callable[..., Tensor], chunk_size: int, *rows: Tensor) -> Tensor:
-    """Concatenate `function` over successive chunks of rows, recomputing each chunk in backward.
+    """Concatenate `function` over successive chunks of rows, recomputing each of several chunks in backward.
 
-    What `function` makes inside is freed after each chunk, so it never exists for all rows at once: each chunk is
-    checkpointed, which without gradients is a plain call. A single chunk is not: backward would make it again at once.
-    Zero rows are one empty chunk, so that the result keeps its dtype and its graph.
+    What `function` makes inside is freed after each chunk, so it never exists for more than `chunk_size` rows at once:
+    chunks are checkpointed, which without gradients is a plain call. A single one is kept for backward, which is
+    faster. Zero rows are one empty chunk, so that the result keeps its dtype and its graph.
 
     Args:
         function: maps tensors of c rows each to one tensor of c rows; deterministic up to torch's random state.

@@ -15,7 +15,7 @@
 
     make demo
 
-Eleven minutes on two CPU cores. Writes runs/demo/{adapter,table.md,results.json,trade.png}. Another seed, for the
+Ten minutes on two CPU cores. Writes runs/demo/{adapter,table.md,results.json,trade.png}. Another seed, for the
 teaching as for the unlearning, is an argument: `python examples/demo.py 1` writes runs/demo-1.
 """
 

@@ -43,7 +43,8 @@ from alter_peft.evaluation import Pair, Score, evaluate_sets, methods
 
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-ATTENTION = "eager"  # on a CPU and short rows the backward pass of PyTorch's own takes longer: docs/log.md
+# on a CPU and short rows the backward pass of PyTorch's own takes longer: docs/log.md
+ATTENTION = "sdpa" if torch.cuda.is_available() else "eager"
 
 
 def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -63,14 +64,16 @@ def _read() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32), AutoTokenizer.from_pretrained(name)
     folder = Path(package.origin).parent
     gc.disable()  # the file's 300 000 entries become objects, among which it would find nothing
-    quantized = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32)
+    try:
+        quantized = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
+    finally:
+        gc.enable()
     config = quantized.config
     del config.quantization_config  # the weights are plain float32 by now
     model = LlamaForCausalLM(config)
     model.load_state_dict(quantized.state_dict())
     model.config._name_or_path = ""
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
-    gc.enable()
     return model, tokenizer
 
 
@@ -102,10 +105,11 @@ def measured(
 
 def taught(folder: Path, pairs: list[Pair], epochs: int, seed: int) -> PreTrainedModel:
     """SmolLM2 with all weights fine-tuned until it knows the pairs by heart; kept in `folder` for the next run."""
-    if not (folder / "config.json").exists():
+    if (folder / "config.json").exists():
+        model = methods.load(folder)
+    else:
         print(f"Teaching {folder.name}: {len(pairs)} pairs, {epochs} epochs", flush=True)
-        methods.teach(*load(), chats(pairs), folder, seed, num_train_epochs=epochs)
-    model = methods.load(folder)
+        model = methods.teach(*load(), chats(pairs), folder, seed, num_train_epochs=epochs)
     model.set_attn_implementation(ATTENTION)
     return model
 

@@ -369,6 +369,30 @@ def test_under_autocast_frozen_weights_are_cast_once(adapted, tokenizer):
     assert [weight.requires_grad for weight in adapted.parameters()] == learning
 
 
+def test_weights_may_change_between_answers_under_autocast(tokenizer):
+    """What autocast has cast for the one is not what the other is asked with."""
+    torch.manual_seed(1)
+    config = AlterConfig(num_forget_experts=2, router="static", init_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(make_llama(len(tokenizer)), config).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        with model.disable_adapter():
+            base = generate_answers(model, tokenizer, PAIRS, max_new_tokens=8)
+        model.merge_adapter()
+        merged = generate_answers(model, tokenizer, PAIRS, max_new_tokens=8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert merged == generate_answers(model, tokenizer, PAIRS, max_new_tokens=8) != base
+
+
+def test_a_model_made_for_inference_alone(tokenizer):
+    with torch.inference_mode():
+        model = make_llama(len(tokenizer)).eval()
+        for weight in model.parameters():
+            weight.requires_grad_(False)
+        assert len(generate_answers(model, tokenizer, PAIRS[:1], max_new_tokens=1)) == 1
+        with torch.autocast("cpu", torch.bfloat16):
+            assert len(generate_answers(model, tokenizer, PAIRS[:1], max_new_tokens=1)) == 1
+
+
 def test_several_answers_to_a_prompt_stand_together(adapted, tokenizer):
     torch.manual_seed(0)
     options = {"do_sample": True, "temperature": 1e-4, "num_return_sequences": 2, "max_new_tokens": 6}

@@ -15,13 +15,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 import torch
 from conftest import make_llama
-from peft import get_peft_model
+from peft import get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file
 from test_trainer import LEVEL, SGD
 from trainer_setup import adapter_state, forget_rows, make_trainer, retain_rows
 
@@ -124,21 +126,26 @@ def test_phase_one_is_that_of_the_trained_adapter(tmp_path, tokenizer):
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
-def test_resuming_changes_nothing_and_activates_both(tmp_path, tokenizer):
+@pytest.mark.parametrize(("trained", "weight"), [("later", 0.01), ("later", 0.0), ("default", 0.01)])
+def test_resuming_changes_nothing_and_activates_both(tmp_path, tokenizer, trained, weight):
+    """Also where A is at rest, and where the trained one lies at the root of the checkpoint."""
+    other = {"later": "default", "default": "later"}[trained]
     options = {"num_train_epochs": 2, "per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 3}
-    options |= SGD
-    whole = make_trainer(
-        tmp_path / "whole", tokenizer, model=two_adapters(tokenizer), forget=LATER, retain=retain_rows(4), **options
-    )
+    options |= {**SGD, "structural_weight": weight}
+
+    def trainer(place):
+        model = two_adapters(tokenizer, {"num_forget_experts": 1, "r": 4})
+        model.base_model.set_adapter([trained, other])
+        return make_trainer(tmp_path / place, tokenizer, model=model, forget=LATER, retain=retain_rows(4), **options)
+
+    whole, rest = trainer("whole"), trainer("rest")
     whole.train()
-    rest = make_trainer(
-        tmp_path / "rest", tokenizer, model=two_adapters(tokenizer), forget=LATER, retain=retain_rows(4), **options
-    )
     rest.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     assert rest.state.global_step == whole.state.global_step == 4
-    assert rest.model.active_adapters == ["later", "default"]
-    learning = [name for name, weight in rest.model.named_parameters() if weight.requires_grad]
-    assert learning and all(".later." in name for name in learning)
+    assert rest.model.active_adapters == [trained, other]
+    learning = {name for name, value in rest.model.named_parameters() if value.requires_grad}
+    assert learning == {name for name, value in whole.model.named_parameters() if value.requires_grad}
+    assert learning and all(f".{trained}." in name for name in learning)
     expected = adapter_state(whole)
     for name, value in adapter_state(rest).items():
         torch.testing.assert_close(value, expected[name], atol=1e-7, rtol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
@@ -152,8 +159,82 @@ def test_entropies_of_two_orders(tmp_path, tokenizer):
     assert make_trainer(tmp_path, tokenizer, model=model, forget=LATER).adapter_name == "later"
 
 
-@pytest.mark.parametrize("earlier", [{"router": "static"}, {"router_layer": 0}], ids=["static", "gated"])
-def test_an_earlier_adapter_below_the_router(tmp_path, tokenizer, earlier):
-    model = two_adapters(tokenizer, earlier, {"router_layer": 1})
-    with pytest.raises(ValueError, match=r"`router_layer` is 1, but adapter 'default', which .* layers from 0 up"):
+@pytest.mark.parametrize(
+    ("earlier", "later", "reads", "adapts"),
+    [
+        ({"router": "static"}, {"router_layer": 1}, "later", "default"),
+        ({"router_layer": 0}, {"router_layer": 1}, "later", "default"),
+        ({"router_layer": 1}, {"router": "static"}, "default", "later"),
+        ({"router_layer": 1}, {"router_layer": 0}, "default", "later"),
+    ],
+    ids=["static earlier", "earlier below", "static later", "later below"],
+)
+def test_an_adapter_below_the_router_of_another(tmp_path, tokenizer, earlier, later, reads, adapts):
+    model = two_adapters(tokenizer, earlier, later)
+    message = f"`router_layer` of adapter '{reads}' is 1, but adapter '{adapts}', which is active too, adapts layer 0"
+    with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, tokenizer, model=model, forget=LATER)
+
+
+def test_layers_that_are_not_adapted_do_not_count(tmp_path, tokenizer):
+    model = two_adapters(tokenizer, {"router": "static", "layers_to_transform": [1]}, {"router_layer": 1})
+    assert make_trainer(tmp_path, tokenizer, model=model, forget=LATER).adapter_name == "later"
+
+
+def test_what_an_earlier_adapter_has_and_cannot_be_frozen(tmp_path, tokenizer):
+    model = two_adapters(tokenizer, {"bias": "all"})
+    with pytest.raises(ValueError, match=r"`bias` of adapter 'default', which is active too, is 'all'"):
+        make_trainer(tmp_path, tokenizer, model=model, forget=LATER)
+    model = two_adapters(tokenizer, {"modules_to_save": ["embed_tokens"]})
+    with pytest.raises(ValueError, match=r"of one of the active adapters \['later', 'default'\] has the embeddings"):
+        make_trainer(tmp_path, tokenizer, model=model, forget=LATER)
+
+
+def test_an_error_leaves_the_model_as_it_was(tmp_path, tokenizer):
+    model = two_adapters(tokenizer)
+    before = {name: weight.requires_grad for name, weight in model.named_parameters()}
+    assert any(learns for name, learns in before.items() if ".default." in name)
+    with pytest.raises(ValueError, match="retain_dataset"):
+        make_trainer(tmp_path, tokenizer, model=model, forget=LATER, retain=LATER)
+    assert {name: weight.requires_grad for name, weight in model.named_parameters()} == before
+
+
+def test_frozen_adapters_are_refused(tmp_path, tokenizer):
+    model = two_adapters(tokenizer)
+    model.base_model.set_adapter(["later", "default"], inference_mode=True)
+    with pytest.raises(ValueError, match="`model` has a frozen adapter"):
+        make_trainer(tmp_path, tokenizer, model=model, forget=LATER)
+    model.base_model.set_adapter([])
+    with pytest.raises(ValueError, match="`model` has no active adapter"):
+        make_trainer(tmp_path, tokenizer, model=model, forget=LATER)
+
+
+@pytest.mark.parametrize("trained", ["later", "default"])
+def test_the_best_checkpoint_is_the_trained_adapters(tmp_path, tokenizer, trained):
+    """What lies at the root of a checkpoint is `default`, whichever was trained."""
+    other = {"later": "default", "default": "later"}[trained]
+    model = two_adapters(tokenizer, {"num_forget_experts": 1, "r": 4}, {"init_weights": False})
+    model.base_model.set_adapter([trained, other])
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    trainer = make_trainer(
+        tmp_path, tokenizer, model=model, forget=LATER, load_best_model_at_end=True,
+        others={"eval_dataset": retain_rows(4)}, **{**SGD, **options},
+    )  # fmt: skip
+    before = adapter_state(trainer)
+    trainer.train()
+    after = adapter_state(trainer)
+    assert all(torch.equal(value, after[name]) for name, value in of(before, other).items())
+    best = Path(str(trainer.state.best_model_checkpoint)) / ("" if trained == "default" else trained)
+    saved = load_file(best / "adapter_model.safetensors")
+    found = get_peft_model_state_dict(trainer.model, adapter_name=trained)
+    assert found.keys() == saved.keys() and all(torch.equal(value, saved[name]) for name, value in found.items())
+    assert trainer.model.active_adapters == [trained, other]
+
+
+def test_the_card_lies_beside_its_adapter(tmp_path, tokenizer):
+    trainer = make_trainer(tmp_path, tokenizer, model=two_adapters(tokenizer), forget=LATER, max_steps=1)
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    card = (tmp_path / "saved" / "later" / "README.md").read_text()
+    assert f'from_pretrained("{tmp_path / "saved" / "later"}")' in card and "| `learning_rate` |" in card
+    assert "| `learning_rate` |" not in (tmp_path / "saved" / "README.md").read_text()

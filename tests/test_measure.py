@@ -181,6 +181,9 @@ def test_sets_may_be_answered_together(llama, tokenizer, passes):
     answer_together(together, batch_size=2)
     assert [one.texts for one in together] == own
     assert [name for name, _ in passes] == ["generate_answers"]
+    answer_together([], batch_size=2)
+    with pytest.raises(ValueError, match=r"`max_new_tokens` is \[6, 8\]"):
+        answer_together([ask(PAIRS), Asked(model, tokenizer, "set", PAIRS, max_new_tokens=6)], batch_size=2)
 
 
 def test_astray_is_of_gated_adapters(tokenizer):

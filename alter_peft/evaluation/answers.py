@@ -317,9 +317,12 @@ def _casting_once(model: Any) -> Iterator[None]:
     Inside, where no gradient is taken, autocast keeps the lower-precision copy of every weight until it is left.
 
     By itself it does so for weights that require gradients alone, and casts frozen ones, such as all those under an
-    adapter, anew for each token.
+    adapter, anew for each token. In the end the copies are dropped: weights may change within the caller's context.
     """
-    frozen = [p for p in model.parameters() if p.is_leaf and p.is_floating_point() and not p.requires_grad]
+    if not torch.is_autocast_enabled(next(model.parameters()).device.type):
+        yield
+        return
+    frozen = [p for p in model.parameters() if p.is_floating_point() and not (p.requires_grad or p.is_inference())]
     try:
         for parameter in frozen:
             parameter.requires_grad_(True)
@@ -327,6 +330,7 @@ def _casting_once(model: Any) -> Iterator[None]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
+        torch.clear_autocast_cache()
 
 
 def _require_pairs(pairs: Sequence[Pair]) -> None:

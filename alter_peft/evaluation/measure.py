@@ -129,9 +129,17 @@ def answer_together(asked: Sequence[Asked], batch_size: int) -> None:
     Args:
         asked: of one model, all with the same `max_new_tokens`.
         batch_size: rows of a batch of answers.
+
+    Raises:
+        ValueError: different `max_new_tokens`.
     """
+    if not asked:
+        return
+    lengths = sorted({one.max_new_tokens for one in asked})
+    if len(lengths) > 1:
+        raise ValueError(f"`max_new_tokens` is {lengths} in sets that are answered together. Give all the same.")
     questions = [(i, row) for i, one in enumerate(asked) for row in range(len(one.asked))]
-    questions.sort(key=lambda place: len(asked[place[0]].asked[place[1]].prompt))
+    questions.sort(key=lambda place: sum(map(len, asked[place[0]].asked[place[1]][::4])))  # prompt and given
     texts = generate_answers(
         asked[0].model, asked[0].tokenizer, [asked[i].asked[row] for i, row in questions], batch_size,
         asked[0].max_new_tokens, desc="answers",

@@ -29,7 +29,7 @@ from .measure import Asked, Score, answer_together, measure
 # model -> "{set}/{metric}" -> score
 Trade = Mapping[str, Mapping[str, Score]]
 NORMALIZED = "normalized_probability"
-BATCH_SIZE = 32
+BATCH_SIZE = 32  # of scores and of answers: sized for the small models and sets of the examples
 
 
 def evaluate_sets(

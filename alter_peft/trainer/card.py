@@ -68,7 +68,7 @@ The base model still holds what was forgotten: whoever removes or disables the a
 
 LOADING_CODE = """from peft import AutoPeftModelForCausalLM
 
-model = AutoPeftModelForCausalLM.from_pretrained("{place}"{revision})"""
+model = AutoPeftModelForCausalLM.from_pretrained("{place}"{options})"""
 VERSIONS = ("peft", "trl", "transformers", "torch")
 OPTIONS = (
     "learning_rate", "shared_learning_rate", "num_train_epochs", "per_device_train_batch_size",
@@ -98,9 +98,13 @@ def write_card(
         tags=sorted({*trainer._tag_names, *extra}),
     )
     domains = config.domains or []
-    revision = trainer.hub_model_id and trainer.args.hub_revision
+    options: dict[str, str | None] = {}
+    if trainer.hub_model_id:
+        name = trainer.adapter_name
+        options = {"revision": trainer.args.hub_revision, "subfolder": None if name == "default" else name}
     code = LOADING_CODE.format(
-        place=trainer.hub_model_id or place or folder, revision=f', revision="{revision}"' if revision else ""
+        place=trainer.hub_model_id or place or folder,
+        options="".join(f', {name}="{value}"' for name, value in options.items() if value),
     )
     versions = {"alter-peft": __version__} | {name: importlib.metadata.version(name) for name in VERSIONS}
     text = TEMPLATE.format(
@@ -113,6 +117,7 @@ def write_card(
         options="\n".join(f"| `{name}` | {value} |" for name, value in _options(trainer).items()),
         versions="\n".join(f"- {name}: {version}" for name, version in versions.items()),
     )
+    folder.mkdir(parents=True, exist_ok=True)
     ModelCard(text).save(folder / "README.md")
 
 

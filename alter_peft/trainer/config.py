@@ -65,7 +65,8 @@ class AlterUnlearnConfig(SFTConfig):
             A `calibration_dataset` given to the trainer measures it instead.
         landing_tolerance (`float`, *optional*, defaults to `0.25`):
             With `forget_loss="level"`, training ends with the first epoch after which the mean log-probability of a
-            forget row lies within so many nats of its target, on average over the rows. `None`: it never ends early.
+            forget row lies within so many nats of its target, on average over the rows (64 of them at most, and of
+            these 8 alone while the average over those is more than twice as large). `None`: it never ends early.
         margin (`float`, *optional*, defaults to `0.0`):
             Margin of `forget_loss="hinge"`, a difference of probabilities.
         as_chat (`bool`, *optional*):

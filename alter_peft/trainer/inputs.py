@@ -63,32 +63,6 @@ def check_model(model: Any) -> None:
         raise ValueError("`model` has no active adapter. Choose the one to train by `model.set_adapter`.")
 
 
-def check_beside(config: AlterConfig, configs: dict[str, Any], beside: Sequence[str]) -> None:
-    """
-    Raise a `ValueError` if adapters that are active beside the trained one spoil what its router is to read.
-
-    Args:
-        config: of the trained adapter.
-        configs: of all adapters, by name.
-        beside: the names of the others that are active.
-    """
-    for name in beside:
-        other: AlterConfig = configs[name]
-        if other.is_gated and other.inference_entropy == "base" and other.entropy_q != config.entropy_q:
-            raise ValueError(
-                f"`entropy_q` is {config.entropy_q}, but adapter {name!r}, which is active too and takes the base "
-                f"model's entropies (`inference_entropy='base'`), has {other.entropy_q}. Give both the same, or "
-                f"activate {name!r} after the training."
-            )
-        depth = other.router_layer if other.is_gated else 0
-        if config.is_gated and (depth or 0) < (config.router_layer or 0):
-            raise ValueError(
-                f"`router_layer` is {config.router_layer}, but adapter {name!r}, which is active too, adapts layers "
-                f"from {depth} up, so that the router would read other states than it is fitted on. Give both the "
-                f"same `router_layer`, or activate {name!r} after the training."
-            )
-
-
 def checked_dataset(
     name: str, dataset: Any, text_field: str, formatting_func: Callable[[dict[str, Any]], str] | None = None
 ) -> Dataset:

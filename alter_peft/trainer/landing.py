@@ -68,11 +68,12 @@ def mean_gap(trainer: AlterUnlearnTrainer, max_rows: int) -> float:
     """
     Mean over the forget rows of |mean log-probability - target|, in nats, gated as the model will be when it is asked.
 
-    Of many rows, `max_rows` at most, spread over the set. Each process takes its share; all call this together.
+    Of many rows, `max_rows` at most, drawn by the seed, the same ones each time. Each process takes its share; all
+    call this together.
     """
-    accelerator, step = trainer.accelerator, -(-len(trainer._forget) // max_rows)
-    rows = trainer._forget.select(range(0, len(trainer._forget), step))
-    targets = trainer.objective.targets[::step]
+    accelerator, generator = trainer.accelerator, torch.Generator().manual_seed(trainer.args.seed)
+    drawn = torch.randperm(len(trainer._forget), generator=generator)[:max_rows].sort().values
+    rows, targets = trainer._forget.select(drawn), trainer.objective.targets[drawn]
     size, world = max(1, trainer.args.per_device_eval_batch_size), accelerator.num_processes
     total = torch.zeros(2, device=accelerator.device)
     # as many passes on every process: sharded weights are gathered together

@@ -340,7 +340,8 @@ def _fit_entropy_router(entropy: Tensor, experts: np.ndarray, num_outputs: int) 
     """Eq. 7's W_g on S_q alone, (1+N, 1): it cannot tell sub-domains apart (design), and is here for the ablation."""
     weights = class_weights(experts)
     regression = LogisticRegression(C=100.0, class_weight=weights, fit_intercept=False, max_iter=1000)
-    regression.fit(entropy.numpy()[:, None], experts)
+    with threadpool_limits(1, user_api="blas"):
+        regression.fit(entropy.numpy()[:, None], experts)
     coefficients = regression.coef_
     if len(regression.classes_) == 2:
         coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])

@@ -39,6 +39,7 @@ from alter_peft.tuner.decoder import LanguageModelHead, find_decoder, last_hidde
 from alter_peft.tuner.layer import AlterLayer
 from alter_peft.tuner.model import AlterModel
 
+from .beside import check_beside, frozen_beside, load_own, own_folder
 from .card import write_card
 from .config import AlterUnlearnConfig
 from .initialization import start_from_clusters
@@ -47,7 +48,6 @@ from .inputs import (
     assign_experts,
     check_all_labelled,
     check_arguments,
-    check_beside,
     check_model,
     check_unscaled,
     checked_dataset,
@@ -174,30 +174,32 @@ class AlterUnlearnTrainer(SFTTrainer):
             raise ValueError(f"The adapter config is a {type(config).__name__}, but must be an AlterConfig.")
         check_unscaled(config)
         if isinstance(model, PeftModel):
-            check_beside(config, model.peft_config, model.active_adapters[1:])
+            check_beside(model)
         assigned, experts, self.subdomains = assign_experts(config, train_dataset, args.dataset_text_field, args.seed)
         train_dataset = keep_input_columns(train_dataset, args.dataset_text_field).add_column("expert", experts)
         set_seed(args.seed)  # as newer TRL does before it adds the adapter
         if not has_adapter:
             assigned.task_type = assigned.task_type or "CAUSAL_LM"
             kwargs["peft_config"] = assigned
-        super().__init__(model, args, train_dataset=train_dataset, eval_dataset=held_out, **kwargs)
-        try:
-            set_up_distributed(self)
-            self._set_up_model()
-            self._set_up_data(train_dataset, retain_dataset, calibration_dataset)
-        except ValueError:
-            if not has_adapter:  # the user's model as it was given, for another attempt
-                self.model.unload()
-            raise
+        with frozen_beside(model):  # before TRL casts what learns, as it does for a quantised base
+            super().__init__(model, args, train_dataset=train_dataset, eval_dataset=held_out, **kwargs)
+            try:
+                set_up_distributed(self)
+                self._set_up_model()
+                self._set_up_data(train_dataset, retain_dataset, calibration_dataset)
+            except ValueError:
+                if not has_adapter:  # the user's model as it was given, for another attempt
+                    self.model.unload()
+                raise
         self.alter_config.domains = assigned.domains
 
     # ---- set-up -----------------------------------------------------------------------------------------------------
 
     def _set_up_model(self) -> None:
         self.adapter_name: str = self.model.active_adapters[0]
-        self._acting = list(self.model.active_adapters)
-        self._activate()
+        self._active = list(self.model.active_adapters)
+        if len(self._active) > 1:
+            logger.info(f"Adapter {self._active[0]!r} is trained, while {self._active[1:]} act beside it.")
         self.alter_config: AlterConfig = self.model.peft_config[self.adapter_name]
         tuner: AlterModel = self.model.base_model
         base = self.model.get_base_model()
@@ -230,8 +232,7 @@ class AlterUnlearnTrainer(SFTTrainer):
                 "`retain_loss='kl'` compares hidden states under one head. Use `retain_loss='cross_entropy'`, or "
                 "leave the head alone."
             )
-        for weight in self.shared_matrices:
-            weight.requires_grad_(self.structural_weight > 0)
+        self._freeze_shared()
         self.forget_level: float = self.args.forget_level
         self.has_measured_level = False
         self.landed = False
@@ -242,12 +243,17 @@ class AlterUnlearnTrainer(SFTTrainer):
         if self.args.forget_loss == "level" and self.args.landing_tolerance is not None:
             self.add_callback(Landing(self))
 
+    def _freeze_shared(self) -> None:
+        """A learns from the structural term alone."""
+        for weight in self.shared_matrices:
+            weight.requires_grad_(self.structural_weight > 0)
+
     def _activate(self) -> None:
-        """The trained adapter and those beside it, which do not learn."""
-        beside = self._acting[1:]
-        if beside:
-            self.model.base_model.set_adapter(self._acting)
-            self.model.set_requires_grad(beside, requires_grad=False)
+        """As at the start, after a checkpoint was loaded, which leaves the trained adapter alone active, all of it."""
+        if len(self._active) > 1:
+            self.model.base_model.set_adapter(self._active)
+            self.model.set_requires_grad(self._active[1:], requires_grad=False)
+        self._freeze_shared()
 
     @property
     def shared_matrices(self) -> list[nn.Parameter]:
@@ -473,9 +479,20 @@ class AlterUnlearnTrainer(SFTTrainer):
             self._token_sums = {}
         super().log(logs, start_time)
 
-    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """As the parent's, which leaves the trained adapter alone active."""
-        super()._load_from_checkpoint(*args, **kwargs)
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """As the parent's, but of several adapters the trained one alone, which the others stay active beside."""
+        if len(self.model.peft_config) > 1 and not self.is_fsdp_enabled:
+            load_own(self.model, resume_from_checkpoint, self.adapter_name)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._activate()
+
+    def _load_best_model(self) -> None:
+        """As the parent's, with the same exception."""
+        if len(self.model.peft_config) > 1 and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            load_own(self.model, str(self.state.best_model_checkpoint), self.adapter_name)
+        else:
+            super()._load_best_model()
         self._activate()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -486,7 +503,7 @@ class AlterUnlearnTrainer(SFTTrainer):
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as beside:
             super()._save(beside, state_dict)
-            write_card(self, Path(beside), place=target)
+            write_card(self, own_folder(beside, self.adapter_name), place=own_folder(target, self.adapter_name))
             for file in sorted(Path(beside).rglob("*")):
                 if file.is_file():
                     place = target / file.relative_to(beside)
@@ -498,7 +515,8 @@ class AlterUnlearnTrainer(SFTTrainer):
     ) -> None:
         """The adapter's card; it carries the import line without which PEFT does not know the adapter."""
         if self.is_world_process_zero():
-            write_card(self, Path(str(self.args.output_dir)), model_name, dataset_name, tags)
+            folder = own_folder(str(self.args.output_dir), self.adapter_name)
+            write_card(self, folder, model_name, dataset_name, tags)
 
 
 class _StepCallback(TrainerCallback):

@@ -1,0 +1,104 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Several active adapters: the first is trained, and the others act beside it as they will when the model is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from alter_peft.tuner.decoder import find_decoder
+from alter_peft.tuner.layer import AlterLayer
+
+
+def check_beside(model: PeftModel) -> None:
+    """
+    Raise a `ValueError` if adapters that are active together keep a router from what it is fitted on, or if what one
+    of those that are not trained has cannot be frozen.
+
+    Args:
+        model: whose first active adapter is to be trained.
+    """
+    trained, *beside = model.active_adapters
+    configs: Any = {name: model.peft_config[name] for name in model.active_adapters}
+    for name in beside:
+        if configs[name].bias != "none":
+            raise ValueError(
+                f"`bias` of adapter {name!r}, which is active too, is {configs[name].bias!r}: the biases are the base "
+                f"model's, and all adapters train them. Activate {name!r} after the training."
+            )
+        own, other = configs[trained].entropy_q, configs[name].entropy_q
+        if configs[name].is_gated and configs[name].inference_entropy == "base" and own != other:
+            raise ValueError(
+                f"`entropy_q` is {own}, but adapter {name!r}, which is active too and takes the base model's entropies"
+                f" (`inference_entropy='base'`), has {other}. Give both the same, or activate {name!r} after the "
+                "training."
+            )
+    if not beside or not any(config.is_gated for config in configs.values()):
+        return
+    base: Any = model.get_base_model()
+    if isinstance(base.get_input_embeddings(), AuxiliaryTrainingWrapper):
+        raise ValueError(
+            f"`modules_to_save` or `trainable_token_indices` of one of the active adapters {list(configs)} has the "
+            "embeddings, which the router of another reads the effect of. Activate the others after the training."
+        )
+    depths = {name: _lowest_layer(base, name) for name in configs}
+    for name, config in configs.items():
+        for other, depth in depths.items():
+            if config.is_gated and other != name and depth < config.router_layer:
+                raise ValueError(
+                    f"`router_layer` of adapter {name!r} is {config.router_layer}, but adapter {other!r}, which is "
+                    f"active too, adapts layer {depth}, so that the router would read other states than it is fitted "
+                    "on. Give both the same `router_layer`, or activate one alone."
+                )
+
+
+def _lowest_layer(base: nn.Module, name: str) -> int:
+    """The first decoder layer that an adapter adapts."""
+    layers = find_decoder(base).layers
+    for i, layer in enumerate(layers):
+        if any(isinstance(module, AlterLayer) and name in module.alter_A for module in layer.modules()):
+            return i
+    return len(layers)
+
+
+@contextmanager
+def frozen_beside(model: Any) -> Iterator[None]:
+    """Freezes the active adapters of a model but the first; an error inside leaves it as it was."""
+    beside = list(model.active_adapters[1:]) if isinstance(model, PeftModel) else []
+    learning = [weight for weight in model.parameters() if weight.requires_grad] if beside else []
+    if beside:
+        model.set_requires_grad(beside, requires_grad=False)
+    try:
+        yield
+    except BaseException:
+        for weight in learning:
+            weight.requires_grad_(True)
+        raise
+
+
+def own_folder(folder: Path | str, adapter_name: str) -> Path:
+    """Where PEFT keeps an adapter in a folder that a model was saved to."""
+    return Path(folder) if adapter_name == "default" else Path(folder) / adapter_name
+
+
+def load_own(model: PeftModel, folder: Path | str, adapter_name: str) -> None:
+    """Load the trained adapter from a checkpoint; transformers takes any that it finds there for the active one."""
+    model.load_adapter(str(own_folder(folder, adapter_name)), adapter_name, is_trainable=True)
