@@ -151,6 +151,14 @@ def test_resuming_changes_nothing_and_activates_both(tmp_path, tokenizer, traine
         torch.testing.assert_close(value, expected[name], atol=1e-7, rtol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_a_checkpoint_of_another_adapter(tmp_path, tokenizer):
+    whole = make_trainer(tmp_path / "whole", tokenizer, adapter={}, max_steps=1, save_strategy="steps", save_steps=1)
+    whole.train()
+    rest = make_trainer(tmp_path / "rest", tokenizer, model=two_adapters(tokenizer), forget=LATER, max_steps=2)
+    with pytest.raises(ValueError, match=r"checkpoint-1' has no adapter 'later'"):
+        rest.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
+
+
 def test_entropies_of_two_orders(tmp_path, tokenizer):
     model = two_adapters(tokenizer, {"inference_entropy": "base", "entropy_q": 2.0, "entropy_threshold": 0.5})
     with pytest.raises(ValueError, match=r"`entropy_q` is 1.5, but adapter 'default', which is active too .* has 2.0"):

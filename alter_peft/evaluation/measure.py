@@ -138,13 +138,12 @@ def answer_together(asked: Sequence[Asked], batch_size: int) -> None:
     lengths = sorted({one.max_new_tokens for one in asked})
     if len(lengths) > 1:
         raise ValueError(f"`max_new_tokens` is {lengths} in sets that are answered together. Give all the same.")
-    questions = [(i, row) for i, one in enumerate(asked) for row in range(len(one.asked))]
-    questions.sort(key=lambda place: sum(map(len, asked[place[0]].asked[place[1]][::4])))  # prompt and given
-    texts = generate_answers(
-        asked[0].model, asked[0].tokenizer, [asked[i].asked[row] for i, row in questions], batch_size,
-        asked[0].max_new_tokens, desc="answers",
-    )  # fmt: skip
-    found = dict(zip(questions, texts, strict=True))
+    questions = [((i, row), pair) for i, one in enumerate(asked) for row, pair in enumerate(one.asked)]
+    questions.sort(key=lambda question: len(question[1].prompt) + len(question[1].given))
+    places, pairs = zip(*questions, strict=True)
+    first = asked[0]
+    texts = generate_answers(first.model, first.tokenizer, pairs, batch_size, first.max_new_tokens, desc="answers")
+    found = dict(zip(places, texts, strict=True))
     for i, one in enumerate(asked):
         one.texts = [found[i, row] for row in range(len(one.asked))]
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
@@ -100,5 +101,16 @@ def own_folder(folder: Path | str, adapter_name: str) -> Path:
 
 
 def load_own(model: PeftModel, folder: Path | str, adapter_name: str) -> None:
-    """Load the trained adapter from a checkpoint; transformers takes any that it finds there for the active one."""
-    model.load_adapter(str(own_folder(folder, adapter_name)), adapter_name, is_trainable=True)
+    """
+    Load the trained adapter from a checkpoint; transformers takes any that it finds there for the active one.
+
+    Raises:
+        ValueError: the checkpoint is of another adapter.
+    """
+    own = own_folder(folder, adapter_name)
+    if not (own / SAFETENSORS_WEIGHTS_NAME).is_file():
+        raise ValueError(
+            f"The checkpoint {str(folder)!r} has no adapter {adapter_name!r} (no {own / SAFETENSORS_WEIGHTS_NAME}). "
+            "Resume with the adapter active first that the checkpoint was trained with."
+        )
+    model.load_adapter(str(own), adapter_name, is_trainable=True)
