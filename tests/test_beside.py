@@ -246,3 +246,7 @@ def test_the_card_lies_beside_its_adapter(tmp_path, tokenizer):
     card = (tmp_path / "saved" / "later" / "README.md").read_text()
     assert f'from_pretrained("{tmp_path / "saved" / "later"}")' in card and "| `learning_rate` |" in card
     assert "| `learning_rate` |" not in (tmp_path / "saved" / "README.md").read_text()
+    trainer.hub_model_id = "someone/adapters"
+    trainer.save_model(tmp_path / "saved")
+    card = (tmp_path / "saved" / "later" / "README.md").read_text()
+    assert 'from_pretrained("someone/adapters", subfolder="later")' in card
