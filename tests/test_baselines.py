@@ -13,6 +13,7 @@
 # limitations under the License.
 from __future__ import annotations
 
+from math import exp, log
 from types import SimpleNamespace
 
 import pytest
@@ -23,7 +24,7 @@ from peft import LoraConfig
 from trainer_setup import forget_rows, retain_rows
 from trl import SFTConfig, SFTTrainer
 
-from alter_peft.evaluation.baselines import FORGET_LOSSES, LabelledTrainer, LoraUnlearnTrainer
+from alter_peft.evaluation.baselines import FORGET_LOSSES, ForgetScores, LabelledTrainer, LoraUnlearnTrainer
 from alter_peft.losses import TokenScores
 from alter_peft.tuner.decoder import last_hidden_states
 
@@ -60,30 +61,79 @@ def test_a_head_that_is_not_known_is_refused(tokenizer, tmp_path, monkeypatch):
         make_trainer(tokenizer, tmp_path)
 
 
+def by_hand() -> ForgetScores:
+    """Two rows of two tokens and of one, of which the reference had e and e^2 times the probability."""
+    tokens = TokenScores(torch.tensor([0.6, 0.1, 0.5]).log(), torch.tensor([0.3, 0.5, 0.4]).log())
+    log_prob = torch.tensor([0.06, 0.5]).log()
+    return ForgetScores(tokens, torch.tensor([0, 0, 1]), log_prob, log_prob + torch.tensor([1.0, 2.0]))
+
+
 def test_forget_losses_by_hand():
-    scores = TokenScores(torch.tensor([0.6, 0.1]).log(), torch.tensor([0.3, 0.5]).log())
-    assert FORGET_LOSSES["ihl"](scores).tolist() == pytest.approx([1.3, 0.6])
-    assert FORGET_LOSSES["ga"](scores).exp().tolist() == pytest.approx([0.6, 0.1])
+    scores = by_hand()
+    assert FORGET_LOSSES["ihl"](scores).item() == pytest.approx((1.3 + 0.6 + 1.1) / 3)
+    assert FORGET_LOSSES["ga"](scores).item() == pytest.approx((log(0.6) + log(0.1) + log(0.5)) / 3)
+    npo = [-2 / 0.1 * log(1 / (1 + exp(-0.1 * lead))) for lead in (1, 2)]
+    assert FORGET_LOSSES["npo"](scores).item() == pytest.approx(sum(npo) / 2)
+    simnpo = [-2 / 4.5 * log(1 / (1 + exp(4.5 * mean))) for mean in (log(0.06) / 2, log(0.5))]
+    assert FORGET_LOSSES["simnpo"](scores).item() == pytest.approx(0.125 * sum(simnpo) / 2)
+
+
+def test_npo_begins_as_gradient_ascent_of_whole_rows():
+    """Where p = p_ref its gradient is that of ln p (arXiv 2404.05868), and where a row has gone far it is 0."""
+    log_prob = torch.tensor([-3.0, -300.0], requires_grad=True)
+    tokens = TokenScores(torch.zeros(2), torch.zeros(2))
+    FORGET_LOSSES["npo"](ForgetScores(tokens, torch.arange(2), log_prob, torch.tensor([-3.0, -3.0]))).backward()
+    assert log_prob.grad.tolist() == pytest.approx([0.5, 0.0], abs=1e-6)
 
 
 @pytest.mark.parametrize("forget_loss", list(FORGET_LOSSES))
 def test_the_loss_is_that_of_a_loop_over_all_logits(tokenizer, tmp_path, forget_loss):
     trainer = make_trainer(tokenizer, tmp_path, forget_loss)
-    batch = trainer.data_collator([trainer.train_dataset[(i, 3 - i)] for i in range(4)])
+    before = trainer.reference.clone()
+    with torch.no_grad():
+        for weight in trainer.model.parameters():
+            if weight.requires_grad:
+                weight += 0.1 * torch.randn_like(weight)  # no longer the model that NPO refers to
+    chosen = [5, 0, 3, 2]
+    batch = trainer.data_collator([trainer.train_dataset[(i, 3 - k)] for k, i in enumerate(chosen)])
     logits = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    expected = 0.0
-    for rows, of_forget in ((range(4), True), (range(4, 8), False)):
-        terms = []
-        for row in rows:
-            for t in range(1, batch["labels"].shape[1]):
-                label = batch["labels"][row, t]
-                if label != -100:
-                    p = logits[row, t - 1].softmax(dim=-1)
-                    rival = torch.cat([p[:label], p[label + 1 :]]).max()
-                    forget = 1 + p[label] - rival if forget_loss == "ihl" else p[label].log()
-                    terms.append(forget if of_forget else -p[label].log())
-        expected += torch.stack(terms).mean()
-    torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), expected)
+    tokens, rows, sums, kept = [], [], torch.zeros(4), []
+    for row in range(8):
+        for t in range(1, batch["labels"].shape[1]):
+            label = batch["labels"][row, t]
+            if label != -100:
+                p = logits[row, t - 1].softmax(dim=-1)
+                if row >= 4:
+                    kept.append(-p[label].log())
+                    continue
+                tokens.append((p[label].log(), torch.cat([p[:label], p[label + 1 :]]).max().log()))
+                rows.append(row)
+                sums = sums + torch.eye(4)[row] * p[label].log()
+    scores = TokenScores(*(torch.stack(part) for part in zip(*tokens, strict=True)))
+    forget = FORGET_LOSSES[forget_loss](ForgetScores(scores, torch.tensor(rows), sums, before[chosen]))
+    torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), forget + torch.stack(kept).mean())
+
+
+def test_the_reference_of_npo_is_the_model_as_it_was_given(tokenizer, tmp_path):
+    """Its adapter included: the rows' log-probabilities, in batches that do not divide them."""
+    first = make_trainer(tokenizer, tmp_path, "npo", max_steps=3)
+    base = first.reference.clone()
+    first.train()
+    args = SFTConfig(str(tmp_path), bf16=False, report_to="none", use_cpu=True, per_device_train_batch_size=3)
+    second = LoraUnlearnTrainer(
+        first.model, args, forget_loss="npo", train_dataset=forget_rows(), retain_dataset=retain_rows(),
+        processing_class=tokenizer,
+    )  # fmt: skip
+    expected = []
+    for row in second.train_dataset.forget:
+        batch = second.data_collator.rows([row])
+        with torch.no_grad():
+            log_p = first.model(input_ids=batch["input_ids"]).logits[0].log_softmax(dim=-1)
+        labels = batch["labels"][0, 1:]
+        expected.append(sum(log_p[t, label] for t, label in enumerate(labels) if label != -100))
+    torch.testing.assert_close(second.reference, torch.stack(expected), atol=1e-4, rtol=1e-5)
+    assert (second.reference - base).abs().min() > 0.1
+    assert first.reference.equal(base)
 
 
 def taught_weights(trainer_class, rows, tokenizer, folder, **options) -> torch.Tensor:
@@ -146,8 +196,10 @@ def test_columns_beside_the_rows_are_left_out(tokenizer, tmp_path):
 
 
 def test_an_unknown_loss_is_refused(tokenizer, tmp_path):
-    with pytest.raises(ValueError, match=r"`forget_loss` is 'npo', but must be one of \['ihl', 'ga'\]"):
-        make_trainer(tokenizer, tmp_path, "npo")
+    with pytest.raises(
+        ValueError, match=r"`forget_loss` is 'rmu', but must be one of \['ihl', 'ga', 'npo', 'simnpo'\]"
+    ):
+        make_trainer(tokenizer, tmp_path, "rmu")
 
 
 def test_the_hook_of_the_last_hidden_states_is_gone_after_an_error(llama):

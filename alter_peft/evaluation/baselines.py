@@ -16,9 +16,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
@@ -35,10 +36,39 @@ from alter_peft.tuner.decoder import LanguageModelHead, last_hidden_states
 from .answers import check_scored, scored_decoder
 
 
-# per token, unreduced, as in `alter_peft.losses`; the mean over the forget rows' labelled tokens is what is minimised
-FORGET_LOSSES: dict[str, Callable[[TokenScores], Tensor]] = {
-    "ihl": inverted_hinge_loss,  # LoKU, arXiv 2408.06621
-    "ga": lambda scores: -cross_entropy_loss(scores),  # gradient ascent, arXiv 2210.01504
+class ForgetScores(NamedTuple):
+    """
+    What a forget loss is computed from: the labelled tokens of a batch's forget rows.
+
+    tokens: their scores, each of shape (n,).
+    rows: the row of each token, integers below P, shape (n,).
+    log_prob: ln p of each row, the sum over its tokens, shape (P,).
+    reference: the same by the model before the training, shape (P,); where the loss needs none, NaN.
+    """
+
+    tokens: TokenScores
+    rows: Tensor
+    log_prob: Tensor
+    reference: Tensor
+
+
+def _npo(scores: ForgetScores, beta: float = 0.1) -> Tensor:
+    """-2/beta ln sigmoid(-beta ln(p / p_ref)), a mean over rows (NPO, arXiv 2404.05868, and its beta on TOFU)."""
+    return -2 / beta * F.logsigmoid(-beta * (scores.log_prob - scores.reference)).mean()
+
+
+def _simnpo(scores: ForgetScores, beta: float = 4.5, weight: float = 0.125) -> Tensor:
+    """-2/beta ln sigmoid(-beta/|y| ln p), a mean over rows (SimNPO, arXiv 2410.07163, with its gamma 0)."""
+    sizes = torch.bincount(scores.rows, minlength=len(scores.log_prob)).clamp(min=1)
+    return weight * -2 / beta * F.logsigmoid(-beta * scores.log_prob / sizes).mean()
+
+
+# A scalar to minimise beside the retain rows' cross-entropy, which has weight 1
+FORGET_LOSSES: dict[str, Callable[[ForgetScores], Tensor]] = {
+    "ihl": lambda scores: inverted_hinge_loss(scores.tokens).mean(),  # LoKU, arXiv 2408.06621
+    "ga": lambda scores: -cross_entropy_loss(scores.tokens).mean(),  # gradient ascent, arXiv 2210.01504
+    "npo": _npo,
+    "simnpo": _simnpo,  # beta and weight: those of open-unlearning's configuration
 }
 
 
@@ -88,7 +118,8 @@ class LoraUnlearnTrainer(LabelledTrainer):
     Unlearning by one plain adapter: `FORGET_LOSSES[forget_loss]` on forget rows plus cross-entropy on retain rows.
 
     Its only changes from [`~trl.SFTTrainer`]: every step pairs rows to forget with rows to retain, as ALTER's does,
-    and the loss. With `"ga"` this is GradDiff (TOFU, arXiv 2401.06121).
+    and the loss. With `"ga"` this is GradDiff (TOFU, arXiv 2401.06121). The reference of `"npo"` is the model as it is
+    given, its adapter included.
 
     Args:
         model: a base model that gets an adapter by `peft_config`, or one with an adapter, which is trained on.
@@ -125,6 +156,7 @@ class LoraUnlearnTrainer(LabelledTrainer):
         self.train_dataset = PairDataset(self.train_dataset, kept)
         self.data_collator = _BothCollator(pad_token_id=self._tokenizer.pad_token_id)
         self.model_accepts_loss_kwargs = False  # a mean over the batch, which accumulation divides
+        self.reference = self._row_log_probs() if forget_loss == "npo" else torch.full((len(forget),), torch.nan)
         self.add_callback(_Epochs(self))
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
@@ -143,20 +175,50 @@ class LoraUnlearnTrainer(LabelledTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The forget loss plus the retain loss, each a mean over its own tokens; forget rows come first."""
+        """The forget loss plus cross-entropy, a mean over the retain rows' tokens; forget rows come first."""
         scores, labelled = self.score(model, inputs)
         of_forget = torch.zeros_like(labelled)
         of_forget[: len(labelled) // 2] = True
-        forget = self.forget_loss(scores)[of_forget[labelled]].mean()
-        loss = forget + cross_entropy_loss(scores)[~of_forget[labelled]].mean()
+        kept = cross_entropy_loss(scores)[~of_forget[labelled]].mean()
+        loss = self.forget_loss(self._of_forget(scores, labelled, inputs["row_id"])) + kept
         return (loss, None) if return_outputs else loss
+
+    def _of_forget(self, scores: TokenScores, labelled: Tensor, row_id: Tensor) -> ForgetScores:
+        """Of the first rows of a batch, (B, T-1), as many as `row_id`, (P,), names."""
+        count = len(row_id)
+        rows = labelled.nonzero()[:, 0]
+        tokens = TokenScores(*(part[rows < count] for part in scores))
+        rows = rows[rows < count]
+        sums = tokens.log_prob.new_zeros(count).index_add(0, rows, tokens.log_prob)
+        return ForgetScores(tokens, rows, sums, self.reference.to(sums.device)[row_id])
+
+    @torch.no_grad()
+    def _row_log_probs(self) -> Tensor:
+        """ln p of each forget row under the model as it is now, (rows,); in batches of the training's size."""
+        rows, size = self.train_dataset.forget, self.args.per_device_train_batch_size
+        found, training = [], self.model.training
+        collate: Any = self.data_collator
+        self.model.eval()
+        for start in range(0, len(rows), size):
+            ids = torch.arange(start, min(start + size, len(rows)))
+            batch = self._prepare_inputs(collate.rows([rows[i] for i in ids.tolist()]))
+            with self.accelerator.autocast():
+                scores, labelled = self.score(self.model, batch)
+            sums = torch.zeros(len(ids), device=scores.log_prob.device)
+            found.append(sums.index_add(0, labelled.nonzero()[:, 0], scores.log_prob))
+        self.model.train(training)
+        return torch.cat(found)
 
 
 class _BothCollator(DataCollatorForLanguageModeling):
-    """Pairs -> one batch, forget rows first."""
+    """Pairs -> one batch, forget rows first, with `row_id` of these alone, (P,)."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        rows = [example[kind] for kind in ("forget", "retain") for example in examples]
+        batch = self.rows([example[kind] for kind in ("forget", "retain") for example in examples])
+        batch["row_id"] = torch.tensor([example["forget"]["row_id"] for example in examples])
+        return batch
+
+    def rows(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         return super().torch_call(rows)
 
 

@@ -188,4 +188,6 @@ METHODS: dict[str, Method] = {
     "asymlora": partial(_alter, "static", {}),
     "lora_ihl": partial(_lora, "ihl"),
     "lora_ga": partial(_lora, "ga"),
+    "lora_npo": partial(_lora, "npo"),
+    "lora_simnpo": partial(_lora, "simnpo"),
 }
