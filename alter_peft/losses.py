@@ -118,6 +118,30 @@ def level_loss(scores: TokenScores, rows: Tensor, targets: Tensor) -> Tensor:
     return F.smooth_l1_loss(means, targets.to(means.dtype), reduction="none", beta=0.5)[rows]
 
 
+def profile_loss(scores: TokenScores, rows: Tensor, targets: Tensor) -> Tensor:
+    """Two-sided forget loss: bring the log-probabilities of a row's tokens to those of a row never seen, rank by rank.
+
+    huber(ln p(x_(i)) - target_(i)), with x_(i) the i-th least likely token of its row; linear beyond half a nat and
+    quadratic within. Not in the paper. What [`level_loss`] does with the mean alone: a mean can also be reached by a
+    few very unlikely tokens, while all others stay the model's first choice. Up to the Huber part its sum over a row
+    is the row's length times the first Wasserstein distance between the two samples, which sorting solves.
+
+    Args:
+        scores: see [`score_tokens`].
+        rows: the row of each token, shape (n,), integers.
+        targets: the log-probabilities to reach, in nats, shape (n,): row after row in the order of their numbers, the
+            least likely first within each.
+
+    Returns:
+        The loss of each token, shape (n,): in nats beyond half a nat from its target.
+    """
+    order = torch.argsort(scores.log_prob.detach(), stable=True)
+    order = order[torch.argsort(rows[order], stable=True)]
+    reached = scores.log_prob[order]
+    loss = F.smooth_l1_loss(reached, targets.to(reached.dtype), reduction="none", beta=0.5)
+    return torch.zeros_like(loss).index_copy(0, order, loss)
+
+
 def cross_entropy_loss(scores: TokenScores) -> Tensor:
     """Cross-entropy of the labels, L_retain of Eq. 8: -ln p(x_t).
 

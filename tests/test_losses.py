@@ -21,6 +21,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import wasserstein_distance
 
 from alter_peft.entropy import chunked_tsallis_entropy, tsallis_entropy
 from alter_peft.losses import (
@@ -29,6 +30,7 @@ from alter_peft.losses import (
     inverted_hinge_loss,
     kl_to_base_loss,
     level_loss,
+    profile_loss,
     score_tokens,
     structural_invariance,
 )
@@ -69,12 +71,14 @@ class Head:
 LABELS = torch.tensor([0, 8, 3, 3, 1, 5, 2])
 ROWS = torch.tensor([0, 0, 0, 2, 2, 3, 3])
 TARGETS = torch.tensor([-2.0, -1.0, -2.5, -3.0], dtype=torch.float64)
+PROFILES = torch.tensor([-4.0, -2.5, -0.1, -3.0, -2.0, -2.2, -1.0], dtype=torch.float64)
 
 # Each takes hidden states, the head and the chunk size. Both hinges are active on some tokens, at rest on others.
 LOSSES: dict[str, Callable[[torch.Tensor, Head, int], torch.Tensor]] = {
     "inverted_hinge": lambda h, head, c: inverted_hinge_loss(score_tokens(h, head, LABELS, c)),
     "inverted_hinge_margin": lambda h, head, c: inverted_hinge_loss(score_tokens(h, head, LABELS, c), 0.4),
     "level": lambda h, head, c: level_loss(score_tokens(h, head, LABELS, c), ROWS, TARGETS),
+    "profile": lambda h, head, c: profile_loss(score_tokens(h, head, LABELS, c), ROWS, PROFILES),
     "cross_entropy": lambda h, head, c: cross_entropy_loss(score_tokens(h, head, LABELS, c)),
     "kl_to_base": lambda h, head, c: kl_to_base_loss(h, random(N, K, seed=2), head, c),
 }
@@ -98,6 +102,15 @@ def reference_loss(name: str, hidden: torch.Tensor, head: Head) -> torch.Tensor:
         means = torch.stack([log_prob[ROWS == row].mean() for row in ROWS])
         distance = (means - TARGETS[ROWS]).abs()
         return torch.where(distance < 0.5, distance**2, distance - 0.25)
+    if name == "profile":
+        losses = {}
+        for row in ROWS.tolist():
+            tokens = [t for t in range(N) if ROWS[t] == row]
+            ranked = sorted(tokens, key=lambda t: log_prob[t].item())
+            for target, token in zip(PROFILES[tokens], ranked, strict=True):
+                distance = (log_prob[token] - target).abs()
+                losses[token] = distance**2 if distance < 0.5 else distance - 0.25
+        return torch.stack([losses[token] for token in range(N)])
     if name == "cross_entropy":
         return F.cross_entropy(logits, LABELS, reduction="none")
     base = (random(N, K, seed=2) @ head.weight.detach().T).log_softmax(-1)
@@ -193,6 +206,7 @@ def test_no_tokens_give_empty_losses_that_run_backward(dtype: torch.dtype) -> No
         inverted_hinge_loss(scores),
         inverted_hinge_loss(scores, 0.1),
         level_loss(scores, torch.empty(0, dtype=torch.long), torch.empty(2)),
+        profile_loss(scores, torch.empty(0, dtype=torch.long), torch.empty(0)),
         cross_entropy_loss(scores),
         kl_to_base_loss(hidden, torch.empty(0, K, dtype=dtype), head),
     ]
@@ -263,6 +277,29 @@ def test_level_by_hand() -> None:
     assert scores.log_prob.grad.tolist() == pytest.approx([1.0, 1.0, -0.5])
 
 
+def test_profile_by_hand() -> None:
+    # Row 0, sorted: -3, -1 against -5, -1.25: distances 2 (linear: 1.75) and 1/4 (quadratic: 1/16). Row 1 has arrived.
+    scores = scores_of([-1.0, -3.0, -3.25], [-1.0, -1.0, -1.0])
+    targets = torch.tensor([-5.0, -1.25, -3.25], dtype=torch.float64)
+    loss = profile_loss(scores, torch.tensor([0, 0, 1]), targets)
+    assert loss.tolist() == pytest.approx([0.0625, 1.75, 0.0])
+    loss.sum().backward()
+    assert scores.log_prob.grad.tolist() == pytest.approx([0.5, 1.0, 0.0])  # down above its target
+    raised = scores_of([-6.0], [-1.0])
+    profile_loss(raised, torch.tensor([0]), torch.tensor([-3.0], dtype=torch.float64)).sum().backward()
+    assert raised.log_prob.grad.tolist() == pytest.approx([-1.0])  # and up below it
+
+
+def test_profile_is_a_wasserstein_distance() -> None:
+    """Up to the Huber part, a row's sum over its length: the mean distance of sorted samples (scipy's definition)."""
+    log_prob, targets = 10 * random(2, 6, seed=8), (10 * random(2, 6, seed=9)).sort(dim=1).values
+    assert (log_prob.sort(dim=1).values - targets).abs().min() > 0.5  # all in the linear part
+    scores = TokenScores(log_prob.flatten(), torch.zeros(12))
+    loss = profile_loss(scores, torch.arange(2).repeat_interleave(6), targets.flatten()).view(2, 6).mean(dim=1) + 0.25
+    expected = [wasserstein_distance(a.tolist(), b.tolist()) for a, b in zip(log_prob, targets, strict=True)]
+    assert loss.tolist() == pytest.approx(expected)
+
+
 def test_cross_entropy_by_hand() -> None:
     assert cross_entropy_loss(scores_of([math.log(0.25)], [0.0])).tolist() == pytest.approx([math.log(4)])
 
@@ -273,6 +310,7 @@ def test_cross_entropy_by_hand() -> None:
         inverted_hinge_loss,
         lambda scores: inverted_hinge_loss(scores, 0.1),
         lambda scores: level_loss(scores, ROWS, TARGETS),
+        lambda scores: profile_loss(scores, ROWS, PROFILES),
         cross_entropy_loss,
     ],
 )

@@ -38,7 +38,7 @@ from alter_peft.subdomains import discover_subdomains
 from alter_peft.trainer.inputs import row_text
 from alter_peft.trainer.isolation import clip_by_source
 from alter_peft.trainer.landing import mean_gap
-from alter_peft.trainer.phase_one import class_weights, fit_router, mean_log_probabilities, observe, sample_positions
+from alter_peft.trainer.phase_one import class_weights, fit_router, label_log_probabilities, observe, sample_positions
 
 
 @pytest.fixture(autouse=True)
@@ -649,7 +649,8 @@ def test_the_level_raises_no_row_above_its_beginning(tmp_path, tokenizer):
     """A row that the model never knew must not be taught by unlearning it."""
     trainer = make_trainer(tmp_path, tokenizer, adapter={}, num_train_epochs=8, forget_loss="level", forget_level=0.9)
     trainer.prepare_phase_one()
-    start = mean_log_probabilities(trainer._forget, trainer.decoder, trainer.head, trainer.gating, 4)
+    known = label_log_probabilities(trainer._forget, trainer.decoder, trainer.head, trainer.gating, 4)
+    start = torch.stack([row.mean() for row in known])
     torch.testing.assert_close(trainer.objective.targets, start)  # all far below the level
     trainer.train()
     assert max(log["probability/forget"] for log in trainer.state.log_history if "loss" in log) < 0.05
@@ -667,9 +668,9 @@ def test_calibration_measures_the_level(tmp_path, tokenizer):
     trainer.create_model_card()
     assert f"| `forget_level` | {trainer.args.forget_level:.4g} (a guess) |" in (tmp_path / "README.md").read_text()
     trainer.prepare_phase_one()
-    known = mean_log_probabilities(trainer._calibration, trainer.decoder, trainer.head, trainer.gating, 4)
+    known = label_log_probabilities(trainer._calibration, trainer.decoder, trainer.head, trainer.gating, 4)
     assert len(known) == 2
-    assert trainer.forget_level == pytest.approx(float(known.mean().exp()))
+    assert trainer.forget_level == pytest.approx(float(torch.stack([row.mean() for row in known]).mean().exp()))
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text()
     assert f"| `forget_level` | {trainer.forget_level:.4g} (measured on `calibration_dataset`) |" in card

@@ -184,6 +184,7 @@ def _lora(
 Method = Callable[[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, Task, Path, int, dict[str, Any]], PeftModel]
 METHODS: dict[str, Method] = {
     "alter": partial(_alter, "context", {}),
+    "alter_profile": partial(_alter, "context", {"forget_loss": "profile"}),
     "alter_paper": partial(_alter, "context", PAPER),
     "asymlora": partial(_alter, "static", {}),
     "lora_ihl": partial(_lora, "ihl"),

@@ -57,16 +57,19 @@ class AlterUnlearnConfig(SFTConfig):
             L_struct is evaluated every so many steps, times this number (lazy regularisation).
         forget_loss (`str`, *optional*, defaults to `"level"`):
             `"level"`: Huber loss between a row's mean log-probability and the log of `forget_level`: it stops at the
-            level of text that was never seen, from both sides, and raises no row above where it began. `"hinge"`:
-            max(0, p - p_v + margin), at rest once the strongest other token leads by `margin`. `"paper"`: the
-            inverted hinge as printed, 1 + p - p_v, which drives a model far below one that never saw the text.
+            level of text that was never seen, from both sides, and raises no row above where it began. `"profile"`:
+            the same for every token of a row, least likely first, with the log-probabilities of a row of the
+            `calibration_dataset` as targets, so that no few tokens carry the whole descent (`docs/paper.md`).
+            `"hinge"`: max(0, p - p_v + margin), at rest once the strongest other token leads by `margin`. `"paper"`:
+            the inverted hinge as printed, 1 + p - p_v, which drives a model far below one that never saw the text.
         forget_level (`float`, *optional*, defaults to `0.1`):
             The answer probability, exp of the mean log-probability of its tokens, that `forget_loss="level"` aims at.
             A `calibration_dataset` given to the trainer measures it instead.
         landing_tolerance (`float`, *optional*, defaults to `0.25`):
-            With `forget_loss="level"`, training ends with the first epoch after which the mean log-probability of a
-            forget row lies within so many nats of its target, on average over the rows (64 of them at most, and of
-            these 8 alone while the average over those is more than twice as large). `None`: it never ends early.
+            With `forget_loss="level"` or `"profile"`, training ends with the first epoch after which the mean
+            log-probability of a forget row lies within so many nats of its target, on average over the rows (64 of
+            them at most, and of these 8 alone while the average over those is more than twice as large). `None`: it
+            never ends early.
         margin (`float`, *optional*, defaults to `0.0`):
             Margin of `forget_loss="hinge"`, a difference of probabilities.
         as_chat (`bool`, *optional*):
@@ -99,8 +102,9 @@ class AlterUnlearnConfig(SFTConfig):
     structural_weight: float = field(default=0.01, metadata={"help": "lambda of Eq. 8; 0 freezes A."})
     structural_q: float = field(default=0.5, metadata={"help": "Order of the Tsallis entropy in L_struct."})
     structural_interval: int = field(default=16, metadata={"help": "Evaluate L_struct every so many steps."})
-    forget_loss: Literal["level", "hinge", "paper"] = field(
-        default="level", metadata={"help": "Form of L_IHL: to a level, a hinge with a margin, or as printed."}
+    forget_loss: Literal["level", "profile", "hinge", "paper"] = field(
+        default="level",
+        metadata={"help": "Form of L_IHL: to a level, to a profile, a hinge with a margin, or as printed."},
     )
     forget_level: float = field(default=0.1, metadata={"help": "Answer probability that 'level' aims at."})
     landing_tolerance: float | None = field(
@@ -136,8 +140,8 @@ class AlterUnlearnConfig(SFTConfig):
             is_integer(interval) and interval >= 1, "structural_interval", interval, "1 or more steps, an integer"
         )
         _require(is_finite_number(self.margin), "margin", self.margin, "a finite number")
-        forms = ("level", "hinge", "paper")
-        _require(self.forget_loss in forms, "forget_loss", self.forget_loss, "'level', 'hinge' or 'paper'")
+        forms = ("level", "profile", "hinge", "paper")
+        _require(self.forget_loss in forms, "forget_loss", self.forget_loss, "'level', 'profile', 'hinge' or 'paper'")
         level, tolerance = self.forget_level, self.landing_tolerance
         _require(
             is_positive(level) and level < 1, "forget_level", level, "a probability between 0 and 1, both excluded"
@@ -157,6 +161,11 @@ class AlterUnlearnConfig(SFTConfig):
         _require(self.ddp_find_unused_parameters is not True, "ddp_find_unused_parameters", True, "unset or False")
         # A learns through its own term alone, which DDP would take for "unused, then ready twice"
         self.ddp_find_unused_parameters = False
+
+    @property
+    def lands(self) -> bool:
+        """Whether `forget_loss` has targets to come to, over whole answers, and is at rest there."""
+        return self.forget_loss in ("level", "profile")
 
     def __getstate__(self) -> dict[str, Any]:
         # transformers pickles its arguments into training_args.bin and pushes it with the adapter, for all to read

@@ -25,6 +25,7 @@ from alter_peft.losses import (
     inverted_hinge_loss,
     kl_to_base_loss,
     level_loss,
+    profile_loss,
 )
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder import LanguageModelHead
@@ -66,6 +67,8 @@ class Objective:
         self.decoder, self.head, self.context = decoder, head, context
         # log-probability in nats that each forget row is to come to, (rows,); phase I measures it
         self.targets = torch.empty(0)
+        # and for the profile loss those of its tokens, least likely first, (rows, most tokens), NaN behind the last
+        self.profiles = torch.empty(0, 0)
 
     @property
     def num_experts(self) -> int:
@@ -89,15 +92,19 @@ class Objective:
         return torch.cat([torch.stack([aimed.sum(), kept.sum(), masks.high.sum()]), rows]).float()
 
     def forget(self, scores: TokenScores, batch: dict[str, Tensor], masks: TokenMasks) -> Tensor:
-        """Summed: a hinge over low-entropy tokens, or the level over whole answers, as it was measured."""
+        """Summed: a hinge over low-entropy tokens, or what whole answers are to come to, as it was measured."""
         aimed = self._aimed(masks)[masks.labelled]
         aimed_scores = TokenScores(*(part[aimed] for part in scores))
-        if self.args.forget_loss != "level":
+        if not self.args.lands:
             margin = None if self.args.forget_loss == "paper" else self.args.margin
             return inverted_hinge_loss(aimed_scores, margin).sum()
         rows = torch.arange(len(masks.labelled), device=aimed.device).unsqueeze(1).expand_as(masks.labelled)
+        rows = rows[masks.labelled][aimed]
+        if self.args.forget_loss == "profile":
+            profiles = self.profiles.to(aimed.device)[batch["row_id"][batch["expert"] > 0]]
+            return profile_loss(aimed_scores, rows, profiles[~profiles.isnan()]).sum()
         targets = self.targets.to(aimed.device)[batch["row_id"].clamp(max=len(self.targets) - 1)]
-        return level_loss(aimed_scores, rows[masks.labelled][aimed], targets).sum()
+        return level_loss(aimed_scores, rows, targets).sum()
 
     def retain(self, scores: TokenScores, hidden: Tensor, batch: dict[str, Any], masks: TokenMasks) -> Tensor:
         """Summed over the labelled tokens of the retain rows; `hidden` is (B, T-1, k)."""
@@ -111,7 +118,7 @@ class Objective:
         return kl_to_base_loss(hidden[kept], base[kept[rows]], self.head).sum()
 
     def _aimed(self, masks: TokenMasks) -> Tensor:
-        return (masks.labelled if self.args.forget_loss == "level" else masks.low) & masks.forget
+        return (masks.labelled if self.args.lands else masks.low) & masks.forget
 
 
 @torch.no_grad()

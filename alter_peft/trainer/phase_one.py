@@ -185,12 +185,12 @@ def measure_threshold(observations: Observations, labels: Sequence[Sequence[int]
     return entropy_quantile(observations.entropy, valid, quantile)
 
 
-def mean_log_probabilities(
+def label_log_probabilities(
     dataset: Dataset, decoder: nn.Module, head: LanguageModelHead, context: GatingContext, batch_size: int
-) -> Tensor:
-    """Mean log-probability of each row's labels under the base model, in nats, (rows,)."""
+) -> list[Tensor]:
+    """Log-probabilities of each row's labels under the base model, in nats: float32, (labels,), on the CPU."""
     device = next(decoder.parameters()).device
-    means: list[Tensor] = []
+    found: list[Tensor] = []
     with base_model(decoder, head, context):
         for rows in _batches(range(len(dataset)), batch_size):
             part = dataset[rows]
@@ -204,9 +204,8 @@ def mean_log_probabilities(
             hidden = decoder(input_ids=ids, use_cache=False)[0][:, :-1]
             labelled = labels[:, 1:] != -100
             log_prob = score_tokens(hidden[labelled], head, labels[:, 1:][labelled]).log_prob
-            sizes = labelled.sum(dim=1).tolist()
-            means += [row.mean() for row in log_prob.split(sizes)]
-    return torch.stack(means).float()
+            found += log_prob.float().cpu().split(labelled.sum(dim=1).tolist())
+    return found
 
 
 class PhaseOne:
@@ -251,7 +250,7 @@ class PhaseOne:
     def use(self, found: dict[str, Tensor], forget: Dataset, retain: Dataset) -> tuple[Dataset, Dataset]:
         """Sets the threshold and the router to what was found; the two sets with the column `entropy`."""
         self.config.entropy_threshold = float(found["threshold"])
-        self.forget_log_probabilities = found["log_probability"]
+        self.forget_log_probabilities = found["log_probability"].split(found["labelled"].tolist())
         if self.router is not None:
             self._set_router(found)
         rows = Observations(found["entropy"], found["lengths"], torch.empty(0)).rows()
@@ -301,9 +300,9 @@ class PhaseOne:
         assert threshold is not None
         # float64, so that a threshold that was given comes back as it is
         found = {"entropy": seen.entropy, "lengths": seen.lengths}
-        found["log_probability"] = mean_log_probabilities(
-            forget, self.decoder.module, self.head, self.context, batch_size
-        )
+        of_forget_rows = label_log_probabilities(forget, self.decoder.module, self.head, self.context, batch_size)
+        found["log_probability"] = torch.cat(of_forget_rows)
+        found["labelled"] = torch.tensor([len(row) for row in of_forget_rows])
         found["threshold"] = torch.tensor(threshold, dtype=torch.float64)
         if self.config.router == "context":
             outputs = 1 + (self.config.num_forget_experts or 1)
@@ -324,7 +323,7 @@ class PhaseOne:
             digest.update(chunk)
         c = self.config
         settings: list[Any] = [c.entropy_q, c.entropy_quantile, c.router, c.router_layer, c.router_half_life]
-        settings += [c.num_forget_experts, None if c.entropy_quantile is not None else c.entropy_threshold, seed, 6]
+        settings += [c.num_forget_experts, None if c.entropy_quantile is not None else c.entropy_threshold, seed, 7]
         device = next(self.decoder.module.parameters()).device.type
         if torch.is_autocast_enabled(device):
             settings.append(str(torch.get_autocast_dtype(device)))

@@ -13,7 +13,6 @@
 # limitations under the License.
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -56,9 +55,10 @@ from .inputs import (
 from .isolation import clip_by_source, drop_untaught_gradients, parameter_groups, rest_groups
 from .landing import Landing
 from .objective import Objective, token_shares, token_sums
-from .phase_one import PhaseOne, mean_log_probabilities
+from .phase_one import PhaseOne, label_log_probabilities
 from .sharding import WholeHead, from_main_process, gathering, gathers, is_split, set_up_distributed
 from .structural import StructuralTerm
+from .targets import geometric_mean, level_targets, unseen_profiles
 
 
 logger = logging.get_logger(__name__)
@@ -87,7 +87,8 @@ class AlterUnlearnTrainer(SFTTrainer):
             Rows to keep, in any of these formats.
         calibration_dataset ([`~datasets.Dataset`], *optional*):
             Text like that of `train_dataset` that the model was never trained on. Its answer probability under the
-            model becomes the level that `forget_loss="level"` aims at, in place of `args.forget_level`.
+            model becomes the level that `forget_loss="level"` aims at, in place of `args.forget_level`; `"profile"`
+            needs it.
         peft_config ([`AlterConfig`], *optional*):
             Structure of the adapter if `model` has none yet.
         kwargs:
@@ -159,6 +160,11 @@ class AlterUnlearnTrainer(SFTTrainer):
         retain_dataset = checked("retain_dataset", retain_dataset)
         if calibration_dataset is not None:
             calibration_dataset = checked("calibration_dataset", calibration_dataset)
+        elif args.forget_loss == "profile":
+            raise ValueError(
+                "`forget_loss` is 'profile', but there is no `calibration_dataset` to take profiles from. Give rows "
+                "like the forget set that the model was never trained on, or use `forget_loss='level'`."
+            )
         held_out = kwargs.pop("eval_dataset", None)
         if isinstance(held_out, dict):
             held_out = {name: checked(f"eval_dataset[{name!r}]", rows) for name, rows in held_out.items()}
@@ -240,7 +246,7 @@ class AlterUnlearnTrainer(SFTTrainer):
         self.objective = Objective(self.args, self.alter_config, self.decoder, self.head, self.gating)
         self._structural = StructuralTerm(self)
         self.add_callback(_StepCallback(self))
-        if self.args.forget_loss == "level" and self.args.landing_tolerance is not None:
+        if self.args.lands and self.args.landing_tolerance is not None:
             self.add_callback(Landing(self))
 
     def _freeze_shared(self) -> None:
@@ -317,18 +323,23 @@ class AlterUnlearnTrainer(SFTTrainer):
         )  # fmt: skip
         rows = max(1, self.args.per_device_eval_batch_size)
         found: dict[str, Tensor] = {}
+        unseen: list[Tensor] = []
         if looks:
             with self.accelerator.autocast(), gathering(self.model):
                 found = phase.find(self._forget, self._retain, rows, self.args.seed)
                 if self._calibration is not None:
-                    level = mean_log_probabilities(self._calibration, self.decoder, self.head, self.gating, rows)
-                    self.forget_level = float(level.mean().exp())
+                    unseen = label_log_probabilities(self._calibration, self.decoder, self.head, self.gating, rows)
         if several:
-            found, self.forget_level = from_main_process((found, self.forget_level))
+            found, unseen = from_main_process((found, unseen))
+        if unseen:
+            self.forget_level = geometric_mean(unseen)
         self.has_measured_level = self._calibration is not None
         forget, retain = phase.use(found, self._forget, self._retain)
-        # no row is raised above its own beginning: that would teach what the model never knew
-        self.objective.targets = phase.forget_log_probabilities.clamp(max=math.log(self.forget_level))
+        known = phase.forget_log_probabilities
+        self.objective.targets = level_targets(known, self.forget_level)
+        if self.args.forget_loss == "profile":
+            self.objective.profiles = unseen_profiles(known, unseen, self.args.seed)
+            self.objective.targets = self.objective.profiles.nanmean(dim=1)
         self.train_dataset = PairDataset(forget, retain)
         if self.alter_config.init_weights == "cluster" and looks:
             with gathering(self.model):

@@ -1,0 +1,65 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Where forget rows are to come to: the log-probabilities of text that the model never saw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+
+def geometric_mean(rows: Sequence[Tensor]) -> float:
+    """exp of the mean over rows of a row's mean log-probability."""
+    return math.exp(float(torch.stack([row.mean() for row in rows]).mean()))
+
+
+def level_targets(known: Sequence[Tensor], level: float) -> Tensor:
+    """
+    The mean log-probability, in nats, that each row is to come to, (rows,).
+
+    No row is raised above its own beginning: that would teach what the model never knew.
+
+    Args:
+        known: log-probabilities of each forget row's labels before the training, (n_i,).
+        level: a probability.
+    """
+    return torch.stack([row.mean() for row in known]).clamp(max=math.log(level))
+
+
+def unseen_profiles(known: Sequence[Tensor], unseen: Sequence[Tensor], seed: int) -> Tensor:
+    """
+    The log-probabilities that each row's tokens are to come to, least likely first, (rows, most tokens), in nats.
+
+    Those of an unseen row, drawn for it by the seed (every one as often as any other, but for one time), read at as
+    many ranks as the row has tokens. So the rows differ among each other as unseen ones do, and not only their tokens.
+    No rank is raised above its own beginning. Behind a row's last token stands NaN.
+
+    Args:
+        known: log-probabilities of each forget row's labels before the training, (n_i,).
+        unseen: the same of rows that the model was never trained on, one at least.
+    """
+    generator = np.random.default_rng(seed)
+    rounds = [generator.permutation(len(unseen)) for _ in range(-(-len(known) // len(unseen)))]
+    profiles = []
+    for row, drawn in zip(known, np.concatenate(rounds), strict=False):
+        like = unseen[drawn].sort().values.numpy()
+        ranks, ranks_there = ((np.arange(size) + 0.5) / size for size in (len(row), len(like)))
+        profile = torch.from_numpy(np.interp(ranks, ranks_there, like)).float()
+        profiles.append(torch.minimum(profile, row.sort().values))
+    return pad_sequence(profiles, batch_first=True, padding_value=torch.nan)
