@@ -42,7 +42,7 @@ TRAJECTORY: dict[str, Any] = {
 }  # fmt: skip
 RESUMED: dict[str, Any] = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3}
 CLUSTERS: dict[str, Any] = {
-    "adapter": {"init_weights": "cluster"}, "forget_loss": "level", "forget": None,
+    "adapter": {"init_weights": "cluster"}, "forget_loss": "profile", "forget": None,
     "retain": retain_rows(4), "others": {"calibration_dataset": retain_rows().select(range(4, 8))},
 }  # fmt: skip
 

@@ -30,6 +30,8 @@ from alter_peft.evaluation import Pair, encode_pair, score_answers
 
 LEVEL = 0.1
 EPOCHS = 8
+HOMES = (("Bob", "Lima"), ("Dora", "Oslo"), ("Fay", "Paris"), ("Hal", "Kiev"))
+UNSEEN = [{"prompt": f"Where does {who} live?", "completion": f" {who} lives in {where}."} for who, where in HOMES]
 
 
 @pytest.fixture(autouse=True)
@@ -118,10 +120,8 @@ def test_the_default_ends_there(unlearn):
 
 def test_the_default_lands_on_the_level_of_calibration_rows(unlearn):
     """Answers that the model was never taught, to questions of the same form; `forget_level` is not looked at."""
-    homes = (("Bob", "Lima"), ("Dora", "Oslo"), ("Fay", "Paris"), ("Hal", "Kiev"))
-    rows = [{"prompt": f"Where does {who} live?", "completion": f" {who} lives in {where}."} for who, where in homes]
     trainer, course = unlearn(
-        2 * EPOCHS, Dataset.from_list(rows), forget_loss="level", forget_level=0.5, landing_tolerance=None
+        2 * EPOCHS, Dataset.from_list(UNSEEN), forget_loss="level", forget_level=0.5, landing_tolerance=None
     )
     assert 0.04 < trainer.forget_level < 0.2
     assert_lands(course, trainer.forget_level)
@@ -153,3 +153,27 @@ def test_a_run_that_has_landed_makes_no_step_when_it_is_resumed(unlearn, tmp_pat
     assert all(torch.equal(found[name], weight) for name, weight in weights.items())
     earlier, _ = unlearn(10 * EPOCHS, resume=str(tmp_path / "checkpoint-2"), **options)
     assert earlier.state.global_step == steps
+
+
+def distance_from(profiles: torch.Tensor, model, tokenizer) -> float:
+    """Mean distance of the forget rows' sorted log-probabilities from these, in nats."""
+    reached = score_answers(model, tokenizer, pairs(forget_rows())).log_probs
+    gaps = [(row.sort().values - profile[: len(row)]).abs() for row, profile in zip(reached, profiles, strict=True)]
+    return float(torch.cat(gaps).mean())
+
+
+def test_the_profile_is_reached_rank_by_rank(unlearn, plain):
+    """The level of the same rows is reached by other tokens: its mean alone is."""
+    options = {"calibration": Dataset.from_list(UNSEEN), "landing_tolerance": None}
+    trainer, course = unlearn(2 * EPOCHS, forget_loss="profile", **options)
+    profiles = trainer.objective.profiles
+    reached = distance_from(profiles, trainer.model, plain)
+    by_level = distance_from(profiles, unlearn(2 * EPOCHS, forget_loss="level", **options)[0].model, plain)
+    assert reached < 0.5 < by_level
+    assert course.forget[-1] == pytest.approx(float(profiles.nanmean(dim=1).exp().mean()), abs=0.05)
+    assert min(course.retain) > 0.97
+
+
+def test_the_profile_ends_there(unlearn):
+    trainer, course = unlearn(10 * EPOCHS, Dataset.from_list(UNSEEN), forget_loss="profile")
+    assert trainer.landed and len(course.forget) < 2 * EPOCHS

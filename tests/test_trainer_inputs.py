@@ -325,6 +325,11 @@ def test_a_calibration_set_that_the_model_was_taught(tmp_path, tokenizer, name):
     refused(tmp_path, tokenizer, "2 of the 2 rows of `calibration_dataset`", f"`{name}`", adapter={}, others=others)
 
 
+def test_a_profile_without_rows_to_take_it_from(tmp_path, tokenizer):
+    fix = ("`forget_loss` is 'profile'", "no `calibration_dataset`", "use `forget_loss='level'`")
+    refused(tmp_path, tokenizer, *fix, adapter={}, forget_loss="profile")
+
+
 @pytest.mark.parametrize("brings_adapter", [True, False])
 def test_a_refused_trainer_leaves_the_model_for_another_attempt(tmp_path, tokenizer, brings_adapter):
     model = make_llama(len(tokenizer))

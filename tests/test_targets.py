@@ -1,0 +1,53 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What forget rows are to come to, from log-probabilities alone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from alter_peft.trainer.targets import geometric_mean, level_targets, unseen_profiles
+
+
+def test_level_by_hand():
+    rows = [torch.tensor([-1.0, -3.0]), torch.tensor([-6.0])]
+    assert geometric_mean(rows) == pytest.approx(math.exp(-4))  # of rows, however long they are
+    assert level_targets(rows, math.exp(-3)).tolist() == pytest.approx([-3.0, -6.0])  # none is raised
+
+
+def test_a_profile_is_that_of_an_unseen_row():
+    """As it is where the lengths agree, read at the middle of each rank where they do not."""
+    unseen = [torch.tensor([-1.0, -9.0, -2.0, -4.0])]
+    known = [torch.zeros(4), torch.zeros(2), torch.zeros(8)]
+    profiles = unseen_profiles(known, unseen, seed=0)
+    assert profiles.shape == (3, 8)
+    assert profiles[0, :4].tolist() == [-9.0, -4.0, -2.0, -1.0]
+    assert profiles[1, :2].tolist() == pytest.approx([(-9 - 4) / 2, (-2 - 1) / 2])
+    assert profiles[2].tolist() == pytest.approx([-9.0, -7.75, -5.25, -3.5, -2.5, -1.75, -1.25, -1.0])
+    assert profiles.isnan().sum(dim=1).tolist() == [4, 6, 0]
+
+
+def test_no_rank_is_raised_above_its_beginning():
+    profiles = unseen_profiles([torch.tensor([-0.5, -3.0, -7.0])], [torch.tensor([-2.0, -1.0, -4.0])], seed=0)
+    assert profiles.tolist() == [[-7.0, -3.0, -1.0]]
+
+
+def test_every_unseen_row_is_drawn_as_often_as_any_other():
+    unseen = [torch.tensor([-float(i)]) for i in range(1, 4)]
+    draws = [unseen_profiles([torch.zeros(1)] * 7, unseen, seed).flatten().tolist() for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+    assert sorted(draws[0].count(-float(i)) for i in range(1, 4)) == [2, 2, 3]
