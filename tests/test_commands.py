@@ -159,7 +159,7 @@ def test_what_evaluate_refuses(place, tmp_path, capsys):
         ([*bare, "--sets", "forget"], "entries name=file.jsonl"),
         ([*bare, "--sets", f"a={tmp_path / 'none.jsonl'}"], "there is no such file"),
         ([*bare, "--sets", f"a={empty}"], "has no rows"),
-        ([*bare, "--sets", f"a={broken}"], "line 1 has no `prompt` and `completion`"),
+        ([*bare, "--sets", f"a={broken}"], "line 1 is no JSON object with `prompt` and `completion`"),
         (ask(place, "x", "--metrics", "bleurt"), "`metrics` has ['bleurt']"),
         (ask(place, "x", "--attacks", "rude"), "`attacks` has ['rude']"),
         (ask(place, "x", "--forget", "world"), "`forget` has ['world'], but the `sets` are"),

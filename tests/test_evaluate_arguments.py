@@ -46,6 +46,7 @@ def test_every_option_says_what_it_is():
         ({"batch_size": -1}, "`batch_size` is -1, but"),
         ({"relearning_rate": 0.0}, "`relearning_rate` is 0.0, but must be above 0"),
         ({"relearning_rate": float("nan")}, "`relearning_rate` is nan, but"),
+        ({"sets": "a=x.jsonl"}, "`sets` is 'a=x.jsonl', but must be a list"),
         ({"sets": ["a"]}, "`sets` has 'a', but must be entries name=file.jsonl"),
         ({"sets": ["a="]}, "`sets` has 'a=', but"),
         ({"sets": ["a=x.jsonl", "a=y.jsonl"]}, "`sets` has the names .*, one of them twice"),
@@ -84,7 +85,7 @@ def test_a_set_is_read(tmp_path):
         {**WHOLE, "wrong": ["Al."], "rephrased": "It's Bob."},
     ]
     text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    (tmp_path / "a.jsonl").write_text(f"{text}\n\n", encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text(f"{text}\n\n", encoding="utf-8-sig")  # as some editors save it
     assert read_set("a", str(tmp_path / "a.jsonl"), ["probability"]) == [
         Pair("Who\u2028is\x85it?", "Bob."),
         Pair("Who?", "Bob.", ("Al.",), "It's Bob."),
@@ -94,13 +95,14 @@ def test_a_set_is_read(tmp_path):
 @pytest.mark.parametrize(
     "row, message",
     [
-        ("{", "line 2 has no `prompt` and `completion`"),
-        ("[]", "line 2 has no `prompt` and `completion`"),
-        ({"prompt": "Who?"}, "line 2 has no `prompt` and `completion`"),
-        ({**WHOLE, "wrong": "Al."}, "line 2 has .*`wrong` must be a list"),
-        ({**WHOLE, "wrong": 3}, "line 2 has"),
+        ("{", "line 2 is no JSON object with `prompt` and `completion`"),
+        ("[]", "line 2 is no JSON object with `prompt` and `completion`"),
+        ({"prompt": "Who?"}, "line 2 is no JSON object with `prompt` and `completion`"),
+        ({**WHOLE, "wrong": "Al."}, "line 2 is .*`wrong` must be a list"),
+        ({**WHOLE, "wrong": 3}, "line 2 is"),
         ({**WHOLE, "wrong": [3]}, "line 2 has something else than texts, or an empty answer"),
         ({**WHOLE, "completion": ""}, "line 2 has something else than texts, or an empty answer"),
+        ({**WHOLE, "completion": " "}, "line 2 has something else than texts, or an empty answer"),
         ({**WHOLE, "prompt": None}, "line 2 has something else than texts, or an empty answer"),
         (WHOLE, "The set 'a' has no `wrong` answers in row 1"),
     ],

@@ -181,6 +181,12 @@ def test_no_json_lines(folder):
         read_tofu(folder)
 
 
+def test_a_line_that_is_no_object(folder):
+    (folder / "retain99.jsonl").write_text('{"question": "Who?", "answer": "Bob."}\n["Who?", "Bob."]\n')
+    with pytest.raises(ValueError, match=r"retain99\.jsonl is not one JSON object a line, but its row 1 is \['Who"):
+        read_tofu(folder)
+
+
 def test_files_of_two_versions(folder):
     write(folder, "forget01_perturbed", perturbed(rows("author", 3), 3))
     with pytest.raises(ValueError, match="'forget01' and 'forget01_perturbed' are not of the same questions"):

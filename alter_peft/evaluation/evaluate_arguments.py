@@ -131,6 +131,9 @@ class EvaluateArguments:
     bf16: bool = field(default=True, metadata={"help": "--bf16: under bfloat16 autocast. --no_bf16: in float32."})
 
     def __post_init__(self) -> None:
+        for name in ("sets", "forget", "metrics", "tasks", "attacks", "oracles"):
+            if isinstance(getattr(self, name), str):  # of a YAML file
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}, but must be a list.")
         if not (self.sets or self.tofu or self.tasks):
             raise ValueError("`sets`, `tofu` and `tasks` are all unset. Give at least one of them to measure.")
         for name, known in (("metrics", METRICS), ("attacks", ATTACKS)):
@@ -202,7 +205,7 @@ def read_set(name: str, path: str, metrics: list[str]) -> list[Pair]:
     if not Path(path).is_file():
         raise ValueError(f"`sets` names {path!r}, but there is no such file.")
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")  # a text may hold other ends of a line
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # a text may hold other ends of a line
     except ValueError as error:
         raise ValueError(f"`sets` names {path!r}, which is no text in UTF-8 ({error}).") from error
     pairs = [_pair(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -220,10 +223,10 @@ def _pair(line: str, path: str, number: int) -> Pair:
             raise TypeError("`wrong` must be a list")
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"`sets` names {path!r}, whose line {number} has no `prompt` and `completion` ({error!r})."
+            f"`sets` names {path!r}, whose line {number} is no JSON object with `prompt` and `completion` ({error!r})."
         ) from error
     answers = [pair.completion, *pair.wrong, *([] if pair.rephrased is None else [pair.rephrased])]
-    if not (isinstance(pair.prompt, str) and all(isinstance(text, str) and text for text in answers)):
+    if not (isinstance(pair.prompt, str) and all(isinstance(text, str) and text.strip() for text in answers)):
         raise ValueError(
             f"`sets` names {path!r}, whose line {number} has something else than texts, or an empty answer: {row}."
         )

@@ -183,10 +183,14 @@ def _read_folder(folder: Path, name: str) -> list[dict[str, Any]]:
     if file is None:
         raise ValueError(f"`source` is {str(folder)!r}, which has neither {files[0].name!r} nor {files[1].name!r}.")
     try:
-        with file.open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines if line.strip()]
+        with file.open(encoding="utf-8-sig") as lines:
+            rows = [json.loads(line) for line in lines if line.strip()]
     except ValueError as error:
         raise ValueError(f"`source`: {file} is not one JSON object a line ({error}).") from error
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(f"`source`: {file} is not one JSON object a line, but its row {number} is {row!r:.80}.")
+    return rows
 
 
 def _read_hub(source: str, name: str) -> list[dict[str, Any]]:
