@@ -81,13 +81,15 @@ def test_questions_that_differ_do_not_widen_the_unit():
     assert band([np.mean(row) for row in rows], rows).spread == pytest.approx(0.005 / math.sqrt(2))
 
 
-@pytest.mark.parametrize("oracles", [2, 3])
-def test_oracles_that_agree_in_every_row(oracles):
+@pytest.mark.parametrize("oracles", [2, 3, 4, 5])
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.2, 0.7])  # the mean of three times .1 is no .1 in float64
+def test_oracles_that_agree_in_every_row(oracles, value):
     """As if one row of one of them had come out otherwise by 1."""
-    found = band([0.0] * oracles, [[0.0] * 40] * oracles)
-    one_other = [[0.0] * 40] * (oracles - 1) + [[1.0] + [0.0] * 39]
+    found = band([value] * oracles, [[value] * 40] * oracles)
+    one_other = [[value] * 40] * (oracles - 1) + [[value + 1] + [value] * 39]
     assert found.spread == pytest.approx(band([np.mean(rows) for rows in one_other], one_other).spread)
-    assert found.distance(0.9) == pytest.approx(36 * math.sqrt(oracles))
+    assert found.distance(value + 0.9) == pytest.approx(36 * math.sqrt(oracles))
+    assert found.distance(value) == 0
 
 
 def test_the_unit_of_rows_makes_agreement_by_chance_harmless():

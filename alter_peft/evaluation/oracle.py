@@ -86,7 +86,9 @@ def band(values: Sequence[float], rows: Sequence[Sequence[float]] = ()) -> Band:
     spread = stdev(values)
     count = counts.pop() if counts else 0
     if count:
-        by_seed = float(np.var(np.asarray(rows), axis=0, ddof=1).mean())
+        of_rows = np.asarray(rows, dtype=float)
+        # from the first oracle, since the mean of equal numbers may be rounded to another one
+        by_seed = float(np.var(of_rows - of_rows[0], axis=0, ddof=1).mean())
         spread = max(spread, math.sqrt(by_seed / count)) or 1 / (count * math.sqrt(len(values)))
     return Band(mean(values), spread)
 
