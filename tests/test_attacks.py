@@ -23,9 +23,10 @@ from attacked_models import FORGET, HOLDOUT, KINDS, RETAIN, assert_unchanged, le
 from conftest import make_llama
 from sklearn.metrics import roc_auc_score
 
-from alter_peft.evaluation import ATTACKS, Rows, attack, generate_answers, score_answers
+from alter_peft.evaluation import ATTACKS, Asked, Rows, attack, generate_answers, measure, score_answers
 from alter_peft.evaluation.attacks import membership, sampling, switching_off
-from alter_peft.evaluation.metrics import loss, loss_per_byte, rouge_l
+from alter_peft.evaluation.metrics import above_holdout, loss, loss_per_byte, rouge_l
+from alter_peft.evaluation.oracle import min_k_auc
 from alter_peft.evaluation.relearning import STEPS, relearning
 
 
@@ -92,8 +93,16 @@ def test_membership_is_the_auc_of_forget_against_holdout(tokenizer):
     assert list(found) == ["membership/min_k_auc", "membership/loss_auc", "membership/loss_per_byte_auc"]
     forget, holdout = (score_answers(model, tokenizer, pairs) for pairs in (FORGET, HOLDOUT))
     rows, others = loss(forget.log_probs, forget.content), loss(holdout.log_probs, holdout.content)
-    assert found["membership/loss_auc"].rows == rows
-    assert found["membership/loss_auc"].value == roc_auc_score([1] * 5 + [0] * 2, [*rows, *others])
+    assert found["membership/loss_auc"].rows == above_holdout(rows, others)
+    assert found["membership/loss_auc"].value == pytest.approx(roc_auc_score([1] * 5 + [0] * 2, [*rows, *others]))
+
+
+def test_one_number_has_one_unit(tokenizer):
+    """The attack's AUC of Min-K% is that of the sets, with the same rows, and so the same band over oracles."""
+    model = model_of("gated", tokenizer)
+    sets = [Asked(model, tokenizer, name, pairs) for name, pairs in (("forget", FORGET), ("holdout", HOLDOUT))]
+    scores = {key: score for asked in sets for key, score in measure(asked, ["min_k"]).items()}
+    assert membership(model, tokenizer, FORGET, HOLDOUT)["membership/min_k_auc"] == min_k_auc(scores)
 
 
 def test_what_was_trained_on_is_told_from_what_was_not(tokenizer):

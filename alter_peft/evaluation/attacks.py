@@ -28,7 +28,7 @@ from alter_peft.tuner.model import AlterModel
 from .answers import Pair, generate_answers
 from .attack_prompts import AFTER_RETAIN, SHOWN, asking_otherwise
 from .measure import Asked, Score, measure
-from .metrics import loss, loss_per_byte, membership_auc, min_k, rouge_l
+from .metrics import above_holdout, loss, loss_per_byte, membership_auc, min_k, rouge_l
 from .originals import without_adapters
 from .quantization import merged_quantization, quantization, why_not_merged
 from .relearning import LEARNING_RATE, Curves, relearning
@@ -142,7 +142,8 @@ def membership(
     ways too. Above the oracle's the forget set stands out as well.
 
     Returns:
-        `"membership/{min_k,loss,loss_per_byte}_auc"`: the AUC, and as rows the statistic of each forget row.
+        `"membership/{min_k,loss,loss_per_byte}_auc"`: the AUC, with the rows of `min_k_auc`: the share of the holdout
+        that each forget row is above.
     """
     sets = [("membership", forget), ("membership, holdout", holdout)]
     found = [Asked(model, tokenizer, name, pairs, batch_size=batch_size).scores for name, pairs in sets]
@@ -155,7 +156,7 @@ def membership(
         ],
     }
     return {
-        f"membership/{name}_auc": Score(membership_auc(of_forget, of_holdout), of_forget)
+        f"membership/{name}_auc": Score(membership_auc(of_forget, of_holdout), above_holdout(of_forget, of_holdout))
         for name, (of_forget, of_holdout) in statistics.items()
     }
 

@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import hmean, ks_2samp
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 
@@ -116,20 +115,28 @@ def loss_per_byte(log_probs: Sequence[Tensor], content: Sequence[int], texts: Se
     return [value / size for value, size in zip(loss(log_probs, content), sizes, strict=True)]
 
 
+def above_holdout(forget: Sequence[float], holdout: Sequence[float]) -> list[float]:
+    """
+    Share of the rows that were never seen than which each forget row has a higher score, ties counted half.
+
+    Raises:
+        ValueError: either is empty; so does `membership_auc`.
+    """
+    _require(forget=forget, holdout=holdout)
+    levels = np.sort(np.asarray(holdout, dtype=float))
+    below, not_above = (np.searchsorted(levels, forget, side) for side in ("left", "right"))
+    return [float(share) for share in (below + not_above) / (2 * len(levels))]
+
+
 def membership_auc(forget: Sequence[float], holdout: Sequence[float]) -> float:
     """
-    Probability that a forget row has a higher score than one that was never seen, ties counted half.
+    Probability that a forget row has a higher score than one that was never seen: the mean of `above_holdout`.
 
     The score is `min_k`, `loss` or `loss_per_byte`. About 0 for a model that memorised the forget rows, about .5 for
     one that never saw either. MUSE has it this way round; open-unlearning logs 1 - AUC, which is about 1 for a model
     that memorised them.
-
-    Raises:
-        ValueError: either is empty.
     """
-    _require(forget=forget, holdout=holdout)
-    labels = [1] * len(forget) + [0] * len(holdout)
-    return float(roc_auc_score(labels, [*forget, *holdout]))
+    return float(np.mean(above_holdout(forget, holdout)))
 
 
 def privleak(auc: float, oracle_auc: float) -> float:

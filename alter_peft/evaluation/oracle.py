@@ -16,7 +16,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from statistics import mean, median, stdev
@@ -26,7 +25,15 @@ import numpy as np
 from scipy.stats import t
 
 from .measure import Score
-from .metrics import ForgetQuality, forget_quality, membership_auc, near_one, privleak, truthfulness
+from .metrics import (
+    ForgetQuality,
+    above_holdout,
+    forget_quality,
+    membership_auc,
+    near_one,
+    privleak,
+    truthfulness,
+)
 
 
 Scores = Mapping[str, Score]
@@ -224,16 +231,13 @@ def quality_beside_null(ratios: Sequence[float], oracle_ratios: Sequence[Sequenc
 
 def min_k_auc(scores: Scores) -> Score:
     """
-    `membership_auc` of Min-K% on `"forget"` and `"holdout"`; its rows are of the forget set, the share of the holdout
-    that each is above.
+    `membership_auc` of Min-K% on `"forget"` and `"holdout"`; its rows are `above_holdout`.
 
     Raises:
         ValueError: one of the two is missing.
     """
     forget, holdout = (_of("`scores`", scores, name).rows for name in MIN_K)
-    levels = sorted(holdout)
-    rows = [(bisect_left(levels, value) + bisect_right(levels, value)) / (2 * len(levels)) for value in forget]
-    return Score(membership_auc(forget, holdout), rows)
+    return Score(membership_auc(forget, holdout), above_holdout(forget, holdout))
 
 
 class Membership(NamedTuple):
