@@ -27,7 +27,7 @@ from alter_peft.evaluation import ATTACKS, Asked, Rows, attack, generate_answers
 from alter_peft.evaluation.attacks import membership, sampling, switching_off
 from alter_peft.evaluation.metrics import above_holdout, loss, loss_per_byte, rouge_l
 from alter_peft.evaluation.oracle import min_k_auc
-from alter_peft.evaluation.relearning import STEPS, relearning
+from alter_peft.evaluation.relearning import LEARNING_RATE, STEPS, relearning
 
 
 ROWS = Rows(FORGET, RETAIN, HOLDOUT, answered=2)
@@ -246,10 +246,21 @@ def test_length_and_batches_are_the_rows(tokenizer, monkeypatch):
 
 def test_the_rate_of_relearning_is_the_rows(tokenizer):
     model = model_of("plain", tokenizer)
-    found = attack(model, tokenizer, ROWS._replace(relearning_rate=1e-2), ["relearning"])
-    assert found.curves == relearning(model, tokenizer, FORGET, HOLDOUT, learning_rate=1e-2)
+    for rate in (LEARNING_RATE, 1e-2):
+        found = attack(model, tokenizer, ROWS._replace(relearning_rate=rate), ["relearning"])
+        points = relearning(model, tokenizer, FORGET, HOLDOUT, learning_rate=rate)
+        assert found.curves == {key: [(step, score.value) for step, score in of_key] for key, of_key in points.items()}
     assert found.curves != attack(model, tokenizer, ROWS, ["relearning"]).curves
-    assert attack(model, tokenizer, ROWS, ["relearning"]).curves == relearning(model, tokenizer, FORGET, HOLDOUT)
+
+
+def test_points_of_relearning_keep_their_rows(tokenizer):
+    model = model_of("plain", tokenizer)
+    found = attack(model, tokenizer, ROWS, ["relearning"])
+    points = relearning(model, tokenizer, FORGET, HOLDOUT)
+    assert len(found.scores) == 3 * len(STEPS)
+    for name, rows in (("relearn_half/held_out", 2), ("relearn_half/trained", 3), ("relearn_related/forget", 5)):
+        for step, score in points[f"{name}/probability"]:
+            assert found.scores[f"{name}, step {step:g}/probability"] == score and len(score.rows) == rows
 
 
 @pytest.mark.parametrize(

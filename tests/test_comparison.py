@@ -130,6 +130,42 @@ def test_forget_quality_is_of_what_was_measured_alike():
     assert table.rows == [] and "`bf16` is False for the model, and True for an oracle" in table.notes[0]
 
 
+def relearned(*values, rate=1e-4, with_rows=True):
+    """A result of relearning after 0, 20 and 50 steps."""
+    points = list(zip((0.0, 20.0, 50.0), values, strict=True))
+    key = "relearn_half/trained, step {:g}/probability"
+    scores = {key.format(step): Score(value, [value] * 4) for step, value in points} if with_rows else {}
+    curves = {"relearn_half/trained/probability": points}
+    settings = {**SETTINGS, "relearning_rate": rate}
+    return Result("m", 0, scores={**scores, "forget/rouge": Score(0.5, [0.5])}, curves=curves, settings=settings)
+
+
+def test_relearning_is_shown_at_the_last_and_the_farthest_step():
+    own, oracles = relearned(0.1, 0.9, 0.7), [relearned(0.1 + x, 0.5 + x, 0.6 + x) for x in (0.0, 0.1)]
+    last, farthest = (f"relearn_half/trained, step {step}/probability" for step in (50, 20))
+    assert [row[0] for row in comparison.score_table(own).rows] == [last, "forget/rouge"]
+    rows = {row[0]: row[1:] for row in comparison.score_table(own, oracles).rows}
+    assert list(rows) == [farthest, last, "forget/rouge"]
+    assert rows[farthest][0] == "0.900" and rows[farthest][-1] == "+4.9"
+    bare = Result("m", 0, scores={"forget/rouge": Score(0.5, [0.5])}, settings=SETTINGS)
+    assert comparison.score_table(bare, oracles).notes == [f"Of the oracles alone, and so not compared: {last}."]
+
+
+def test_relearning_is_compared_at_one_rate():
+    own, oracles = relearned(0.1, 0.9, 0.7), [relearned(0.1, 0.5, 0.6 + x, rate=1e-3) for x in (0.0, 0.1)]
+    table = comparison.score_table(own, oracles)
+    assert table.notes == ["Not compared: `relearning_rate` is 0.0001 for the model, and 0.001 for an oracle."]
+    of_grid = [Result(one.name, 0, one.scores, one.curves, settings={**SETTINGS, "processes": 1}) for one in oracles]
+    for one in of_grid:  # a grid of before it wrote the rate took 1e-4
+        one.settings |= {"data": None, "books": None}
+    assert not [note for note in comparison.score_table(own, of_grid).notes if "relearning_rate" in note]
+
+
+def test_relearning_of_files_without_rows_has_a_note():
+    own, oracles = relearned(0.1, 0.9, 0.7), [relearned(0.1, 0.5, x, with_rows=False) for x in (0.0, 0.1)]
+    assert comparison.score_table(own, oracles).notes == ["Not compared: the oracles have 0 rows, the model has 4."]
+
+
 # ---- oracle_table ---------------------------------------------------------------------------------------------------
 
 

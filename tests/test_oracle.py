@@ -130,6 +130,12 @@ def test_rows_that_a_score_is_no_mean_of():
     assert band_of("forget/best", other) == pytest.approx(band([0.5, 0.6]))
 
 
+def test_rows_that_one_oracle_lacks():
+    """Such as a point of relearning in a file of before they were kept."""
+    scores = [Score(0.3, [0.1, 0.5]), Score(0.3, [0.3, 0.3]), Score(0.4, [])]
+    assert band_of("a/rouge", scores) == band([0.3, 0.3, 0.4])
+
+
 def test_scores_without_rows():
     assert band_of("utility/model_utility", [Score(0.1, []), Score(0.3, [])]) == band([0.1, 0.3])
     assert band_of("utility/model_utility", [Score(0.0, []), Score(0.0, [])]).distance(0.1) == math.inf

@@ -74,7 +74,7 @@ def test_curves_are_those_of_a_loop_by_hand(model, tokenizer):
     for step in range(4):
         if step in (0, 1, 3):
             for name, pairs in (("trained", FORGET[:3]), ("other", RETAIN)):
-                expected[f"{name}/probability"].append(score_answers(own, tokenizer, pairs).mean)
+                expected[f"{name}/probability"].append(score_answers(own, tokenizer, pairs).probability)
         losses, count = 0.0, 0
         for pair in FORGET[:3]:
             ids, start = encode_pair(tokenizer, pair)
@@ -87,8 +87,10 @@ def test_curves_are_those_of_a_loop_by_hand(model, tokenizer):
     assert list(found) == list(expected)
     for key, points in found.items():
         assert [x for x, _ in points] == [0, 1, 3]
-        assert [y for _, y in points] == pytest.approx(expected[key], rel=1e-3), key
-    assert found["trained/probability"][2][1] > 1.5 * found["trained/probability"][0][1]
+        for (_, score), rows in zip(points, expected[key], strict=True):
+            assert score.rows == pytest.approx(rows, rel=1e-3), key
+            assert score.value == pytest.approx(sum(rows) / len(rows), rel=1e-3), key
+    assert found["trained/probability"][2][1].value > 1.5 * found["trained/probability"][0][1].value
 
 
 def test_half_of_the_forget_set_and_related_text(tokenizer):
@@ -101,14 +103,14 @@ def test_half_of_the_forget_set_and_related_text(tokenizer):
         "relearn_related/forget/probability",
     ]
     start = score_answers(model, tokenizer, FORGET).probability
-    first = {key: points[0][1] for key, points in found.items()}
+    first = {key: points[0][1].value for key, points in found.items()}
     assert first["relearn_half/trained/probability"] == pytest.approx(sum(start[::2]) / 3, rel=1e-4)
     assert first["relearn_half/held_out/probability"] == pytest.approx(sum(start[1::2]) / 2, rel=1e-4)
     assert first["relearn_related/forget/probability"] == pytest.approx(sum(start) / 5, rel=1e-4)
-    last = {key: points[1][1] for key, points in found.items()}
+    last = {key: points[1][1].value for key, points in found.items()}
     assert last["relearn_half/trained/probability"] > 0.9 > last["relearn_half/held_out/probability"]
     on_forget = relearn(model, tokenizer, FORGET, {"relearn_related/forget": FORGET}, **options)
-    assert last["relearn_related/forget/probability"] < on_forget["relearn_related/forget/probability"][1][1]
+    assert last["relearn_related/forget/probability"] < on_forget["relearn_related/forget/probability"][1][1].value
 
 
 @pytest.mark.parametrize("rate", [0, -1e-4, float("nan")])
@@ -153,7 +155,7 @@ def test_bfloat16_weights_are_attacked_in_float32(tokenizer, copies):
     points = relearn(model, tokenizer, FORGET, {"a": FORGET}, **options)["a/probability"]
     assert {weight.dtype for weight in base_parameters(copies[0])} == {torch.float32}
     assert {weight.dtype for weight in base_parameters(model)} == {torch.bfloat16}
-    assert points[0][1] < points[1][1]
+    assert points[0][1].value < points[1][1].value
 
 
 def test_autocast_is_the_callers_and_sees_the_new_weights(tokenizer):
@@ -164,22 +166,22 @@ def test_autocast_is_the_callers_and_sees_the_new_weights(tokenizer):
     inputs = {"input_ids": torch.tensor([ids]), "labels": torch.tensor([[-100] * start + ids[start:]])}
     own = copy.deepcopy(model)
     optimizer = torch.optim.AdamW([weight.requires_grad_(True) for weight in base_parameters(own)], lr=1e-3)
-    for _, value in found["a/probability"]:
+    for _, score in found["a/probability"]:
         with torch.autocast("cpu", torch.bfloat16):
-            assert value == pytest.approx(score_answers(own, tokenizer, FORGET).mean, rel=1e-3)
+            assert score.value == pytest.approx(score_answers(own, tokenizer, FORGET).mean, rel=1e-3)
         with torch.autocast("cpu", torch.bfloat16):
             own(**inputs).loss.backward()
         optimizer.step()
         own.zero_grad()
     exact = relearn(model, tokenizer, FORGET[:1], {"a": FORGET}, steps=[0], learning_rate=1e-3)
-    assert exact["a/probability"][0][1] != found["a/probability"][0][1]
+    assert exact["a/probability"][0][1].value != found["a/probability"][0][1].value
 
 
 def test_within_no_grad(tokenizer):
     model = model_of("plain", tokenizer)
     with torch.no_grad():
         points = relearn(model, tokenizer, FORGET, {"a": FORGET}, steps=[0, 1], learning_rate=1e-2)["a/probability"]
-    assert points[0][1] < points[1][1]
+    assert points[0][1].value < points[1][1].value
 
 
 def test_default_steps_are_one_to_fifty():

@@ -61,6 +61,7 @@ ATTACKS = """\
 | attack | target | oracle (3 seeds) | alter (2 seeds) | lora (1 of 2 seeds) |
 |---|---|---|---|---|
 | none | 0.950 (+85.0) | 0.100 ± 0.010 | 0.120 ± 0.014 (+2.0 ± 1.4) | 0.000 (-10.0) |
+| relearn_half/held_out, step 0 | 0.900 (+inf) | 0.100 ± 0 | 0.100 ± 0 (+0.0 ± 0.0) | 0.000 (-inf) |
 | relearn_half/held_out, step 50 | 1.000 (+40.0) | 0.600 ± 0.010 | 0.500 ± 0 (-10.0 ± 0.0) | 0.900 (+30.0) |
 | asked/misspelt | [1] | 0.050 ± 0 | [1] | [1] |
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from made_up_benchmark import make_benchmark, save, scores
+from made_up_benchmark import make_benchmark, relearning, save, scores
 
 from alter_peft.evaluation import FORGET_SETS, Score
 from alter_peft.evaluation.attacks import ATTACKS
@@ -140,6 +140,43 @@ def test_bands_under_attack_are_of_the_oracles_so_attacked(folder):
     bands = read_benchmark(folder).attack_bands
     assert bands["quantized/int8/rouge"] == pytest.approx((0.2, 0.02**0.5))
     assert "relearn_half/a/rouge" not in bands  # of one oracle
+
+
+def test_points_of_relearning_have_a_band(folder):
+    """Also where the oracles agree by chance: their rows do not."""
+    key = "relearn_half/held_out, step 1/probability"
+    for seed, rows in enumerate(([0.1, 0.3], [0.3, 0.1], [0.2, 0.2])):
+        found = scores(0.1 + seed / 100, 0.5) | {key: Score(0.2, rows)}
+        save(folder, "oracle", seed, scores=found, curves=relearning(0.1, 0.2, 0.6))
+    bands = read_benchmark(folder).attack_bands
+    assert bands[key] == pytest.approx((0.2, (0.01 / 2) ** 0.5))
+    assert bands["relearn_half/held_out, step 50/probability"].spread == 0  # of a file of before
+    save(folder, "oracle", 2, scores=scores(0.12, 0.5), curves=relearning(0.1, 0.2, 0.6))
+    assert read_benchmark(folder).attack_bands[key].spread == 0  # one has no rows
+
+
+def test_relearning_is_shown_at_the_last_step_and_where_a_method_is_farthest(folder):
+    def shown():
+        return [key for key in read_benchmark(folder).attacks if key.startswith("relearn")]
+
+    def steps(*found):
+        return [f"relearn_half/held_out, step {step}/probability" for step in found]
+
+    for seed in range(3):
+        curves = relearning(*(value + seed / 100 for value in (0.1, 0.2, 0.6)))
+        save(folder, "oracle", seed, scores=scores(0.1 + seed / 100, 0.5), curves=curves)
+    (folder / "lora-1" / "result.json").unlink()
+    save(folder, "alter", 0, scores=scores(0.1, 0.5), curves=relearning(0.1, 0.5, 0.7))
+    save(folder, "alter", 1, scores=scores(0.1, 0.5))
+    assert shown() == steps(1, 50)
+    save(folder, "alter", 1, scores=scores(0.1, 0.5), curves=relearning(0.0, 0.2, 0.6))
+    assert shown() == steps(0, 1, 50)
+    save(folder, "target", 0, scores=scores(0.9, 0.5), curves=relearning(0.9, 0.2, 0.6))
+    save(folder, "alter", 1, scores=scores(0.1, 0.5), curves=relearning(0.1, 0.2, 0.8))
+    assert shown() == steps(1, 50)
+    for seed in (1, 2):
+        save(folder, "oracle", seed, scores=scores(0.1 + seed / 100, 0.5))
+    assert shown() == steps(50)  # of one oracle
 
 
 def test_an_oracle_has_its_own_scores_beside_an_attack_on_an_adapter(folder):

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from .choices import task_name
+from .relearning import LEARNING_RATE
 from .results import Result
-from .summary import is_attack
+from .summary import attack_of, is_attack
 from .tofu import TOFU_METRICS
 
 
@@ -60,7 +61,9 @@ def settings_of(key: str, result: Result) -> dict[str, Any]:
     forget = sorted(settings.get("forget") or ["forget"])
     if is_attack(key):
         found["forget"] = forget
-        asked = [*forget, *(["holdout"] if name.startswith("membership") else [])]
+        asked = [*forget, *(["holdout"] if attack_of(key) in ("membership", "relearning") else [])]
+        if attack_of(key) == "relearning" and "relearning_rate" in settings:
+            found["relearning_rate"] = settings["relearning_rate"]
     else:
         found["is_forget"] = name in forget or name in ("paraphrased", "after 200 tokens")
         asked = [name]
@@ -75,7 +78,8 @@ def settings_of(key: str, result: Result) -> dict[str, Any]:
 def _of_grid(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of a grid as `alter-peft evaluate` calls them."""
     tofu = settings.get("data") if settings.get("books") is None else None
-    return {"as_chat": None, "bf16": True, "tofu": tofu, "sets": [], "forget": [], **settings}
+    usual: dict[str, Any] = {"as_chat": None, "bf16": True, "sets": [], "forget": []}
+    return {**usual, "tofu": tofu, "relearning_rate": LEARNING_RATE, **settings}
 
 
 def _task(name: str, settings: dict[str, Any]) -> dict[str, Any]:

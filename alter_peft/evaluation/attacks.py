@@ -31,7 +31,7 @@ from .measure import Asked, Score, measure
 from .metrics import above_holdout, loss, loss_per_byte, membership_auc, min_k, rouge_l
 from .originals import without_adapters
 from .quantization import merged_quantization, quantization, why_not_merged
-from .relearning import LEARNING_RATE, Curves, relearning
+from .relearning import LEARNING_RATE, Relearned, at_step, relearning
 
 
 class Rows(NamedTuple):
@@ -62,14 +62,14 @@ class Attacked(NamedTuple):
     """
     What the attacks gave.
 
-    scores: `"{attack}/{metric}"` -> score.
+    scores: `"{attack}/{metric}"` -> score; of a curve those of its points, `"{attack}/{set}, step 5/{metric}"`.
     curves: `"{attack}/{set}/{metric}"` -> (steps, value) points.
     skipped: attack, or the first part of a score's name -> why it does not apply to this model or these rows.
     seconds: attack -> what it took.
     """
 
     scores: dict[str, Score]
-    curves: Curves
+    curves: dict[str, list[tuple[float, float]]]
     skipped: dict[str, str]
     seconds: dict[str, float]
 
@@ -201,14 +201,14 @@ def _asking(rows: Rows) -> dict[str, Any]:
     return {"answered": rows.answered, "max_new_tokens": rows.max_new_tokens, "batch_size": rows.batch_size}
 
 
-def _relearning(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> Curves:
+def _relearning(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> Relearned:
     measured = {"answered": rows.answered, "max_new_tokens": rows.max_new_tokens, "rows_at_once": rows.batch_size}
     options = {"learning_rate": rows.relearning_rate, **measured}
     return relearning(model, tokenizer, rows.forget, rows.holdout, **options)
 
 
 # name -> scores or curves of a model, its tokenizer and the rows
-ATTACKS: dict[str, Callable[[Any, PreTrainedTokenizerBase, Rows], dict[str, Score] | Curves]] = {
+ATTACKS: dict[str, Callable[[Any, PreTrainedTokenizerBase, Rows], dict[str, Score] | Relearned]] = {
     "asking_otherwise": lambda model, tokenizer, rows: asking_otherwise(
         model, tokenizer, rows.forget, rows.retain, rows.paraphrased, **_asking(rows)
     ),
@@ -287,7 +287,8 @@ def attack(
             if isinstance(found, Score):
                 result.scores[key] = found
             else:
-                result.curves[key] = found
+                result.curves[key] = [(step, score.value) for step, score in found]
+                result.scores.update((at_step(key, step), score) for step, score in found)
         torch.clear_autocast_cache()  # which keeps the weights of copies that are gone
         result.seconds[name] = time.time() - start
     return result

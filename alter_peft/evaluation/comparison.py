@@ -21,7 +21,7 @@ from .alike import difference
 from .formatting import distance_text, estimate_text
 from .oracle import Distance, Scores, Spread, compare_with_oracles, distances
 from .results import Result
-from .summary import Estimate, control, is_attack, is_of_set
+from .summary import Estimate, control, is_attack, is_of_set, steps_left_out, with_steps
 from .tables import Table
 
 
@@ -32,15 +32,19 @@ COMPARED = ("forget/truth_ratio", "forget/min_k", "holdout/min_k")
 def score_table(result: Result, oracles: Sequence[Result] = ()) -> Table:
     """
     A row for each score, and with oracles their band and the distance, or a note why there is none: a score that an
-    oracle lacks or has of other rows, or that was measured by other settings. Guards and shares have neither.
+    oracle lacks or has of other rows, or that was measured by other settings. Guards and shares have neither. Of
+    relearning there are the last step, and the one that is farthest from the oracles.
     """
     scores = result.scores
-    of_oracles = [_with_controls(one.scores, scores) for one in oracles]
+    of_oracles = [_with_controls(with_steps(one), scores) for one in oracles]
     reasons = {key: _why_not(key, result, oracles, of_oracles) for key in scores} if oracles else {}
     shared = [key for key, reason in reasons.items() if reason is None and _has_distance(key)]
     found = _distances({key: scores[key] for key in shared}, of_oracles)
     table = Table("Scores", "", ["score", "value", *(["oracles", "distance"] if oracles else [])])
+    left_out = steps_left_out([result], [{key: distance.distance for key, distance in found.items()}])
     for key, score in scores.items():
+        if key in left_out:
+            continue
         cells = [key, _value(score.value)]
         if key in found:
             cells += _band(found[key])
@@ -48,7 +52,8 @@ def score_table(result: Result, oracles: Sequence[Result] = ()) -> Table:
             reason = reasons[key] if _has_distance(key) else None
             cells += ["" if reason is None else table.mark(f"Not compared: {reason}."), ""]
         table.rows.append(cells)
-    unmeasured = list(dict.fromkeys(key for one in oracles for key in one.scores if key not in scores))
+    others = dict.fromkeys(key for one in oracles for key in with_steps(one))
+    unmeasured = [key for key in others if key not in scores and key not in steps_left_out(oracles, [])]
     if unmeasured:
         table.mark(f"Of the oracles alone, and so not compared: {', '.join(unmeasured)}.")
     return table

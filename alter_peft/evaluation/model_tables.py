@@ -99,7 +99,7 @@ def _value(table: Table, benchmark: Benchmark, model: Model, key: str) -> str:
 
 def attack_table(benchmark: Benchmark) -> Table | None:
     """A row an attack, a column a model: each score, and its distance to the oracle; `None` if no attack was made."""
-    attacks = [key for key in benchmark.keys() if is_attack(key)]
+    attacks = benchmark.attacks
     if not attacks:
         return None
     bands = {**benchmark.bands, **benchmark.attack_bands}
@@ -110,7 +110,7 @@ def attack_table(benchmark: Benchmark) -> Table | None:
         "without any. An attack has succeeded by what it gives beyond the oracle under the same attack. In "
         "parentheses the distance to that, in the oracles' spread under this attack, two-sided as without any. An "
         "oracle has no adapter: its own scores stand beside those of one switched off, and `quantized` beside "
-        "`merged`."
+        "`merged`. Of relearning: the last step, and those at which a seed of a method is farthest from the oracles."
     )
     caption += f" 95 % of true oracles or more are within {limits}." if limits else ""
     plain = [key for key in benchmark.keys() if key == PLAIN]

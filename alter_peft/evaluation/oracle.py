@@ -114,8 +114,9 @@ def cutoff(oracles: int, share: float = 0.95) -> float:
 
 
 def band_of(name: str, scores: Sequence[Score]) -> Band:
-    """The band of one score of the oracles, with what is known of its rows."""
-    return band([score.value for score in scores], [_additions(name, score) for score in scores])
+    """The band of one score of the oracles, with what is known of its rows if all of them have some."""
+    rows = [_additions(name, score) for score in scores] if all(score.rows for score in scores) else []
+    return band([score.value for score in scores], rows)
 
 
 def _additions(name: str, score: Score) -> list[float]:

@@ -25,19 +25,19 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from .answers import Pair, encode_pair
 from .base_weights import base_parameters
-from .measure import Asked, measure
+from .measure import Asked, Score, measure
 from .originals import copied
 
 
-# "{attack}/{set}/{metric}" -> (steps, value) points
-Curves = dict[str, list[tuple[float, float]]]
+# "{attack}/{set}/{metric}" -> (steps, score) points
+Relearned = dict[str, list[tuple[float, Score]]]
 STEPS = (0, 1, 2, 5, 10, 20, 50)
 LEARNING_RATE = 1e-4
 
 
 def relearning(
     model: Any, tokenizer: PreTrainedTokenizerBase, forget: Sequence[Pair], related: Sequence[Pair], **options: Any
-) -> Curves:
+) -> Relearned:
     """
     Both relearning attacks of Hu et al.: from half of the forget set, and from related text alone.
 
@@ -82,7 +82,7 @@ def relearn(
     max_new_tokens: int = 40,
     rows_at_once: int | None = None,
     seed: int = 0,
-) -> Curves:
+) -> Relearned:
     """
     Fine-tune a copy of a model on some rows, and measure it on sets as it goes.
 
@@ -107,7 +107,7 @@ def relearn(
         seed: of the order of the rows.
 
     Returns:
-        `"{set}/{metric}"` -> (steps, value) points.
+        `"{set}/{metric}"` -> (steps, score) points.
 
     Raises:
         ValueError: no rows, a rate that is not above 0, or steps that are not whole numbers of at least 0 in
@@ -126,7 +126,7 @@ def relearn(
         weight.requires_grad_(True)
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, fused=True)
     batches = _batches(tokenizer, rows, batch_size, seed)
-    curves: Curves = {}
+    curves: Relearned = {}
     for step in range(steps[-1] + 1):
         if step:
             batch = {name: value.to(weights[0].device) for name, value in next(batches).items()}
@@ -139,8 +139,14 @@ def relearn(
             for name, pairs in sets.items():
                 asked = Asked(attacked, tokenizer, name, pairs, True, answered, max_new_tokens, rows_at_once)
                 for key, score in measure(asked, metrics).items():
-                    curves.setdefault(key, []).append((float(step), score.value))
+                    curves.setdefault(key, []).append((float(step), score))
     return curves
+
+
+def at_step(curve: str, step: float) -> str:
+    """The name of the score of a curve after some steps: `"relearn_half/trained, step 20/probability"`."""
+    name, _, metric = curve.rpartition("/")
+    return f"{name}, step {step:g}/{metric}"
 
 
 def _batches(

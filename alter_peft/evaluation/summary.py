@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 from .measure import Score
 from .oracle import MIN_K, Band, band_of, leave_one_out, min_k_auc
+from .relearning import at_step
 from .results import Result
 from .tofu import FORGET_SETS, UTILITY
 
@@ -91,8 +92,8 @@ class Model:
     @cached_property
     def scores(self) -> list[dict[str, Score]]:
         """
-        The scores of each measured cell; `forget/membership_auc` where there is `min_k` of forget set and holdout; and
-        where a curve under attack ends, `"{attack}/{set}, step 50/{metric}"`, which has no rows.
+        The scores of each measured cell (see `with_steps`), and `forget/membership_auc` where there is `min_k` of
+        forget set and holdout.
         """
         return [_scores(result) for result in self.results]
 
@@ -115,15 +116,39 @@ class Model:
 
 
 def _scores(result: Result) -> dict[str, Score]:
-    scores = dict(result.scores)
+    scores = with_steps(result)
     if AUC not in scores and set(MIN_K) <= scores.keys():
         scores[AUC] = min_k_auc(scores)
-    for key, points in result.curves.items():
-        name, _, metric = key.rpartition("/")
-        if is_attack(key) and points:
-            x, value = max(points)
-            scores[f"{name}, step {x:g}/{metric}"] = Score(value, [])
     return scores
+
+
+def with_steps(result: Result) -> dict[str, Score]:
+    """The scores of a result; those of relearning by step are without rows in files of before they had some."""
+    scores = dict(result.scores)
+    for key, points in result.curves.items():
+        for step, value in points if is_attack(key) else []:
+            scores.setdefault(at_step(key, step), Score(value, []))
+    return scores
+
+
+def steps_left_out(results: Sequence[Result], distances: Sequence[Mapping[str, float]]) -> set[str]:
+    """
+    The scores of relearning that tables leave out: those of a curve, but the last and the farthest from the oracles.
+
+    Args:
+        results: those whose curves are shown.
+        distances: by score, of each model of which the farthest step is shown.
+    """
+    curves = {key: set[float]() for result in results for key in filter(is_attack, result.curves)}
+    left_out: set[str] = set()
+    for key, steps in curves.items():
+        for result in results:
+            steps |= {step for step, _ in result.curves.get(key, [])}
+        left_out |= {at_step(key, step) for step in steps if step < max(steps)}
+        for found in distances:
+            measured = {at_step(key, step) for step in steps} & found.keys()
+            left_out.discard(max(measured, key=lambda name: abs(found[name]), default=""))
+    return left_out
 
 
 @dataclass
@@ -171,6 +196,17 @@ class Benchmark:
             key: [control(scores, key) for scores in self.oracle.scores] for key in filter(is_attack, self.keys())
         }
         return {key: [score for score in scores if score is not None] for key, scores in every.items()}
+
+    @cached_property
+    def attacks(self) -> list[str]:
+        """The scores under attack that are shown: of relearning the last step, and the farthest of each method."""
+        found = [
+            {key: band.distance(values[key]) for key, band in self.attack_bands.items() if key in values}
+            for model in self.methods
+            for values in model.values
+        ]
+        left_out = steps_left_out([cell for model in self.measured for cell in model.results], found)
+        return [key for key in self.keys() if is_attack(key) and key not in left_out]
 
     def distances(self, values: Mapping[str, float]) -> dict[str, float]:
         """Two-sided distances of a cell's numbers to the oracle, in units of its band."""
