@@ -21,6 +21,7 @@ import torch
 from attacked_models import model_of
 from conftest import make_llama
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
+from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,12 +32,14 @@ from alter_peft import AlterConfig
 from alter_peft.evaluation import (
     AnswerScores,
     Pair,
+    answers,
     chat_or_plain,
     encode_pair,
     generate_answers,
     score_answers,
 )
 from alter_peft.evaluation.answers import check_scored, routes_tokens, spread
+from alter_peft.evaluation.metrics import min_k
 
 
 PAIRS = [
@@ -453,6 +456,61 @@ def test_greedy_tokens_are_the_models_own_first_choice(adapted, plain):
         assert own.tolist() == [int(first[t - 1]) == ids[t] for t in range(start, len(ids))]
         chosen = pair._replace(completion=plain.decode(first[start - 1 : start]))
         assert score_answers(adapted, plain, [chosen]).greedy[0][0]
+
+
+def test_of_several_first_choices_the_one_that_is_generated_counts(llama, plain):
+    """Of two tokens with the same logit, which bfloat16 often rounds to one, neither is above its rival."""
+    (ids, start) = encode_pair(plain, PAIRS[0])
+    prompt = torch.tensor([ids[:start]])
+    with torch.no_grad():
+        first = int(llama(input_ids=prompt).logits[0, -1].argmax())
+        other = next(i for i in range(20, len(plain)) if i != first and plain.decode([i]).isalpha())
+        llama.lm_head.weight[other] = llama.lm_head.weight[first]
+    said = int(llama.generate(prompt, do_sample=False, max_new_tokens=1)[0, -1])
+    assert said in (first, other)
+    hidden = llama.model(input_ids=prompt)[0][0, -1:].expand(2, -1)
+    log_probs, greedy = answers._score_tokens(hidden, llama.lm_head, torch.tensor([first, other]))
+    assert log_probs[0] == log_probs[1]
+    assert greedy.tolist() == [first == said, other == said]
+
+
+def test_a_templates_own_end_is_no_content(adapted, tokenizer):
+    """Such as <|end|> of Phi-3: an added token that is special, but none of the tokenizer's named ones."""
+    used = copy.deepcopy(tokenizer)
+    used.add_tokens([AddedToken("<|done|>", special=True)])
+    used.chat_template = used.chat_template.replace("<|end|>", "<|done|>")
+    done = used.convert_tokens_to_ids("<|done|>")
+    assert done not in used.all_special_ids
+    adapted.get_base_model().resize_token_embeddings(len(used))
+    scores = score_answers(adapted, used, PAIRS)
+    for pair, log_probs, content in zip(PAIRS, scores.log_probs, scores.content, strict=True):
+        ids, start = encode_pair(used, pair)
+        assert ids[-1] == done and content == len(log_probs) - 1
+        assert used.decode(ids[start : start + content]).strip() == pair.completion.strip()
+
+
+def test_the_first_token_of_a_text_is_not_scored(adapted, plain):
+    """Nothing predicts it; what is an answer's own text is counted without it, too."""
+    pair = Pair("", "Bob bakes the bread.")
+    ids, start = encode_pair(plain, pair)
+    assert start == 0
+    scores = score_answers(adapted, plain, [pair, PAIRS[0]])
+    with torch.no_grad():
+        log_p = adapted(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    expected = [float(log_p[t - 1, ids[t]]) for t in range(1, len(ids))]
+    assert scores.log_probs[0].tolist() == pytest.approx(expected, rel=1e-4)
+    assert scores.content[0] == len(ids) - 2  # without the end
+    least = sorted(expected[:-1])[: int(0.4 * (len(ids) - 2))]
+    assert min_k(scores.log_probs[:1], scores.content[:1]) == pytest.approx([-sum(least) / len(least)], rel=1e-4)
+
+
+def test_an_answer_without_a_scored_token_is_named(adapted, plain):
+    bare = copy.deepcopy(plain)
+    bare.eos_token = None
+    with pytest.raises(ValueError, match="The set 'mine' has no token to score in row 1, prompt '', answer 'B'"):
+        score_answers(adapted, bare, [PAIRS[0], Pair("", "B")], desc="mine")
+    with pytest.raises(ValueError, match="`pairs` has no token to score in row 0"):
+        score_answers(adapted, bare, [Pair("", "B")])
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------------

@@ -145,3 +145,7 @@ def test_what_is_no_oracle(tmp_path):
     Result("oracle", 0, error="RuntimeError: no memory").save(path)
     with pytest.raises(ValueError, match=r"which has no scores \(error: RuntimeError: no memory\)"):
         read_oracle(str(path))
+    for score, value in ((Score(float("nan"), [0.5]), "nan"), (Score(0.5, [0.5, float("inf")]), "0.5")):
+        Result("oracle", 0, {"a/rouge": Score(0.1, [0.1]), "a/probability": score}).save(path)
+        with pytest.raises(ValueError, match=f"whose score `a/probability` is {value} or has a row that is no finite"):
+            read_oracle(str(path))

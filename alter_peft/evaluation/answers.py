@@ -17,7 +17,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any, NamedTuple, TypeVar
@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from alter_peft.losses import score_tokens
+from alter_peft.entropy import log_probabilities, map_row_chunks
 from alter_peft.tuner.decoder import Decoder, LanguageModelHead, check_head, find_decoder, last_hidden_states
 from alter_peft.tuner.gating import GatingContext, evaluating
 from alter_peft.tuner.layer import AlterLayer
@@ -117,8 +117,10 @@ class AnswerScores(NamedTuple):
     """
     The answers of a set under a model, row after row of the set.
 
-    log_probs: ln p of each token of an answer, end of turn included, float32 (n_i,).
-    greedy: whether the model would have said that token by itself, bool (n_i,).
+    log_probs: ln p of each token of an answer, end of turn included, float32 (n_i,); the first token of a text, which
+        nothing predicts, is none of them.
+    greedy: whether greedy decoding would have said that token: of several with the same logit, which are common under
+        bfloat16, it says one. Bool (n_i,).
     content: how many of the n_i tokens are the answer's own text; special tokens and white space follow.
     experts: the expert that each token was sent to, answers joined; `None` without a gated adapter.
     """
@@ -162,9 +164,11 @@ def score_answers(
         model: a causal language model, with or without an adapter (of ALTER adapters the first active one counts).
         tokenizer: its tokenizer.
         pairs: questions and answers.
+        desc: the name of the set, for messages and the progress bar.
 
     Raises:
-        ValueError: `pairs` is empty, or a log-probability is no finite number: the model is broken.
+        ValueError: `pairs` is empty; an answer has no token that is scored; or a log-probability is no finite number:
+            the model is broken.
     """
     _require_pairs(pairs)
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -172,7 +176,14 @@ def score_answers(
     context = _gating(model)
     active = context.active() if context is not None else []
     device = next(base.parameters()).device
-    encoded = [encode_pair(tokenizer, pair) for pair in pairs]
+    encoded = [(ids, max(start, 1)) for ids, start in (encode_pair(tokenizer, pair) for pair in pairs)]
+    empty = next((row for row, (ids, start) in enumerate(encoded) if start >= len(ids)), None)
+    if empty is not None:
+        raise ValueError(
+            f"{f'The set {desc!r}' if desc else '`pairs`'} has no token to score in row {empty}, prompt "
+            f"{pairs[empty].prompt!r}, answer {pairs[empty].completion!r}: nothing predicts the first token of a "
+            "text. Give it a prompt, or leave it out."
+        )
     log_probs, greedy, experts = ([torch.empty(0)] * len(pairs) for _ in range(3))
     for rows, batch, labels in labelled_batches(encoded, batch_size, device, desc):
         labelled = labels != -100
@@ -180,11 +191,11 @@ def score_answers(
             # the whole model's pass, which a virtual prompt makes longer
             hidden = last_hidden_states(model, decoder, batch["input_ids"], batch["attention_mask"])
             hidden = hidden[:, -batch["input_ids"].shape[1] : -1]
-            scores = score_tokens(hidden[labelled], head, labels[labelled])
+            log_prob, first = _score_tokens(hidden[labelled], head, labels[labelled])
         sizes = labelled.sum(dim=1).tolist()
-        found = scores.log_prob.float().cpu().split(sizes), (scores.log_prob > scores.log_rival).cpu().split(sizes)
-        for row, log_prob, own in zip(rows, *found, strict=True):
-            log_probs[row], greedy[row] = log_prob, own
+        found = log_prob.cpu().split(sizes), first.cpu().split(sizes)
+        for row, of_row, own in zip(rows, *found, strict=True):
+            log_probs[row], greedy[row] = of_row, own
         if context is not None and active:
             routed = context.state.gates[active[0][1]][:, :-1].argmax(dim=-1)[labelled].cpu()
             for row, part in zip(rows, routed.split(sizes), strict=True):
@@ -197,6 +208,18 @@ def score_answers(
         )
     content = [_content_length(tokenizer, ids[start:]) for ids, start in encoded]
     return AnswerScores(log_probs, greedy, content, torch.cat(experts) if active else None)
+
+
+def _score_tokens(hidden: Tensor, head: Callable[[Tensor], Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+    """ln p of the labels, float32 (n,), and whether each is the first choice, as `generate` makes it, bool (n,)."""
+
+    def score(rows: Tensor, label: Tensor) -> Tensor:
+        logits = head(rows)
+        log_prob = log_probabilities(logits).gather(-1, label.unsqueeze(-1)).squeeze(-1).float()
+        return torch.stack([log_prob, (logits.argmax(dim=-1) == label).float()], dim=-1)
+
+    log_prob, first = map_row_chunks(score, 256, hidden, labels).unbind(-1)
+    return log_prob, first.bool()
 
 
 def scored_decoder(base: Any) -> Decoder:
@@ -249,7 +272,8 @@ def labelled_batches(
 
 def _content_length(tokenizer: PreTrainedTokenizerBase, answer: list[int]) -> int:
     """How many tokens are left without the special ones and the white space that end an answer."""
-    special, length = set(tokenizer.all_special_ids), len(answer)
+    added = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)  # such as Phi-3's <|end|>
+    special, length = {*tokenizer.all_special_ids, *added}, len(answer)
     while length and (answer[length - 1] in special or not tokenizer.decode([answer[length - 1]]).strip()):  # type: ignore[union-attr]
         length -= 1
     return length

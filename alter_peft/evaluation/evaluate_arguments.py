@@ -238,7 +238,7 @@ def read_oracle(path: str) -> Result:
     The result of a model that never saw the forget set.
 
     Raises:
-        ValueError: there is no such file, or it is no result, or one without scores.
+        ValueError: there is no such file, or it is no result, or one without scores or with one that is NaN.
     """
     if not Path(path).is_file():
         raise ValueError(f"`oracles` names {path!r}, but there is no such file.")
@@ -250,4 +250,9 @@ def read_oracle(path: str) -> Result:
         ) from error
     if not result.scores:
         raise ValueError(f"`oracles` names {path!r}, which has no scores (error: {result.error}). Measure it again.")
+    if broken := result.broken:
+        raise ValueError(
+            f"`oracles` names {path!r}, whose score `{broken[0]}` is {result.scores[broken[0]].value} or has a row "
+            "that is no finite number. Measure it again."
+        )
     return result
