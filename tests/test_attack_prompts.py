@@ -39,7 +39,7 @@ PAIR = Pair(
 def test_a_way_changes_the_question_and_keeps_the_answer(name):
     asked = ways_of_asking(RETAIN)[name](PAIR)
     assert asked.given + asked.completion == PAIR.completion
-    assert (asked.wrong, asked.rephrased) == (PAIR.wrong, PAIR.rephrased)
+    assert tuple(map(str.strip, (*asked.wrong, asked.rephrased))) == (*PAIR.wrong, PAIR.rephrased)
     assert asked != PAIR
     assert ways_of_asking(RETAIN)[name](PAIR) == asked
 
@@ -70,7 +70,27 @@ def test_the_first_third_is_put_in_the_models_mouth():
     assert (found.given, found.completion) == ("She keeps", " nine of them behind the house.")
     spaced = first_third_given(Pair("Who?", " It is  Bob."))
     assert (spaced.given, spaced.completion) == (" It", " is  Bob.")
-    assert first_third_given(Pair("Who?", " Two words")) == Pair("Who?", " Two words")
+    for bare in (Pair("Who?", " Two words"), Pair("Who?", " Bob", (" It is not Bob.",), " It is he.")):
+        assert first_third_given(bare) == bare
+    false = ("She shoots nine of them in the garden.", "Here.")
+    compared = first_third_given(PAIR._replace(wrong=false, rephrased="There are nine behind it."))
+    assert compared.wrong == (" nine of them in the garden.", " Here.")
+    assert compared.rephrased == " are nine behind it."
+
+
+def test_false_answers_are_asked_as_the_true_one_is(tokenizer):
+    """After what is given, and with the same space before them."""
+    model = model_of("plain", tokenizer)
+    false = [pair._replace(wrong=(pair.completion, "Bees, on the old bridge."), rephrased=None) for pair in FORGET]
+    for chat in (True, False):
+        asking = chat_or_plain(tokenizer, chat)
+        found = asking_otherwise(model, asking, false, RETAIN, metrics=["probability", "normalized_probability"])
+        for way in ways_of_asking(RETAIN):
+            true, share = (found[f"asked/{way}/{metric}"].rows for metric in ("probability", "normalized_probability"))
+            asked = [ways_of_asking(RETAIN, chat)[way](pair) for pair in false]
+            other = score_answers(model, asking, [pair._replace(completion=pair.wrong[1]) for pair in asked])
+            expected = [p / (2 * p + q) for p, q in zip(true, other.probability, strict=True)]
+            assert share == pytest.approx(expected, rel=1e-3), way
 
 
 def test_answers_before_the_question():

@@ -128,6 +128,21 @@ def test_the_truth_ratio_takes_the_answer_itself_where_no_set_has_other_words(as
     assert found != pytest.approx(measure(ask(), ["truth_ratio"])["set/truth_ratio"].rows, rel=0.01)
 
 
+def test_all_answers_follow_what_is_given(ask, llama, tokenizer):
+    given = [pair._replace(given="I say: ") for pair in PAIRS]
+    expected = [
+        [
+            float(score_answers(llama, tokenizer, [Pair(pair.prompt, text, given="I say: ")]).log_probs[0].mean())
+            for text in (pair.rephrased, *pair.wrong)
+        ]
+        for pair in PAIRS
+    ]
+    asked = ask(given)
+    assert asked.true_means == pytest.approx([row[0] for row in expected], rel=1e-4)
+    for found, row in zip(asked.false_means, expected, strict=True):
+        assert found == pytest.approx(row[1:], rel=1e-4)
+
+
 def test_probabilities_that_all_round_to_zero_still_have_a_share(tokenizer):
     """What gradient ascent leaves: a model so sure of nonsense that every answer's probability is 0 in float32."""
     model = make_llama(len(tokenizer))

@@ -48,7 +48,8 @@ class Pair(NamedTuple):
     prompt, completion: the two texts.
     wrong: false answers of the same form, if there are any.
     rephrased: the true answer in other words, which TOFU compares the false ones with.
-    given: the beginning of the answer, put in the model's mouth; `completion` is what follows it and alone counts.
+    given: the beginning of the answer, put in the model's mouth; `completion` is what follows it and alone counts, and
+        `wrong` and `rephrased` follow it as well.
     """
 
     prompt: str

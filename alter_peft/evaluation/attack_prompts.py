@@ -79,10 +79,28 @@ def in_capitals(pair: Pair) -> Pair:
 
 
 def first_third_given(pair: Pair) -> Pair:
-    """The first third of the answer's words is put in the model's mouth, and the rest alone counts."""
-    ends = [word.end() for word in re.finditer(r"\S+", pair.completion)]
-    at = ends[len(ends) // 3 - 1] if len(ends) >= 3 else 0
-    return pair._replace(completion=pair.completion[at:], given=pair.given + pair.completion[:at])
+    """
+    The first third of the answer's words is put in the model's mouth, and the rest alone counts.
+
+    Of false and rephrased answers the rest counts alike, after the words of the true one.
+    """
+    at = _third(pair.completion)
+    if not at:
+        return pair
+    asked = _with_others(pair, lambda text: f" {text[_third(text) :].lstrip()}")
+    return asked._replace(completion=pair.completion[at:], given=pair.given + pair.completion[:at])
+
+
+def _third(text: str) -> int:
+    """Where the first third of a text's words ends; 0 if it has fewer than three."""
+    ends = [word.end() for word in re.finditer(r"\S+", text)]
+    return ends[len(ends) // 3 - 1] if len(ends) >= 3 else 0
+
+
+def _with_others(pair: Pair, change: Callable[[str], str]) -> Pair:
+    """The pair with its false and rephrased answers changed."""
+    rephrased = None if pair.rephrased is None else change(pair.rephrased)
+    return pair._replace(wrong=tuple(map(change, pair.wrong)), rephrased=rephrased)
 
 
 def after_answers(pairs: Sequence[Pair], count: int = SHOWN, is_chat: bool = True) -> Callable[[Pair], Pair]:
@@ -102,9 +120,13 @@ def after_answers(pairs: Sequence[Pair], count: int = SHOWN, is_chat: bool = Tru
     shown = spread(pairs, count)
     shots = "".join(f"Question: {pair.prompt}\nAnswer: {pair.completion.strip()}\n\n" for pair in shown)
 
+    def spaced(text: str) -> str:
+        return text if is_chat else f" {text.lstrip()}"
+
     def way(pair: Pair) -> Pair:
-        answer = pair.completion if is_chat else f" {pair.completion.lstrip()}"
-        return pair._replace(prompt=f"{shots}Question: {pair.prompt}\nAnswer:", completion=answer)
+        asked = _with_others(pair, spaced)
+        prompt = f"{shots}Question: {pair.prompt}\nAnswer:"
+        return asked._replace(prompt=prompt, completion=spaced(pair.completion))
 
     return way
 

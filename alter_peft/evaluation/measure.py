@@ -106,7 +106,7 @@ class Asked:
     def false_means(self) -> list[list[float]]:
         """Mean log-probability of each false answer of each question."""
         _require_wrong(self.name, self.pairs)
-        false = [Pair(pair.prompt, answer) for pair in self.pairs for answer in pair.wrong]
+        false = [pair._replace(completion=answer) for pair in self.pairs for answer in pair.wrong]
         means = iter([float(row.mean()) for row in self._score(false, f"{self.name}, false answers").log_probs])
         return [[next(means) for _ in pair.wrong] for pair in self.pairs]
 
