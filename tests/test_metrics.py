@@ -167,11 +167,21 @@ def test_forget_quality_is_scipys_test():
         forget_quality(own, [])
 
 
-def test_under_the_null_the_p_value_is_uniform():
+def test_of_independent_samples_the_p_value_is_uniform():
     """Why p > .05 alone is no success: it is as often above .5 as below."""
     generator = np.random.default_rng(0)
     pvalues = np.array([forget_quality(*generator.normal(size=(2, 200))).pvalue for _ in range(400)])
     assert [np.mean(pvalues <= level) for level in (0.05, 0.5)] == pytest.approx([0.05, 0.5], abs=0.08)
+
+
+def test_of_the_same_questions_the_p_value_is_not_uniform():
+    """Two oracles: what a question gives both makes the test conservative, so that p > .05 is weaker evidence yet."""
+    generator = np.random.default_rng(0)
+    questions, seeds = generator.normal(size=(400, 1, 40)), generator.normal(size=(400, 2, 40))
+    models = math.sqrt(0.9) * questions + math.sqrt(0.1) * seeds
+    assert np.corrcoef(models[:, 0].ravel(), models[:, 1].ravel())[0, 1] == pytest.approx(0.9, abs=0.01)
+    pvalues = np.array([forget_quality(*pair).pvalue for pair in models])
+    assert np.mean(pvalues < 0.05) == 0 and np.median(pvalues) > 0.9
 
 
 def test_model_utility_by_hand():

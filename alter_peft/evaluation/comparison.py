@@ -91,7 +91,7 @@ def oracle_table(result: Result, oracles: Sequence[Result]) -> Table:
     ]
     table.mark(
         "Forget quality and KS: median (lowest to highest) over the oracles, and of two oracles against each other. A "
-        "high p proves nothing by itself."
+        "high p proves nothing: all of them answer the same questions."
     )
     return table
 

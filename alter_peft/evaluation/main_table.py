@@ -154,7 +154,8 @@ CAPTION = (
     "Mean ± sample standard deviation over seeds. P: answer probability; ES: extraction strength; EM: exact "
     "memorisation, all on the forget set. KS: two-sample statistic of the forget set's truth ratios against each "
     "oracle's, median and range; the oracle's own row has that of its pairs, which is what another seed alone "
-    "makes. Its p-value (median) is uniform if nothing differs, so a high one proves nothing. PrivLeak: 0 is the "
+    "makes. A high p-value (median) proves nothing: all models answer the same questions, and then it is near 1 "
+    "much sooner than between independent samples; read it beside the oracle's own. PrivLeak: 0 is the "
     "oracle, in percent; the oracle's own row has each against the others. acc: accuracy of multiple choice. "
     "Seconds: of the training."
 )

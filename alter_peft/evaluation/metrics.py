@@ -195,7 +195,13 @@ def truthfulness(ratios: Sequence[float]) -> float:
 
 
 class ForgetQuality(NamedTuple):
-    """Two-sample Kolmogorov-Smirnov test of truth ratios; under equal distributions `pvalue` is uniform on [0, 1]."""
+    """
+    Two-sample Kolmogorov-Smirnov test of truth ratios.
+
+    Under equal distributions `pvalue` is uniform on [0, 1] if the samples are independent. Those of two models are not,
+    since both answer the same questions: then it is mostly near 1. With 40 ratios and a correlation of .9 between two
+    models that differ by chance alone, half of the p-values are above .9, and none of 400 is under .05.
+    """
 
     statistic: float
     pvalue: float
@@ -205,8 +211,10 @@ def forget_quality(ratios: Sequence[float], oracle_ratios: Sequence[float]) -> F
     """
     Can the model's truth ratios on the forget set be told from those of an oracle that never saw it? (TOFU)
 
-    A p-value under .05 says yes; one above says nothing: small sets and destroyed models reach it too. Read the
-    statistic beside that of two oracles of different seeds. Both are the same for 1 / R, which open-unlearning takes.
+    A p-value under .05 says yes; one above says nothing: small sets and destroyed models reach it too, and a model
+    that still differs from the oracle, because the samples are paired (see `ForgetQuality`). The pairs of oracles of
+    different seeds are the null: read statistic and p-value beside theirs. Both are the same for 1 / R, which
+    open-unlearning takes.
 
     Raises:
         ValueError: either is empty.

@@ -192,7 +192,11 @@ def ratio_tests(ratios: Sequence[Sequence[float]], oracle_ratios: Sequence[Seque
 
 
 def null_ratio_tests(oracle_ratios: Sequence[Sequence[float]]) -> list[ForgetQuality]:
-    """The same of each pair of oracles, which differ in their seed alone."""
+    """
+    The same of each pair of oracles, which differ in their seed alone: the null.
+
+    No formula stands in for them. A p-value is uniform under independent samples, and these are of the same questions.
+    """
     return [forget_quality(one, other) for one, other in combinations(oracle_ratios, 2)]
 
 
