@@ -198,9 +198,9 @@ class ForgetQuality(NamedTuple):
     """
     Two-sample Kolmogorov-Smirnov test of truth ratios.
 
-    Under equal distributions `pvalue` is uniform on [0, 1] if the samples are independent. Those of two models are not,
-    since both answer the same questions: then it is mostly near 1. With 40 ratios and a correlation of .9 between two
-    models that differ by chance alone, half of the p-values are above .9, and none of 400 is under .05.
+    Under equal distributions `pvalue` is uniform on [0, 1] if the samples are independent. Those of two models are
+    not, since both answer the same questions: then it is mostly near 1. With 40 ratios and a correlation of .9 between
+    two models that differ by chance alone, half of the p-values are above .9, and none of 400 is under .05.
     """
 
     statistic: float

@@ -144,9 +144,10 @@ def steps_left_out(results: Sequence[Result], distances: Sequence[Mapping[str, f
     for key, steps in curves.items():
         for result in results:
             steps |= {step for step, _ in result.curves.get(key, [])}
-        left_out |= {at_step(key, step) for step in steps if step < max(steps)}
+        names = [at_step(key, step) for step in sorted(steps)]
+        left_out.update(names[:-1])
         for found in distances:
-            measured = {at_step(key, step) for step in steps} & found.keys()
+            measured = [name for name in names if name in found]
             left_out.discard(max(measured, key=lambda name: abs(found[name]), default=""))
     return left_out
 
