@@ -139,7 +139,9 @@ def test_evaluate_beside_oracles_and_under_attack(place, tmp_path, capsys):
     oracles = ["--oracles", str(tmp_path / "0.json"), str(tmp_path / "1.json")]
     main(ask(place, tmp_path / "x.json", *oracles, "--attacks", "switching_off", "--adapter", str(place / "adapter")))
     out = capsys.readouterr().out
-    assert out.startswith("| score | value | oracles | distance |") and "| 0.250 ± 0.071 | -3." in out
+    assert (
+        out.startswith("| score | value | mean of the oracles | unit | distance |") and "| 0.250 | 0.071 | -3." in out
+    )
     assert "switched_off/probability" in Result.load(tmp_path / "x.json").scores
 
 

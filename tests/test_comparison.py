@@ -51,9 +51,16 @@ def test_scores_by_themselves():
 
 def test_scores_beside_the_oracles():
     table = score_table(MODEL, ORACLES)
-    assert table.columns == ["score", "value", "oracles", "distance"] and table.notes == []
-    assert table.rows[0] == ["forget/probability", "0.100", "0.300 ± 0.141", "-1.4"]
+    assert table.columns == ["score", "value", "mean of the oracles", "unit", "distance"] and table.notes == []
+    assert table.rows[0] == ["forget/probability", "0.100", "0.300", "0.14", "-1.4"]
     assert [row[0] for row in table.rows] == list(MODEL)
+
+
+def test_the_unit_is_not_the_deviation_where_the_rows_say_more():
+    found = [{"a/rouge": Score(0.3, rows)} for rows in ([0.1, 0.5], [0.3, 0.3])]
+    assert score_table({"a/rouge": Score(0.5, [0.5, 0.5])}, found).rows == [
+        ["a/rouge", "0.500", "0.300", "0.1", "+2.0"]
+    ]
 
 
 def test_what_is_not_compared_has_a_note():
@@ -68,8 +75,8 @@ def test_what_is_not_compared_has_a_note():
         "utility/model_utility": "Not compared: 1 of the 2 oracles lack this score.",
         "forget/rouge": "Not compared: 2 of the 2 oracles lack this score.",
     }
-    assert [row[2:] for row in table.rows if row[0] in guards] == [["", ""]] * 2
-    assert all(row[3] == "" for row in table.rows if row[2].startswith("["))
+    assert [row[2:] for row in table.rows if row[0] in guards] == [["", "", ""]] * 2
+    assert all(row[3:] == ["", ""] for row in table.rows if row[2].startswith("["))
     assert table.notes[-1] == "Of the oracles alone, and so not compared: world/rouge."
 
 
@@ -77,9 +84,8 @@ def test_an_adapter_switched_off_is_beside_the_oracles_own_scores():
     own = {**MODEL, "switched_off/probability": Score(0.9, [0.9] * 4), "merged/int8/rouge": Score(0.5, [0.5])}
     oracles = [{**one, "quantized/int8/rouge": Score(i / 4, [i / 4])} for i, one in enumerate(ORACLES)]
     rows = {row[0]: row[1:] for row in score_table(own, oracles).rows}
-    assert rows["switched_off/probability"] == ["0.900", "0.300 ± 0.141", "+4.2"]
-    assert rows["merged/int8/rouge"][1] == "0.125 ± 0.177"
-    assert rows["merged/int8/rouge"][2].startswith("+")
+    assert rows["switched_off/probability"] == ["0.900", "0.300", "0.14", "+4.2"]
+    assert rows["merged/int8/rouge"] == ["0.500", "0.125", "0.18", "+2.1"]
 
 
 @pytest.mark.parametrize(
@@ -120,9 +126,9 @@ def test_what_was_measured_otherwise_has_a_note(key, own, oracle, expected):
     oracles = [of({key: Score(value, [value])}, **oracle) for value in (0.1, 0.2)]
     table = comparison.score_table(of(found, **own), oracles)
     assert table.notes == ([] if expected is None else [f"Not compared: {expected}."])
-    assert (table.rows[0][3] == "") == (expected is not None)
+    assert (table.rows[0][4] == "") == (expected is not None)
     bare = Result("m", 0, scores=found)
-    assert comparison.score_table(of(found, **own), [bare, bare]).rows[0][3] == ""
+    assert comparison.score_table(of(found, **own), [bare, bare]).rows[0][4] == ""
 
 
 def test_forget_quality_is_of_what_was_measured_alike():
@@ -176,7 +182,10 @@ def test_what_several_scores_say_together():
     expected = f"{quality.pvalue.median:.2g} ({quality.pvalue.lowest:.2g} to {quality.pvalue.highest:.2g})"
     assert rows["forget quality (p of KS)"][0] == expected
     assert rows["membership AUC"][0] == f"{found.membership.auc.value:.3f}"
-    assert rows["membership AUC"][2] == f"{found.membership.auc.distance:+.1f}"
+    assert rows["membership AUC"][2:] == [
+        f"{found.membership.auc.band.spread:.2g}",
+        f"{found.membership.auc.distance:+.1f}",
+    ]
     assert rows["PrivLeak (%)"][:2] == [f"{found.membership.privleak:+.1f}", "0"]
 
 

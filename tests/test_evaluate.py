@@ -252,7 +252,10 @@ def test_beside_oracles_with_forget_quality(ask, tmp_path, capsys, tokenizer):
     more = ["--metrics", "truth_ratio", "min_k", "probability", "--oracles", *paths]
     evaluate(ask(*more, sets=("forget", "holdout")))()
     out = capsys.readouterr().out
-    assert out.startswith("| score | value | oracles | distance |") and "| forget quality (p of KS) | " in out
+    assert (
+        out.startswith("| score | value | mean of the oracles | unit | distance |")
+        and "| forget quality (p of KS) | " in out
+    )
     assert "| PrivLeak (%) | " in out and "2 of the 2 oracles lack this score" in out
     evaluate(ask(*more))()
     assert "membership and PrivLeak were not compared: they need" in capsys.readouterr().out

@@ -31,16 +31,16 @@ COMPARED = ("forget/truth_ratio", "forget/min_k", "holdout/min_k")
 
 def score_table(result: Result, oracles: Sequence[Result] = ()) -> Table:
     """
-    A row for each score, and with oracles their band and the distance, or a note why there is none: a score that an
-    oracle lacks or has of other rows, or that was measured by other settings. Guards and shares have neither. Of
-    relearning there are the last step, and the one that is farthest from the oracles.
+    A row for each score, and with oracles their mean, the unit and the distance, or a note why there is none: a score
+    that an oracle lacks or has of other rows, or that was measured by other settings. Guards and shares have none of
+    the three. Of relearning there are the last step, and the one that is farthest from the oracles.
     """
     scores = result.scores
     of_oracles = [_with_controls(with_steps(one), scores) for one in oracles]
     reasons = {key: _why_not(key, result, oracles, of_oracles) for key in scores} if oracles else {}
     shared = [key for key, reason in reasons.items() if reason is None and _has_distance(key)]
     found = _distances({key: scores[key] for key in shared}, of_oracles)
-    table = Table("Scores", "", ["score", "value", *(["oracles", "distance"] if oracles else [])])
+    table = Table("Scores", "", ["score", "value", *(["mean of the oracles", "unit", "distance"] if oracles else [])])
     left_out = steps_left_out([result], [{key: distance.distance for key, distance in found.items()}])
     for key, score in scores.items():
         if key in left_out:
@@ -50,7 +50,7 @@ def score_table(result: Result, oracles: Sequence[Result] = ()) -> Table:
             cells += _band(found[key])
         elif oracles:
             reason = reasons[key] if _has_distance(key) else None
-            cells += ["" if reason is None else table.mark(f"Not compared: {reason}."), ""]
+            cells += ["" if reason is None else table.mark(f"Not compared: {reason}."), "", ""]
         table.rows.append(cells)
     others = dict.fromkeys(key for one in oracles for key in with_steps(one))
     unmeasured = [key for key in others if key not in scores and key not in steps_left_out(oracles, [])]
@@ -66,7 +66,7 @@ def oracle_table(result: Result, oracles: Sequence[Result]) -> Table:
     Without one of the scores `COMPARED`, of the model or of an oracle, with one that was measured by other settings,
     or with an oracle that has no level to compare with, it has no rows, and a note that says so.
     """
-    table = Table("Beside the oracles", "", ["measure", "value", "oracles", "distance"])
+    table = Table("Beside the oracles", "", ["measure", "value", "oracles", "unit", "distance"])
     every = [one.scores for one in oracles]
     for key in COMPARED:
         reason = _why_not(key, result, oracles, every) if key in result.scores else "the model lacks this score"
@@ -84,10 +84,10 @@ def oracle_table(result: Result, oracles: Sequence[Result]) -> Table:
         return table
     quality, member = found.forget_quality, found.membership
     table.rows += [
-        ["forget quality (p of KS)", _spread(quality.pvalue), _spread(quality.null_pvalue), ""],
-        ["KS statistic", _spread(quality.statistic), _spread(quality.null_statistic), ""],
+        ["forget quality (p of KS)", _spread(quality.pvalue), _spread(quality.null_pvalue), "", ""],
+        ["KS statistic", _spread(quality.statistic), _spread(quality.null_statistic), "", ""],
         ["membership AUC", _value(member.auc.value), *_band(member.auc)],
-        ["PrivLeak (%)", f"{member.privleak:+.1f}", "0", ""],
+        ["PrivLeak (%)", f"{member.privleak:+.1f}", "0", "", ""],
     ]
     table.mark(
         "Forget quality and KS: median (lowest to highest) over the oracles, and of two oracles against each other. A "
@@ -122,9 +122,9 @@ def _why_not(key: str, result: Result, oracles: Sequence[Result], of_oracles: Se
 
 
 def _band(found: Distance) -> list[str]:
-    center, spread = found.band
-    band = estimate_text(Estimate(center, spread, 1, 1))
-    return [band, distance_text(Estimate(found.distance, None, 1, 1))]
+    """The oracles' mean, the unit, which is not their standard deviation where rows say more, and the distance."""
+    center, unit = found.band
+    return [_value(center), f"{unit:.2g}" if unit else "0", distance_text(Estimate(found.distance, None, 1, 1))]
 
 
 def _spread(found: Spread) -> str:
