@@ -13,6 +13,8 @@
 # limitations under the License.
 from __future__ import annotations
 
+from itertools import combinations
+
 import matplotlib.colors
 import matplotlib.image
 import numpy as np
@@ -20,7 +22,9 @@ import pytest
 from made_up_benchmark import make_benchmark, relearning, save, scores
 
 from alter_peft.evaluation import Score
-from alter_peft.evaluation.figures import COLOURS, write_figures
+from alter_peft.evaluation.drawing import COLOURS, SPECIAL, middle, style
+from alter_peft.evaluation.figures import write_figures
+from alter_peft.evaluation.methods import METHODS
 from alter_peft.evaluation.reading import read_benchmark
 
 
@@ -55,6 +59,56 @@ def test_figures_of_what_there_is(folder, tmp_path):
         for colour in COLOURS[:2]:  # one a method
             assert len(ink(found[name][1], colour)) > 100, name
         assert "Without" not in found[name][0].caption
+
+
+def test_every_method_has_a_look_of_its_own(folder):
+    for name in (*METHODS, *(f"mine {number}" for number in range(40))):
+        save(folder, name, 0, scores=scores(0.1, 0.5))
+    benchmark = read_benchmark(folder)
+    looks = {model.name: style(benchmark, model) for model in benchmark.models}
+    assert len(set(looks.values())) == len(looks) > 40
+    benchmark.models = [model for model in benchmark.models if model.name in METHODS]
+    colours, markers = zip(*(style(benchmark, model) for model in benchmark.models), strict=True)
+    assert len(set(colours)) == len(set(markers)) == len(METHODS)
+
+
+# linear RGB as those without one of the cones see it (Machado et al., 2009, severity 1)
+SEEN = {
+    "all": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+@pytest.mark.parametrize("sight", SEEN)
+def test_colours_are_told_apart_and_read_on_white(sight):
+    """CIELAB distance; 2.3 is just noticeable."""
+    colours = [*COLOURS, *SPECIAL.values()]
+    rgb = np.array([matplotlib.colors.to_rgb(colour) for colour in colours])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    assert (1.05 / (linear @ XYZ[1] + 0.05)).min() > 3  # contrast as in WCAG
+    xyz = (linear @ np.transpose(SEEN[sight])).clip(0, 1) @ XYZ.T / XYZ.sum(axis=1)
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116).T
+    lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+    assert min(np.linalg.norm(one - other) for one, other in combinations(lab, 2)) > 12
+
+
+def test_a_label_stands_at_a_seed(folder, tmp_path, monkeypatch):
+    labels = []
+    for module, name in (("figures", "label_points"), ("curves", "label_ends")):
+        monkeypatch.setattr(f"alter_peft.evaluation.{module}.{name}", lambda axes, found, *_: labels.append(found))
+    for seed, value in ((0, 0.1), (1, 0.5)):
+        save(
+            folder, "alter", seed, scores=scores(value, 0.9 - value), seconds={"training": 10 + 90 * seed},
+            curves=relearning(value, value, value),
+        )  # fmt: skip
+    drawn(folder, tmp_path / "figures")
+    plane, time, curve = ({label.text: label[:2] for label in found} for found in labels)
+    assert plane["alter (2 seeds)"] in ((0.1, 0.8), (0.5, 0.4)) and curve["alter (2 seeds)"] in ((50, 0.1), (50, 0.5))
+    assert time["alter (2 seeds)"][0] in (10, 100)
+    assert middle([(0, 0), (1000, 0.1), (400, 0.2)]) == (400, 0.2)  # (467, .1) is their mean
 
 
 def test_a_point_moves_with_its_scores(folder, tmp_path):

@@ -16,85 +16,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-from .labels import Label, label_ends, label_points
+from .curves import plot_curves
+from .drawing import COLOURS, Figure, Point, middle, new_axes, save, style, without
+from .labels import Label, label_points
 from .results import Result
 from .summary import MEAN, ORACLE, SHARE, TARGET, Benchmark, Model
 
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-
-# Okabe and Ito's palette, which the colour-blind tell apart, its light colours darkened to be read as text
-COLOURS = ("#0072B2", "#D55E00", "#007A5A", "#AA4499", "#8A6D00", "#56307C")
-SPECIAL = {TARGET: "#666666", ORACLE: "#000000"}
-MARKERS = "osD^vP"
 # what the forget-utility plane is made of, and its axes; the first that the oracles have
 PLANES = {
     ("forget/probability", "utility/model_utility"): ("answer probability on the forget set", "model utility"),
     ("forget/verbmem", "retain/verbmem"): ("VerbMem of the forgotten book", "VerbMem of the retained books"),
 }
-# curves over requests one after another, and those that are drawn
-REQUESTS = "requests/"
-OF_REQUESTS = (f"{REQUESTS}retain", f"{REQUESTS}utility", f"{REQUESTS}forgotten")
-
-
-Point = tuple[float, float]
-
-
-class Figure(NamedTuple):
-    """A picture that was written, with what it is called and how it is to be read."""
-
-    title: str
-    caption: str
-    path: Path
 
 
 def write_figures(benchmark: Benchmark, folder: Path) -> list[Figure]:
     """Write every figure that there are data for: plane.png, time.png, one a curve, experts.png."""
-    figures = [plot_plane(benchmark, folder / "plane.png"), plot_time(benchmark, folder / "time.png")]
-    curves = dict.fromkeys(key for model in benchmark.measured for cell in model.results for key in cell.curves)
-    for key in curves:
-        if key.startswith(REQUESTS) and key not in OF_REQUESTS:
-            continue  # each request by itself, of which `forgotten` has the mean
-        name = key.replace("/", "-").replace(" ", "-")
-        figures.append(plot_curve(benchmark, key, folder / f"{name}.png"))
-    figures.append(plot_experts(benchmark, folder / "experts.png"))
+    figures = [
+        plot_plane(benchmark, folder / "plane.png"),
+        plot_time(benchmark, folder / "time.png"),
+        *plot_curves(benchmark, folder),
+        plot_experts(benchmark, folder / "experts.png"),
+    ]
     return [figure for figure in figures if figure is not None]
-
-
-def _style(benchmark: Benchmark, model: Model) -> tuple[str, str]:
-    """Colour and marker of a model, the same in all figures."""
-    if model.name in SPECIAL:
-        return SPECIAL[model.name], {TARGET: "*", ORACLE: "+"}[model.name]
-    place = [other for other in benchmark.models if other.name not in SPECIAL].index(model)
-    return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-
-
-def _axes(width: float = 7.5, height: float = 4.5) -> Axes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
-
-    canvas = Canvas(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(canvas)
-    axes = canvas.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#E4E4E4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    return axes
-
-
-def _save(axes: Axes, path: Path) -> None:
-    axes.get_figure().savefig(path, dpi=150)  # type: ignore[union-attr]
-
-
-def _without(cells: Sequence[Result], what: str) -> str:
-    names = ", ".join(f"{cell.name} of seed {cell.seed}" for cell in cells)
-    return f" Without {names}: no {what}." if cells else ""
 
 
 def plot_plane(benchmark: Benchmark, path: Path) -> Figure | None:
@@ -104,7 +52,7 @@ def plot_plane(benchmark: Benchmark, path: Path) -> Figure | None:
     keys = next((keys for keys in PLANES if set(keys) <= benchmark.bands.keys()), None)
     if keys is None:
         return None
-    axes, labels, missing = _axes(), [], []
+    axes, labels, missing = new_axes(), [], []
     (x, x_spread), (y, y_spread) = (benchmark.bands[key] for key in keys)
     box = axes.add_patch(
         Rectangle((x - x_spread, y - y_spread), 2 * x_spread, 2 * y_spread, facecolor="#00000022", edgecolor="black")
@@ -112,12 +60,12 @@ def plot_plane(benchmark: Benchmark, path: Path) -> Figure | None:
     axes.plot(x, y, "+", color="black", markersize=11, markeredgewidth=1.6)
     labels.append(Label(x, y, benchmark.oracle.label, "black"))
     for model in benchmark.measured:
-        colour, marker = _style(benchmark, model)
-        points, without = _points(model, lambda values: (values[keys[0]], values[keys[1]]), set(keys))
-        missing += without
+        colour, marker = style(benchmark, model)
+        points, lacking = _points(model, lambda values: (values[keys[0]], values[keys[1]]), set(keys))
+        missing += lacking
         if points and model.name != ORACLE:
             axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=13 if model.name == TARGET else 8)
-            labels.append(Label(*_center(points), model.label, colour))
+            labels.append(Label(*middle(points), model.label, colour))
     is_probability = keys[0] == "forget/probability"
     if is_probability:
         axes.set_xscale("symlog", linthresh=0.01, linscale=0.4)
@@ -127,14 +75,14 @@ def plot_plane(benchmark: Benchmark, path: Path) -> Figure | None:
     axes.set_xlabel(PLANES[keys][0])
     axes.set_ylabel(PLANES[keys][1])
     label_points(axes, labels, [box])
-    _save(axes, path)
+    save(axes, path)
     caption = (
         "Each point is a seed. Cross and box: mean of the oracles ± their spread (the unit of the distances), "
         "about where unlearning should end: many a true oracle is outside of the box, too. To the left of it a model "
         "has forgotten too much."
     )
     caption += " The axis is linear below .01, logarithmic above." if is_probability else ""
-    return Figure("Forgetting against utility", caption + _without(missing, "such score"), path)
+    return Figure("Forgetting against utility", caption + without(missing, "such score"), path)
 
 
 def _points(
@@ -151,25 +99,21 @@ def _points(
     return points, missing
 
 
-def _center(points: Sequence[Point]) -> Point:
-    return sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)
-
-
 def plot_time(benchmark: Benchmark, path: Path) -> Figure | None:
     """Mean absolute distance to the oracle against seconds of training (as the paper's Fig. 6), a point a seed."""
-    axes, labels, missing = _axes(), [], []
+    axes, labels, missing = new_axes(), [], []
     needed = {"seconds/training", *benchmark.counted}
 
     def place(values: dict[str, float]) -> Point:
         return values["seconds/training"], benchmark.summary(benchmark.distances(values))[MEAN]
 
     for model in benchmark.methods:
-        colour, marker = _style(benchmark, model)
-        points, without = _points(model, place, needed)
-        missing += without
+        colour, marker = style(benchmark, model)
+        points, lacking = _points(model, place, needed)
+        missing += lacking
         if points:
             axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=8)
-            labels.append(Label(*_center(points), model.label, colour))
+            labels.append(Label(*middle(points), model.label, colour))
     if not labels:
         return None
     axes.set_yscale("symlog", linthresh=1)
@@ -185,64 +129,15 @@ def plot_time(benchmark: Benchmark, path: Path) -> Figure | None:
     axes.set_xlabel("seconds of training")
     axes.set_ylabel("mean distance to the oracle\n(in units of the oracles' spread)")
     label_points(axes, labels, [])
-    _save(axes, path)
+    save(axes, path)
     caption = (
         "Each point is a seed; lower and further left is better. Distances are those of the last row of their "
         "table: the mean over the sets of the mean over each set's scores. The vertical axis is linear below 1, "
         "logarithmic above."
     )
     caption += " Grey: what the oracles have, each against the others." if oracles else ""
-    caption += _without(missing, "seconds, or no finite distance in every score")
+    caption += without(missing, "seconds, or no finite distance in every score")
     return Figure("Quality against time", caption, path)
-
-
-def plot_curve(benchmark: Benchmark, key: str, path: Path) -> Figure:
-    """
-    One curve of every model that has it, a line a seed: relearning by step, or what requests one after another leave
-    (as the paper's Fig. 5).
-    """
-    of_requests = key.startswith(REQUESTS)
-    axes = _axes()
-    ends, ticks = _draw_curves(axes, benchmark, key)
-    level = benchmark.oracle.estimate("forget/probability") if key == f"{REQUESTS}forgotten" else None
-    if level is not None:
-        axes.axhline(level.mean, color=SPECIAL[ORACLE], linestyle="--", linewidth=1.6)
-        ends.append(Label(ticks[-1], level.mean, benchmark.oracle.label, SPECIAL[ORACLE]))
-    if not of_requests:
-        axes.set_xscale("symlog", linthresh=1, linscale=0.4)
-    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
-    axes.minorticks_off()
-    axes.set_xlim(ticks[0], ticks[-1] if len(ticks) > 1 else ticks[0] + 1)
-    name, _, metric = key.removeprefix(REQUESTS).rpartition("/")
-    is_probability = of_requests or metric == "probability"
-    axes.set_ylim(0, 1.02 if is_probability else 1.1 * axes.dataLim.y1)
-    axes.set_xlabel("requests so far" if of_requests else "steps of relearning")
-    asked = metric if of_requests else name.rpartition("/")[2].replace("_", " ")
-    axes.set_ylabel(f"{'answer probability' if is_probability else metric} ({asked})")
-    label_ends(axes, ends)
-    _save(axes, path)
-    models = benchmark.methods if of_requests else benchmark.measured
-    missing = [cell for model in models for cell in model.results if not cell.curves.get(key)]
-    caption = "Each line is a seed; the oracle's is dashed." + _without(missing, "such curve")
-    title = f"Requests: {metric}" if of_requests else name.replace("_", " ").replace("/", ", ").capitalize()
-    return Figure(title, caption, path)
-
-
-def _draw_curves(axes: Axes, benchmark: Benchmark, key: str) -> tuple[list[Label], list[float]]:
-    """A line a seed; where each model's end, and all places on the horizontal axis."""
-    ends, ticks = [], set()
-    for model in benchmark.measured:
-        curves = [sorted(cell.curves[key]) for cell in model.results if cell.curves.get(key)]
-        if not curves:
-            continue
-        colour, marker = _style(benchmark, model)
-        look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.6, "clip_on": False}
-        for points in curves:
-            axes.plot(*zip(*points, strict=True), "--" if model.name == ORACLE else "-", **look)
-            ticks |= {x for x, _ in points}
-        last = [points[-1] for points in curves]
-        ends.append(Label(max(x for x, _ in last), _center(last)[1], model.label, colour))
-    return ends, sorted(ticks)
 
 
 def plot_experts(benchmark: Benchmark, path: Path) -> Figure | None:
@@ -263,7 +158,7 @@ def plot_experts(benchmark: Benchmark, path: Path) -> Figure | None:
     names = [f"{name}  ({cell})" if len(found) > 1 else name for cell, shares in found.items() for name in shares]
     bars = [row for shares in found.values() for row in shares.values()]
     experts = max(map(len, bars))
-    axes = _axes(height=1.2 + 0.42 * len(bars))
+    axes = new_axes(height=1.2 + 0.42 * len(bars))
     starts = [0.0] * len(bars)
     for expert in range(experts):
         widths = [row[expert] if expert < len(row) else 0.0 for row in bars]
@@ -280,5 +175,5 @@ def plot_experts(benchmark: Benchmark, path: Path) -> Figure | None:
     axes.set_xlabel("share of answer tokens")
     axes.grid(axis="y", visible=False)
     axes.legend(ncols=min(4, experts), loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
-    _save(axes, path)
+    save(axes, path)
     return Figure("Use of the experts", f"Where the router sent the answer tokens of {', '.join(sets)}.", path)

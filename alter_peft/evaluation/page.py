@@ -22,7 +22,7 @@ from html import escape
 from pathlib import Path
 
 from .cell_table import cell_name
-from .figures import Figure
+from .drawing import Figure
 from .results import Result
 from .summary import Benchmark
 from .tables import Table, to_html

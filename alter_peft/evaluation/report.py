@@ -20,7 +20,8 @@ from pathlib import Path
 
 from .cell_table import cell_table
 from .distance_table import distance_table
-from .figures import Figure, write_figures
+from .drawing import Figure
+from .figures import write_figures
 from .main_table import main_table
 from .model_tables import attack_table, guard_table, score_table
 from .page import page

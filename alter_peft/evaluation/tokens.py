@@ -32,7 +32,7 @@ from alter_peft.tuner.gating import GatingContext, base_entropy, evaluating
 from alter_peft.tuner.layer import AlterLayer
 
 from .answers import Pair, encode_pair, scored_decoder
-from .figures import COLOURS
+from .drawing import COLOURS
 
 
 RETAIN_COLOUR = "#999999"

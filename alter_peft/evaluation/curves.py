@@ -1,0 +1,93 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Pictures of what is measured more than once: curves by step of relearning or by request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .drawing import SPECIAL, Figure, middle, new_axes, save, style, without
+from .labels import Label, label_ends
+from .summary import ORACLE, Benchmark
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+# curves over requests one after another, and those that are drawn
+REQUESTS = "requests/"
+OF_REQUESTS = (f"{REQUESTS}retain", f"{REQUESTS}utility", f"{REQUESTS}forgotten")
+
+
+def plot_curves(benchmark: Benchmark, folder: Path) -> list[Figure]:
+    """One picture a curve."""
+    figures = []
+    curves = dict.fromkeys(key for model in benchmark.measured for cell in model.results for key in cell.curves)
+    for key in curves:
+        if key.startswith(REQUESTS) and key not in OF_REQUESTS:
+            continue  # each request by itself, of which `forgotten` has the mean
+        name = key.replace("/", "-").replace(" ", "-")
+        figures.append(plot_curve(benchmark, key, folder / f"{name}.png"))
+    return figures
+
+
+def plot_curve(benchmark: Benchmark, key: str, path: Path) -> Figure:
+    """
+    One curve of every model that has it, a line a seed: relearning by step, or what requests one after another leave
+    (as the paper's Fig. 5).
+    """
+    of_requests = key.startswith(REQUESTS)
+    axes = new_axes()
+    ends, ticks = _draw_curves(axes, benchmark, key)
+    level = benchmark.oracle.estimate("forget/probability") if key == f"{REQUESTS}forgotten" else None
+    if level is not None:
+        axes.axhline(level.mean, color=SPECIAL[ORACLE], linestyle="--", linewidth=1.6)
+        ends.append(Label(ticks[-1], level.mean, benchmark.oracle.label, SPECIAL[ORACLE]))
+    if not of_requests:
+        axes.set_xscale("symlog", linthresh=1, linscale=0.4)
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    axes.minorticks_off()
+    axes.set_xlim(ticks[0], ticks[-1] if len(ticks) > 1 else ticks[0] + 1)
+    name, _, metric = key.removeprefix(REQUESTS).rpartition("/")
+    is_probability = of_requests or metric == "probability"
+    axes.set_ylim(0, 1.02 if is_probability else 1.1 * axes.dataLim.y1)
+    axes.set_xlabel("requests so far" if of_requests else "steps of relearning")
+    asked = metric if of_requests else name.rpartition("/")[2].replace("_", " ")
+    axes.set_ylabel(f"{'answer probability' if is_probability else metric} ({asked})")
+    label_ends(axes, ends)
+    save(axes, path)
+    models = benchmark.methods if of_requests else benchmark.measured
+    missing = [cell for model in models for cell in model.results if not cell.curves.get(key)]
+    caption = "Each line is a seed; the oracle's is dashed." + without(missing, "such curve")
+    title = f"Requests: {metric}" if of_requests else name.replace("_", " ").replace("/", ", ").capitalize()
+    return Figure(title, caption, path)
+
+
+def _draw_curves(axes: Axes, benchmark: Benchmark, key: str) -> tuple[list[Label], list[float]]:
+    """A line a seed; where each model's end, and all places on the horizontal axis."""
+    ends, ticks = [], set()
+    for model in benchmark.measured:
+        curves = [sorted(cell.curves[key]) for cell in model.results if cell.curves.get(key)]
+        if not curves:
+            continue
+        colour, marker = style(benchmark, model)
+        look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.6, "clip_on": False}
+        for points in curves:
+            axes.plot(*zip(*points, strict=True), "--" if model.name == ORACLE else "-", **look)
+            ticks |= {x for x, _ in points}
+        last = [points[-1] for points in curves]
+        ends.append(Label(*middle(last), model.label, colour))
+    return ends, sorted(ticks)

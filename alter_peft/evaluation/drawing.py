@@ -1,0 +1,90 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What all figures of a benchmark share: the look of each model, axes, and what is said of what is not drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from .results import Result
+from .summary import ORACLE, TARGET, Benchmark, Model
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+# Told apart by the colour-blind and dark enough to be read as text; beyond them markers do it
+COLOURS = ("#0072B2", "#D55E00", "#3FA34D", "#E7298A", "#5C4400", "#9966FF", "#004D40", "#332288")
+SPECIAL = {TARGET: "#666666", ORACLE: "#000000"}
+MARKERS = "osD^vPXp<>h"
+
+
+Point = tuple[float, float]
+
+
+class Figure(NamedTuple):
+    """A picture that was written, with what it is called and how it is to be read."""
+
+    title: str
+    caption: str
+    path: Path
+
+
+def style(benchmark: Benchmark, model: Model) -> tuple[str, str]:
+    """Colour and marker of a model, the same in all figures."""
+    if model.name in SPECIAL:
+        return SPECIAL[model.name], {TARGET: "*", ORACLE: "+"}[model.name]
+    place = [other for other in benchmark.models if other.name not in SPECIAL].index(model)
+    turn, colour = divmod(place, len(COLOURS))
+    return COLOURS[colour], MARKERS[(colour + turn) % len(MARKERS)]
+
+
+def new_axes(width: float = 7.5, height: float = 4.5) -> Axes:
+    """An empty picture, in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(canvas)
+    axes = canvas.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#E4E4E4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def save(axes: Axes, path: Path) -> None:
+    """Write the picture."""
+    axes.get_figure().savefig(path, dpi=150)  # type: ignore[union-attr]
+
+
+def without(cells: Sequence[Result], what: str) -> str:
+    """Which cells are not drawn, for they have no such thing; nothing if all are."""
+    names = ", ".join(f"{cell.name} of seed {cell.seed}" for cell in cells)
+    return f" Without {names}: no {what}." if cells else ""
+
+
+def middle(points: Sequence[Point]) -> Point:
+    """The point that is nearest to their mean, each axis in units of its range."""
+    means = [sum(values) / len(points) for values in zip(*points, strict=True)]
+    ranges = [max(values) - min(values) or 1.0 for values in zip(*points, strict=True)]
+
+    def distance(point: Point) -> float:
+        return math.hypot(*((x - mean) / size for x, mean, size in zip(point, means, ranges, strict=True)))
+
+    return min(points, key=distance)
