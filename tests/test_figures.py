@@ -164,11 +164,24 @@ def test_requests(folder, tmp_path):
     }
     save(folder, "alter", 0, scores=scores(0.1, 0.5), curves=curves)
     found = drawn(folder, tmp_path / "figures")
-    assert [name for name in found if name.startswith("requests")] == ["requests-retain", "requests-forgotten"]
+    names = ["requests-retain", "requests-forgotten", "requests-each-alter"]
+    assert [name for name in found if name.startswith("requests")] == names
     for name in ("requests-retain", "requests-forgotten"):
         assert found[name][0].caption.endswith("Without alter of seed 1, lora of seed 1: no such curve.")
     black = {name: len(ink(found[name][1], "#000000")) for name in ("requests-retain", "requests-forgotten")}
     assert black["requests-forgotten"] > black["requests-retain"] + 500  # the oracle's level
+
+
+def test_each_request_darkens_with_what_is_left_of_it(folder, tmp_path):
+    names = ("low", "high")
+    for name, value in zip(names, (0.0, 1.0), strict=True):
+        curves = {"requests/request 1": [(0, 1.0), (1, value)], "requests/request 2": [(0, 1.0), (1, 1.0), (2, 0.0)]}
+        for seed in (0, 1):
+            save(folder, "alter", seed, scores=scores(0.1, 0.5), curves=curves)
+        figure, picture = drawn(folder, tmp_path / name)["requests-each-alter"]
+        full, empty = (len(ink(picture, colour)) for colour in ("#08306B", "#F7FBFF"))
+        assert figure.title == "Each request: alter (2 seeds)" and len(ink(picture, COLOURS[1])) > 100
+        assert (full > 3 * empty) == (value == 1.0)  # four fields of 1 and one of 0, or three and two
 
 
 def test_one_request(folder, tmp_path):

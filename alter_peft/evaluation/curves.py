@@ -15,33 +15,69 @@
 
 from __future__ import annotations
 
+import math
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .drawing import SPECIAL, Figure, middle, new_axes, save, style, without
+from .drawing import COLOURS, SPECIAL, Figure, middle, new_axes, save, style, without
 from .labels import Label, label_ends
-from .summary import ORACLE, Benchmark
+from .request_table import REQUEST, REQUESTS, after_requests, request_numbers
+from .summary import ORACLE, Benchmark, Model
 
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-# curves over requests one after another, and those that are drawn
-REQUESTS = "requests/"
+# curves over requests one after another that are drawn as lines
 OF_REQUESTS = (f"{REQUESTS}retain", f"{REQUESTS}utility", f"{REQUESTS}forgotten")
 
 
 def plot_curves(benchmark: Benchmark, folder: Path) -> list[Figure]:
-    """One picture a curve."""
+    """One picture a curve, and for each method that was given requests one of them all."""
     figures = []
     curves = dict.fromkeys(key for model in benchmark.measured for cell in model.results for key in cell.curves)
     for key in curves:
         if key.startswith(REQUESTS) and key not in OF_REQUESTS:
-            continue  # each request by itself, of which `forgotten` has the mean
+            continue  # `plot_requests` has each request by itself
         name = key.replace("/", "-").replace(" ", "-")
         figures.append(plot_curve(benchmark, key, folder / f"{name}.png"))
+    for model in benchmark.measured:
+        figure = plot_requests(model, folder / f"requests-each-{model.name}.png")
+        figures += [] if figure is None else [figure]
     return figures
+
+
+def plot_requests(model: Model, path: Path) -> Figure | None:
+    """What is left of each request after each: rows are what was asked to be forgotten, columns how many were made."""
+    means = after_requests(model)
+    requests = request_numbers(means)
+    if not requests:
+        return None
+    curves = [means[f"{REQUEST}{number}"] for number in requests]
+    counts = sorted({count for curve in curves for count in curve})
+    values = [[curve[count].mean if count in curve else math.nan for count in counts] for curve in curves]
+    axes = new_axes(2 + 0.5 * len(counts), 1.2 + 0.34 * len(requests))
+    axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for row, column in product(range(len(requests)), range(len(counts))):
+        value = values[row][column]
+        colour = "white" if value > 0.5 else "black"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
+    for row, number in enumerate(requests):  # what was made by then is to the right
+        if number in counts:
+            axes.vlines(counts.index(number) - 0.5, row - 0.5, row + 0.5, color=COLOURS[1], linewidth=2.5)
+    axes.grid(visible=False)
+    axes.set_xticks(range(len(counts)), [str(count) for count in counts])
+    axes.set_yticks(range(len(requests)), [str(number) for number in requests])
+    axes.set_xlabel("requests so far")
+    axes.set_ylabel("request")
+    save(axes, path)
+    caption = (
+        "Mean answer probability on what each request asks to forget, over seeds: to the left of its line before the "
+        "request was made, to the right after it and all later ones."
+    )
+    return Figure(f"Each request: {model.label}", caption, path)
 
 
 def plot_curve(benchmark: Benchmark, key: str, path: Path) -> Figure:

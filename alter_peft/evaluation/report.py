@@ -25,15 +25,16 @@ from .figures import write_figures
 from .main_table import main_table
 from .model_tables import attack_table, guard_table, score_table
 from .page import page
+from .request_table import request_tables
 from .summary import Benchmark
 from .tables import Table, to_markdown
 
 
 def report_tables(benchmark: Benchmark) -> list[Table]:
-    """The main table first, distances, all scores, attacks and guards where there are any, and the cells."""
-    functions = (main_table, distance_table, score_table, attack_table, guard_table, cell_table)
+    """The main table first, requests, distances, all scores, attacks and guards where there are any, and the cells."""
+    functions = (distance_table, score_table, attack_table, guard_table, cell_table)
     found = (function(benchmark) for function in functions)
-    return [table for table in found if table is not None]
+    return [main_table(benchmark), *request_tables(benchmark), *(table for table in found if table is not None)]
 
 
 def write_report(benchmark: Benchmark, found: Sequence[Table], folder: Path, command: str) -> None:

@@ -1,0 +1,65 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+from made_up_benchmark import make_benchmark, save, scores
+
+from alter_peft.evaluation.reading import read_benchmark
+from alter_peft.evaluation.report import report_tables
+from alter_peft.evaluation.tables import to_markdown
+
+
+EXPECTED = """\
+| after requests | 0 | 1 | 2 |
+|---|---|---|---|
+| retain | 0.900 | 0.850 | 0.800 (1 of 2 seeds) |
+| real authors | 0.500 | 0.400 |  |
+| utility | 0.600 |  | 0.600 |
+| forgotten so far |  | 0.250 | 0.150 |
+| still to come | 0.900 | 0.800 |  |
+| request 1 | 0.900 | 0.250 | 0.0050 |
+| request 2 | 0.900 | 0.800 | 0.350 |
+| request 10 | 0.900 | 0.900 | 0.900 |
+| the request just made |  | 0.250 | 0.350 |"""
+
+
+def curves(shift: float) -> dict[str, list[tuple[float, float]]]:
+    """After 0, 1 and 2 requests, of which one seed has less above and the other below the mean."""
+    return {
+        "requests/retain": [(0, 0.9), (1, 0.85), *([(2, 0.8)] if shift > 0 else [])],
+        "requests/real_authors": [(0, 0.5), (1, 0.4 + shift)],
+        "requests/utility": [(0, 0.6), (2, 0.6)],
+        "requests/request 10": [(0, 0.9), (1, 0.9), (2, 0.9)],
+        "requests/request 2": [(0, 0.9), (1, 0.8), (2, 0.35 + shift)],
+        "requests/request 1": [(0, 0.9), (1, 0.25 - shift), (2, 0.005)],
+        "requests/open": [(0, 0.9), (1, 0.8)],
+        "requests/forgotten": [(1, 0.25), (2, 0.15 - shift)],
+    }
+
+
+def test_a_table_a_method_of_what_each_request_leaves(tmp_path):
+    folder = make_benchmark(tmp_path / "out")
+    for seed, shift in ((0, 0.1), (1, -0.1)):
+        save(folder, "alter", seed, scores=scores(0.1, 0.5), curves=curves(shift))
+    save(folder, "lora", 1, scores=scores(0.1, 0.5), curves={"requests/retain": [(0, 0.9)]})
+    of_alter, of_lora = (table for table in report_tables(read_benchmark(folder)) if "Requests" in table.title)
+    assert (of_alter.title, of_lora.title) == ("Requests: alter (2 seeds)", "Requests: lora (1 of 2 seeds)")
+    assert to_markdown(of_alter) == EXPECTED
+    assert of_alter.caption.endswith("The oracles have 0.100 ± 0.010 on all requests together.")
+    assert of_lora.rows == [["retain", "0.900"]]
+
+
+def test_no_table_without_requests(tmp_path):
+    titles = [table.title for table in report_tables(read_benchmark(make_benchmark(tmp_path / "out")))]
+    assert not [title for title in titles if title.startswith("Requests")]
