@@ -398,4 +398,5 @@ def test_real_methods_and_attacks_in_one_go(base, tmp_path, monkeypatch):
     for result in results[3:]:
         assert "quantized/int4/probability" in result.scores and "switched_off/probability" in result.scores
         assert result.environment["peft"] and result.settings["processes"] == 1
-    assert (tmp_path / "out" / "alter-0" / "tokens.html").is_file()
+    page = (tmp_path / "out" / "alter-0" / "tokens.html").read_text(encoding="utf-8")
+    assert all(f"<b>{name}</b>" in page for name in ("forget", "retain", "real_authors", "world_facts"))

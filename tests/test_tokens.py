@@ -23,7 +23,7 @@ from peft import LoraConfig, get_peft_model
 from test_page import checked
 
 from alter_peft.entropy import tsallis_entropy
-from alter_peft.evaluation import Pair, score_answers
+from alter_peft.evaluation import Pair, encode_pair, score_answers
 from alter_peft.evaluation.tokens import observe_texts, token_page, word_cloud
 
 
@@ -50,7 +50,7 @@ def one_way(llama):
 
 
 def test_entropy_is_the_base_models(adapted, tokenizer):
-    seen, _ = observe_texts(adapted, tokenizer, TEXTS[:1])
+    seen = observe_texts(adapted, tokenizer, TEXTS[:1])
     ids = torch.tensor([tokenizer(TEXTS[0])["input_ids"]])
     with torch.no_grad(), adapted.disable_adapter():
         expected = tsallis_entropy(adapted(input_ids=ids).logits, 1.5)[0, :-1]
@@ -59,7 +59,7 @@ def test_entropy_is_the_base_models(adapted, tokenizer):
 
 
 def test_experts_are_those_of_the_answers(adapted, tokenizer):
-    seen, _ = observe_texts(adapted, tokenizer, [PAIR, "Bees make honey."])
+    seen = observe_texts(adapted, tokenizer, [PAIR, "Bees make honey."])
     scores = score_answers(adapted, tokenizer, [PAIR])
     assert seen[0].experts[-len(scores.log_probs[0]) :] == scores.experts.tolist()
     assert len(set(seen[0].experts)) > 1  # or the order would not matter
@@ -67,7 +67,7 @@ def test_experts_are_those_of_the_answers(adapted, tokenizer):
 
 @pytest.mark.parametrize("text", ["Bees make honey.", " é, 蜂蜜 🐝!", "🐝"])
 def test_pieces_are_the_text(adapted, tokenizer, text):
-    seen, _ = observe_texts(adapted, tokenizer, [text])
+    seen = observe_texts(adapted, tokenizer, [text])
     assert "".join(seen[0].pieces) == text
     assert len(seen[0].pieces) == len(tokenizer(text)["input_ids"]) == len(seen[0].entropy) + 1
 
@@ -86,10 +86,10 @@ def test_training_mode_is_left_alone(adapted, tokenizer):
 
 
 def test_page(one_way, tokenizer):
-    html = token_page(one_way, tokenizer, TEXTS)
+    html = token_page(one_way, tokenizer, {"forget": TEXTS})
     found = checked(html)
     assert not found.loaded and "<b>Bob & Anna</b> bake\nit." in found.text and "Alice lives in Paris." in found.text
-    seen, _ = observe_texts(one_way, tokenizer, TEXTS)
+    seen = observe_texts(one_way, tokenizer, TEXTS)
     count = sum(len(text.entropy) for text in seen)
     assert html.count(', recipes">') == count and "a&amp;b" in html and ', retain">' not in html
     assert html.count("border-bottom:3px solid #D55E00") == count + 1  # with the legend
@@ -97,19 +97,35 @@ def test_page(one_way, tokenizer):
     assert shown == pytest.approx([value for text in seen for value in text.entropy], abs=0.006)
 
 
+def test_examples_are_spread_and_clouds_are_of_all(one_way, tokenizer):
+    sets = {name: [f"The {name} number {i}." for i in range(40)] for name in ("forget", "retain", "world_facts")}
+    own = one_way.peft_config["default"]
+    for experts, rows in {2: (0, 20), 4: (0, 10, 20, 30), 20: range(0, 40, 4)}.items():  # ten at most
+        own.num_forget_experts, own.domains = experts, [f"domain {i}" for i in range(experts)]
+        html = token_page(one_way, tokenizer, sets)
+        examples = [re.sub("<.*?>", "", text) for text in re.findall(r"<b>.*</p>", html)]
+        expected = [f"forget The forget number {i}." for i in rows]
+        expected += [f"{name} The {name} number {i}." for name in ("retain", "world_facts") for i in (0, 20)]
+        assert examples == expected and "forget (40), retain (40), world_facts (40)" in html
+    seen = observe_texts(one_way, tokenizer, [text for texts in sets.values() for text in texts])
+    words = sum(bool(re.search(r"[^\W_]", piece)) for text in seen for piece in text.pieces[1:])
+    assert sum(map(int, re.findall(r"tokens(?: \(.*?\))?: (\d+)</h4>", html))) == words
+
+
 def test_clouds_are_split_at_the_threshold(one_way, tokenizer):
-    seen, own = observe_texts(one_way, tokenizer, TEXTS)
+    seen = observe_texts(one_way, tokenizer, TEXTS)
     values = sorted(value for text in seen for value in text.entropy)
+    start = encode_pair(tokenizer, PAIR)[1]
+    assert "".join(seen[1].pieces[start:]) == "Alice lives in Paris.<|end|>"
     words = [
         (piece, value)
-        for text in seen
-        for piece, value in list(zip(text.pieces[1:], text.entropy, strict=True))[text.start - 1 :]
+        for text, first in zip(seen, (1, start), strict=True)
+        for piece, value in list(zip(text.pieces[1:], text.entropy, strict=True))[first - 1 :]
         if re.search(r"\w", piece) and "<|" not in piece
     ]
-    assert "".join(seen[1].pieces[seen[1].start :]) == "Alice lives in Paris.<|end|>" and seen[0].start == 1
     for threshold in (values[len(values) // 2], 0.0, 10.0):
-        own.entropy_threshold = threshold
-        html = token_page(one_way, tokenizer, TEXTS)
+        one_way.peft_config["default"].entropy_threshold = threshold
+        html = token_page(one_way, tokenizer, {"mine": TEXTS})
         high = sum(value > threshold for _, value in words)
         assert f": {high}</h4>" in html and f"Low-entropy tokens: {len(words) - high}</h4>" in html
         assert html.count("<p>none</p>") == (threshold in (0.0, 10.0))
@@ -130,7 +146,7 @@ def test_cloud_has_sizes_by_count():
         ("static", "no active adapter that routes tokens"),
         ("disabled", "no active adapter that routes tokens"),
         ("unmeasured", "`entropy_threshold` of adapter 'default' is not known yet"),
-        ("no texts", "`texts` is empty"),
+        ("no texts", "`sets` has no texts in \\['none'\\]"),
     ],
 )
 def test_what_has_no_page(llama, tokenizer, case, message):
@@ -143,4 +159,4 @@ def test_what_has_no_page(llama, tokenizer, case, message):
     if case == "disabled":
         model.base_model.disable_adapter_layers()
     with pytest.raises(ValueError, match=message):
-        token_page(model, tokenizer, [] if case == "no texts" else TEXTS)
+        token_page(model, tokenizer, {"mine": TEXTS, "none": []} if case == "no texts" else {"mine": TEXTS})

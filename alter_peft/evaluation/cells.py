@@ -26,7 +26,7 @@ from accelerate import PartialState, logging
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from .answers import Pair, check_scored, score_answers
+from .answers import Pair, chat_or_plain, check_scored, score_answers
 from .attacks import attack
 from .choices import evaluate_choices
 from .methods import METHODS, load, teach
@@ -196,8 +196,10 @@ class Cell:
             judge = model if self.name == "target" else load(self.target) if self.name == "oracle" else None
             result.scores = self.setting.evaluate(model, self.tokenizer, judge)
             if any(key.endswith("/astray") for key in result.scores):  # tokens are routed
-                shown = [*self.setting.rows.forget[:3], *self.setting.rows.retain[:3]]
-                page = token_page(model, self.tokenizer, shown)
+                rows = self.setting.rows
+                sets = {"forget": rows.forget, "retain": rows.retain, **(self.setting.kept_sets or {})}
+                as_chat = None if self.args.books is None else False
+                page = token_page(model, chat_or_plain(self.tokenizer, as_chat), sets)
                 (self.folder / "tokens.html").write_text(page, encoding="utf-8")
         self._save(result)
 

@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -106,20 +106,28 @@ def high_entropy(asked: Asked) -> dict[str, Score]:
     """
     config = _config(asked, "high_entropy")
     threshold = _threshold(config)
-    high = [row > threshold for row in _base_entropies(asked, config.entropy_q)]
+    encoded = [encode_pair(asked.tokenizer, pair) for pair in asked.pairs]
+    entropies = base_entropies(asked.model, encoded, config.entropy_q, desc=f"{asked.name}, entropy", **asked.batches)
+    high = [row > threshold for row in entropies]
     return {f"{asked.name}/high_entropy": Score(_share(torch.cat(high)), [_share(row) for row in high])}
 
 
 @torch.no_grad()
-def _base_entropies(asked: Asked, q: float) -> list[Tensor]:
-    """S_q of the base model at the positions that predict an answer's tokens, (n_i,) for each answer."""
-    base = asked.model.get_base_model()
+def base_entropies(
+    model: Any, encoded: Sequence[tuple[list[int], int]], q: float, batch_size: int = 8, desc: str | None = None
+) -> list[Tensor]:
+    """
+    S_q of the base model at the positions that predict an answer's tokens, (n_i,) for each answer.
+
+    Args:
+        model: with an ALTER adapter.
+        encoded: token ids, and where among them the answer begins, as of `encode_pair`.
+    """
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     decoder, head = scored_decoder(base).module, LanguageModelHead(base)
-    context = next(module.context for module in asked.model.modules() if isinstance(module, AlterLayer))
-    encoded = [encode_pair(asked.tokenizer, pair) for pair in asked.pairs]
-    size, device = asked.batches.get("batch_size", 8), next(base.parameters()).device
+    context = next(module.context for module in model.modules() if isinstance(module, AlterLayer))
     entropies: list[Tensor] = [torch.empty(0)] * len(encoded)
-    for rows, batch, labels in labelled_batches(encoded, size, device, f"{asked.name}, entropy"):
+    for rows, batch, labels in labelled_batches(encoded, batch_size, next(base.parameters()).device, desc):
         labelled = labels != -100
         with base_model(decoder, head, context):
             hidden = decoder(**batch, use_cache=False)[0][:, :-1]

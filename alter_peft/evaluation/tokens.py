@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
@@ -31,12 +31,14 @@ from alter_peft.tuner.decoder import LanguageModelHead
 from alter_peft.tuner.gating import GatingContext, base_entropy, evaluating
 from alter_peft.tuner.layer import AlterLayer
 
-from .answers import Pair, encode_pair, scored_decoder
+from .answers import Pair, encode_pair, scored_decoder, spread
 from .drawing import COLOURS
+from .guards import base_entropies
 
 
 RETAIN_COLOUR = "#999999"
 CLOUD_SIZE = 40  # words at most
+EXAMPLES, MOST_EXAMPLES = 2, 10  # of a set
 
 
 class SeenText(NamedTuple):
@@ -46,21 +48,17 @@ class SeenText(NamedTuple):
     pieces: what each of its n tokens adds to the text; empty for a token that ends within a character.
     entropy: S_q of the base model's prediction of tokens 2..n, n - 1 numbers: the one at the position before.
     experts: the expert that this position was sent to, 0 being the retain expert; n - 1 numbers.
-    start: the first token of the answer, or the second of a plain text.
     """
 
     pieces: list[str]
     entropy: list[float]
     experts: list[int]
-    start: int
 
 
 @torch.no_grad()
-def observe_texts(
-    model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str | Pair]
-) -> tuple[list[SeenText], AlterConfig]:
+def observe_texts(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str | Pair]) -> list[SeenText]:
     """
-    Entropy and expert of every token of some texts, in eval mode, and the adapter's config.
+    Entropy and expert of every token of some texts, in eval mode.
 
     Args:
         model: with an active gated ALTER adapter, the first of which counts.
@@ -76,15 +74,20 @@ def observe_texts(
     decoder, head = scored_decoder(base).module, LanguageModelHead(base)
     seen = []
     for text in texts:
-        ids, start = encode_pair(tokenizer, text) if isinstance(text, Pair) else (tokenizer(text)["input_ids"], 1)
+        ids, _ = _encode(tokenizer, text)
         row = torch.tensor([ids], device=next(base.parameters()).device)
         inputs = {"input_ids": row, "attention_mask": torch.ones_like(row), "use_cache": False}
         with evaluating(model):
             entropy = base_entropy(decoder, head, context, config.entropy_q, (), inputs)
             decoder(**inputs)
         experts = context.state.gates[name].argmax(dim=-1)
-        seen.append(SeenText(_pieces(tokenizer, ids), entropy[0, :-1].tolist(), experts[0, :-1].tolist(), start))
-    return seen, config
+        seen.append(SeenText(_pieces(tokenizer, ids), entropy[0, :-1].tolist(), experts[0, :-1].tolist()))
+    return seen
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str | Pair) -> tuple[list[int], int]:
+    """Token ids, and the first of the answer, or the second of a plain text."""
+    return encode_pair(tokenizer, text) if isinstance(text, Pair) else (tokenizer(text)["input_ids"], 1)
 
 
 def _gated_adapter(model: Any) -> tuple[GatingContext, str, AlterConfig]:
@@ -116,38 +119,47 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
     return pieces
 
 
-def token_page(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str | Pair]) -> str:
+def token_page(model: Any, tokenizer: PreTrainedTokenizerBase, sets: Mapping[str, Sequence[str | Pair]]) -> str:
     """
-    An HTML fragment (after the paper's Fig. 2): every text with the entropy of its tokens as their background and
-    their expert as their underline, then the commonest tokens above and at or below the entropy threshold, of pairs
-    those of the answers alone.
+    An HTML fragment (after the paper's Fig. 2): examples of each set, with the entropy of their tokens as background
+    and their expert as underline, then the commonest tokens of all texts above and at or below the entropy threshold,
+    of pairs those of the answers alone.
 
-    A token is coloured by the position before it, whose distribution it was drawn from: there S_q was taken, and there
-    the expert was chosen. The first token of a text has neither.
+    Examples are spread over their set, two of each; of the set `forget` one an expert, ten at most. A token is
+    coloured by the position before it, whose distribution it was drawn from: there S_q was taken, and there the expert
+    was chosen. The first token of a text has neither.
 
-    Args, Raises:
-        As for `observe_texts`.
+    Args:
+        model: as for `observe_texts`.
+        sets: name -> texts or pairs.
+
+    Raises:
+        ValueError: a set has no texts, or as for `observe_texts`.
     """
-    seen, config = observe_texts(model, tokenizer, texts)
-    names = ["retain", *(config.domains or [f"forget {i + 1}" for i in range(config.num_forget_experts or 1)])]
+    if empty := [name for name, texts in sets.items() if not texts] or not sets:
+        raise ValueError(f"`sets` has no texts{f' in {empty}' if sets else ''}. Give each set at least one.")
+    _, _, config = _gated_adapter(model)
+    experts = config.num_forget_experts or 1
+    names = ["retain", *(config.domains or [f"forget {i + 1}" for i in range(experts)])]
     highest = max_tsallis_entropy(len(tokenizer), config.entropy_q)
     threshold = config.entropy_threshold
-    assert threshold is not None  # as `observe_texts` has checked
-    clouds: tuple[Counter[str], Counter[str]] = Counter(), Counter()
-    for text in seen:
-        for piece, entropy in zip(text.pieces[text.start :], text.entropy[text.start - 1 :], strict=True):
-            word = piece.strip()
-            if any(character.isalnum() for character in word) and word not in tokenizer.all_special_tokens:
-                clouds[entropy > threshold][word] += 1
+    assert threshold is not None  # as `_gated_adapter` has checked
+    counts = {name: max(EXAMPLES, min(experts, MOST_EXAMPLES) if name == "forget" else 0) for name in sets}
+    examples = [(name, text) for name, texts in sets.items() for text in spread(texts, counts[name])]
+    seen = observe_texts(model, tokenizer, [text for _, text in examples])
+    every = [text for texts in sets.values() for text in texts]
+    clouds = _clouds(model, tokenizer, every, config.entropy_q, threshold)
     legend = " ".join(f'<span style="{_underline(i)}">{escape(name)}</span>' for i, name in enumerate(names))
+    shares = [f"{escape(name)} ({len(texts)})" for name, texts in sets.items()]
     return "\n".join(
         [
             '<section class="tokens">',
             "<h3>Tokens by entropy and expert</h3>",
             f"<p>Background: S<sub>{config.entropy_q:g}</sub> of the base model's prediction of the token, "
             f'<span style="{_background(0.0)}">0</span> to <span style="{_background(1.0)}">{highest:.2f}</span>. '
-            f"Underline: the expert, {legend}.</p>",
-            *(_text(text, names, highest) for text in seen),
+            f"Underline: the expert, {legend}. Examples first, then the commonest tokens of all texts: "
+            f"{', '.join(shares)}.</p>",
+            *(_text(name, text, names, highest) for (name, _), text in zip(examples, seen, strict=True)),
             f"<h4>High-entropy tokens (S above {threshold:.3g}): {clouds[True].total()}</h4>",
             word_cloud(clouds[True]),
             f"<h4>Low-entropy tokens: {clouds[False].total()}</h4>",
@@ -155,6 +167,22 @@ def token_page(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[s
             "</section>",
         ]
     )
+
+
+def _clouds(
+    model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str | Pair], q: float, threshold: float
+) -> dict[bool, Counter[str]]:
+    """Whether S_q is above the threshold -> how often each word is."""
+    encoded = [_encode(tokenizer, text) for text in texts]
+    clouds: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+    entropies = base_entropies(model, encoded, q, desc="tokens")
+    for (ids, start), entropy in zip(encoded, entropies, strict=True):
+        high = (entropy > threshold).tolist()
+        for piece, above in zip(_pieces(tokenizer, ids)[start:], high, strict=True):
+            word = piece.strip()
+            if any(character.isalnum() for character in word) and word not in tokenizer.all_special_tokens:
+                clouds[above][word] += 1
+    return clouds
 
 
 def _background(share: float) -> str:
@@ -166,12 +194,12 @@ def _underline(expert: int) -> str:
     return f"border-bottom:3px solid {colour}"
 
 
-def _text(text: SeenText, names: Sequence[str], highest: float) -> str:
+def _text(set_name: str, text: SeenText, names: Sequence[str], highest: float) -> str:
     spans = [f"<span>{escape(text.pieces[0])}</span>"]
     for piece, entropy, expert in zip(text.pieces[1:], text.entropy, text.experts, strict=True):
         style = f"{_background(entropy / highest)};{_underline(expert)}"
         spans.append(f'<span style="{style}" title="S {entropy:.2f}, {escape(names[expert])}">{escape(piece)}</span>')
-    return f'<p style="white-space:pre-wrap;line-height:2">{"".join(spans)}</p>'
+    return f'<p style="white-space:pre-wrap;line-height:2"><b>{escape(set_name)}</b> {"".join(spans)}</p>'
 
 
 def word_cloud(counts: Counter[str]) -> str:
