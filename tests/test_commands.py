@@ -200,6 +200,16 @@ def test_benchmark_by_a_yaml_file(place, tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "| lora_ga | " in printed and printed.endswith(f"report: {out / 'report.html'}\n")
     assert f"alter-peft benchmark --config {tmp_path / 'grid.yaml'}" in (out / "report.md").read_text()
+    own = ["--model", str(out / "target" / "model"), "--adapter", str(place / "adapter"), "--max_new_tokens", "2"]
+    own += ["--tofu", str(place / "tofu"), "--answered", "2", "--name", "mine", "--seed", "3"]
+    own += ["--output_file", str(out / "mine-3" / "result.json")]
+    main(["evaluate", *own, "--rows", "2"])  # an adapter of one's own joins the grid
+    main(["report", str(out)])
+    assert "| mine | " in capsys.readouterr().out and Result.load(out / "mine-3" / "result.json").seed == 3
+    main(["evaluate", *own])
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(out)])
+    assert ended.value.code == 2 and ": rows is 2 in " in capsys.readouterr().err
 
 
 def test_what_benchmark_refuses(place, tmp_path, capsys):

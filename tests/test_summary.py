@@ -14,12 +14,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import pytest
 from made_up_benchmark import make_benchmark, relearning, save, scores
 
 from alter_peft.evaluation import FORGET_SETS, Score
 from alter_peft.evaluation.attacks import ATTACKS
+from alter_peft.evaluation.evaluate_arguments import EvaluateArguments
 from alter_peft.evaluation.reading import read_benchmark
 from alter_peft.evaluation.summary import ATTACK_KEYS, Estimate, attack_of, is_of_set
 from alter_peft.evaluation.tofu import UTILITY
@@ -211,6 +213,30 @@ def test_a_cell_with_a_score_that_is_no_number_has_failed(folder, score):
     assert found.failed[0].error.startswith("`forget/probability` is ")
 
 
+GRID = {"processes": 1, "data": "tofu", "books": None, "split": "forget01", "retain_rows": 100, "rows": 40}
+GRID |= {"answered": 20, "max_new_tokens": 60}
+
+
+def test_a_result_of_evaluate_joins_what_was_measured_alike(folder):
+    save(folder, "alter", 0, scores=scores(0.1, 0.5), settings=GRID)
+    own = asdict(EvaluateArguments("m", "x.json", tofu="locuslab/TOFU"))
+    own |= {name: value for name, value in GRID.items() if name in own}
+    save(folder, "mine", 3, scores=scores(0.1, 0.5), settings=own)
+    assert [one.name for one in read_benchmark(folder).methods] == ["alter", "lora", "mine"]
+    longer, utility = {**own, "max_new_tokens": 200}, ["utility/model_utility"]
+    save(folder, "mine", 3, scores=scores(0.1, 0.5), settings=longer, without=utility)
+    read_benchmark(folder)  # no score of answers that both have
+    found = scores(0.1, 0.5, forget__rouge=0.5)
+    save(folder, "alter", 0, scores=found, settings=GRID)
+    save(folder, "mine", 3, scores=found, settings=longer, without=utility)
+    with pytest.raises(ValueError, match=r"`forget/rouge`: max_new_tokens is 60 in '.*', but 200 in '.*mine-3/"):
+        read_benchmark(folder)
+    own = asdict(EvaluateArguments("m", "x.json", sets=["forget=mine.jsonl"], forget=["forget"]))
+    save(folder, "mine", 3, scores=scores(0.1, 0.5), settings=own)
+    with pytest.raises(ValueError, match=r"`forget/probability`: sets is .TOFU's. in '.*', but .*mine.jsonl"):
+        read_benchmark(folder)
+
+
 def spoil(folder, change):
     """What a folder may be instead of a benchmark."""
     cells = {name: [folder / f"{name}-{seed}" / "result.json" for seed in range(3)] for name in ("oracle", "alter")}
@@ -234,7 +260,10 @@ def spoil(folder, change):
     elif change == "a text":
         save(folder, "alter", 1, scores={"forget/probability": Score("high", [])})
     elif change == "other questions":
-        save(folder, "alter", 1, scores=scores(0.1, 0.5) | {"forget/truth_ratio": Score(0.5, [0.5] * 3)})
+        save(folder, "lora", 1, scores=scores(0.1, 0.5) | {"forget/truth_ratio": Score(0.5, [0.5] * 3)})
+    elif change == "other settings":  # the first that says so counts; the target's, an old file, does not
+        save(folder, "alter", 0, scores=scores(0.1, 0.5), settings=GRID)
+        save(folder, "lora", 1, scores=scores(0.1, 0.5), settings={**GRID, "split": "forget05"})
     elif change == "twice":
         (folder / "copy").mkdir()
         (folder / "copy" / "result.json").write_text(cells["alter"][0].read_text())
@@ -257,7 +286,11 @@ def spoil(folder, change):
         ("no scores", "alter of seed 1 has neither scores nor an error"),
         ("other scores", r"alter of seed 1 has no score that the oracles have; it has \['other/rouge'\]"),
         ("a text", r"alter-1/result.json' has high as `forget/probability`"),
-        ("other questions", "`forget/truth_ratio` has 4 rows for target of seed 0, but 3 for alter of seed 1"),
+        ("other questions", "`forget/truth_ratio`: number of rows is 4 in '.*', but 3 in '.*lora-1/result.json'"),
+        (
+            "other settings",
+            "`forget/probability`: split is 'forget01' in '.*alter-0/.*, but 'forget05' in '.*lora",
+        ),
         ("twice", r"copy/result.json' is a second cell of alter with seed 0"),
         ("no JSON", r"alter-0/result.json' is no result of a benchmark"),
         ("other JSON", r"alter-0/result.json' is no result of a benchmark \('scores'\)"),

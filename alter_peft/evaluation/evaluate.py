@@ -120,7 +120,8 @@ class Evaluation:
     def run(self) -> Result:
         """Measure part by part; the result is written after each, so that what comes later can't lose it."""
         args = self.args
-        result = Result(Path(args.adapter or args.model).name, 0, settings=asdict(args), environment=environment())
+        name = args.name or Path(args.adapter or args.model).name
+        result = Result(name, args.seed, settings=asdict(args), environment=environment())
         device = next(self.model.parameters()).device.type
         for part, measured in self._parts():
             start = time.monotonic()

@@ -40,7 +40,9 @@ class EvaluateArguments:
     What is measured of a model. At least one of `sets`, `tofu` and `tasks`.
 
     model, adapter: folders or Hub ids; the adapter of any PEFT type, or none.
-    output_file: the scores, row by row, as JSON (see `Result`).
+    output_file: the scores, row by row, as JSON (see `Result`). As `result.json` in a folder of its own in that of a
+        grid, they join its report.
+    name, seed: of the model in that report; by default the last part of the adapter's path, or the model's, and 0.
     as_chat: whether questions are turns of a chat; by default if the tokenizer has a template (see `chat_or_plain`).
     sets: `name=file.jsonl`, rows of `prompt` and `completion`, and for some metrics `wrong`, a list of false answers,
         and `rephrased`, the true one in other words.
@@ -61,8 +63,14 @@ class EvaluateArguments:
     """
 
     model: str = field(metadata={"help": "Folder or Hub id of the model."})
-    output_file: str = field(metadata={"help": "The scores as JSON."})
+    output_file: str = field(
+        metadata={"help": "The scores as JSON; GRID/NAME/result.json joins the report of a grid."}
+    )
     adapter: str | None = field(default=None, metadata={"help": "Folder or Hub id of an adapter of any PEFT type."})
+    name: str | None = field(
+        default=None, metadata={"help": "What the report calls the model; unset: the name of its folder."}
+    )
+    seed: int = field(default=0, metadata={"help": "Of the model's training, as the report tells seeds apart."})
     as_chat: bool | None = field(
         default=None,
         metadata={"help": "Ask in a chat (true) or in plain text (false); unset: a chat if there is a template."},

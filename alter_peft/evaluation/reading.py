@@ -16,8 +16,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from .alike import settings_of
 from .results import Result
 from .summary import ORACLE, TARGET, Benchmark, Model
 
@@ -28,16 +31,18 @@ def read_benchmark(folder: Path) -> Benchmark:
 
     Raises:
         ValueError: a folder without results, without two measured oracles or without a method; a file that is no
-            result; a cell that was measured but shares no score with the oracles; two cells of one name and seed.
+            result; a cell that was measured but shares no score with the oracles, or has one of other questions or
+            measured with other settings; two cells of one name and seed.
     """
     if not folder.is_dir():
         raise ValueError(f"`folder` is '{folder}', but there is no such folder.")
+    files = {path: _load(path) for path in sorted(folder.glob("*/result.json"))}
     cells: dict[str, dict[int, Result]] = defaultdict(dict)
-    for path in sorted(folder.glob("*/result.json")):
-        result = _load(path)
+    for path, result in files.items():
         if result.seed in cells[result.name]:
             raise ValueError(
-                f"'{path}' is a second cell of {result.name} with seed {result.seed}. Remove one of them."
+                f"'{path}' is a second cell of {result.name} with seed {result.seed}. Remove one of them, or measure "
+                "it with another `--name` or `--seed`."
             )
         cells[result.name][result.seed] = result
     if not cells:
@@ -53,6 +58,7 @@ def read_benchmark(folder: Path) -> Benchmark:
                 [result for result in seeds if not result.scores and result.error is not None],
             )
         )
+    _check_alike(files)
     benchmark = Benchmark(folder, models)
     _check(benchmark)
     return benchmark
@@ -85,7 +91,6 @@ def _check(benchmark: Benchmark) -> None:
             f"'{folder}' has {len(oracle.results)} measured oracles{errors}. A band needs at least 2 of different "
             "seeds."
         )
-    _check_rows(benchmark)
     if not set(names) - {TARGET, ORACLE}:
         raise ValueError(f"'{folder}' has no method, only {names}. Run one on the target.")
     if not any(len(set(oracle.found(key))) > 1 for key in benchmark.bands):
@@ -104,15 +109,16 @@ def _check(benchmark: Benchmark) -> None:
                 )
 
 
-def _check_rows(benchmark: Benchmark) -> None:
-    """Scores of other questions are not to be compared."""
-    first: dict[str, Result] = {}
-    for cell in (cell for model in benchmark.models for cell in model.results):
+def _check_alike(files: Mapping[Path, Result]) -> None:
+    """Scores of other questions, or measured with other settings, are not to be compared; old files lack settings."""
+    first: dict[tuple[str, str], tuple[Any, Path]] = {}
+    for path, cell in files.items():
         for key, score in cell.scores.items():
-            one = first.setdefault(key, cell) if score.rows else cell
-            counts = [len(other.scores[key].rows) for other in (one, cell)]
-            if counts[0] != counts[1]:
-                raise ValueError(
-                    f"'{benchmark.folder}': `{key}` has {counts[0]} rows for {one.name} of seed {one.seed}, but "
-                    f"{counts[1]} for {cell.name} of seed {cell.seed}. Measure all on the same questions."
-                )
+            found = settings_of(key, cell) | ({"number of rows": len(score.rows)} if score.rows else {})
+            for name, value in found.items():
+                before, where = first.setdefault((key, name), (value, path))
+                if value != before:
+                    raise ValueError(
+                        f"`{key}`: {name} is {before!r} in '{where}', but {value!r} in '{path}'. Measure both "
+                        "alike, or move one of them out of the folder."
+                    )
