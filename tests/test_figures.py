@@ -155,6 +155,40 @@ def test_what_is_missing_is_said(folder, tmp_path):
     assert captions["relearn_half-held_out-probability"].endswith("Without lora of seed 1: no such curve.")
 
 
+def test_a_label_counts_the_seeds_that_are_drawn(folder, tmp_path, monkeypatch):
+    labels = []
+    for module, name in (("figures", "label_points"), ("curves", "label_ends")):
+        monkeypatch.setattr(f"alter_peft.evaluation.{module}.{name}", lambda axes, found, *_: labels.append(found))
+    save(folder, "oracle", 2, scores=scores(0.11, 0.51, 0.01), seconds={"training": 20})
+    save(folder, "alter", 1, scores=scores(0.1, 0.5), seconds={"training": 9}, without=["utility/model_utility"])
+    drawn(folder, tmp_path / "figures")
+    plane, time, curve = ({label.text for label in found} for found in labels)
+    assert plane == {"target", "oracle (3 seeds)", "alter (1 of 2 seeds)", "lora (1 of 2 seeds)"}
+    assert time == {"alter (1 of 2 seeds)", "lora (1 of 2 seeds)"}
+    assert curve == {"target", "oracle (2 of 3 seeds)", "alter (1 of 2 seeds)", "lora (1 of 2 seeds)"}
+
+
+def test_a_utility_of_0_is_explained_in_the_plane(folder, tmp_path):
+    assert "Model utility is 0" not in drawn(folder, tmp_path / "before")["plane"][0].caption
+    save(folder, "alter", 0, scores=scores(0.1, 0.0, retain__rouge=0.5, real_authors__rouge=0.0))
+    save(folder, "lora", 1, scores=scores(0.1, 0.0, world_facts__rouge=0.0))
+    assert drawn(folder, tmp_path / "after")["plane"][0].caption.endswith(
+        " Model utility is 0 where one of its nine scores is: of alter (2 seeds) real_authors/rouge; of lora "
+        "(1 of 2 seeds) world_facts/rouge."
+    )
+
+
+def test_seconds_of_other_machines_are_no_comparison(folder, tmp_path):
+    caption = drawn(folder, tmp_path / "before")["time"][0].caption
+    assert caption.endswith(" Machine: 2 CPU threads.") and "no comparison" not in caption
+    path = folder / "alter-1" / "result.json"
+    path.write_text(path.read_text().replace("2 CPU threads", "1 CPU threads"))
+    assert drawn(folder, tmp_path / "after")["time"][0].caption.endswith(
+        " Seconds of different machines or threads are no comparison: 2 CPU threads (alter of seed 0, lora of seed "
+        "1); 1 CPU threads (alter of seed 1)."
+    )
+
+
 def test_requests(folder, tmp_path):
     curves = {
         "requests/retain": [(0, 0.9), (1, 0.85), (2, 0.8)],
@@ -167,6 +201,7 @@ def test_requests(folder, tmp_path):
     names = ["requests-retain", "requests-forgotten", "requests-each-alter"]
     assert [name for name in found if name.startswith("requests")] == names
     for name in ("requests-retain", "requests-forgotten"):
+        assert ("oracle is dashed" in found[name][0].caption) == (name == "requests-forgotten")
         assert found[name][0].caption.endswith("Without alter of seed 1, lora of seed 1: no such curve.")
     black = {name: len(ink(found[name][1], "#000000")) for name in ("requests-retain", "requests-forgotten")}
     assert black["requests-forgotten"] > black["requests-retain"] + 500  # the oracle's level

@@ -43,9 +43,7 @@ DISTANCES = """\
 | mean of forget |  |  | 2.1 (0.0 to 2.1) | 37.2 | 0.5 ± 0.4 | 23.5 |
 | mean of holdout |  |  | 0.0 (0.0 to 0.0) | 0.0 | 0.0 ± 0.0 | 0.0 |
 | mean of utility |  |  | 2.1 (0.0 to 2.1) | 5.0 | 1.0 ± 0.0 | 30.0 |
-| mean of the sets |  |  | 1.4 (0.0 to 1.4) | 14.1 | 0.5 ± 0.1 | 17.8 |
-
-[1] Without cells that failed: lora of seed 0."""
+| mean of the sets |  |  | 1.4 (0.0 to 1.4) | 14.1 | 0.5 ± 0.1 | 17.8 |"""
 SCORES = """\
 | score | target | oracle (3 seeds) | alter (2 seeds) | lora (1 of 2 seeds) |
 |---|---|---|---|---|
@@ -54,9 +52,7 @@ SCORES = """\
 | forget/min_k | -0.500 | 2.500 ± 0.100 | 2.500 ± 0 | 6.500 |
 | forget/membership_auc | 0.031 | 0.500 ± 0.125 | 0.500 ± 0 | 1.000 |
 | holdout/min_k | 2.500 | 2.500 ± 0 | 2.500 ± 0 | 2.500 |
-| utility/model_utility | 0.550 | 0.500 ± 0.010 | 0.490 ± 0 | 0.200 |
-
-[1] Without cells that failed: lora of seed 0."""
+| utility/model_utility | 0.550 | 0.500 ± 0.010 | 0.490 ± 0 | 0.200 |"""
 ATTACKS = """\
 | attack | target | oracle (3 seeds) | alter (2 seeds) | lora (1 of 2 seeds) |
 |---|---|---|---|---|
@@ -65,17 +61,13 @@ ATTACKS = """\
 | relearn_half/held_out, step 50 | 1.000 (+40.0) | 0.600 ± 0.010 | 0.500 ± 0 (-10.0 ± 0.0) | 0.900 (+30.0) |
 | asked/misspelt | [1] | 0.050 ± 0 | [1] | [1] |
 
-[1] Not measured for target, alter (2 seeds), lora (1 of 2 seeds).
-
-[2] Without cells that failed: lora of seed 0."""
+[1] Not measured for target, alter (2 seeds), lora (1 of 2 seeds)."""
 GUARDS = """\
 | score | target | oracle (3 seeds) | alter (2 seeds) | lora (1 of 2 seeds) |
 |---|---|---|---|---|
 | forget/astray | [1] | [1] | 0.100 ± 0 | [1] |
 
-[1] Not measured for target, oracle (3 seeds), lora (1 of 2 seeds).
-
-[2] Without cells that failed: lora of seed 0."""
+[1] Not measured for target, oracle (3 seeds), lora (1 of 2 seeds)."""
 CELLS = """\
 | cell | training, s | evaluation, s |
 |---|---|---|
@@ -146,7 +138,7 @@ def test_a_score_that_only_some_seeds_have_says_so(folder):
 def test_a_score_that_an_oracle_lacks_is_named(folder):
     save(folder, "oracle", 1, scores=scores(0.1, 0.5), without=["utility/model_utility"])
     table = found_tables(folder)["Distance to the oracle"]
-    assert "Without `utility/model_utility`, which not every oracle has." in table.notes
+    assert " Without `utility/model_utility`, which not every oracle has." in table.caption
     assert "utility/model_utility" not in [row[0] for row in table.rows]
 
 
@@ -157,7 +149,8 @@ def test_all_seeds_of_a_method_may_fail(folder):
     assert names == ["target", "oracle (3 seeds)", "alter (2 seeds)", "lora, seed 0", "lora, seed 1"]
     assert found["Forgetting and utility"].rows[-1][1].endswith("long ...")
     assert found["Attacks"].columns == ["attack", "target", "oracle (3 seeds)", "alter (2 seeds)"]
-    assert found["Attacks"].notes[-1] == "Without cells that failed: lora of seed 0, lora of seed 1."
+    for title in ("Distance to the oracle", "Scores by set", "Attacks", "Guards"):
+        assert found[title].caption.endswith(" Without cells that failed: lora of seed 0, lora of seed 1.")
 
 
 def test_why_a_score_is_missing(folder):
@@ -224,18 +217,18 @@ def test_where_the_oracles_agree_in_every_row_there_is_a_unit(folder):
     table = found_tables(folder)["Distance to the oracle"]
     strength = cells(table, "forget/extraction_strength")
     assert strength["unit"] == "0.14" and strength["lora (1 of 2 seeds)"] == "+1.7"  # .25 / (1 / (4 sqrt 3))
-    assert cells(table, "b/acc")["unit"] == "0"
-    assert "The oracles agree exactly on `utility/model_utility`, `b/acc`, of which there are no rows: no unit." in (
-        table.notes
-    )
+    assert cells(table, "b/acc")["unit"] == cells(table, "utility/model_utility")["unit"] == "0 [1]"
+    assert table.notes[0] == "The oracles agree exactly on this score, of which there are no rows: no unit."
 
 
 def test_no_distance_under_an_attack_on_one_oracle(folder):
     save(folder, "oracle", 0, scores=scores(0.1, 0.5, quantized__int8__rouge=0.2))
     save(folder, "lora", 1, scores=scores(0.1, 0.5, quantized__int8__rouge=0.9))
     table = found_tables(folder)["Attacks"]
-    assert row(table, "quantized/int8: rouge")[-1] == "0.900"
-    assert any(note.startswith("No distance under quantized/int8: rouge") for note in table.notes)
+    found = cells(table, "quantized/int8: rouge")
+    text, mark = found["lora (1 of 2 seeds)"].split()
+    assert text == "0.900" and found["oracle (3 seeds)"] == "0.200 (1 of 3 seeds)"
+    assert table.notes[int(mark[1:-1]) - 1] == "No distance: fewer than two oracles were so attacked."
 
 
 def test_an_adapter_switched_off_is_beside_the_oracles_own_scores(folder):
@@ -248,7 +241,6 @@ def test_an_adapter_switched_off_is_beside_the_oracles_own_scores(folder):
     assert found["lora (1 of 2 seeds)"] == "0.900 (+80.0)"
     note = table.notes[int(found["oracle (3 seeds)"][1:-1]) - 1]
     assert note == "Not measured for oracle (3 seeds): it has no adapter" and "(3 oracles)" in table.caption
-    assert not any("No distance under switched_off" in note for note in table.notes)
 
 
 def test_one_way_of_asking_that_is_left_out_says_why(folder):
@@ -271,6 +263,37 @@ def test_cells_say_what_differs_between_them(folder):
     assert (of_second["training, s"], of_second["attack: sampling, s"]) == ("9.0", "61")
     assert "Alike in all cells: machine: 2 CPU threads; peft: 0.21." in table.caption
     assert "Settings of all: data: tofu." in table.caption
+
+
+def test_every_note_is_pointed_to(folder):
+    save(folder, "oracle", 0, scores=scores(0.1, 0.5, quantized__int8__rouge=0.2, b__acc=0.5))
+    save(folder, "lora", 1, scores=scores(0.1, 0.5, quantized__int8__rouge=0.9, b__acc=0.5))
+    for table in found_tables(folder).values():
+        text = " ".join(cell for row in table.rows for cell in row)
+        assert [number for number in range(1, len(table.notes) + 1) if f"[{number}]" not in text] == [], table.title
+
+
+def test_the_caption_says_what_the_columns_are(folder, tmp_path):
+    caption = found_tables(folder)["Forgetting and utility"].caption
+    assert caption.startswith("Mean ± sample standard deviation over seeds. P: mean probability of the true answers. ")
+    assert "Truth ratio: " in caption and "Seconds: of the training." in caption and caption.count(" P: ") == 1
+    assert "astray: " in found_tables(folder)["Guards"].caption
+    assert "fluency" not in found_tables(folder)["Guards"].caption
+    absent = ("VerbMem", "BLEU", "EM: ", "ES: ", "acc: ")
+    assert not [name for name in absent if name in caption]
+    for name, seed, value in (("target", 0, 0.9), ("oracle", 0, 0.2), ("oracle", 1, 0.3), ("alter", 0, 0.3)):
+        found = {f"forget/{metric}": Score(value, [value]) for metric in ("verbmem", "knowmem", "bleu", "rouge")}
+        settings = {"data": "locuslab/TOFU", "split": "forget01", "max_new_tokens": 200, "answered": 6}
+        save(tmp_path / "books", name, seed, scores=found, settings={**settings, "books": {"forget": "hyde.txt"}})
+    tables = found_tables(tmp_path / "books")
+    caption = tables["Forgetting and utility"].caption
+    assert all(f"{name}: " in caption for name in ("VerbMem", "KnowMem", "ROUGE-L", "BLEU", "Similarity gap"))
+    assert not [name for name in (" P: ", "KS", "Truth ratio", "PrivLeak", "acc: ", "Seconds") if name in caption]
+    assert tables["Cells"].caption.endswith('Settings of all: answered: 6; books: {"forget": "hyde.txt"}.')
+    assert (
+        "min_k" not in tables["Scores by set"].caption
+        and "forms in which" not in tables["Distance to the oracle"].caption
+    )
 
 
 def test_books(folder):

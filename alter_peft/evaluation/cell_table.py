@@ -25,11 +25,15 @@ from .summary import Benchmark
 from .tables import Table
 
 
+# settings that have no bearing on a grid of books
+OF_TOFU = ("data", "split", "retain_rows", "rows", "requests", "max_new_tokens")
+
+
 def cell_table(benchmark: Benchmark) -> Table:
     """A row a cell: seconds by part, then what differs of the environment and of the settings; the rest is above."""
     cells = [cell for model in benchmark.models for cell in (*model.results, *model.failed)]
     places = [{"machine": cell.machine, **cell.environment} for cell in cells]
-    settings = [{key: _text(value) for key, value in cell.settings.items()} for cell in cells]
+    settings = [{key: _text(value) for key, value in settings_of(cell).items()} for cell in cells]
     parts = list(dict.fromkeys(part for cell in cells for part in cell.seconds))
     place_names, setting_names = _differing(places), _differing(settings)
     columns = ["cell", *(f"{part}, s" for part in parts), *place_names, *(["settings"] if setting_names else [])]
@@ -45,6 +49,12 @@ def cell_table(benchmark: Benchmark) -> Table:
             ]
         )
     return table
+
+
+def settings_of(cell: Result) -> dict[str, Any]:
+    """The settings of a cell; where it is about books, without those that are of TOFU alone."""
+    of_books = cell.settings.get("books") is not None
+    return {name: value for name, value in cell.settings.items() if not (of_books and name in OF_TOFU)}
 
 
 def cell_name(cell: Result) -> str:

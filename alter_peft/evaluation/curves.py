@@ -107,7 +107,8 @@ def plot_curve(benchmark: Benchmark, key: str, path: Path) -> Figure:
     save(axes, path)
     models = benchmark.methods if of_requests else benchmark.measured
     missing = [cell for model in models for cell in model.results if not cell.curves.get(key)]
-    caption = "Each line is a seed; the oracle's is dashed." + without(missing, "such curve")
+    dashed = level is not None or any(cell.curves.get(key) for cell in benchmark.oracle.results)
+    caption = f"Each line is a seed{'; the oracle is dashed' if dashed else ''}." + without(missing, "such curve")
     title = f"Requests: {metric}" if of_requests else name.replace("_", " ").replace("/", ", ").capitalize()
     return Figure(title, caption, path)
 
@@ -125,5 +126,5 @@ def _draw_curves(axes: Axes, benchmark: Benchmark, key: str) -> tuple[list[Label
             axes.plot(*zip(*points, strict=True), "--" if model.name == ORACLE else "-", **look)
             ticks |= {x for x, _ in points}
         last = [points[-1] for points in curves]
-        ends.append(Label(*middle(last), model.label, colour))
+        ends.append(Label(*middle(last), model.label_of(len(curves)), colour))
     return ends, sorted(ticks)

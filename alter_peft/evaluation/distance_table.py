@@ -22,6 +22,10 @@ from .model_tables import absent, note_failed
 from .oracle import cutoff, spread_of
 from .summary import MODEL_UTILITY, ORACLE, Benchmark, Model, estimate, is_of_set
 from .tables import Table
+from .tofu import FORGET_SETS
+
+
+NO_UNIT = "The oracles agree exactly on this score, of which there are no rows: no unit."
 
 
 def distance_table(benchmark: Benchmark) -> Table:
@@ -37,18 +41,16 @@ def distance_table(benchmark: Benchmark) -> Table:
             missing = [other for other in models if not other.found(key)]
             cells.append(distance_text(distances) if distances else absent(table, model, missing, key))
         beside = _range([distances[key] for distances in alone], table)
-        table.rows.append([key, f"{found.center:.3f}", f"{found.spread:.2g}" if found.spread else "0", beside, *cells])
+        unit = f"{found.spread:.2g}" if found.spread else f"0 {table.mark(NO_UNIT)}"
+        table.rows.append([key, f"{found.center:.3f}", unit, beside, *cells])
     of_oracles = [benchmark.summary(distances) for distances in alone]
     of_models = [_summaries(benchmark, model) for model in models]
     for name in benchmark.summary(dict.fromkeys(benchmark.bands, 0.0)):
         cells = [_over_seeds(found, name, table) for found in of_models]
         table.rows.append([name, "", "", _range([found[name] for found in of_oracles], table), *cells])
-    if no_unit := [f"`{key}`" for key, found in benchmark.bands.items() if not found.spread]:
-        table.mark(f"The oracles agree exactly on {', '.join(no_unit)}, of which there are no rows: no unit.")
-    partial = [key for key in benchmark.keys() if is_of_set(key) and key not in benchmark.bands]
+    partial = [f"`{key}`" for key in benchmark.keys() if is_of_set(key) and key not in benchmark.bands]
     if partial:
-        names = ", ".join(f"`{key}`" for key in partial)
-        table.mark(f"Without {names}, which not every oracle has.")
+        table.caption += f" Without {', '.join(partial)}, which not every oracle has."
     return note_failed(table, benchmark)
 
 
@@ -68,9 +70,12 @@ def _caption(benchmark: Benchmark) -> str:
         )
     caption += (
         "Mean ± standard deviation over seeds. The last rows are without sign: the largest of all scores, the mean of "
-        "each set's, and the mean of these; the three forms in which the forget set is asked are one set"
+        "each set's, and the mean of these"
     )
-    return caption + (", and model utility is in none." if MODEL_UTILITY not in benchmark.counted else ".")
+    several = sum(f"{name}/probability" in benchmark.bands for name in FORGET_SETS) > 1
+    caption += "; the forms in which the forget set is asked are one set" if several else ""
+    left_out = MODEL_UTILITY in benchmark.bands and MODEL_UTILITY not in benchmark.counted
+    return caption + (", and model utility is in none." if left_out else ".")
 
 
 def _range(distances: Sequence[float], table: Table) -> str:

@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from .curves import plot_curves
 from .drawing import COLOURS, Figure, Point, middle, new_axes, save, style, without
 from .labels import Label, label_points
 from .results import Result
-from .summary import MEAN, ORACLE, SHARE, TARGET, Benchmark, Model
+from .summary import MEAN, MODEL_UTILITY, ORACLE, SHARE, TARGET, Benchmark, Model
 
 
 # what the forget-utility plane is made of, and its axes; the first that the oracles have
@@ -65,7 +65,7 @@ def plot_plane(benchmark: Benchmark, path: Path) -> Figure | None:
         missing += lacking
         if points and model.name != ORACLE:
             axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=13 if model.name == TARGET else 8)
-            labels.append(Label(*middle(points), model.label, colour))
+            labels.append(Label(*middle(points), model.label_of(len(points)), colour))
     is_probability = keys[0] == "forget/probability"
     if is_probability:
         axes.set_xscale("symlog", linthresh=0.01, linscale=0.4)
@@ -82,6 +82,9 @@ def plot_plane(benchmark: Benchmark, path: Path) -> Figure | None:
         "has forgotten too much."
     )
     caption += " The axis is linear below .01, logarithmic above." if is_probability else ""
+    zeros = [f"of {model.label} {', '.join(model.zero_parts)}" for model in benchmark.measured if model.zero_parts]
+    if keys[1] == MODEL_UTILITY and zeros:
+        caption += f" Model utility is 0 where one of its nine scores is: {'; '.join(zeros)}."
     return Figure("Forgetting against utility", caption + without(missing, "such score"), path)
 
 
@@ -113,7 +116,7 @@ def plot_time(benchmark: Benchmark, path: Path) -> Figure | None:
         missing += lacking
         if points:
             axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=8)
-            labels.append(Label(*middle(points), model.label, colour))
+            labels.append(Label(*middle(points), model.label_of(len(points)), colour))
     if not labels:
         return None
     axes.set_yscale("symlog", linthresh=1)
@@ -136,8 +139,20 @@ def plot_time(benchmark: Benchmark, path: Path) -> Figure | None:
         "logarithmic above."
     )
     caption += " Grey: what the oracles have, each against the others." if oracles else ""
+    caption += _machines([cell for model in benchmark.methods for cell in model.results if cell not in missing])
     caption += without(missing, "seconds, or no finite distance in every score")
     return Figure("Quality against time", caption, path)
+
+
+def _machines(cells: Sequence[Result]) -> str:
+    """Where the seconds come from, and which of them are not to be compared."""
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        found.setdefault(cell.machine, []).append(f"{cell.name} of seed {cell.seed}")
+    if len(found) == 1:
+        return f" Machine: {next(iter(found))}."
+    names = "; ".join(f"{machine} ({', '.join(cells)})" for machine, cells in found.items())
+    return f" Seconds of different machines or threads are no comparison: {names}."
 
 
 def plot_experts(benchmark: Benchmark, path: Path) -> Figure | None:

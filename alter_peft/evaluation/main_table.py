@@ -33,7 +33,6 @@ from .oracle import (
 )
 from .summary import AUC, MODEL_UTILITY, ORACLE, Benchmark, Model, estimate
 from .tables import Table
-from .tofu import UTILITY
 
 
 class Cell(NamedTuple):
@@ -44,18 +43,19 @@ class Cell(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A column of the main table, and what stands there in the row of a model; `None` if that was not measured."""
+    """A column of the main table: what stands there in the row of a model, if it was measured, and what it means."""
 
     name: str
     find: Callable[[Model, Benchmark], Cell | None]
+    meaning: str = ""
 
 
-def _plain(name: str, key: str, digits: int = 3) -> Column:
+def _plain(name: str, key: str, meaning: str = "", digits: int = 3) -> Column:
     def find(model: Model, _: Benchmark) -> Cell | None:
         found = model.estimate(key)
         return None if found is None else Cell(estimate_text(found, digits))
 
-    return Column(name, find)
+    return Column(name, find, meaning)
 
 
 def _tests(model: Model, benchmark: Benchmark) -> list[ForgetQuality]:
@@ -117,48 +117,54 @@ def _utility(model: Model, benchmark: Benchmark) -> Cell | None:
     found = model.estimate(MODEL_UTILITY)
     if found is None:
         return None
-    zeros = {
-        key: None
-        for values in model.values
-        if values.get(MODEL_UTILITY) == 0
-        for key in UTILITY
-        if values.get(key) == 0
-    }
-    names = ", ".join(f"`{key}`" for key in zeros)
+    names = ", ".join(f"`{key}`" for key in model.zero_parts)
     why = f"Model utility is 0 where one of its nine scores is. Of {model.label}: {names}."
     return Cell(estimate_text(found), why if names else None)
 
 
+P = "P: mean probability of the true answers."
+VERBMEM = "VerbMem: ROUGE-L of the first tokens of a passage's continuation."
+KNOWMEM = "KnowMem: ROUGE-L of short answers to questions about a book."
 COLUMNS = [
-    _plain("forget P", "forget/probability"),
-    _plain("paraphrased P", "paraphrased/probability"),
-    _plain("VerbMem", "forget/verbmem"),
-    _plain("KnowMem", "forget/knowmem"),
-    _plain("ROUGE-L", "forget/rouge"),
-    _plain("BLEU", "forget/bleu"),
-    Column("similarity gap", _gap),
-    _plain("truth ratio", "forget/truth_ratio"),
-    _plain("ES", "forget/extraction_strength"),
-    _plain("EM", "forget/exact_memorization"),
-    Column("KS", _ks),
-    Column("p of KS", _p_value),
-    Column("PrivLeak", _privleak),
-    _plain("retain P", "retain/probability"),
-    Column("utility", _utility),
-    _plain("retain VerbMem", "retain/verbmem"),
-    _plain("retain KnowMem", "retain/knowmem"),
+    _plain("forget P", "forget/probability", P),
+    _plain("paraphrased P", "paraphrased/probability", P),
+    _plain("VerbMem", "forget/verbmem", VERBMEM),
+    _plain("KnowMem", "forget/knowmem", KNOWMEM),
+    _plain("ROUGE-L", "forget/rouge", "ROUGE-L: of what the model says in full about the forget set."),
+    _plain("BLEU", "forget/bleu", "BLEU: BLEU-4 of the same."),
+    Column("similarity gap", _gap, "Similarity gap: mean over ROUGE-L and BLEU of |model - oracles|."),
+    _plain(
+        "truth ratio",
+        "forget/truth_ratio",
+        "Truth ratio: probability of the false answers over the true one's, or the inverse where that is smaller.",
+    ),
+    _plain("ES", "forget/extraction_strength", "ES: extraction strength of the forget set."),
+    _plain("EM", "forget/exact_memorization", "EM: exact memorisation of the forget set."),
+    Column(
+        "KS",
+        _ks,
+        "KS: two-sample statistic of the forget set's truth ratios against each oracle's, median and range; the "
+        "oracle's own row has that of its pairs, which is what another seed alone makes.",
+    ),
+    Column(
+        "p of KS",
+        _p_value,
+        "p of KS: median. A high p-value proves nothing: all models answer the same questions, and then it is near 1 "
+        "much sooner than between independent samples; read it beside the oracle's own.",
+    ),
+    Column(
+        "PrivLeak",
+        _privleak,
+        "PrivLeak: 0 is the oracle, in percent; the oracle's own row has each against the others.",
+    ),
+    _plain("retain P", "retain/probability", P),
+    Column("utility", _utility, "Utility: model utility, the harmonic mean of TOFU's nine scores."),
+    _plain("retain VerbMem", "retain/verbmem", VERBMEM),
+    _plain("retain KnowMem", "retain/knowmem", KNOWMEM),
 ]
-SECONDS = _plain("seconds", "seconds/training", 0)
-ACCURACY = "/acc"
-CAPTION = (
-    "Mean ± sample standard deviation over seeds. P: answer probability; ES: extraction strength; EM: exact "
-    "memorisation, all on the forget set. KS: two-sample statistic of the forget set's truth ratios against each "
-    "oracle's, median and range; the oracle's own row has that of its pairs, which is what another seed alone "
-    "makes. A high p-value (median) proves nothing: all models answer the same questions, and then it is near 1 "
-    "much sooner than between independent samples; read it beside the oracle's own. PrivLeak: 0 is the "
-    "oracle, in percent; the oracle's own row has each against the others. acc: accuracy of multiple choice. "
-    "Seconds: of the training."
-)
+SECONDS = _plain("seconds", "seconds/training", "Seconds: of the training.", digits=0)
+ACCURACY, ACC = "/acc", "acc: accuracy of multiple choice."
+CAPTION = "Mean ± sample standard deviation over seeds."
 
 
 def main_table(benchmark: Benchmark) -> Table:
@@ -170,12 +176,13 @@ def main_table(benchmark: Benchmark) -> Table:
     """
     models = benchmark.measured
     tasks = [key for key in benchmark.keys() if key.endswith(ACCURACY)]
-    columns = [*COLUMNS, *(_plain(f"{key.removesuffix(ACCURACY)} acc", key) for key in tasks)]
+    columns = [*COLUMNS, *(_plain(f"{key.removesuffix(ACCURACY)} acc", key, ACC) for key in tasks)]
     columns = [column for column in columns if any(column.find(model, benchmark) for model in models)]
     if not columns:
         columns = [_plain(key, key) for key in benchmark.bands]
     columns += [SECONDS] if any(SECONDS.find(model, benchmark) for model in models) else []
-    table = Table("Forgetting and utility", CAPTION, ["model", *(column.name for column in columns)])
+    caption = " ".join(dict.fromkeys([CAPTION, *(column.meaning for column in columns if column.meaning)]))
+    table = Table("Forgetting and utility", caption, ["model", *(column.name for column in columns)])
     for model in benchmark.models:
         if model.results:
             table.rows.append([model.label, *(_shown(table, model, column, benchmark) for column in columns)])

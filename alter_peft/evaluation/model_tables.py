@@ -26,6 +26,15 @@ from .tables import Table
 
 
 PLAIN = "forget/probability"  # what attacks are to raise
+# guard -> what it is
+GUARDS = {
+    "unique_tokens": "unique_tokens: unique words over words of an answer, near 0 for one that repeats itself.",
+    "fluency": "fluency: mean log-probability of the answers' tokens under the target, in nats; the target knows the "
+    "forget set's answers by heart, so that there it is high for a model that recites them: compare with the oracle.",
+    "high_entropy": "high_entropy: share of answer tokens above the entropy threshold.",
+    "astray": "astray: share of answer tokens that a router sent to the retain expert, of forget sets, or to a forget "
+    "expert, of all others.",
+}
 
 
 def error_text(cell: Result) -> str:
@@ -51,10 +60,10 @@ def _reason(model: Model, key: str) -> str | None:
 
 
 def note_failed(table: Table, benchmark: Benchmark) -> Table:
-    """The table, with the cells that are not in it."""
+    """The table, whose caption names the cells that are not in it."""
     failed = [f"{cell.name} of seed {cell.seed}" for model in benchmark.models for cell in model.failed]
     if failed:
-        table.mark(f"Without cells that failed: {', '.join(failed)}.")
+        table.caption += f" Without cells that failed: {', '.join(failed)}."
     return table
 
 
@@ -63,23 +72,19 @@ def score_table(benchmark: Benchmark) -> Table:
     keys = [key for key in benchmark.keys() if is_of_set(key)]
     sets = list(dict.fromkeys(key.rpartition("/")[0] for key in keys))
     keys.sort(key=lambda key: sets.index(key.rpartition("/")[0]))
-    caption = (
-        "Every score as it was measured, mean ± sample standard deviation over seeds. min_k is in nats, all others "
-        "are in [0, 1]. normalized_probability: p / (p + sum of the false answers')."
-    )
+    metrics = {key.rpartition("/")[2] for key in keys}
+    caption = "Every score as it was measured, mean ± sample standard deviation over seeds."
+    caption += " min_k is in nats, all others are in [0, 1]." if "min_k" in metrics else ""
+    if "normalized_probability" in metrics:
+        caption += " normalized_probability: p / (p + sum of the false answers')."
     return note_failed(_by_model(benchmark, keys, "Scores by set", caption), benchmark)
 
 
 def guard_table(benchmark: Benchmark) -> Table | None:
     """A row a guard, a column a model; `None` if there are none."""
     keys = [key for key in benchmark.keys() if is_guard(key)]
-    caption = (
-        "Guards against false success. unique_tokens: unique words over words of an answer, near 0 for one that "
-        "repeats itself. fluency: mean log-probability of the answers' tokens under the target, in nats; the target "
-        "knows the forget set's answers by heart, so that there it is high for a model that recites them: compare "
-        "with the oracle. high_entropy: share of answer tokens above the entropy threshold. astray: share of answer "
-        "tokens that a router sent to the retain expert, of forget sets, or to a forget expert, of all others."
-    )
+    metrics = {key.rpartition("/")[2] for key in keys}
+    caption = " ".join(["Guards against false success.", *(text for name, text in GUARDS.items() if name in metrics)])
     return note_failed(_by_model(benchmark, keys, "Guards", caption), benchmark) if keys else None
 
 
@@ -115,20 +120,19 @@ def attack_table(benchmark: Benchmark) -> Table | None:
     caption += f" 95 % of true oracles or more are within {limits}." if limits else ""
     plain = [key for key in benchmark.keys() if key == PLAIN]
     table = Table("Attacks", caption, ["attack", *(model.label for model in benchmark.measured)])
-    without = []
     for key in [*plain, *attacks]:
         name = _attack_name(key)
-        without += [name] if is_attack(key) and key not in bands else []
         cells = []
         for model in benchmark.measured:
             distances = [bands[key].distance(value) for value in model.found(key)] if key in bands else []
             beside = estimate(distances, len(distances)) if model.name != ORACLE else None
             text = _value(table, benchmark, model, key)
-            cells.append(f"{text} ({distance_text(beside)})" if beside else text)
+            if beside:
+                text = f"{text} ({distance_text(beside)})"
+            elif is_attack(key) and key not in bands and model.name != ORACLE and model.found(key):
+                text = f"{text} {table.mark('No distance: fewer than two oracles were so attacked.')}"
+            cells.append(text)
         table.rows.append([name, *cells])
-    if without:
-        names = "any attack" if len(without) == len(attacks) else ", ".join(without)
-        table.mark(f"No distance under {names}: fewer than two oracles were so attacked.")
     return note_failed(table, benchmark)
 
 

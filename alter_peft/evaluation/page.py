@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from .cell_table import cell_name
+from .cell_table import cell_name, settings_of
 from .drawing import Figure
 from .results import Result
 from .summary import Benchmark
@@ -92,7 +92,7 @@ def _settings(benchmark: Benchmark) -> str:
 
 
 def _cell(cell: Result) -> str:
-    text = json.dumps(cell.settings, indent=1, default=str)
+    text = json.dumps(settings_of(cell), indent=1, default=str)
     if cell.error is not None:
         text = f"{cell.error}\n\n{text}"
     return f"<details><summary>{escape(cell_name(cell))}</summary><pre>{escape(text)}</pre></details>"

@@ -84,10 +84,20 @@ class Model:
     @property
     def label(self) -> str:
         """The name, and how many seeds stand behind it."""
+        return self.label_of(len(self.results) or len(self.failed))
+
+    def label_of(self, count: int) -> str:
+        """The name, and how many of its seeds are shown."""
         total = len(self.results) + len(self.failed)
-        if self.results and self.failed:
-            return f"{self.name} ({len(self.results)} of {total} seeds)"
+        if count < total:
+            return f"{self.name} ({count} of {total} seeds)"
         return self.name if total == 1 else f"{self.name} ({total} seeds)"
+
+    @property
+    def zero_parts(self) -> list[str]:
+        """Which of the nine scores of model utility are 0 where it is."""
+        zero = [values for values in self.values if values.get(MODEL_UTILITY) == 0]
+        return list(dict.fromkeys(key for values in zero for key in UTILITY if values.get(key) == 0))
 
     @cached_property
     def scores(self) -> list[dict[str, Score]]:
