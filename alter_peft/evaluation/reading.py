@@ -15,8 +15,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,34 +33,39 @@ def read_benchmark(folder: Path) -> Benchmark:
             result; a cell that was measured but shares no score with the oracles, or has one of other questions or
             measured with other settings; two cells of one name and seed.
     """
+    files = _read_files(folder)
+    benchmark = _gathered(folder, files.values())
+    _check_alike(files)
+    _check(benchmark)
+    return benchmark
+
+
+def _read_files(folder: Path) -> dict[Path, Result]:
+    """Every result of a folder, each of another name or seed."""
     if not folder.is_dir():
         raise ValueError(f"`folder` is '{folder}', but there is no such folder.")
     files = {path: _load(path) for path in sorted(folder.glob("*/result.json"))}
-    cells: dict[str, dict[int, Result]] = defaultdict(dict)
+    if not files:
+        raise ValueError(f"`folder` is '{folder}', but there is no */result.json in it. Run the benchmark first.")
+    known: set[tuple[str, int]] = set()
     for path, result in files.items():
-        if result.seed in cells[result.name]:
+        if (result.name, result.seed) in known:
             raise ValueError(
                 f"'{path}' is a second cell of {result.name} with seed {result.seed}. Remove one of them, or measure "
                 "it with another `--name` or `--seed`."
             )
-        cells[result.name][result.seed] = result
-    if not cells:
-        raise ValueError(f"`folder` is '{folder}', but there is no */result.json in it. Run the benchmark first.")
-    names = sorted(cells, key=lambda name: ((TARGET, ORACLE).index(name) if name in (TARGET, ORACLE) else 2, name))
-    models = []
-    for name in names:
-        seeds = [result for _, result in sorted(cells[name].items())]
-        models.append(
-            Model(
-                name,
-                [result for result in seeds if result.scores or result.error is None],
-                [result for result in seeds if not result.scores and result.error is not None],
-            )
-        )
-    _check_alike(files)
-    benchmark = Benchmark(folder, models)
-    _check(benchmark)
-    return benchmark
+        known.add((result.name, result.seed))
+    return files
+
+
+def _gathered(folder: Path, cells: Iterable[Result]) -> Benchmark:
+    """By model, target and oracle first, and by seed."""
+    models: dict[str, Model] = {}
+    first = (TARGET, ORACLE)
+    for cell in sorted(cells, key=lambda cell: (*(cell.name != name for name in first), cell.name, cell.seed)):
+        model = models.setdefault(cell.name, Model(cell.name, [], []))
+        (model.results if cell.scores or cell.error is None else model.failed).append(cell)
+    return Benchmark(folder, list(models.values()))
 
 
 def _load(path: Path) -> Result:
