@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,9 +73,9 @@ def arguments(base, tmp_path, monkeypatch):
     monkeypatch.setattr("alter_peft.evaluation.attacks.ATTACKS", {"fake": fake_attack})
     original = cells.teach
 
-    def counted(model, tokenizer, rows, folder, seed, **options):
+    def counted(model, tokenizer, rows, folder, seed, record, **options):
         calls.append((folder.parent.name, len(rows)))
-        return original(model, tokenizer, rows, folder, seed, disable_tqdm=True, **options)
+        return original(model, tokenizer, rows, folder, seed, record, disable_tqdm=True, **options)
 
     monkeypatch.setattr(cells, "teach", counted)
 
@@ -285,8 +286,43 @@ def test_results_of_other_settings_are_refused(arguments, quick):
     with pytest.raises(ValueError, match=r"`retain_rows` is 4, but .*target.result.json was made with 6\. Choose ano"):
         run_benchmark(arguments(retain_rows=4))
     options = {"teach": {"num_train_epochs": 2}}
-    with pytest.raises(ValueError, match=r"`options` is {'num_train_epochs': 2}, but"):
+    with pytest.raises(ValueError, match=r"`options` for 'teach' is {'num_train_epochs': 2}, but"):
         run_benchmark(arguments(options=options))
+
+
+def test_a_method_on_another_target_is_refused(arguments, quick, tmp_path):
+    """The folders of target and oracles were removed, as the error says, to teach them otherwise."""
+    run_benchmark(arguments())
+    out = tmp_path / "out"
+    for name in ("target", "oracle-0", "oracle-1"):
+        shutil.rmtree(out / name)
+    changed = arguments(options={"teach": {"max_steps": 2}})
+    message = r"`options` for 'teach' is {'max_steps': 2}, but .*random-0.result.json was made with {'max_steps': 1}"
+    with pytest.raises(ValueError, match=rf"{message}.* remove the folder .*random-0\."):
+        Grid(changed)
+    old = Result.load(out / "random-0" / "result.json")
+    del old.settings["teach"]  # as it was before that was recorded
+    old.save(out / "random-0" / "result.json")
+    Grid(changed)
+
+
+@pytest.mark.parametrize("name", ["target", "oracle-1"])
+def test_a_model_that_was_taught_otherwise_is_not_taken(arguments, quick, tmp_path, name):
+    """It stands there without a result: the run had stopped, or someone has copied it."""
+    run_benchmark(arguments())
+    out = tmp_path / "out"
+    for folder in out.iterdir():
+        (folder / "result.json").unlink()
+        if folder.name != name:
+            shutil.rmtree(folder)
+    changed = arguments(options={"teach": {"max_steps": 2}})
+    with pytest.raises(ValueError, match=rf"`options` for 'teach' is .*{name}.model.taught.json was made with"):
+        Grid(changed)
+    with pytest.raises(ValueError, match=rf"`retain_rows` is 4, but .*taught.json was made with 6.*{name}\."):
+        Grid(arguments(retain_rows=4))
+    calls.clear()
+    run_benchmark(arguments())
+    assert (name, 10 if name == "target" else 6) not in calls and len(calls) == 3
 
 
 def test_another_rate_of_relearning_is_refused_where_one_was_measured(arguments, quick, monkeypatch):

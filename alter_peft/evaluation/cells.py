@@ -15,8 +15,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,12 +30,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from .answers import Pair, chat_or_plain, check_scored, score_answers
 from .attacks import attack
 from .choices import evaluate_choices
-from .methods import METHODS, load, teach
+from .methods import METHODS, RECORD, load, teach
 from .relearning import LEARNING_RATE
 from .results import Result, environment, machine
 from .sequential import kept_probabilities, load_requests, run_requests
 from .settings import Setting
-from .summary import is_attack
+from .summary import ORACLE, TARGET, is_attack
 from .tokens import token_page
 
 
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 UNMEASURED = "stopped before it was measured"
+# The settings that the weights of target and oracles depend on
+TAUGHT_WITH = ("model", "data", "split", "books", "retain_rows", "processes", "options")
 
 
 class Cell:
@@ -51,7 +54,8 @@ class Cell:
     One model of the grid, in a folder of its own.
 
     Args:
-        settings: of the whole grid; a cell adds its method's options.
+        settings: of the whole grid; a cell adds its method's options and, as `"teach"`, those that the target was
+            taught with.
         name: `"target"`, `"oracle"` or a name of `METHODS`.
 
     Raises:
@@ -70,28 +74,40 @@ class Cell:
         assert isinstance(args.options, dict)
         self.args, self.setting, self.tokenizer, self.name, self.seed = args, setting, tokenizer, name, seed
         out = Path(args.output_dir)
-        self.target = Path(args.target) if args.target else out / "target" / "model"
-        self.folder = out / ("target" if name == "target" else f"{name}-{seed}")
+        self.target = Path(args.target) if args.target else out / TARGET / "model"
+        self.folder = out / (TARGET if name == TARGET else f"{name}-{seed}")
         self.path = self.folder / "result.json"
-        self.options = args.options.get("teach" if name in ("target", "oracle") else name, {})
+        self.teaches = name == ORACLE or (name == TARGET and not args.target)
+        self.options = args.options.get("teach" if name in (TARGET, ORACLE) else name, {})
         self.settings = {**settings, "options": self.options}
+        if name not in (TARGET, ORACLE) and not args.target:
+            self.settings["teach"] = args.options.get("teach", {})
+        self.record = {"seed": seed, **{key: self.settings[key] for key in TAUGHT_WITH}}
         self.choices: dict[str, Any] = {"limit": args.limit, "form": args.form}
-        if self.path.is_file():
-            self._check(Result.load(self.path))
+        self._check()
 
-    def _check(self, result: Result) -> None:
-        before = {"relearning_rate": LEARNING_RATE, **result.settings}
-        tasks = {name: self.choices for name in self.args.tasks if name in before.get("tasks", {})}
-        settings = dict(self.settings)
-        if "relearning" in self.args.attacks and "attack: relearning" in result.seconds:
-            settings["relearning_rate"] = self.args.relearning_rate
-        for found, wanted in ((before, settings), (before.get("tasks", {}), tasks)):
-            changed = [key for key in wanted if found.get(key) != wanted[key]]
-            if changed:
-                key = changed[0]
+    def _check(self) -> None:
+        if self.path.is_file():
+            result = Result.load(self.path)
+            before = {"relearning_rate": LEARNING_RATE, **result.settings}
+            tasks = {name: self.choices for name in self.args.tasks if name in before.get("tasks", {})}
+            settings = {key: value for key, value in self.settings.items() if key != "teach" or key in before}
+            if "relearning" in self.args.attacks and "attack: relearning" in result.seconds:
+                settings["relearning_rate"] = self.args.relearning_rate
+            self._compare(self.path, before, settings)
+            self._compare(self.path, before.get("tasks", {}), tasks)
+        record = self.folder / "model" / RECORD
+        if self.teaches and record.is_file():
+            self._compare(record, json.loads(record.read_text()), self.record)
+
+    def _compare(self, path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        for key, value in wanted.items():
+            if found.get(key) != value:
+                owner = self.name if key == "options" and self.name not in (TARGET, ORACLE) else "teach"
+                what = f"`options` for {owner!r}" if key in ("options", "teach") else f"`{key}`"
                 raise ValueError(
-                    f"`{key}` is {wanted[key]!r}, but {self.path} was made with {found.get(key)!r}. Choose another "
-                    "`output_dir`, or remove that folder."
+                    f"{what} is {value!r}, but {path} was made with {found.get(key)!r}. Choose another `output_dir`, "
+                    f"or remove the folder {self.folder}."
                 )
 
     def run(self) -> Result:
@@ -127,7 +143,7 @@ class Cell:
         try:
             return part()
         except Exception as error:
-            if self.name == "target" and not (self.path.is_file() and Result.load(self.path).scores):
+            if self.name == TARGET and not (self.path.is_file() and Result.load(self.path).scores):
                 raise
             logger.warning(f"A part of {self.folder.name} failed.", exc_info=True)
             errors.append(f"{type(error).__name__}: {error}")
@@ -138,9 +154,9 @@ class Cell:
 
     def _model(self, result: Result) -> Any:
         """The trained model, from the folder if it is there."""
-        if self.name == "target" and self.args.target:
+        if self.name == TARGET and self.args.target:
             return load(self.target)
-        if self.name in ("target", "oracle"):
+        if self.name in (TARGET, ORACLE):
             return self._taught(result)
         if self.setting.requests is not None:
             return self._after_requests(result, self.setting.requests)
@@ -157,9 +173,9 @@ class Cell:
         place = self.folder / "model"
         if (place / "config.json").is_file():
             return load(place)
-        rows = self.setting.taught if self.name == "target" else self.setting.kept
+        rows = self.setting.taught if self.name == TARGET else self.setting.kept
         with _timing(result, "training"):
-            model = teach(load(self.args.model), self.tokenizer, rows, place, self.seed, **self.options)
+            model = teach(load(self.args.model), self.tokenizer, rows, place, self.seed, self.record, **self.options)
         self._trained(result)
         return model
 
@@ -193,7 +209,7 @@ class Cell:
     def _evaluate(self, result: Result, model: Any) -> None:
         with _timing(result, "evaluation"), _precision():
             check_scored(model)
-            judge = model if self.name == "target" else load(self.target) if self.name == "oracle" else None
+            judge = model if self.name == TARGET else load(self.target) if self.name == ORACLE else None
             result.scores = self.setting.evaluate(model, self.tokenizer, judge)
             if any(key.endswith("/astray") for key in result.scores):  # tokens are routed
                 rows = self.setting.rows

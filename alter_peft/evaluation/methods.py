@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
@@ -48,6 +49,7 @@ class Task(NamedTuple):
     calibration: Dataset | None = None
 
 
+RECORD = "taught.json"  # beside the weights of a target or an oracle: what it was taught with
 # Learning rate and batch of the pilot (docs/log.md); TOFU teaches for 5 epochs
 TEACHING: dict[str, Any] = {
     "num_train_epochs": 5, "per_device_train_batch_size": 8, "learning_rate": 2e-4, "warmup_steps": 10,
@@ -67,6 +69,7 @@ def teach(
     rows: Dataset,
     folder: Path,
     seed: int,
+    record: dict[str, Any] | None = None,
     **options: Any,
 ) -> PreTrainedModel:
     """
@@ -75,6 +78,7 @@ def teach(
     The target of a benchmark is taught everything, an oracle all but the forget set.
 
     Args:
+        record: what it is taught with, saved beside the weights as `RECORD`.
         options: of [`~trl.SFTConfig`], over `TEACHING`.
     """
     args = SFTConfig(output_dir=str(folder), seed=seed, **{**_quiet(), **TEACHING, **options})
@@ -84,6 +88,8 @@ def teach(
         partial_folder = folder.with_suffix(".partial")
         model.save_pretrained(partial_folder)
         tokenizer.save_pretrained(partial_folder)
+        if record is not None:
+            (partial_folder / RECORD).write_text(json.dumps(record, indent=1))
         partial_folder.replace(folder)
     state.wait_for_everyone()
     return load(folder)
