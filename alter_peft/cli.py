@@ -18,12 +18,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-import types
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 import yaml
@@ -34,7 +33,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl.scripts.utils import TrlParser
 
 from .evaluation.commands import benchmark, evaluate, report
-from .options import json_object
+from .options import alternatives, json_object
 from .trainer import AlterUnlearnConfig, AlterUnlearnTrainer
 from .trainer.card import described_level
 from .tuner import AlterConfig
@@ -59,14 +58,9 @@ class ScriptArguments:
     )
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type itself."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
 def _flag_type(hint: Any) -> Any:
     """The one type that a flag can parse, for a field that may be of several."""
-    options = _alternatives(hint)
+    options = alternatives(hint)
     lists = [option for option in options if get_origin(option) is list]
     if lists:
         return lists[0] | None
@@ -99,7 +93,7 @@ def _adapter_config(arguments: Any) -> AlterConfig:
     """The AlterConfig that the flags and the YAML file describe."""
     hints, values = get_type_hints(AlterConfig), {}
     for inner in _adapter_fields():
-        value, options = getattr(arguments, inner.name), _alternatives(hints[inner.name])
+        value, options = getattr(arguments, inner.name), alternatives(hints[inner.name])
         holds = {get_origin(option) or option for option in options}
         if value is None:
             continue

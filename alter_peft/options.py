@@ -16,8 +16,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
-from typing import Any
+import types
+from argparse import ArgumentError
+from collections.abc import Collection, Mapping
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from transformers import HfArgumentParser
 
 
 def json_object(name: str, text: str) -> dict[str, Any]:
@@ -34,6 +38,45 @@ def json_object(name: str, text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"`{name}` is {text!r}, but must be a JSON object such as '{{\"q_proj\": 4}}'.")
     return value
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type itself."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def parse_values(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Values of fields of a dataclass as its flags take them: the text "5e-4", which it is to YAML, is a number there.
+
+    Args:
+        values: field -> value; all that have no default must be there. A dict, an empty list and
+            `None` are left as they are where they may be.
+
+    Raises:
+        ValueError: a value that its flag does not take.
+    """
+    parser, hints = HfArgumentParser(config, exit_on_error=False), get_type_hints(config)
+    flags: dict[str, list[str]] = {}
+    for name, value in values.items():
+        kinds = {get_origin(kind) or kind for kind in alternatives(hints[name])}
+        whole = value in (None, []) or isinstance(value, dict)  # there is no flag for it
+        if (whole and type(value) in kinds) or value == parser.get_default(name):
+            continue
+        flags[name] = [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
+    found, wrong = dict(values), None
+    try:
+        parsed, _ = parser.parse_known_args([part for flag in flags.values() for part in flag])
+        for name in flags:
+            found[name] = getattr(parsed, name)
+            wrong = name if isinstance(values[name], list) and not isinstance(found[name], list) else wrong
+    except ArgumentError as error:
+        wrong = str(error.argument_name).partition("/")[0].lstrip("-")
+    if wrong is not None:
+        kind = hints[wrong].__name__ if isinstance(hints[wrong], type) else str(hints[wrong]).replace("typing.", "")
+        raise ValueError(f"`{wrong}` is {values[wrong]!r}, but must be {kind}.")
+    # what is the same number stays as it was written: 3, not 3.0
+    return {name: values[name] if value == values[name] else value for name, value in found.items()}
 
 
 def check_known(name: str, values: Collection[str], known: Collection[str]) -> None:

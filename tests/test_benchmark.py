@@ -278,6 +278,14 @@ def test_finished_requests_are_not_made_again(arguments, quick, monkeypatch):
     assert result.curves == broken.curves and result.seconds["training"] == broken.seconds["training"]
 
 
+def test_options_of_yaml_are_numbers(arguments):
+    """To YAML 5e-4 is a text, and one value no list."""
+    options = {"random": {"learning_rate": "5e-4", "max_steps": -1}, "teach": {"num_train_epochs": "2"}}
+    found = arguments(options=options, seeds=3, max_new_tokens="7")
+    assert found.options["random"] == {"learning_rate": 5e-4, "max_steps": -1}
+    assert found.options["teach"] == {"num_train_epochs": 2} and found.seeds == [3] and found.max_new_tokens == 7
+
+
 # ---- bad input ------------------------------------------------------------------------------------------------------
 
 
@@ -363,6 +371,26 @@ def test_another_rate_of_relearning_is_refused_where_one_was_measured(arguments,
             {"options": {"teach": {"lr_scheduler_type": "magic"}}},
             "`options` for 'teach' are .*, which SFTConfig refuses",
         ),
+        (
+            {"options": {"random": {"learning_rate": "high"}}},
+            "`options` for 'random' are .*'high'.*, which SFTConfig refuses: `learning_rate` is 'high', but must be",
+        ),
+        ({"options": {"random": {"learning_rate": -1}}}, "`learning_rate` is -1, but must be 0 or more"),
+        ({"options": {"random": {"num_train_epochs": 0}}}, "`num_train_epochs` is 0, but must be above 0"),
+        ({"options": {"teach": {"num_train_epochs": -1}}}, "'teach' .*`num_train_epochs` is -1, but must be above 0"),
+        ({"options": {"random": {"max_steps": 0}}}, "`max_steps` is 0, but must be 1 or more, or -1"),
+        (
+            {"options": {"random": {"per_device_train_batch_size": 0}}},
+            "`per_device_train_batch_size` is 0, but must be 1 or more",
+        ),
+        (
+            {"options": {"teach": {"save_strategy": "epoch", "report_to": "all"}}},
+            r"`options` has \['report_to', 'save_strategy'\] for 'teach', which the benchmark sets itself",
+        ),
+        ({"max_new_tokens": [3]}, r"`max_new_tokens` is \[3\], but must be int"),
+        ({"books": 3}, "`books` is '3', but must be a JSON object"),
+        ({"seeds": [0, -1]}, r"`seeds` has \[-1\], but must be from 0 to"),
+        ({"requests": 0}, "`requests` is 0, but must be 1 or more"),
         ({"answered": 0}, "`answered` is 0, but must be 1 or more"),
         ({"books": {"forget": "a.txt"}, "rows": 3}, "`rows` is set, but it is of TOFU alone"),
         ({"oracle_seeds": [0, 0]}, r"`oracle_seeds` is \[0, 0\], but a benchmark needs 2 oracles at least"),

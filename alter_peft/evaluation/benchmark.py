@@ -23,12 +23,12 @@ from typing import Any, Literal
 from accelerate import PartialState
 from transformers import AutoConfig, AutoTokenizer
 
-from alter_peft.options import check_counts, check_known, json_object
+from alter_peft.options import check_counts, check_known, json_object, parse_values
 
 from .attacks import ATTACKS
 from .cells import Cell
 from .choices import read_tasks
-from .methods import METHODS, check_options
+from .methods import METHODS, read_options
 from .packages import require_packages
 from .relearning import LEARNING_RATE
 from .results import Result
@@ -110,9 +110,12 @@ class BenchmarkArguments:
         self.options = {} if self.options is None else self.options
         if not (isinstance(self.options, dict) and all(isinstance(own, dict) for own in self.options.values())):
             raise ValueError(f"`options` is {self.options!r}, but must be method -> {{option: value}}.")
+        others = {name: value for name, value in vars(self).items() if name != "options"}
+        for name, value in parse_values(BenchmarkArguments, others).items():
+            setattr(self, name, value)
         if isinstance(self.books, str):
             self.books = json_object("books", self.books)
-        check_counts(self, ("answered", "rows", "retain_rows", "limit", "max_new_tokens", "batch_size"))
+        check_counts(self, ("answered", "rows", "retain_rows", "limit", "max_new_tokens", "batch_size", "requests"))
         if not self.relearning_rate > 0:
             raise ValueError(f"`relearning_rate` is {self.relearning_rate}, but must be above 0.")
         for name, known in (("methods", METHODS), ("attacks", ATTACKS), ("options", {**METHODS, "teach": None})):
@@ -120,10 +123,13 @@ class BenchmarkArguments:
         for name in ("methods", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"`{name}` is empty. Give at least one.")
+        for name in ("seeds", "oracle_seeds"):
+            unusable = [seed for seed in getattr(self, name) if not 0 <= seed < 2**32]
+            if unusable:
+                raise ValueError(f"`{name}` has {unusable}, but must be from 0 to 2**32 - 1.")
         if Path(self.output_dir).exists() and not Path(self.output_dir).is_dir():
             raise ValueError(f"`output_dir` is {self.output_dir!r}, but that is a file. Give a folder.")
-        for name, own in self.options.items():
-            check_options(name, own)
+        self.options = {name: read_options(name, own) for name, own in self.options.items()}
         if len(set(self.oracle_seeds)) < 2:
             raise ValueError(
                 f"`oracle_seeds` is {self.oracle_seeds}, but a benchmark needs 2 oracles at least: their spread is "

@@ -29,6 +29,7 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig
 
+from alter_peft.options import check_counts, parse_values
 from alter_peft.trainer import AlterUnlearnConfig, AlterUnlearnTrainer
 from alter_peft.trainer.inputs import as_chat
 from alter_peft.tuner import AlterConfig
@@ -109,24 +110,40 @@ def _quiet() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def check_options(name: str, options: dict[str, Any]) -> None:
+# What a cell rests on: checkpoints would stand in the way of what is saved, and there are no rows for an evaluation
+OWN = {"output_dir", "seed", "save_strategy", "eval_strategy", "report_to", "push_to_hub"}
+
+
+def read_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """
-    Raise a `ValueError` if these are no options of the training of a method, or of `"teach"`.
+    Options of the training of a method as the fields of its configuration take them.
 
     Args:
         name: of `METHODS`, or `"teach"`.
+
+    Raises:
+        ValueError: an option that is not known, is the benchmark's own, or has a value that is of no use.
     """
     config = AlterUnlearnConfig if name.startswith(("alter", "asymlora")) else SFTConfig
-    taken = sorted({"seed", "output_dir"} & options.keys())
+    taken = sorted(OWN & options.keys())
     if taken:
         raise ValueError(f"`options` has {taken} for {name!r}, which the benchmark sets itself. Remove them.")
     unknown = sorted(set(options) - {field.name for field in fields(config)})
     if unknown:
         raise ValueError(f"`options` has {unknown} for {name!r}, but those must be fields of {config.__name__}.")
     try:
-        config(output_dir="", **{**_quiet(), **options})
+        found = parse_values(config, options)
+        args = config(output_dir="", **{**_quiet(), **found})
+        check_counts(args, ("per_device_train_batch_size", "gradient_accumulation_steps"))
+        if not args.learning_rate >= 0:
+            raise ValueError(f"`learning_rate` is {args.learning_rate}, but must be 0 or more.")
+        if not args.num_train_epochs > 0:
+            raise ValueError(f"`num_train_epochs` is {args.num_train_epochs}, but must be above 0.")
+        if args.max_steps < 1 and args.max_steps != -1:
+            raise ValueError(f"`max_steps` is {args.max_steps}, but must be 1 or more, or -1 for whole epochs.")
     except (TypeError, ValueError) as error:
-        raise ValueError(f"`options` for {name!r} are {options}, which {config.__name__} refuses: {error}.") from error
+        raise ValueError(f"`options` for {name!r} are {options}, which {config.__name__} refuses: {error}") from error
+    return found
 
 
 def _alter(

@@ -1,0 +1,76 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Options as text and from YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+from trl import SFTConfig
+
+from alter_peft.options import parse_values
+from alter_peft.trainer import AlterUnlearnConfig
+
+
+@dataclass
+class Arguments:
+    model: str
+    rate: float = 0.1
+    rows: int | None = None
+    seeds: list[int] = field(default_factory=list)
+    form: Literal["letters", "texts"] = "letters"
+    books: dict[str, Any] | str | None = None
+    loud: bool = False
+
+
+def test_values_are_those_of_their_fields():
+    given = {"model": "m", "rate": "5e-4", "rows": "3", "seeds": ["0", 1], "books": {"forget": 3}, "loud": "true"}
+    expected = {**given, "rate": 5e-4, "rows": 3, "seeds": [0, 1], "loud": True}
+    assert parse_values(Arguments, given) == expected
+    assert parse_values(Arguments, {"model": "m", "seeds": 3, "rows": None}) == {
+        "model": "m", "seeds": [3], "rows": None
+    }  # fmt: skip
+    whole = parse_values(Arguments, {"model": "m", "rate": 3, "seeds": []})
+    assert whole == {"model": "m", "rate": 3, "seeds": []} and isinstance(whole["rate"], int)  # as it was written
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rate": "high"}, "`rate` is 'high', but must be float."),
+        ({"rate": True}, "`rate` is True, but must be float."),
+        ({"rate": None}, "`rate` is None, but must be float."),
+        ({"rows": [3]}, "`rows` is [3], but must be int | None."),
+        ({"rows": []}, "`rows` is [], but must be int | None."),
+        ({"rows": {"a": 1}}, "`rows` is {'a': 1}, but must be int | None."),
+        ({"rows": 2.5}, "`rows` is 2.5, but must be int | None."),
+        ({"seeds": ["one"]}, "`seeds` is ['one'], but must be list[int]."),
+        ({"form": "words"}, "`form` is 'words', but must be Literal['letters', 'texts']."),
+        ({"loud": "perhaps"}, "`loud` is 'perhaps', but must be bool."),
+    ],
+)
+def test_what_no_flag_takes_is_refused(changes, message):
+    with pytest.raises(ValueError) as raised:
+        parse_values(Arguments, {"model": "m", **changes})
+    assert str(raised.value) == message
+
+
+def test_the_configurations_of_the_trainers_are_read():
+    options = {"learning_rate": "5e-4", "lr_scheduler_kwargs": {"a": 1}, "lr_scheduler_type": "constant"}
+    assert parse_values(SFTConfig, options) == {**options, "learning_rate": 5e-4}
+    assert parse_values(AlterUnlearnConfig, {"landing_tolerance": None}) == {"landing_tolerance": None}
+    with pytest.raises(ValueError, match="`forget_loss` is 'flat', but must be Literal"):
+        parse_values(AlterUnlearnConfig, {"forget_loss": "flat"})
