@@ -144,6 +144,47 @@ def test_a_failed_cell_says_so_and_is_tried_again(arguments, quick, monkeypatch)
     assert results[3].error is None and results[3].scores and calls == [("random", 0)]
 
 
+def test_a_failed_cell_can_be_corrected(arguments, quick, monkeypatch):
+    """By other options: nothing that was measured is lost."""
+    run_benchmark(arguments(methods=["broken"], options={"broken": {"learning_rate": 9.0}}))
+    seen = []
+
+    def mended(model, tokenizer, task, folder, seed, options):
+        seen.append(options)
+        return random_adapter(model, tokenizer, task, folder, seed, options)
+
+    monkeypatch.setitem(cells.METHODS, "broken", mended)
+    path = Path(arguments().output_dir) / "broken-0" / "result.json"
+    failed = Result.load(path)
+    failed.seconds, failed.curves = {"training": 3.0}, {"requests/retain": [(0.0, 0.5)]}  # it was trained: a NaN
+    failed.save(path)
+    options = {"broken": {"learning_rate": 1e-3}, "teach": {"max_steps": 1}}
+    with pytest.raises(ValueError, match=r"`options` for 'teach' is {'max_steps': 1}, but .*target.result.json"):
+        Grid(arguments(methods=["broken"], options=options))
+    del options["teach"]
+    result = run_benchmark(arguments(methods=["broken"], options=options))[-1]
+    assert seen == [{"learning_rate": 1e-3}] and result.error is None and result.scores
+    assert result.settings["options"] == {"learning_rate": 1e-3} and result.curves == {}
+    message = r"`options` for 'broken' is {}, but .* or remove the folder .*broken-0\."
+    with pytest.raises(ValueError, match=message):
+        Grid(arguments(methods=["broken"], options={}))
+
+
+def test_a_target_that_failed_can_be_taught_otherwise(arguments, quick, monkeypatch, tmp_path):
+    def refuse(model):
+        raise ValueError("NaN")
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="NaN"):
+        patch.setattr(cells, "check_scored", refuse)
+        run_benchmark(arguments())
+    assert (tmp_path / "out" / "target" / "model" / "config.json").is_file()
+    calls.clear()
+    target = run_benchmark(arguments(options={"teach": {"max_steps": 2}}))[0]
+    assert calls[0] == ("target", 10) and target.settings["options"] == {"max_steps": 2} and target.error is None
+    record = json.loads((tmp_path / "out" / "target" / "model" / "taught.json").read_text())
+    assert record["options"] == {"max_steps": 2} and record["retain_rows"] == 6
+
+
 def test_what_was_trained_is_not_trained_again(arguments, quick, monkeypatch):
     """A run that stopped while it measured."""
 

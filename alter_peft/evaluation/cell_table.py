@@ -59,8 +59,7 @@ def settings_of(cell: Result) -> dict[str, Any]:
 
 def cell_name(cell: Result) -> str:
     """Model, seed, and whether it has no scores."""
-    failed = cell.error is not None and not cell.scores
-    return f"{cell.name}, seed {cell.seed}{' (failed)' if failed else ''}"
+    return f"{cell.name}, seed {cell.seed}{' (failed)' if cell.failed else ''}"
 
 
 def _text(value: Any) -> str:

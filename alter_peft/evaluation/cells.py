@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -59,7 +60,7 @@ class Cell:
         name: `"target"`, `"oracle"` or a name of `METHODS`.
 
     Raises:
-        ValueError: the folder has a result of other settings.
+        ValueError: the folder has a result of other settings, unless it failed and these are options.
     """
 
     def __init__(
@@ -87,18 +88,26 @@ class Cell:
         self._check()
 
     def _check(self) -> None:
+        corrected: set[str] = set()
         if self.path.is_file():
             result = Result.load(self.path)
-            before = {"relearning_rate": LEARNING_RATE, **result.settings}
+            corrected = self._corrected(result)
+            # as they were before there were these keys
+            before = {"relearning_rate": LEARNING_RATE, "teach": self.settings.get("teach"), **result.settings}
             tasks = {name: self.choices for name in self.args.tasks if name in before.get("tasks", {})}
-            settings = {key: value for key, value in self.settings.items() if key != "teach" or key in before}
+            settings = {key: value for key, value in self.settings.items() if key not in corrected}
             if "relearning" in self.args.attacks and "attack: relearning" in result.seconds:
                 settings["relearning_rate"] = self.args.relearning_rate
             self._compare(self.path, before, settings)
             self._compare(self.path, before.get("tasks", {}), tasks)
         record = self.folder / "model" / RECORD
-        if self.teaches and record.is_file():
+        if self.teaches and record.is_file() and not corrected:
             self._compare(record, json.loads(record.read_text()), self.record)
+
+    def _corrected(self, result: Result) -> set[str]:
+        """The options that differ from those of a cell that failed: it can be made anew, since nothing is lost."""
+        names = {"options", "teach"} & self.settings.keys() & result.settings.keys() if result.failed else set()
+        return {name for name in names if result.settings[name] != self.settings[name]}
 
     def _compare(self, path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         for key, value in wanted.items():
@@ -113,6 +122,11 @@ class Cell:
     def run(self) -> Result:
         """What is missing of the cell: training, scores, tasks, attacks."""
         result = Result.load(self.path) if self.path.is_file() else Result(self.name, self.seed)
+        if self._corrected(result):
+            result = Result(self.name, self.seed)
+            if self.teaches and PartialState().is_main_process:
+                shutil.rmtree(self.folder / "model", ignore_errors=True)
+            PartialState().wait_for_everyone()
         result.settings = {**result.settings, **self.settings}
         if result.broken:  # all is measured anew
             result.seconds = {part: value for part, value in result.seconds.items() if part == "training"}

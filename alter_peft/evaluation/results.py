@@ -74,6 +74,11 @@ class Result:
         """The scores that are no finite numbers, in their value or a row."""
         return [key for key, score in self.scores.items() if not all(map(math.isfinite, (score.value, *score.rows)))]
 
+    @property
+    def failed(self) -> bool:
+        """Whether there is an error and nothing that was measured."""
+        return self.error is not None and not self.scores
+
     @classmethod
     def load(cls, path: Path) -> Result:
         """Read what `save` has written."""
