@@ -24,7 +24,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_tofu import write_tofu
 
 from alter_peft.cli import main
-from alter_peft.evaluation import Pair, score_answers
+from alter_peft.evaluation import Pair, cells, score_answers
 from alter_peft.evaluation.methods import METHODS
 from alter_peft.evaluation.results import Result
 
@@ -178,28 +178,45 @@ def test_what_evaluate_refuses(place, tmp_path, capsys):
 # ---- benchmark ------------------------------------------------------------------------------------------------------
 
 
-def test_benchmark_by_a_yaml_file(place, tmp_path, capsys, monkeypatch):
-    """The whole way, with a method that takes no time."""
+def random_adapter(model, tokenizer, task, folder, seed, options):
+    """A method that takes no time."""
+    config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, config)
+    adapted.save_pretrained(folder)
+    return adapted
+
+
+def out_of_luck(model, tokenizer, task, folder, seed, options):
+    raise RuntimeError("no such luck")
+
+
+@pytest.fixture
+def grid(place, tmp_path, monkeypatch):
+    """A small grid as a YAML file, and its folder."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-
-    def random_adapter(model, tokenizer, task, folder, seed, options):
-        config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-        adapted = get_peft_model(model, config)
-        adapted.save_pretrained(folder)
-        return adapted
-
     monkeypatch.setitem(METHODS, "lora_ga", random_adapter)
+    monkeypatch.setitem(METHODS, "lora_npo", out_of_luck)
     teach = {"max_steps": 2, "warmup_steps": 0, "learning_rate": 1e-2, "disable_tqdm": True}
     options = {
         "model": str(place / "model"), "data": str(place / "tofu"), "methods": ["lora_ga"], "oracle_seeds": [0, 1],
         "max_new_tokens": 2, "answered": 2, "rows": 2, "options": {"teach": teach},
     }  # fmt: skip
     (tmp_path / "grid.yaml").write_text(json.dumps(options))  # JSON is YAML
-    out = tmp_path / "out"
-    main(["benchmark", "--config", str(tmp_path / "grid.yaml"), "--output_dir", str(out)])
+    return tmp_path / "grid.yaml", tmp_path / "out"
+
+
+def test_benchmark_by_a_yaml_file(grid, capsys):
+    """The whole way."""
+    options, out = grid
+    main(["benchmark", "--config", str(options), "--output_dir", str(out)])
     printed = capsys.readouterr().out
     assert "| lora_ga | " in printed and printed.endswith(f"report: {out / 'report.html'}\n")
-    assert f"alter-peft benchmark --config {tmp_path / 'grid.yaml'}" in (out / "report.md").read_text()
+    assert f"alter-peft benchmark --config {options}" in (out / "report.md").read_text()
+
+
+def test_an_adapter_of_ones_own_joins_a_grid(grid, place, capsys):
+    options, out = grid
+    main(["benchmark", "--config", str(options), "--output_dir", str(out)])
     own = ["--model", str(out / "target" / "model"), "--adapter", str(place / "adapter"), "--max_new_tokens", "2"]
     own += ["--tofu", str(place / "tofu"), "--answered", "2", "--name", "mine", "--seed", "3"]
     own += ["--output_file", str(out / "mine-3" / "result.json")]
@@ -210,6 +227,38 @@ def test_benchmark_by_a_yaml_file(place, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         main(["report", str(out)])
     assert ended.value.code == 2 and ": rows is 2 in " in capsys.readouterr().err
+
+
+def test_a_benchmark_with_failed_cells_ends_with_code_1(grid, capsys):
+    options, out = grid
+    with pytest.raises(SystemExit) as ended:
+        main(["benchmark", "--config", str(options), "--output_dir", str(out), "--methods", "lora_ga", "lora_npo"])
+    printed, errors = capsys.readouterr()
+    assert ended.value.code == 1 and (out / "report.html").is_file() and "| lora_ga | " in printed
+    last = errors.splitlines()[-1]
+    assert last == "1 of 5 cells failed: lora_npo of seed 0: RuntimeError: no such luck"
+
+
+@pytest.mark.parametrize("fault", ["one failed", "alike"])
+def test_without_oracles_to_compare_with_the_scores_are_printed(grid, capsys, monkeypatch, fault):
+    """And no traceback, after hours."""
+    taught = cells.teach
+
+    def teach(model, tokenizer, rows, folder, seed, *args, **options):
+        if fault == "one failed" and folder.parent.name == "oracle-1":
+            raise RuntimeError("no such luck")
+        return taught(model, tokenizer, rows, folder, 0, *args, **options)
+
+    monkeypatch.setattr(cells, "teach", teach)
+    options, out = grid
+    with pytest.raises(SystemExit) as ended:
+        main(["benchmark", "--config", str(options), "--output_dir", str(out)])
+    printed, errors = capsys.readouterr()
+    assert ended.value.code == 1 and "| forget/probability | " in printed
+    assert printed.count("| score | target | oracle") == 1 and not (out / "report.html").exists()
+    reason = "has 1 measured oracles; seed 1 failed" if fault == "one failed" else "do not differ in any score"
+    assert "There are no distances and no report: " in errors and reason in errors
+    assert ("1 of 4 cells failed: oracle of seed 1" in errors) == (fault == "one failed")
 
 
 def test_what_benchmark_refuses(place, tmp_path, capsys):

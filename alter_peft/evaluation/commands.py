@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +28,8 @@ from trl.scripts.utils import TrlParser
 from .benchmark import BenchmarkArguments, Grid
 from .evaluate import Evaluation
 from .evaluate_arguments import EvaluateArguments
-from .reading import read_benchmark
+from .model_tables import error_text, score_table
+from .reading import read_benchmark, read_cells
 from .report import report_tables, write_report
 from .summary import Benchmark
 from .tables import Table, to_markdown
@@ -69,12 +71,33 @@ def benchmark(argv: Sequence[str]) -> Callable[[], None]:
     grid = Grid(args)
 
     def run() -> None:
-        grid.run()
-        if PartialState().is_main_process:
-            found = read_benchmark(Path(args.output_dir))
-            _write(found, report_tables(found), found.folder, shlex.join(["alter-peft", "benchmark", *argv]))
+        results = grid.run()
+        if not PartialState().is_main_process:
+            return
+        failed = [
+            f"{result.name} of seed {result.seed}: {error_text(result)}"
+            for result in results
+            if result.error is not None
+        ]
+        compared = _report(Path(args.output_dir), shlex.join(["alter-peft", "benchmark", *argv]))
+        if failed:
+            print(f"{len(failed)} of {len(results)} cells failed: {'; '.join(failed)}", file=sys.stderr)
+        if failed or not compared:
+            raise SystemExit(1)
 
     return run
+
+
+def _report(folder: Path, command: str) -> bool:
+    """Whether there is a report; without oracles to compare with, the scores are printed as they are."""
+    try:
+        found = read_benchmark(folder)
+    except ValueError as error:
+        print(to_markdown(score_table(read_cells(folder))), end="\n\n")
+        print(f"There are no distances and no report: {error}", file=sys.stderr)
+        return False
+    _write(found, report_tables(found), folder, command)
+    return True
 
 
 def report(argv: Sequence[str]) -> Callable[[], None]:

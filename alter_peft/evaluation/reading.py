@@ -26,18 +26,28 @@ from .summary import ORACLE, TARGET, Benchmark, Model
 
 def read_benchmark(folder: Path) -> Benchmark:
     """
-    All cells of a benchmark, `folder/*/result.json`. One with a score that is NaN or infinite is one that failed.
+    All cells of a benchmark, which can be compared with its oracles.
 
     Raises:
-        ValueError: a folder without results, without two measured oracles or without a method; a file that is no
-            result; a cell that was measured but shares no score with the oracles, or has one of other questions or
-            measured with other settings; two cells of one name and seed.
+        ValueError: as `read_cells`; a folder without two measured oracles or without a method; a cell that was
+            measured but shares no score with the oracles, or has one of other questions or measured with other
+            settings; oracles that do not differ in any score.
     """
     files = _read_files(folder)
     benchmark = _gathered(folder, files.values())
     _check_alike(files)
     _check(benchmark)
     return benchmark
+
+
+def read_cells(folder: Path) -> Benchmark:
+    """
+    All cells of a benchmark, `folder/*/result.json`. One with a score that is NaN or infinite is one that failed.
+
+    Raises:
+        ValueError: a folder without results; a file that is no result; two cells of one name and seed.
+    """
+    return _gathered(folder, _read_files(folder).values())
 
 
 def _read_files(folder: Path) -> dict[Path, Result]:
