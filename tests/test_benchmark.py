@@ -463,9 +463,26 @@ def test_a_missing_package_is_named_first(arguments, monkeypatch, package, chang
         Grid(arguments(**changes))
 
 
+TWO_PROCESSES = """
+import sys, torch
+from alter_peft.cli import main
+from alter_peft.evaluation import cells
+
+if "broken" in sys.argv.pop():
+    def fail(*args):
+        if torch.distributed.get_rank() == 1:
+            raise RuntimeError("no such luck")
+        torch.distributed.barrier()
+    cells.METHODS["lora_ga"] = fail
+main()
+group = torch.distributed.distributed_c10d._get_default_group()
+print("they wait for", group._get_backend(torch.device("cpu")).options._timeout, flush=True)
+"""
+
+
 @pytest.mark.slow
 def test_two_processes_run_one_grid(base, tmp_path):
-    """They train together; the main one measures and writes."""
+    """They train together; the main one measures and writes. A failure of one of them ends the run, which resumes."""
     out = tmp_path / "out"
     teach = {"max_steps": 2, "warmup_steps": 0, "learning_rate": 1e-2, "per_device_train_batch_size": 2, "bf16": False}
     options = {"teach": teach, "lora_ga": {"max_steps": 2, "bf16": False}, "alter": {"max_steps": 2, "bf16": False}}
@@ -475,14 +492,21 @@ def test_two_processes_run_one_grid(base, tmp_path):
         "methods": ["alter", "lora_ga"], "max_new_tokens": 2, "answered": 2, "rows": 2, "options": options,
     }  # fmt: skip
     (tmp_path / "grid.yaml").write_text(json.dumps(grid))
+    (tmp_path / "run.py").write_text(TWO_PROCESSES)
     command = [str(Path(sys.executable).parent / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command += ["-m", "alter_peft.cli", "benchmark", "--config", str(tmp_path / "grid.yaml")]
+    command += [str(tmp_path / "run.py"), "benchmark", "--config", str(tmp_path / "grid.yaml")]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     environment |= {"PYTHONPATH": str(Path(__file__).parents[1]), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    broken, done = (
+        subprocess.run([*command, how], env=environment, capture_output=True, text=True, timeout=900)
+        for how in ("broken", "whole")
+    )
+    assert broken.returncode == 1 and "RuntimeError: no such luck" in broken.stderr, broken.stderr[-6000:]
+    assert "target: training" in broken.stdout and "alter-0: training" in broken.stdout
     assert done.returncode == 0, done.stderr[-6000:]
-    assert done.stdout.count("| lora_ga | ") == 1
+    assert "lora_ga-0: training" in done.stdout and done.stdout.count("training") == 2  # a line of each process
+    assert done.stdout.count("| lora_ga | ") == 1 and done.stdout.count("they wait for 1 day, 0:00:00") == 2
     cells = {path.parent.name: Result.load(path) for path in out.glob("*/result.json")}
     assert set(cells) == {"target", "oracle-0", "oracle-1", "alter-0", "lora_ga-0"}
     assert all(cell.error is None and cell.scores for cell in cells.values())

@@ -129,6 +129,7 @@ class BenchmarkArguments:
                 raise ValueError(f"`{name}` has {unusable}, but must be from 0 to 2**32 - 1.")
         if Path(self.output_dir).exists() and not Path(self.output_dir).is_dir():
             raise ValueError(f"`output_dir` is {self.output_dir!r}, but that is a file. Give a folder.")
+        PartialState(timeout=WAIT)  # before the trainers' arguments, which would connect the processes for 30 minutes
         self.options = {name: read_options(name, own) for name, own in self.options.items()}
         if len(set(self.oracle_seeds)) < 2:
             raise ValueError(
@@ -155,7 +156,6 @@ class Grid:
     """
 
     def __init__(self, args: BenchmarkArguments) -> None:
-        state = PartialState(timeout=WAIT)
         source = args.target or args.model
         try:
             AutoConfig.from_pretrained(source)
@@ -171,7 +171,7 @@ class Grid:
             read_tasks(args.tasks, args.limit, args.form)
         setting = tofu_setting(args) if args.books is None else books_setting(args, tokenizer)
         settings = {name: value for name, value in asdict(args).items() if name not in JOINABLE}
-        settings["processes"] = state.num_processes  # batches are of each process
+        settings["processes"] = PartialState().num_processes  # batches are of each process
         names = [("target", 0), *(("oracle", seed) for seed in args.oracle_seeds)]
         names += [(method, seed) for method in args.methods for seed in args.seeds]
         self.cells = [Cell(args, setting, tokenizer, settings, name, seed) for name, seed in names]
@@ -182,7 +182,8 @@ class Grid:
 
         A cell that fails is a result with `error`, and is tried again by the next run; without a target there is
         nothing to compare, so its failure to be taught or measured is raised. Under `accelerate launch` the processes
-        train together, and the main one measures while the others wait.
+        train together, and the main one measures while the others wait; a failure in training is then raised, since
+        the other processes would wait for this one.
         """
         return [cell.run() for cell in self.cells]
 

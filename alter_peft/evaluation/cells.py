@@ -141,7 +141,8 @@ class Cell:
         if not result.environment:
             result.environment, result.machine = environment(), machine()
         set_seed(self.seed)
-        model = self._tried(errors, lambda: self._model(result))
+        together = PartialState().num_processes > 1  # the others are then within a step, and wait for this process
+        model = self._model(result) if together else self._tried(errors, lambda: self._model(result))
         if model is not None and PartialState().is_main_process:
             if not result.scores:
                 self._tried(errors, lambda: self._evaluate(result, model))
@@ -180,6 +181,7 @@ class Cell:
                     load(self.target), self.tokenizer, self.setting.task, self.folder, self.seed, self.options
                 )
             self._trained(result)
+            PartialState().wait_for_everyone()  # for the main one, which saves
         # as it was saved, in this run as in a later one, and without the wrappers of the training
         return PeftModel.from_pretrained(load(self.target), self.folder).eval()
 
