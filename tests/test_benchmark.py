@@ -327,6 +327,27 @@ def test_options_of_yaml_are_numbers(arguments):
     assert found.options["teach"] == {"num_train_epochs": 2} and found.seeds == [3] and found.max_new_tokens == 7
 
 
+def test_requests_go_on_where_they_stopped(arguments, quick, monkeypatch):
+    def stop(model, tokenizer, task, folder, seed, options):
+        if folder.name == "request-2" and not calls[-1:] == [("again", 0)]:
+            raise KeyboardInterrupt
+        calls.append(("request", int(folder.name[-1])))
+        adapted = random_adapter(model, tokenizer, task, folder, seed, options) if "1" in folder.name else model
+        adapted.save_pretrained(folder)
+        return adapted
+
+    monkeypatch.setitem(cells.METHODS, "random", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark(arguments(requests=2))
+    stopped = Result.load(Path(arguments().output_dir) / "random-0" / "result.json")
+    assert [x for x, _ in stopped.curves["requests/request 2"]] == [0, 1] and stopped.failed
+    calls.append(("again", 0))
+    result = run_benchmark(arguments(requests=2))[-1]
+    assert calls[-1] == ("request", 2) and result.error is None and result.scores
+    assert result.curves["requests/retain"][:2] == stopped.curves["requests/retain"]
+    assert result.seconds["training"] > stopped.seconds["training"] > 0
+
+
 # ---- bad input ------------------------------------------------------------------------------------------------------
 
 

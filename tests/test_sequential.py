@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import pytest
 from conftest import make_llama
@@ -21,7 +22,13 @@ from trainer_setup import forget_rows, retain_rows
 
 from alter_peft.evaluation import Asked, Pair, measure, score_answers
 from alter_peft.evaluation.methods import METHODS, Task
-from alter_peft.evaluation.sequential import kept_probabilities, load_requests, run_requests, split_requests
+from alter_peft.evaluation.sequential import (
+    Requests,
+    kept_probabilities,
+    load_requests,
+    run_requests,
+    split_requests,
+)
 
 
 PAIRS = [Pair(row["prompt"], row["completion"]) for row in forget_rows()]
@@ -58,10 +65,13 @@ def test_each_request_is_given_to_what_the_one_before_left(tokenizer, tmp_path):
     def kept(model):
         return {"retain": probability(model, KEPT)}
 
-    last, curves, seconds = run_requests(
-        replace, models[0], tokenizer, requests, task, kept, probability, tmp_path, 7, options
-    )
-    assert last is models[2] and seconds >= 0
+    saved: list[Requests] = []
+    last, done = run_requests(
+        replace, models[0], tokenizer, requests, task, kept, probability, tmp_path, 7, options, Requests({}),
+        saved.append,
+    )  # fmt: skip
+    assert last is models[2] and done.seconds >= 0 and [one.made for one in saved] == [0, 1, 2]
+    curves = done.curves
     prompts = [[pair.prompt for pair in request] for request in requests]
     assert asked == [(0, prompts[0], "request-1", 7, options), (1, prompts[1], "request-2", 7, options)]
     means = {
@@ -94,9 +104,9 @@ def test_what_was_saved_says_what_was_trained(name, tokenizer, tmp_path, monkeyp
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     options = {"max_steps": 2, "disable_tqdm": True, "learning_rate": 1e-2, "bf16": False}
     task, base = Task(forget_rows(), retain_rows()), make_llama(len(tokenizer))
-    live, _, _ = run_requests(
+    live, _ = run_requests(
         METHODS[name], copy.deepcopy(base), tokenizer, split_requests(PAIRS, 4), task, lambda model: {},
-        lambda model, pairs: 0.0, tmp_path, 0, options,
+        lambda model, pairs: 0.0, tmp_path, 0, options, Requests({}), lambda done: None,
     )  # fmt: skip
     saved = load_requests(copy.deepcopy(base), tmp_path, 4)
     assert list(saved.peft_config) == list(live.peft_config)
@@ -105,3 +115,47 @@ def test_what_was_saved_says_what_was_trained(name, tokenizer, tmp_path, monkeyp
         assert score_answers(saved, tokenizer, pairs).probability == pytest.approx(expected, rel=1e-4)
         assert score_answers(base, tokenizer, pairs).probability != pytest.approx(expected, rel=1e-3)
     assert load_requests(base, tmp_path, 5) is None
+
+
+@pytest.mark.parametrize("name", ["alter", "lora_ga"])
+def test_a_run_that_stopped_goes_on_after_the_last_whole_request(name, tokenizer, tmp_path, monkeypatch):
+    """And ends where it would have."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    options = {"max_steps": 2, "disable_tqdm": True, "learning_rate": 1e-2, "bf16": False}
+    task, base, requests = Task(forget_rows(), retain_rows()), make_llama(len(tokenizer)), split_requests(PAIRS, 4)
+    trained: list[str] = []
+
+    def method(model, tokenizer, task, folder, seed, options):
+        trained.append(folder.name)
+        return METHODS[name](model, tokenizer, task, folder, seed, options)
+
+    def probability(model, pairs):
+        return score_answers(model, tokenizer, pairs).mean
+
+    def run(folder, before, save):
+        own = (tokenizer, requests, task, lambda model: {"retain": probability(model, KEPT)}, probability)
+        return run_requests(method, copy.deepcopy(base), *own, folder, 0, options, before, save)
+
+    _, whole = run(tmp_path / "whole", Requests({}), lambda done: None)
+    saved = [Requests({})]
+
+    def stop(done):
+        saved.append(done)
+        if done.made == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", Requests({}), stop)
+    (tmp_path / "stopped" / "request-3").mkdir()  # what a training that stopped had begun
+    trained.clear()
+    _, resumed = run(tmp_path / "stopped", saved[-1], saved.append)
+    assert trained == ["request-3", "request-4"] and resumed.seconds > saved[3].seconds > 0
+    assert resumed.curves.keys() == whole.curves.keys()
+    for key, points in whole.curves.items():
+        assert resumed.curves[key] == [(number, pytest.approx(value, rel=1e-5)) for number, value in points], key
+    trained.clear()
+    run(tmp_path / "stopped", resumed, saved.append)
+    assert trained == []  # all are there
+    shutil.rmtree(tmp_path / "stopped" / "request-2")
+    run(tmp_path / "stopped", saved[3], saved.append)
+    assert trained == [f"request-{number}" for number in range(1, 5)]  # what is gone is made again, and what follows

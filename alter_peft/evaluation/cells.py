@@ -34,7 +34,7 @@ from .choices import evaluate_choices
 from .methods import METHODS, RECORD, load, teach
 from .relearning import LEARNING_RATE
 from .results import Result, environment, machine
-from .sequential import kept_probabilities, load_requests, run_requests
+from .sequential import Requests, kept_probabilities, run_requests
 from .settings import Setting
 from .summary import ORACLE, TARGET, is_attack
 from .tokens import token_page
@@ -197,10 +197,6 @@ class Cell:
 
     def _after_requests(self, result: Result, requests: list[list[Pair]]) -> PeftModel:
         setting, batch_size = self.setting, self.args.batch_size
-        if "training" in result.seconds:
-            before = load_requests(load(self.target), self.folder, len(requests))
-            if before is not None:
-                return before
 
         # around the passes alone: within, optimiser steps would not be seen
         def probability(current: Any, pairs: Sequence[Pair]) -> float:
@@ -211,11 +207,15 @@ class Cell:
             with _precision():
                 return kept_probabilities(current, self.tokenizer, setting.kept_sets or {}, batch_size)
 
-        model, result.curves, result.seconds["training"] = run_requests(
+        def save(done: Requests) -> None:
+            result.curves, result.seconds["training"] = done.curves, done.seconds
+            self._trained(result)
+
+        before = Requests(result.curves, result.seconds.get("training", 0.0))
+        model, _ = run_requests(
             METHODS[self.name], load(self.target), self.tokenizer, requests, setting.task, kept, probability,
-            self.folder, self.seed, self.options,
+            self.folder, self.seed, self.options, before, save,
         )  # fmt: skip
-        self._trained(result)
         return model
 
     def _trained(self, result: Result) -> None:

@@ -188,6 +188,8 @@ def _lora(
     options: dict[str, Any],
 ) -> PeftModel:
     config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    if isinstance(model, PeftModel):  # an earlier request's, which is frozen if it was loaded
+        model.set_adapter(model.active_adapter)
     trainer = LoraUnlearnTrainer(
         model,
         SFTConfig(output_dir=str(folder), seed=seed, **{**_quiet(), **LORA, **options}),

@@ -18,12 +18,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 from peft import PeftModel
 from scipy.stats import hmean
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from .answers import Pair
 from .measure import Asked, measure
@@ -70,15 +70,34 @@ def load_requests(model: PreTrainedModel, folder: Path, count: int) -> PeftModel
     last = folder / f"request-{count}"
     if not (last / "adapter_config.json").is_file():
         return None
-    found: Any = PeftModel.from_pretrained(model, last)
     names = [f"request_{number}" for number in range(1, count)]  # those that ALTER adds
     there = [name for name in names if (last / name / "adapter_config.json").is_file()]
     if there and there != names:
         return None
+    found: Any = PeftModel.from_pretrained(model, last)
     for name in there:
         found.load_adapter(last / name, name)
     found.base_model.set_adapter(list(found.peft_config), inference_mode=True)
     return found.eval()  # type: ignore[no-any-return]
+
+
+class Requests(NamedTuple):
+    """
+    How far requests have come.
+
+    curves: of mean answer probability after 0, 1, ... requests: `"requests/{name}"` for what is kept,
+        `"requests/request 1"`, ... for what each request asks to forget, and the means of these,
+        `"requests/forgotten"` over those made so far and `"requests/open"` over those to come.
+    seconds: of training.
+    """
+
+    curves: dict[str, list[tuple[float, float]]]
+    seconds: float = 0.0
+
+    @property
+    def made(self) -> int:
+        """How many requests were made and measured; -1 if not even the model before them was."""
+        return len(self.curves.get("requests/request 1", [])) - 1
 
 
 def run_requests(
@@ -92,7 +111,9 @@ def run_requests(
     folder: Path,
     seed: int,
     options: dict[str, Any],
-) -> tuple[PeftModel, dict[str, list[tuple[float, float]]], float]:
+    before: Requests,
+    save: Callable[[Requests], None],
+) -> tuple[PeftModel, Requests]:
     """
     One request after another, each given to what the one before left.
 
@@ -103,18 +124,17 @@ def run_requests(
         kept: model -> what must stay, by name, as `kept_probabilities` has it.
         probability: model, questions -> mean answer probability.
         folder: for the adapters, one folder a request.
-
-    Returns:
-        the model, curves, and the seconds of training. The curves are of mean answer probability after 0, 1, ...
-        requests: `"requests/{name}"` for what is kept, `"requests/request 1"`, ... for what each request asks to
-        forget, and the means of these, `"requests/forgotten"` over those made so far and `"requests/open"` over those
-        to come.
+        before: what `save` was last given, if a run has stopped, else `Requests({})`: those requests are not made
+            again if their adapters are in `folder`.
+        save: called after each request is measured.
     """
-    seconds = 0.0
-    curves: dict[str, list[tuple[float, float]]] = {}
-    current: Any = model
-    for number in range(len(requests) + 1):
+    loaded = load_requests(model, folder, before.made) if before.made > 0 else None
+    current: Any = model if loaded is None else loaded
+    done = Requests({}) if loaded is None else before
+    for number in range(done.made + 1, len(requests) + 1):
+        seconds = done.seconds
         if number:
+            set_seed(seed + number - 1)  # what a request starts with is not to hang on those before it in this run
             rows = Dataset.from_list([{"prompt": p.prompt, "completion": p.completion} for p in requests[number - 1]])
             request, start = task._replace(forget=rows), time.monotonic()
             current = method(current, tokenizer, request, folder / f"request-{number}", seed, options)
@@ -125,6 +145,8 @@ def run_requests(
         for name, part in (("forgotten", asked[:number]), ("open", asked[number:])):
             if part:
                 means[name] = sum(part) / len(part)
-        for name, mean in means.items():
-            curves.setdefault(f"requests/{name}", []).append((number, mean))
-    return current, curves, seconds
+        points = {f"requests/{name}": (number, mean) for name, mean in means.items()}
+        curves = {key: [*done.curves.get(key, []), point] for key, point in points.items()}
+        done = Requests({**done.curves, **curves}, seconds)
+        save(done)
+    return current, done
