@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 from conftest import make_llama
+from filelock import FileLock
 from peft import LoraConfig, get_peft_model
 from tiny_tofu import write_tofu
 
@@ -209,7 +210,7 @@ def test_what_was_trained_is_not_trained_again(arguments, quick, monkeypatch):
         run_benchmark(arguments())
     assert calls == [("target", 10), ("oracle-0", 6), ("oracle-1", 6), ("random", 0)]
     unmeasured = Result.load(Path(arguments().output_dir) / "random-0" / "result.json")
-    assert unmeasured.error == cells.UNMEASURED and unmeasured.seconds["training"] > 0
+    assert unmeasured.error == "stopped before: evaluation" and unmeasured.seconds["training"] > 0
     calls.clear()
     results = run_benchmark(arguments())
     assert calls == [] and all(result.error is None and result.scores for result in results)
@@ -229,6 +230,47 @@ def test_one_failed_attack_leaves_the_others_alone(arguments, quick, monkeypatch
     attacks["bad"] = lambda model, tokenizer, rows: {"bad/probability": Score(0.1, [0.1])}
     for result in run_benchmark(arguments(attacks=["bad", "fake"])):
         assert result.error is None and result.scores["bad/probability"].value == 0.1
+
+
+def test_a_cell_that_stopped_says_before_what(arguments, quick, monkeypatch):
+    """Also one that was whole, while an attack joins it."""
+
+    def stop(model, tokenizer, rows):
+        raise KeyboardInterrupt
+
+    run_benchmark(arguments())
+    attacks = {"fake": fake_attack, "slow": stop}
+    monkeypatch.setattr(benchmark, "ATTACKS", attacks)
+    monkeypatch.setattr("alter_peft.evaluation.attacks.ATTACKS", attacks)
+    path = Path(arguments().output_dir) / "target" / "result.json"
+    for wanted, left in ((["slow", "fake"], "attack: slow, attack: fake"), (["fake", "slow"], "attack: slow")):
+        with pytest.raises(KeyboardInterrupt):
+            run_benchmark(arguments(attacks=wanted))
+        stopped = Result.load(path)
+        assert stopped.error == f"stopped before: {left}" and stopped.scores["forget/probability"].rows
+    attacks["slow"] = lambda model, tokenizer, rows: {"slow/probability": Score(0.1, [0.1])}
+    assert run_benchmark(arguments(attacks=["fake", "slow"]))[0].error is None and Result.load(path).error is None
+
+
+def test_each_part_has_its_machine(arguments, quick, monkeypatch):
+    monkeypatch.setattr(cells, "machine", lambda: "a laptop, 2 threads")
+    run_benchmark(arguments())
+    monkeypatch.setattr(cells, "machine", lambda: "a server, 8 threads")
+    result = run_benchmark(arguments(attacks=["fake"]))[-1]
+    laptop, server = "a laptop, 2 threads", "a server, 8 threads"
+    assert result.machines == {"training": laptop, "evaluation": laptop, "attack: fake": server}
+    assert result.machine == laptop and result.machines.keys() == result.seconds.keys()
+
+
+def test_two_runs_of_one_grid_do_not_work_on_one_cell(arguments, quick):
+    """But on different ones, on a target that both use."""
+    run_benchmark(arguments(methods=["broken"]))
+    with FileLock(Path(arguments().output_dir) / "broken-0" / ".lock"):
+        assert run_benchmark(arguments(methods=["random"]))[-1].scores
+        calls.clear()
+        with pytest.raises(BlockingIOError, match=r"Another run is at work on '.*broken-0'"):
+            run_benchmark(arguments(methods=["broken"]))
+        assert calls == []
 
 
 def test_a_score_that_is_no_number_is_measured_anew(arguments, quick):
@@ -340,6 +382,7 @@ def test_requests_go_on_where_they_stopped(arguments, quick, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_benchmark(arguments(requests=2))
     stopped = Result.load(Path(arguments().output_dir) / "random-0" / "result.json")
+    assert stopped.error == "stopped before: requests 2 to 2, evaluation"
     assert [x for x, _ in stopped.curves["requests/request 2"]] == [0, 1] and stopped.failed
     calls.append(("again", 0))
     result = run_benchmark(arguments(requests=2))[-1]

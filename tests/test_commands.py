@@ -19,6 +19,7 @@ import json
 
 import pytest
 from conftest import make_llama
+from filelock import FileLock
 from made_up_benchmark import make_benchmark, save, scores
 from peft import LoraConfig, get_peft_model
 from tiny_tofu import write_tofu
@@ -237,6 +238,15 @@ def test_a_benchmark_with_failed_cells_ends_with_code_1(grid, capsys):
     assert ended.value.code == 1 and (out / "report.html").is_file() and "| lora_ga | " in printed
     last = errors.splitlines()[-1]
     assert last == "1 of 5 cells failed: lora_npo of seed 0: RuntimeError: no such luck"
+
+
+def test_a_cell_that_another_run_is_at_is_one_line(grid, capsys):
+    options, out = grid
+    (out / "target").mkdir(parents=True)
+    with FileLock(out / "target" / ".lock"), pytest.raises(SystemExit) as ended:
+        main(["benchmark", "--config", str(options), "--output_dir", str(out)])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("alter-peft benchmark: error: Another run is at work")
 
 
 @pytest.mark.parametrize("fault", ["one failed", "alike"])

@@ -296,6 +296,15 @@ def test_the_caption_says_what_the_columns_are(folder, tmp_path):
     )
 
 
+def test_seconds_of_several_machines_say_which(folder):
+    seconds = {"training": 9.0, "evaluation": 3.0, "attack: sampling": 61.0}
+    save(folder, "alter", 0, scores=scores(0.1, 0.5), seconds=seconds, machines={"attack: sampling": "a server"})
+    found = found_tables(folder)["Cells"]
+    machines = "2 CPU threads (training, evaluation); a server (attack: sampling)"
+    assert cells(found, "alter, seed 0")["machine"] == machines
+    assert cells(found, "alter, seed 1")["machine"] == "2 CPU threads"
+
+
 def test_books(folder):
     for seed, value in enumerate((0.1, 0.2, 0.3)):
         save(folder, "oracle", seed, scores=scores(value, 0.5, forget__rouge=value, forget__bleu=value))

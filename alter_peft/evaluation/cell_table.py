@@ -32,7 +32,7 @@ OF_TOFU = ("data", "split", "retain_rows", "rows", "requests", "max_new_tokens")
 def cell_table(benchmark: Benchmark) -> Table:
     """A row a cell: seconds by part, then what differs of the environment and of the settings; the rest is above."""
     cells = [cell for model in benchmark.models for cell in (*model.results, *model.failed)]
-    places = [{"machine": cell.machine, **cell.environment} for cell in cells]
+    places = [{"machine": _machines(cell), **cell.environment} for cell in cells]
     settings = [{key: _text(value) for key, value in settings_of(cell).items()} for cell in cells]
     parts = list(dict.fromkeys(part for cell in cells for part in cell.seconds))
     place_names, setting_names = _differing(places), _differing(settings)
@@ -60,6 +60,16 @@ def settings_of(cell: Result) -> dict[str, Any]:
 def cell_name(cell: Result) -> str:
     """Model, seed, and whether it has no scores."""
     return f"{cell.name}, seed {cell.seed}{' (failed)' if cell.failed else ''}"
+
+
+def _machines(cell: Result) -> str:
+    """The machine of a cell, or each of several with the parts that took their seconds there."""
+    parts: dict[str, list[str]] = {}
+    for part in cell.seconds:
+        parts.setdefault(cell.machines.get(part, cell.machine), []).append(part)
+    if len(parts) < 2:
+        return next(iter(parts), cell.machine)
+    return "; ".join(f"{machine} ({', '.join(names)})" for machine, names in parts.items())
 
 
 def _text(value: Any) -> str:

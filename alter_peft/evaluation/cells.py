@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from .answers import Pair, chat_or_plain, check_scored, score_answers
 from .attacks import attack
 from .choices import evaluate_choices
-from .methods import METHODS, RECORD, load, teach
+from .lock import alone
+from .methods import METHODS, load, teach
+from .provenance import RECORD, TAUGHT_WITH, check_made_with, corrected
 from .relearning import LEARNING_RATE
 from .results import Result, environment, machine
 from .sequential import Requests, kept_probabilities, run_requests
@@ -45,9 +47,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.get_logger(__name__)
-UNMEASURED = "stopped before it was measured"
-# The settings that the weights of target and oracles depend on
-TAUGHT_WITH = ("model", "data", "split", "books", "retain_rows", "processes", "options")
 
 
 class Cell:
@@ -88,55 +87,48 @@ class Cell:
         self._check()
 
     def _check(self) -> None:
-        corrected: set[str] = set()
+        changed: set[str] = set()
         if self.path.is_file():
             result = Result.load(self.path)
-            corrected = self._corrected(result)
+            changed = corrected(result, self.settings)
             # as they were before there were these keys
             before = {"relearning_rate": LEARNING_RATE, "teach": self.settings.get("teach"), **result.settings}
             tasks = {name: self.choices for name in self.args.tasks if name in before.get("tasks", {})}
-            settings = {key: value for key, value in self.settings.items() if key not in corrected}
+            settings = {key: value for key, value in self.settings.items() if key not in changed}
             if "relearning" in self.args.attacks and "attack: relearning" in result.seconds:
                 settings["relearning_rate"] = self.args.relearning_rate
-            self._compare(self.path, before, settings)
-            self._compare(self.path, before.get("tasks", {}), tasks)
+            check_made_with(self.name, self.path, before, settings)
+            check_made_with(self.name, self.path, before.get("tasks", {}), tasks)
         record = self.folder / "model" / RECORD
-        if self.teaches and record.is_file() and not corrected:
-            self._compare(record, json.loads(record.read_text()), self.record)
-
-    def _corrected(self, result: Result) -> set[str]:
-        """The options that differ from those of a cell that failed: it can be made anew, since nothing is lost."""
-        names = {"options", "teach"} & self.settings.keys() & result.settings.keys() if result.failed else set()
-        return {name for name in names if result.settings[name] != self.settings[name]}
-
-    def _compare(self, path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-        for key, value in wanted.items():
-            if found.get(key) != value:
-                owner = self.name if key == "options" and self.name not in (TARGET, ORACLE) else "teach"
-                what = f"`options` for {owner!r}" if key in ("options", "teach") else f"`{key}`"
-                raise ValueError(
-                    f"{what} is {value!r}, but {path} was made with {found.get(key)!r}. Choose another `output_dir`, "
-                    f"or remove the folder {self.folder}."
-                )
+        if self.teaches and record.is_file() and not changed:
+            check_made_with(self.name, record, json.loads(record.read_text()), self.record)
 
     def run(self) -> Result:
-        """What is missing of the cell: training, scores, tasks, attacks."""
-        result = Result.load(self.path) if self.path.is_file() else Result(self.name, self.seed)
-        if self._corrected(result):
-            result = Result(self.name, self.seed)
-            if self.teaches and PartialState().is_main_process:
-                shutil.rmtree(self.folder / "model", ignore_errors=True)
-            PartialState().wait_for_everyone()
-        result.settings = {**result.settings, **self.settings}
-        if result.broken:  # all is measured anew
-            result.seconds = {part: value for part, value in result.seconds.items() if part == "training"}
-            result.curves = {key: points for key, points in result.curves.items() if not is_attack(key)}
-            result.scores, result.skipped = {}, {}
-        wanted = [f"task: {name}" for name in self.args.tasks] + [f"attack: {name}" for name in self.args.attacks]
-        missing = [part for part in wanted if part not in result.seconds]
-        if result.error is None and result.scores and not missing:
+        """
+        What is missing of the cell: training, scores, tasks, attacks.
+
+        Raises:
+            BlockingIOError: another run is at work on this cell.
+        """
+        result = self._usable(self._found())
+        if result.error is None and not self._left(result):
             return result
-        print(f"{self.folder.name}: {', '.join(missing) if result.scores else 'training, evaluation'}", flush=True)
+        with alone(self.folder):
+            return self._complete()
+
+    def _complete(self) -> Result:
+        self._check()  # another run may have been here
+        found = self._found()
+        result = self._usable(found)
+        PartialState().wait_for_everyone()  # for those that still read
+        left = self._left(result)
+        if result.error is None and not left:
+            return result
+        print(f"{self.folder.name}: {', '.join(left)}", flush=True)
+        if self.teaches and corrected(found, self.settings):
+            self._remove_model()
+        if result.scores:
+            self._save(result)
         errors: list[str] = []
         if not result.environment:
             result.environment, result.machine = environment(), machine()
@@ -146,12 +138,46 @@ class Cell:
         if model is not None and PartialState().is_main_process:
             if not result.scores:
                 self._tried(errors, lambda: self._evaluate(result, model))
-            for part in missing if result.scores else []:
+            for part in self._parts_left(result) if result.scores else []:
                 self._tried(errors, lambda part=part: self._add(result, model, part))  # type: ignore[misc]
         result.error = "; ".join(errors) or None
-        self._save(result)
+        if PartialState().is_main_process:
+            result.save(self.path)
         PartialState().wait_for_everyone()
         return result
+
+    def _found(self) -> Result:
+        return Result.load(self.path) if self.path.is_file() else Result(self.name, self.seed)
+
+    def _usable(self, found: Result) -> Result:
+        """What is kept of an earlier result."""
+        result = Result(self.name, self.seed) if corrected(found, self.settings) else found
+        result.settings = {**result.settings, **self.settings}
+        if result.broken:  # all is measured anew
+            result.seconds = {part: value for part, value in result.seconds.items() if part == "training"}
+            result.curves = {key: points for key, points in result.curves.items() if not is_attack(key)}
+            result.scores, result.skipped = {}, {}
+        return result
+
+    def _left(self, result: Result) -> list[str]:
+        """What is still to be done, as the reader of a result is told."""
+        if result.scores:
+            return self._parts_left(result)
+        training = [] if "training" in result.seconds or (self.name == TARGET and self.args.target) else ["training"]
+        if self.setting.requests is not None and self.name not in (TARGET, ORACLE):
+            first, last = max(Requests(result.curves).made, 0) + 1, len(self.setting.requests)
+            training = [f"requests {first} to {last}"] if first <= last else []
+        return [*training, "evaluation", *self._parts_left(result)]
+
+    def _parts_left(self, result: Result) -> list[str]:
+        """Tasks and attacks."""
+        wanted = [f"task: {name}" for name in self.args.tasks] + [f"attack: {name}" for name in self.args.attacks]
+        return [part for part in wanted if part not in result.seconds]
+
+    def _remove_model(self) -> None:
+        if PartialState().is_main_process:
+            shutil.rmtree(self.folder / "model", ignore_errors=True)
+        PartialState().wait_for_everyone()
 
     def _tried(self, errors: list[str], part: Callable[[], Any]) -> Any:
         """What the part gives; a failure is noted, so that others may do, unless it leaves nothing to compare with."""
@@ -164,6 +190,9 @@ class Cell:
             errors.append(f"{type(error).__name__}: {error}")
 
     def _save(self, result: Result) -> None:
+        """What is there so far; if this run is stopped, it says what is not."""
+        left = ", ".join(self._left(result))
+        result.error = f"stopped before: {left}" if left else None
         if PartialState().is_main_process:
             result.save(self.path)
 
@@ -209,6 +238,8 @@ class Cell:
 
         def save(done: Requests) -> None:
             result.curves, result.seconds["training"] = done.curves, done.seconds
+            known, here = result.machines.get("training"), machine()
+            result.machines["training"] = here if known is None else known if here in known else f"{known}, {here}"
             self._trained(result)
 
         before = Requests(result.curves, result.seconds.get("training", 0.0))
@@ -219,7 +250,7 @@ class Cell:
         return model
 
     def _trained(self, result: Result) -> None:
-        result.error, result.machine, result.environment = UNMEASURED, machine(), environment()
+        result.machine, result.environment = machine(), environment()
         self._save(result)
 
     def _evaluate(self, result: Result, model: Any) -> None:
@@ -257,7 +288,7 @@ class Cell:
 def _timing(result: Result, part: str) -> Iterator[None]:
     start = time.monotonic()
     yield
-    result.seconds[part] = time.monotonic() - start
+    result.seconds[part], result.machines[part] = time.monotonic() - start, machine()
 
 
 @contextmanager

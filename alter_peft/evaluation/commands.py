@@ -71,7 +71,11 @@ def benchmark(argv: Sequence[str]) -> Callable[[], None]:
     grid = Grid(args)
 
     def run() -> None:
-        results = grid.run()
+        try:
+            results = grid.run()
+        except BlockingIOError as error:  # another run is at work there
+            print(f"alter-peft benchmark: error: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
         if not PartialState().is_main_process:
             return
         failed = [

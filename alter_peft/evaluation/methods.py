@@ -35,6 +35,7 @@ from alter_peft.trainer.inputs import as_chat
 from alter_peft.tuner import AlterConfig
 
 from .baselines import LabelledTrainer, LoraUnlearnTrainer
+from .provenance import RECORD
 
 
 class Task(NamedTuple):
@@ -50,7 +51,6 @@ class Task(NamedTuple):
     calibration: Dataset | None = None
 
 
-RECORD = "taught.json"  # beside the weights of a target or an oracle: what it was taught with
 # Learning rate and batch of the pilot (docs/log.md); TOFU teaches for 5 epochs
 TEACHING: dict[str, Any] = {
     "num_train_epochs": 5, "per_device_train_batch_size": 8, "learning_rate": 2e-4, "warmup_steps": 10,

@@ -47,7 +47,8 @@ class Result:
     settings: what it was made with, for the reader of the table.
     environment: date and package versions of the training (see `environment`).
     machine: of the training.
-    error: why there are no scores, if the cell failed; what failed of the rest, if there are.
+    machines: of each part in `seconds`, which are not to be compared across machines.
+    error: why there are no scores, if the cell failed; what failed of the rest or is still missing, if there are.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Result:
     settings: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     machine: str = field(default_factory=lambda: machine())
+    machines: dict[str, str] = field(default_factory=dict)
     error: str | None = None
 
     def save(self, path: Path) -> None:

@@ -1,0 +1,55 @@
+# Copyright 2026 The alter-peft authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""One run at a time in a folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from alter_peft.evaluation.lock import alone
+
+
+HOLD = """
+import sys, time, filelock
+with filelock.FileLock(sys.argv[1]):
+    print(1, flush=True)
+    time.sleep(20)
+"""
+
+
+def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path):
+    place = tmp_path / "lora_ga-0"
+    with alone(place), alone(tmp_path / "other"):
+        with pytest.raises(
+            BlockingIOError, match=r"Another run is at work on '.*lora_ga-0': it holds .*\.lock\. Wait"
+        ):
+            with alone(place):
+                pass
+    with pytest.raises(RuntimeError, match="a fault"), alone(place):
+        raise RuntimeError("a fault")
+    with alone(place):
+        pass
+
+
+def test_a_run_that_was_killed_holds_nothing(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / ".lock")], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"1\n"
+        with pytest.raises(BlockingIOError), alone(tmp_path):
+            pass
+        holder.kill()
+    with alone(tmp_path):
+        pass
