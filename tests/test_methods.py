@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_llama
-from datasets import concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 from peft import PeftModel, get_peft_model_state_dict
 from trainer_setup import forget_rows, retain_rows
 
@@ -27,7 +27,9 @@ from alter_peft.evaluation import Pair, score_answers
 from alter_peft.evaluation.methods import METHODS, Task, load, teach
 
 
-TASK = Task(forget_rows().remove_columns("domain"), retain_rows())
+HOMES = (("Bob", "Lima"), ("Dora", "Oslo"), ("Fay", "Paris"), ("Hal", "Kiev"))
+UNSEEN = [{"prompt": f"Where does {who} live?", "completion": f" {who} lives in {where}."} for who, where in HOMES]
+TASK = Task(forget_rows().remove_columns("domain"), retain_rows(), Dataset.from_list(UNSEEN))
 FORGET, RETAIN = ([Pair(row["prompt"], row["completion"]) for row in rows] for rows in (TASK.forget, TASK.retain))
 # 8 rows are few steps an epoch
 OPTIONS = {"learning_rate": 1e-2, "num_train_epochs": 20, "bf16": False, "disable_tqdm": True}
