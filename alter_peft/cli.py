@@ -54,7 +54,11 @@ class ScriptArguments:
         metadata={"help": "Rows to retain: a .jsonl, .json, .csv or .parquet file, or a Hub data set."}
     )
     calibration: str | None = field(
-        default=None, metadata={"help": "Rows like those to forget that the model never saw; measures forget_level."}
+        default=None,
+        metadata={
+            "help": "Rows like those to forget that the model never saw: they measure forget_level, or are the "
+            "profiles of forget_loss=profile."
+        },
     )
 
 

@@ -134,7 +134,12 @@ def profile_loss(scores: TokenScores, rows: Tensor, targets: Tensor) -> Tensor:
 
     Returns:
         The loss of each token, shape (n,): in nats beyond half a nat from its target.
+
+    Raises:
+        ValueError: if `targets` are not as many as the tokens.
     """
+    if len(targets) != len(scores.log_prob):
+        raise ValueError(f"targets has {len(targets)} values for {len(scores.log_prob)} tokens; give one for each.")
     order = torch.argsort(scores.log_prob.detach(), stable=True)
     order = order[torch.argsort(rows[order], stable=True)]
     reached = scores.log_prob[order]

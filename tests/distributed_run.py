@@ -35,15 +35,17 @@ from alter_peft.losses import score_tokens
 from alter_peft.trainer import trainer as trainer_module
 
 
+CALIBRATED: dict[str, Any] = {
+    "retain": retain_rows(4), "others": {"calibration_dataset": retain_rows().select(range(4, 8))},
+}  # fmt: skip
 # SGD is linear in the gradients. A step takes four pairs: one process a batch of 4, two processes twice 1 each
 TRAJECTORY: dict[str, Any] = {
     "optim": "sgd", "learning_rate": 0.3, "shared_learning_rate": 0.3, "lr_scheduler_type": "linear",
-    "num_train_epochs": 2, "retain_loss": "kl",
+    "num_train_epochs": 2, "retain_loss": "kl", "forget_loss": "profile", "landing_tolerance": None, **CALIBRATED,
 }  # fmt: skip
 RESUMED: dict[str, Any] = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3}
 CLUSTERS: dict[str, Any] = {
-    "adapter": {"init_weights": "cluster"}, "forget_loss": "profile", "forget": None,
-    "retain": retain_rows(4), "others": {"calibration_dataset": retain_rows().select(range(4, 8))},
+    "adapter": {"init_weights": "cluster"}, "forget_loss": "level", "forget": None, **CALIBRATED,
 }  # fmt: skip
 
 

@@ -290,6 +290,11 @@ def test_profile_by_hand() -> None:
     assert raised.log_prob.grad.tolist() == pytest.approx([-1.0])  # and up below it
 
 
+def test_a_profile_of_another_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="targets has 1 values for 2 tokens"):  # which would be broadcast
+        profile_loss(scores_of([-1.0, -3.0], [-1.0, -1.0]), torch.tensor([0, 0]), torch.tensor([-2.0]))
+
+
 def test_profile_is_a_wasserstein_distance() -> None:
     """Up to the Huber part, a row's sum over its length: the mean distance of sorted samples (scipy's definition)."""
     log_prob, targets = 10 * random(2, 6, seed=8), (10 * random(2, 6, seed=9)).sort(dim=1).values

@@ -34,6 +34,7 @@ from trainer_setup import PEOPLE, adapter_state, forget_rows, make_args, make_tr
 from transformers import TrainerCallback
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
+from alter_peft.losses import TokenScores
 from alter_peft.subdomains import discover_subdomains
 from alter_peft.trainer.inputs import row_text
 from alter_peft.trainer.isolation import clip_by_source
@@ -872,3 +873,28 @@ def test_all_forget_rows_are_measured_once_some_are_near(
     assert trainer.landed == (measured == [2, 4] and all_of_them <= 0.25)
     gaps = [entry["forget_gap"] for entry in trainer.state.log_history if "forget_gap" in entry]
     assert gaps == [all_of_them if len(measured) > 1 else probed]
+
+
+def test_each_row_of_a_batch_comes_to_its_own_profile(tmp_path, tokenizer):
+    """In whatever order, and twice if it is there twice."""
+    calibration = retain_rows(8).select(range(4, 8))
+    others = {"calibration_dataset": calibration}
+    trainer = make_trainer(
+        tmp_path,
+        tokenizer,
+        adapter={"init_weights": False},
+        retain=retain_rows(4),
+        forget_loss="profile",
+        others=others,
+    )
+    trainer.prepare_phase_one()
+    picked = [5, 2, 5, 0]
+    batch = trainer.data_collator([trainer.train_dataset[(row, 3 - k)] for k, row in enumerate(picked)])
+    masks = trainer.objective.masks(batch)
+    log_prob = -(torch.rand(int(masks.labelled.sum()), generator=torch.Generator().manual_seed(0)) * 9)
+    scores = TokenScores(log_prob, torch.zeros_like(log_prob))
+    expected, sizes = 0.0, masks.labelled.sum(dim=1).tolist()
+    for row, reached in zip(picked, log_prob.split(sizes), strict=False):
+        distance = (reached.sort().values - trainer.objective.profiles[row]).abs()
+        expected += float(torch.where(distance < 0.5, distance**2, distance - 0.25).sum())
+    assert float(trainer.objective.forget(scores, batch, masks)) == pytest.approx(expected, rel=1e-5)

@@ -177,9 +177,8 @@ class LoraUnlearnTrainer(LabelledTrainer):
     ) -> Any:
         """The forget loss plus cross-entropy, a mean over the retain rows' tokens; forget rows come first."""
         scores, labelled = self.score(model, inputs)
-        of_forget = torch.zeros_like(labelled)
-        of_forget[: len(labelled) // 2] = True
-        kept = cross_entropy_loss(scores)[~of_forget[labelled]].mean()
+        count = len(inputs["row_id"])
+        kept = cross_entropy_loss(scores)[labelled.nonzero()[:, 0] >= count].mean()
         loss = self.forget_loss(self._of_forget(scores, labelled, inputs["row_id"])) + kept
         return (loss, None) if return_outputs else loss
 

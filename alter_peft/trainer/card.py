@@ -125,7 +125,7 @@ def _options(trainer: AlterUnlearnTrainer) -> dict[str, Any]:
     """What the adapter was trained with, and what came of it."""
     options: dict[str, Any] = {name: getattr(trainer.args, name) for name in OPTIONS}
     options["structural_weight"] = trainer.structural_weight
-    if trainer.args.lands:
+    if trainer.args.forget_loss == "level":
         options["forget_level"] = described_level(trainer)
     if trainer.state.epoch is not None:
         options["epochs trained"] = f"{trainer.state.epoch:g} ({trainer.state.global_step} steps)"

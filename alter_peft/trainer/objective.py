@@ -67,8 +67,8 @@ class Objective:
         self.decoder, self.head, self.context = decoder, head, context
         # log-probability in nats that each forget row is to come to, (rows,); phase I measures it
         self.targets = torch.empty(0)
-        # and for the profile loss those of its tokens, least likely first, (rows, most tokens), NaN behind the last
-        self.profiles = torch.empty(0, 0)
+        # and for the profile loss those of its tokens, least likely first, (tokens,) for each row
+        self.profiles: list[Tensor] = []
 
     @property
     def num_experts(self) -> int:
@@ -101,8 +101,8 @@ class Objective:
         rows = torch.arange(len(masks.labelled), device=aimed.device).unsqueeze(1).expand_as(masks.labelled)
         rows = rows[masks.labelled][aimed]
         if self.args.forget_loss == "profile":
-            profiles = self.profiles.to(aimed.device)[batch["row_id"][batch["expert"] > 0]]
-            return profile_loss(aimed_scores, rows, profiles[~profiles.isnan()]).sum()
+            profiles = [self.profiles[i] for i in batch["row_id"][batch["expert"] > 0].tolist()]
+            return profile_loss(aimed_scores, rows, torch.cat(profiles).to(aimed.device)).sum()
         targets = self.targets.to(aimed.device)[batch["row_id"].clamp(max=len(self.targets) - 1)]
         return level_loss(aimed_scores, rows, targets).sum()
 

@@ -21,7 +21,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 
 def geometric_mean(rows: Sequence[Tensor]) -> float:
@@ -42,13 +41,13 @@ def level_targets(known: Sequence[Tensor], level: float) -> Tensor:
     return torch.stack([row.mean() for row in known]).clamp(max=math.log(level))
 
 
-def unseen_profiles(known: Sequence[Tensor], unseen: Sequence[Tensor], seed: int) -> Tensor:
+def unseen_profiles(known: Sequence[Tensor], unseen: Sequence[Tensor], seed: int) -> list[Tensor]:
     """
-    The log-probabilities that each row's tokens are to come to, least likely first, (rows, most tokens), in nats.
+    The log-probabilities that each row's tokens are to come to, least likely first, (n_i,), in nats.
 
     Those of an unseen row, drawn for it by the seed (every one as often as any other, but for one time), read at as
     many ranks as the row has tokens. So the rows differ among each other as unseen ones do, and not only their tokens.
-    No rank is raised above its own beginning. Behind a row's last token stands NaN.
+    No rank is raised above its own beginning.
 
     Args:
         known: log-probabilities of each forget row's labels before the training, (n_i,).
@@ -62,4 +61,4 @@ def unseen_profiles(known: Sequence[Tensor], unseen: Sequence[Tensor], seed: int
         ranks, ranks_there = ((np.arange(size) + 0.5) / size for size in (len(row), len(like)))
         profile = torch.from_numpy(np.interp(ranks, ranks_there, like)).float()
         profiles.append(torch.minimum(profile, row.sort().values))
-    return pad_sequence(profiles, batch_first=True, padding_value=torch.nan)
+    return profiles

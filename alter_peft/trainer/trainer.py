@@ -339,7 +339,7 @@ class AlterUnlearnTrainer(SFTTrainer):
         self.objective.targets = level_targets(known, self.forget_level)
         if self.args.forget_loss == "profile":
             self.objective.profiles = unseen_profiles(known, unseen, self.args.seed)
-            self.objective.targets = self.objective.profiles.nanmean(dim=1)
+            self.objective.targets = torch.stack([profile.mean() for profile in self.objective.profiles])
         self.train_dataset = PairDataset(forget, retain)
         if self.alter_config.init_weights == "cluster" and looks:
             with gathering(self.model):
