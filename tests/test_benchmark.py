@@ -196,6 +196,8 @@ def test_what_was_trained_is_not_trained_again(arguments, quick, monkeypatch):
         patch.setattr(settings, "measure_tofu", stop)
         run_benchmark(arguments())
     assert calls == [("target", 10)]
+    with pytest.raises(ValueError, match=r"`options` for 'teach' is {'max_steps': 2}, but .*target.result.json"):
+        Grid(arguments(options={"teach": {"max_steps": 2}}))  # it has weights, which no error speaks against
     stopped = settings.measure_tofu
     count = []
 
@@ -383,7 +385,9 @@ def test_requests_go_on_where_they_stopped(arguments, quick, monkeypatch):
         run_benchmark(arguments(requests=2))
     stopped = Result.load(Path(arguments().output_dir) / "random-0" / "result.json")
     assert stopped.error == "stopped before: requests 2 to 2, evaluation"
-    assert [x for x, _ in stopped.curves["requests/request 2"]] == [0, 1] and stopped.failed
+    assert [x for x, _ in stopped.curves["requests/request 2"]] == [0, 1] and not stopped.failed
+    with pytest.raises(ValueError, match=r"`options` for 'random' is {'max_steps': 3}, but .*random-0.result.json"):
+        Grid(arguments(requests=2, options={"teach": {"max_steps": 1}, "random": {"max_steps": 3}}))
     calls.append(("again", 0))
     result = run_benchmark(arguments(requests=2))[-1]
     assert calls[-1] == ("request", 2) and result.error is None and result.scores

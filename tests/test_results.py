@@ -57,7 +57,8 @@ def test_the_file_is_plain_json(tmp_path):
 def test_a_failed_cell_says_so(tmp_path):
     Result("lora_ga", 0, error="ValueError: `lr` is nan").save(tmp_path / "result.json")
     found = Result.load(tmp_path / "result.json")
-    assert found.error == "ValueError: `lr` is nan" and found.scores == {}
+    assert found.error == "ValueError: `lr` is nan" and found.scores == {} and found.failed
+    assert not Result("lora_ga", 0, error="stopped before: evaluation").failed
 
 
 def test_numbers_without_end_come_back(tmp_path):

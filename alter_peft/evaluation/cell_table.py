@@ -59,7 +59,8 @@ def settings_of(cell: Result) -> dict[str, Any]:
 
 def cell_name(cell: Result) -> str:
     """Model, seed, and whether it has no scores."""
-    return f"{cell.name}, seed {cell.seed}{' (failed)' if cell.failed else ''}"
+    state = "" if cell.scores or cell.error is None else " (failed)" if cell.failed else " (stopped)"
+    return f"{cell.name}, seed {cell.seed}{state}"
 
 
 def _machines(cell: Result) -> str:

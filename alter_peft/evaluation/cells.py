@@ -35,7 +35,7 @@ from .lock import alone
 from .methods import METHODS, load, teach
 from .provenance import RECORD, TAUGHT_WITH, check_made_with, corrected
 from .relearning import LEARNING_RATE
-from .results import Result, environment, machine
+from .results import STOPPED, Result, environment, machine
 from .sequential import Requests, kept_probabilities, run_requests
 from .settings import Setting
 from .summary import ORACLE, TARGET, is_attack
@@ -134,12 +134,12 @@ class Cell:
             result.environment, result.machine = environment(), machine()
         set_seed(self.seed)
         together = PartialState().num_processes > 1  # the others are then within a step, and wait for this process
-        model = self._model(result) if together else self._tried(errors, lambda: self._model(result))
+        model = self._model(result) if together else self._tried(result, errors, lambda: self._model(result))
         if model is not None and PartialState().is_main_process:
             if not result.scores:
-                self._tried(errors, lambda: self._evaluate(result, model))
+                self._tried(result, errors, lambda: self._evaluate(result, model))
             for part in self._parts_left(result) if result.scores else []:
-                self._tried(errors, lambda part=part: self._add(result, model, part))  # type: ignore[misc]
+                self._tried(result, errors, lambda part=part: self._add(result, model, part))  # type: ignore[misc]
         result.error = "; ".join(errors) or None
         if PartialState().is_main_process:
             result.save(self.path)
@@ -179,20 +179,23 @@ class Cell:
             shutil.rmtree(self.folder / "model", ignore_errors=True)
         PartialState().wait_for_everyone()
 
-    def _tried(self, errors: list[str], part: Callable[[], Any]) -> Any:
+    def _tried(self, result: Result, errors: list[str], part: Callable[[], Any]) -> Any:
         """What the part gives; a failure is noted, so that others may do, unless it leaves nothing to compare with."""
         try:
             return part()
         except Exception as error:
+            errors.append(f"{type(error).__name__}: {error}")
             if self.name == TARGET and not (self.path.is_file() and Result.load(self.path).scores):
+                result.error = errors[-1]
+                if PartialState().is_main_process:
+                    result.save(self.path)
                 raise
             logger.warning(f"A part of {self.folder.name} failed.", exc_info=True)
-            errors.append(f"{type(error).__name__}: {error}")
 
     def _save(self, result: Result) -> None:
         """What is there so far; if this run is stopped, it says what is not."""
         left = ", ".join(self._left(result))
-        result.error = f"stopped before: {left}" if left else None
+        result.error = f"{STOPPED}{left}" if left else None
         if PartialState().is_main_process:
             result.save(self.path)
 

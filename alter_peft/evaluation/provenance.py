@@ -29,7 +29,7 @@ TAUGHT_WITH = ("model", "data", "split", "books", "retain_rows", "processes", "o
 
 
 def corrected(result: Result, settings: Mapping[str, Any]) -> set[str]:
-    """The options that differ from those of a cell that failed: it can be made anew, since nothing is lost."""
+    """The options that differ from those of a cell that failed: it is made anew; one that was interrupted is not."""
     names = {"options", "teach"} & settings.keys() & result.settings.keys() if result.failed else set()
     return {name for name in names if result.settings[name] != settings[name]}
 

@@ -33,6 +33,9 @@ from alter_peft import __version__
 from .measure import Score
 
 
+STOPPED = "stopped before: "  # how the `error` of a cell begins whose run was interrupted
+
+
 @dataclass
 class Result:
     """
@@ -48,7 +51,8 @@ class Result:
     environment: date and package versions of the training (see `environment`).
     machine: of the training.
     machines: of each part in `seconds`, which are not to be compared across machines.
-    error: why there are no scores, if the cell failed; what failed of the rest or is still missing, if there are.
+    error: why there are no scores, if the cell failed; what failed of the rest, if there are; `STOPPED` and what is
+        still missing, if a run was interrupted.
     """
 
     name: str
@@ -78,8 +82,8 @@ class Result:
 
     @property
     def failed(self) -> bool:
-        """Whether there is an error and nothing that was measured."""
-        return self.error is not None and not self.scores
+        """Whether there is an error and nothing that was measured; a run that was interrupted is no error."""
+        return self.error is not None and not self.error.startswith(STOPPED) and not self.scores
 
     @classmethod
     def load(cls, path: Path) -> Result:

@@ -75,7 +75,7 @@ def estimate(values: Sequence[float], cells: int) -> Estimate | None:
 
 @dataclass
 class Model:
-    """The cells of one name, seed by seed: those that have scores, and those that failed before they had any."""
+    """The cells of one name, seed by seed: those with scores, and those that failed or stopped before they had any."""
 
     name: str
     results: list[Result]
