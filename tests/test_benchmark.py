@@ -49,6 +49,10 @@ def broken(model, tokenizer, task, folder, seed, options):
     raise RuntimeError("no such luck")
 
 
+def stop_at_once(*args):
+    raise KeyboardInterrupt
+
+
 def fake_attack(model, tokenizer, rows):
     calls.append(("attack", len(rows.forget)))
     return {"fake/probability": Score(0.5, [0.5])}
@@ -189,11 +193,8 @@ def test_a_target_that_failed_can_be_taught_otherwise(arguments, quick, monkeypa
 def test_what_was_trained_is_not_trained_again(arguments, quick, monkeypatch):
     """A run that stopped while it measured."""
 
-    def stop(*args):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(settings, "measure_tofu", stop)
+        patch.setattr(settings, "measure_tofu", stop_at_once)
         run_benchmark(arguments())
     assert calls == [("target", 10)]
     with pytest.raises(ValueError, match=r"`options` for 'teach' is {'max_steps': 2}, but .*target.result.json"):
@@ -237,11 +238,8 @@ def test_one_failed_attack_leaves_the_others_alone(arguments, quick, monkeypatch
 def test_a_cell_that_stopped_says_before_what(arguments, quick, monkeypatch):
     """Also one that was whole, while an attack joins it."""
 
-    def stop(model, tokenizer, rows):
-        raise KeyboardInterrupt
-
     run_benchmark(arguments())
-    attacks = {"fake": fake_attack, "slow": stop}
+    attacks = {"fake": fake_attack, "slow": stop_at_once}
     monkeypatch.setattr(benchmark, "ATTACKS", attacks)
     monkeypatch.setattr("alter_peft.evaluation.attacks.ATTACKS", attacks)
     path = Path(arguments().output_dir) / "target" / "result.json"
@@ -252,6 +250,26 @@ def test_a_cell_that_stopped_says_before_what(arguments, quick, monkeypatch):
         assert stopped.error == f"stopped before: {left}" and stopped.scores["forget/probability"].rows
     attacks["slow"] = lambda model, tokenizer, rows: {"slow/probability": Score(0.1, [0.1])}
     assert run_benchmark(arguments(attacks=["fake", "slow"]))[0].error is None and Result.load(path).error is None
+
+
+def test_a_token_page_that_fails_loses_no_scores(arguments, quick, monkeypatch, tmp_path):
+    """It is made by the next run."""
+    astray = {"forget/probability": Score(0.5, [0.5]), "forget/astray": Score(0.0, [0.0])}
+    monkeypatch.setattr(settings, "measure_tofu", lambda asked: astray)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cells, "token_page", stop_at_once)
+        run_benchmark(arguments())
+    path = tmp_path / "out" / "target" / "result.json"
+    stopped = Result.load(path)
+    assert stopped.scores == astray and stopped.error == "stopped before: token page"
+    monkeypatch.setattr(cells, "token_page", lambda *args: 1 / 0)
+    assert all(result.error.startswith("ZeroDivisionError") for result in run_benchmark(arguments()))
+    calls.clear()
+    monkeypatch.setattr(cells, "token_page", lambda *args: "the page")
+    results = run_benchmark(arguments())
+    assert calls == [] and all(result.scores == astray and result.error is None for result in results)
+    pages = list(path.parent.parent.glob("*/tokens.html"))
+    assert [page.read_text() for page in pages] == ["the page"] * len(results)
 
 
 def test_each_part_has_its_machine(arguments, quick, monkeypatch):

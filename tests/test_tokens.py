@@ -24,6 +24,7 @@ from test_page import checked
 
 from alter_peft.entropy import tsallis_entropy
 from alter_peft.evaluation import Pair, encode_pair, score_answers
+from alter_peft.evaluation.answers import chat_or_plain
 from alter_peft.evaluation.tokens import observe_texts, token_page, word_cloud
 
 
@@ -129,6 +130,25 @@ def test_clouds_are_split_at_the_threshold(one_way, tokenizer):
         high = sum(value > threshold for _, value in words)
         assert f": {high}</h4>" in html and f"Low-entropy tokens: {len(words) - high}</h4>" in html
         assert html.count("<p>none</p>") == (threshold in (0.0, 10.0))
+
+
+def test_a_pair_without_a_prompt_has_a_page(one_way, tokenizer):
+    """Nothing predicts its first token, which is not scored either."""
+    plain = chat_or_plain(tokenizer, False)
+    html = token_page(one_way, plain, {"mine": [Pair("", "Alice lives in Paris.")]})
+    scored = len(score_answers(one_way, plain, [Pair("", "Alice lives in Paris.")]).log_probs[0])
+    assert html.count(', recipes">') == scored and "Alice lives in Paris." in checked(html).text
+
+
+@pytest.mark.parametrize(
+    ("text", "what"), [("", "''"), ("A", "'A'"), (Pair("", ""), "prompt '', answer ''")], ids=["empty", "one", "pair"]
+)
+def test_a_text_without_a_token_to_score_is_named(one_way, tokenizer, text, what):
+    plain = chat_or_plain(tokenizer, False)
+    with pytest.raises(ValueError, match=f"The set 'mine' has no token to score in row 1, {what}: nothing predicts"):
+        token_page(one_way, plain, {"mine": ["Bees make honey.", text]})
+    with pytest.raises(ValueError, match=f"`texts` has no token to score in row 0, {what}: nothing predicts"):
+        observe_texts(one_way, plain, [text])
 
 
 def test_cloud_has_sizes_by_count():

@@ -114,6 +114,32 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> tuple[list[in
     return ids, len(list(shared))
 
 
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str | Pair], where: str
+) -> list[tuple[list[int], int]]:
+    """
+    Token ids of each text, and the first of them to be scored: of its answer, or of a plain text, but never the first
+    of all, which nothing predicts.
+
+    Args:
+        where: what the texts are of, as an error begins.
+
+    Raises:
+        ValueError: a text has no token that is scored.
+    """
+    encoded = []
+    for row, text in enumerate(texts):
+        ids, start = (tokenizer(text)["input_ids"], 1) if isinstance(text, str) else encode_pair(tokenizer, text)
+        if max(start, 1) >= len(ids):
+            what = repr(text) if isinstance(text, str) else f"prompt {text.prompt!r}, answer {text.completion!r}"
+            raise ValueError(
+                f"{where} has no token to score in row {row}, {what}: nothing predicts the first token of a text. "
+                "Give it a prompt, or leave it out."
+            )
+        encoded.append((ids, max(start, 1)))
+    return encoded
+
+
 class AnswerScores(NamedTuple):
     """
     The answers of a set under a model, row after row of the set.
@@ -177,14 +203,7 @@ def score_answers(
     context = _gating(model)
     active = context.active() if context is not None else []
     device = next(base.parameters()).device
-    encoded = [(ids, max(start, 1)) for ids, start in (encode_pair(tokenizer, pair) for pair in pairs)]
-    empty = next((row for row, (ids, start) in enumerate(encoded) if start >= len(ids)), None)
-    if empty is not None:
-        raise ValueError(
-            f"{f'The set {desc!r}' if desc else '`pairs`'} has no token to score in row {empty}, prompt "
-            f"{pairs[empty].prompt!r}, answer {pairs[empty].completion!r}: nothing predicts the first token of a "
-            "text. Give it a prompt, or leave it out."
-        )
+    encoded = encode_texts(tokenizer, pairs, f"The set {desc!r}" if desc else "`pairs`")
     log_probs, greedy, experts = ([torch.empty(0)] * len(pairs) for _ in range(3))
     for rows, batch, labels in labelled_batches(encoded, batch_size, device, desc):
         labelled = labels != -100

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 
 logger = logging.get_logger(__name__)
+PAGE = "token page"  # a part of a cell, as tasks and attacks are
 
 
 class Cell:
@@ -76,7 +77,7 @@ class Cell:
         out = Path(args.output_dir)
         self.target = Path(args.target) if args.target else out / TARGET / "model"
         self.folder = out / (TARGET if name == TARGET else f"{name}-{seed}")
-        self.path = self.folder / "result.json"
+        self.path, self.page = self.folder / "result.json", self.folder / "tokens.html"
         self.teaches = name == ORACLE or (name == TARGET and not args.target)
         self.options = args.options.get("teach" if name in (TARGET, ORACLE) else name, {})
         self.settings = {**settings, "options": self.options}
@@ -170,9 +171,11 @@ class Cell:
         return [*training, "evaluation", *self._parts_left(result)]
 
     def _parts_left(self, result: Result) -> list[str]:
-        """Tasks and attacks."""
+        """The page where tokens are routed, tasks and attacks."""
+        routed = any(key.endswith("/astray") for key in result.scores)
+        page = [PAGE] if routed and not self.page.is_file() else []
         wanted = [f"task: {name}" for name in self.args.tasks] + [f"attack: {name}" for name in self.args.attacks]
-        return [part for part in wanted if part not in result.seconds]
+        return [*page, *(part for part in wanted if part not in result.seconds)]
 
     def _remove_model(self) -> None:
         if PartialState().is_main_process:
@@ -261,16 +264,22 @@ class Cell:
             check_scored(model)
             judge = model if self.name == TARGET else load(self.target) if self.name == ORACLE else None
             result.scores = self.setting.evaluate(model, self.tokenizer, judge)
-            if any(key.endswith("/astray") for key in result.scores):  # tokens are routed
-                rows = self.setting.rows
-                sets = {"forget": rows.forget, "retain": rows.retain, **(self.setting.kept_sets or {})}
-                as_chat = None if self.args.books is None else False
-                page = token_page(model, chat_or_plain(self.tokenizer, as_chat), sets)
-                (self.folder / "tokens.html").write_text(page, encoding="utf-8")
+        self.page.unlink(missing_ok=True)  # of what was measured before
         self._save(result)
 
+    def _write_page(self, model: Any) -> None:
+        rows = self.setting.rows
+        sets = {"forget": rows.forget, "retain": rows.retain, **(self.setting.kept_sets or {})}
+        as_chat = None if self.args.books is None else False
+        with _precision():
+            page = token_page(model, chat_or_plain(self.tokenizer, as_chat), sets)
+        self.page.write_text(page, encoding="utf-8")
+
     def _add(self, result: Result, model: Any, part: str) -> None:
-        """One task or attack."""
+        """One task or attack, or the page."""
+        if part == PAGE:
+            self._write_page(model)
+            return self._save(result)
         kind, _, name = part.partition(": ")
         with _timing(result, part), _precision():
             if kind == "task":

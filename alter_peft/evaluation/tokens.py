@@ -31,7 +31,7 @@ from alter_peft.tuner.decoder import LanguageModelHead
 from alter_peft.tuner.gating import GatingContext, base_entropy, evaluating
 from alter_peft.tuner.layer import AlterLayer
 
-from .answers import Pair, encode_pair, scored_decoder, spread
+from .answers import Pair, encode_texts, scored_decoder, spread
 from .drawing import COLOURS
 from .guards import base_entropies
 
@@ -65,7 +65,8 @@ def observe_texts(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequenc
         texts: plain ones, or questions with their answers, which are encoded as for `score_answers`.
 
     Raises:
-        ValueError: there are no texts, no such adapter, or its entropy threshold is not known yet.
+        ValueError: there are no texts, one has no token to score, there is no such adapter, or its entropy
+            threshold is not known yet.
     """
     if not texts:
         raise ValueError("`texts` is empty. Give at least one text.")
@@ -73,8 +74,7 @@ def observe_texts(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequenc
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     decoder, head = scored_decoder(base).module, LanguageModelHead(base)
     seen = []
-    for text in texts:
-        ids, _ = _encode(tokenizer, text)
+    for ids, _ in encode_texts(tokenizer, texts, "`texts`"):
         row = torch.tensor([ids], device=next(base.parameters()).device)
         inputs = {"input_ids": row, "attention_mask": torch.ones_like(row), "use_cache": False}
         with evaluating(model):
@@ -83,11 +83,6 @@ def observe_texts(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequenc
         experts = context.state.gates[name].argmax(dim=-1)
         seen.append(SeenText(_pieces(tokenizer, ids), entropy[0, :-1].tolist(), experts[0, :-1].tolist()))
     return seen
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str | Pair) -> tuple[list[int], int]:
-    """Token ids, and the first of the answer, or the second of a plain text."""
-    return encode_pair(tokenizer, text) if isinstance(text, Pair) else (tokenizer(text)["input_ids"], 1)
 
 
 def _gated_adapter(model: Any) -> tuple[GatingContext, str, AlterConfig]:
@@ -138,6 +133,7 @@ def token_page(model: Any, tokenizer: PreTrainedTokenizerBase, sets: Mapping[str
     """
     if empty := [name for name, texts in sets.items() if not texts] or not sets:
         raise ValueError(f"`sets` has no texts{f' in {empty}' if sets else ''}. Give each set at least one.")
+    encoded = [text for name, texts in sets.items() for text in encode_texts(tokenizer, texts, f"The set {name!r}")]
     _, _, config = _gated_adapter(model)
     experts = config.num_forget_experts or 1
     names = ["retain", *(config.domains or [f"forget {i + 1}" for i in range(experts)])]
@@ -147,8 +143,7 @@ def token_page(model: Any, tokenizer: PreTrainedTokenizerBase, sets: Mapping[str
     counts = {name: max(EXAMPLES, min(experts, MOST_EXAMPLES) if name == "forget" else 0) for name in sets}
     examples = [(name, text) for name, texts in sets.items() for text in spread(texts, counts[name])]
     seen = observe_texts(model, tokenizer, [text for _, text in examples])
-    every = [text for texts in sets.values() for text in texts]
-    clouds = _clouds(model, tokenizer, every, config.entropy_q, threshold)
+    clouds = _clouds(model, tokenizer, encoded, config.entropy_q, threshold)
     legend = " ".join(f'<span style="{_underline(i)}">{escape(name)}</span>' for i, name in enumerate(names))
     shares = [f"{escape(name)} ({len(texts)})" for name, texts in sets.items()]
     return "\n".join(
@@ -170,10 +165,9 @@ def token_page(model: Any, tokenizer: PreTrainedTokenizerBase, sets: Mapping[str
 
 
 def _clouds(
-    model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str | Pair], q: float, threshold: float
+    model: Any, tokenizer: PreTrainedTokenizerBase, encoded: list[tuple[list[int], int]], q: float, threshold: float
 ) -> dict[bool, Counter[str]]:
     """Whether S_q is above the threshold -> how often each word is."""
-    encoded = [_encode(tokenizer, text) for text in texts]
     clouds: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
     entropies = base_entropies(model, encoded, q, desc="tokens")
     for (ids, start), entropy in zip(encoded, entropies, strict=True):
