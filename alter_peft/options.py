@@ -19,6 +19,7 @@ import json
 import types
 from argparse import ArgumentError
 from collections.abc import Collection, Mapping
+from dataclasses import MISSING, fields
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
@@ -51,32 +52,46 @@ def parse_values(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         values: field -> value; all that have no default must be there. A dict, an empty list and
-            `None` are left as they are where they may be.
+            `None` are left as they are where they may be; a tuple is a list.
 
     Raises:
         ValueError: a value that its flag does not take.
     """
     parser, hints = HfArgumentParser(config, exit_on_error=False), get_type_hints(config)
+    required = {field.name for field in fields(config) if field.default is field.default_factory is MISSING}
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     flags: dict[str, list[str]] = {}
     for name, value in values.items():
         kinds = {get_origin(kind) or kind for kind in alternatives(hints[name])}
         whole = value in (None, []) or isinstance(value, dict)  # there is no flag for it
-        if (whole and type(value) in kinds) or value == parser.get_default(name):
+        # by its text, as True == 1
+        usual = name not in required and repr(value) == repr(parser.get_default(name))
+        if (whole and type(value) in kinds) or usual:
             continue
-        flags[name] = [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
-    found, wrong = dict(values), None
+        items = value if isinstance(value, list) else [value]
+        if whole or any(item is None or isinstance(item, (dict, list)) for item in items):
+            raise _refusal(name, value, hints[name])
+        flags[name] = [f"--{name}={item}" for item in items]  # a flag an item, which may then begin with "-"
+    found, every = dict(values), [flag for of_field in flags.values() for flag in of_field]
     try:
-        parsed, _ = parser.parse_known_args([part for flag in flags.values() for part in flag])
-        for name in flags:
-            found[name] = getattr(parsed, name)
-            wrong = name if isinstance(values[name], list) and not isinstance(found[name], list) else wrong
+        for name, of_field in flags.items():
+            taken = [getattr(parser.parse_args([*every, flag]), name) for flag in of_field]  # the last one counts
+            if isinstance(values[name], list) and not all(isinstance(one, list) for one in taken):
+                raise _refusal(name, values[name], hints[name])
+            found[name] = [item for one in taken for item in one] if isinstance(taken[0], list) else taken[0]
     except ArgumentError as error:
         wrong = str(error.argument_name).partition("/")[0].lstrip("-")
-    if wrong is not None:
-        kind = hints[wrong].__name__ if isinstance(hints[wrong], type) else str(hints[wrong]).replace("typing.", "")
-        raise ValueError(f"`{wrong}` is {values[wrong]!r}, but must be {kind}.")
+        raise _refusal(wrong, values[wrong], hints[wrong]) from None
     # what is the same number stays as it was written: 3, not 3.0
-    return {name: values[name] if value == values[name] else value for name, value in found.items()}
+    return {
+        name: values[name] if value == values[name] and not isinstance(value, bool) else value
+        for name, value in found.items()
+    }
+
+
+def _refusal(name: str, value: Any, hint: Any) -> ValueError:
+    kind = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    return ValueError(f"`{name}` is {value!r}, but must be {kind}.")
 
 
 def check_known(name: str, values: Collection[str], known: Collection[str]) -> None:

@@ -34,6 +34,8 @@ class Arguments:
     form: Literal["letters", "texts"] = "letters"
     books: dict[str, Any] | str | None = None
     loud: bool = False
+    steps: int = 1
+    names: list[str] = field(default_factory=list)
 
 
 def test_values_are_those_of_their_fields():
@@ -42,6 +44,11 @@ def test_values_are_those_of_their_fields():
     assert parse_values(Arguments, given) == expected
     assert parse_values(Arguments, {"model": "m", "seeds": 3, "rows": None}) == {
         "model": "m", "seeds": [3], "rows": None
+    }  # fmt: skip
+    names = ["a", "-x", "--rows=3", "a b=c", ""]  # none is another flag
+    assert parse_values(Arguments, {"model": "-m", "names": names}) == {"model": "-m", "names": names}
+    assert parse_values(Arguments, {"model": "m", "seeds": (0, -1), "names": ("a", "b")}) == {
+        "model": "m", "seeds": [0, -1], "names": ["a", "b"]
     }  # fmt: skip
     whole = parse_values(Arguments, {"model": "m", "rate": 3, "seeds": []})
     assert whole == {"model": "m", "rate": 3, "seeds": []} and isinstance(whole["rate"], int)  # as it was written
@@ -53,6 +60,11 @@ def test_values_are_those_of_their_fields():
         ({"rate": "high"}, "`rate` is 'high', but must be float."),
         ({"rate": True}, "`rate` is True, but must be float."),
         ({"rate": None}, "`rate` is None, but must be float."),
+        ({"model": None}, "`model` is None, but must be str."),
+        ({"names": None}, "`names` is None, but must be list[str]."),
+        ({"names": ["a", None]}, "`names` is ['a', None], but must be list[str]."),
+        ({"steps": True}, "`steps` is True, but must be int."),
+        ({"seeds": [True]}, "`seeds` is [True], but must be list[int]."),
         ({"rows": [3]}, "`rows` is [3], but must be int | None."),
         ({"rows": []}, "`rows` is [], but must be int | None."),
         ({"rows": {"a": 1}}, "`rows` is {'a': 1}, but must be int | None."),
