@@ -13,6 +13,7 @@
 # limitations under the License.
 from __future__ import annotations
 
+import json
 from itertools import combinations
 
 import matplotlib.colors
@@ -187,6 +188,10 @@ def test_seconds_of_other_machines_are_no_comparison(folder, tmp_path):
         " Seconds of different machines or threads are no comparison: 2 CPU threads (alter of seed 0, lora of seed "
         "1); 1 CPU threads (alter of seed 1)."
     )
+    for name in ("alter-1", "alter-0", "lora-1"):  # requests taken up elsewhere; the last one's machine is `machine`
+        path = folder / name / "result.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"machines": {"training": "a laptop, a server"}}))
+    assert drawn(folder, tmp_path / "parts")["time"][0].caption.endswith(" Machine: a laptop, a server.")
 
 
 def test_requests(folder, tmp_path):

@@ -148,7 +148,7 @@ def _machines(cells: Sequence[Result]) -> str:
     """Where the seconds come from, and which of them are not to be compared."""
     found: dict[str, list[str]] = {}
     for cell in cells:
-        found.setdefault(cell.machine, []).append(f"{cell.name} of seed {cell.seed}")
+        found.setdefault(cell.machines.get("training", cell.machine), []).append(f"{cell.name} of seed {cell.seed}")
     if len(found) == 1:
         return f" Machine: {next(iter(found))}."
     names = "; ".join(f"{machine} ({', '.join(cells)})" for machine, cells in found.items())
