@@ -238,6 +238,14 @@ def test_a_benchmark_with_failed_cells_ends_with_code_1(grid, capsys):
     assert ended.value.code == 1 and (out / "report.html").is_file() and "| lora_ga | " in printed
     last = errors.splitlines()[-1]
     assert last == "1 of 5 cells failed: lora_npo of seed 0: RuntimeError: no such luck"
+    (out / "copy").mkdir()
+    for text, reason in ((None, "is a second cell of target with seed 0"), ("{", "is no result of a benchmark")):
+        (out / "copy" / "result.json").write_text(text or (out / "target" / "result.json").read_text())
+        with pytest.raises(SystemExit) as ended:
+            main(["benchmark", "--config", str(options), "--output_dir", str(out), "--methods", "lora_ga", "lora_npo"])
+        printed, errors = capsys.readouterr()
+        *_, failures, fault = errors.splitlines()
+        assert ended.value.code == 1 and failures == last and reason in fault and "no distances" not in errors
 
 
 def test_a_cell_that_another_run_is_at_is_one_line(grid, capsys):

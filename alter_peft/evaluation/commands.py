@@ -83,9 +83,9 @@ def benchmark(argv: Sequence[str]) -> Callable[[], None]:
             for result in results
             if result.error is not None
         ]
-        compared = _report(Path(args.output_dir), shlex.join(["alter-peft", "benchmark", *argv]))
         if failed:
             print(f"{len(failed)} of {len(results)} cells failed: {'; '.join(failed)}", file=sys.stderr)
+        compared = _report(Path(args.output_dir), shlex.join(["alter-peft", "benchmark", *argv]))
         if failed or not compared:
             raise SystemExit(1)
 
@@ -93,11 +93,16 @@ def benchmark(argv: Sequence[str]) -> Callable[[], None]:
 
 
 def _report(folder: Path, command: str) -> bool:
-    """Whether there is a report; without oracles to compare with, the scores are printed as they are."""
+    """Whether there is a report; where cells cannot be compared, the scores are printed as they are."""
+    try:
+        cells = read_cells(folder)
+    except ValueError as error:  # of a file that is no result, or a second one of a cell
+        print(f"alter-peft benchmark: error: {error}", file=sys.stderr)
+        return False
     try:
         found = read_benchmark(folder)
     except ValueError as error:
-        print(to_markdown(score_table(read_cells(folder))), end="\n\n")
+        print(to_markdown(score_table(cells)), end="\n\n")
         print(f"There are no distances and no report: {error}", file=sys.stderr)
         return False
     _write(found, report_tables(found), folder, command)
