@@ -17,6 +17,7 @@ import copy
 import shutil
 
 import pytest
+import torch
 from conftest import make_llama
 from trainer_setup import forget_rows, retain_rows
 
@@ -84,6 +85,21 @@ def test_each_request_is_given_to_what_the_one_before_left(tokenizer, tmp_path):
     halves = [(first[i] + second[i]) / 2 for i in range(3)]
     assert curves["requests/forgotten"] == [(1, pytest.approx(first[1])), (2, pytest.approx(halves[2]))]
     assert curves["requests/open"] == [(0, pytest.approx(halves[0])), (1, pytest.approx(second[1]))]
+
+
+def test_the_largest_seed_has_a_next_one(tokenizer, tmp_path):
+    """Each request starts from a state of its own, whatever was drawn before."""
+    starts = []
+
+    def draw(model, tokenizer, task, folder, seed, options):
+        starts.append((seed, torch.initial_seed()))
+        return model
+
+    run_requests(
+        draw, make_llama(len(tokenizer)), tokenizer, split_requests(PAIRS, 2), Task(forget_rows(), retain_rows()),
+        lambda model: {}, lambda model, pairs: 0.0, tmp_path, 2**32 - 1, {}, Requests({}), lambda done: None,
+    )  # fmt: skip
+    assert starts == [(2**32 - 1, 2**32 - 1), (2**32 - 1, 0)]
 
 
 def test_what_is_kept_is_the_probability_part_of_utility(tokenizer):

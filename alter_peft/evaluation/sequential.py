@@ -117,6 +117,9 @@ def run_requests(
     """
     One request after another, each given to what the one before left.
 
+    Where a request has an adapter of its own, its start depends on the seed and the number of the request, not on
+    those made before it in this run. The order of the rows is that of the run's seed, as the trainer sets it.
+
     Args:
         method: one of `METHODS`.
         requests: the questions of each request.
@@ -134,7 +137,7 @@ def run_requests(
     for number in range(done.made + 1, len(requests) + 1):
         seconds = done.seconds
         if number:
-            set_seed(seed + number - 1)  # what a request starts with is not to hang on those before it in this run
+            set_seed((seed + number - 1) % 2**32)  # for the start of its adapter, else drawn after the earlier ones
             rows = Dataset.from_list([{"prompt": p.prompt, "completion": p.completion} for p in requests[number - 1]])
             request, start = task._replace(forget=rows), time.monotonic()
             current = method(current, tokenizer, request, folder / f"request-{number}", seed, options)
