@@ -120,9 +120,9 @@ def token_page(model: Any, tokenizer: PreTrainedTokenizerBase, sets: Mapping[str
     and their expert as underline, then the commonest tokens of all texts above and at or below the entropy threshold,
     of pairs those of the answers alone.
 
-    Examples are spread over their set, two of each; of the set `forget` one an expert, ten at most. A token is
-    coloured by the position before it, whose distribution it was drawn from: there S_q was taken, and there the expert
-    was chosen. The first token of a text has neither.
+    Examples are spread over the rows of their set, two of each; of the set `forget` as many as there are forget
+    experts, two at least and ten at most. A token is coloured by the position before it, whose distribution it was
+    drawn from: there S_q was taken, and there the expert was chosen. The first token of a text has neither.
 
     Args:
         model: as for `observe_texts`.
