@@ -177,15 +177,14 @@ class LoraUnlearnTrainer(LabelledTrainer):
     ) -> Any:
         """The forget loss plus cross-entropy, a mean over the retain rows' tokens; forget rows come first."""
         scores, labelled = self.score(model, inputs)
-        count = len(inputs["row_id"])
-        kept = cross_entropy_loss(scores)[labelled.nonzero()[:, 0] >= count].mean()
-        loss = self.forget_loss(self._of_forget(scores, labelled, inputs["row_id"])) + kept
+        rows, row_id = labelled.nonzero()[:, 0], inputs["row_id"]
+        kept = cross_entropy_loss(scores)[rows >= len(row_id)].mean()
+        loss = self.forget_loss(self._of_forget(scores, rows, row_id)) + kept
         return (loss, None) if return_outputs else loss
 
-    def _of_forget(self, scores: TokenScores, labelled: Tensor, row_id: Tensor) -> ForgetScores:
-        """Of the first rows of a batch, (B, T-1), as many as `row_id`, (P,), names."""
+    def _of_forget(self, scores: TokenScores, rows: Tensor, row_id: Tensor) -> ForgetScores:
+        """Of the first rows of a batch, as many as `row_id`, (P,), names; `rows` is that of each token, (n,)."""
         count = len(row_id)
-        rows = labelled.nonzero()[:, 0]
         tokens = TokenScores(*(part[rows < count] for part in scores))
         rows = rows[rows < count]
         sums = tokens.log_prob.new_zeros(count).index_add(0, rows, tokens.log_prob)
