@@ -46,6 +46,12 @@ test-oldest: $(OLDEST)/.installed
 		tests/test_initialization.py tests/test_registration.py tests/test_router.py tests/test_trainer.py \
 		tests/test_trainer_inputs.py tests/test_tuner.py tests/test_tuner_config.py tests/test_upgrades.py
 
+# Format, lint and types, as CI checks them.
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
 clean:
 	rm -rf .venv $(OLDEST) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

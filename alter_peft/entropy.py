@@ -1,18 +1,5 @@
-# Copyright 2026 The alter-peft authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
-
-"""Token entropy and the masks drawn from it: Eqs. 3 and 5 of ALTER (arXiv:2603.01792).
+# SPDX-License-Identifier: Apache-2.0
+"""Token entropy, Eqs. 3 (Shannon) and 5 (Tsallis) of ALTER (arXiv:2603.01792), and the masks drawn from it.
 
 Index convention: the entropy at position t is that of the distribution *at* position t, which predicts token t + 1.
 """
@@ -50,7 +37,7 @@ def max_tsallis_entropy(vocab_size: int, q: float) -> float:
 
 
 def tsallis_entropy(logits: Tensor, q: float) -> Tensor:
-    """Tsallis entropy of next-token distributions (Eq. 3).
+    """Tsallis entropy of next-token distributions: Eq. 5, and at q = 1 Shannon's, Eq. 3.
 
     S_q(p) = (1 - sum_i p_i^q) / (q - 1) with p = softmax(logits), and -sum_i p_i ln p_i at q = 1. With d = |q - 1| and
     m = min(q, 1) it is evaluated as -sum_i p_i^m expm1(d ln p_i) / d, which is the same number for every q, loses no
@@ -81,7 +68,7 @@ def tsallis_entropy(logits: Tensor, q: float) -> Tensor:
 def chunked_tsallis_entropy(
     hidden: Tensor, head: Callable[[Tensor], Tensor], q: float, chunk_size: int = 256
 ) -> Tensor:
-    """Tsallis entropy (Eq. 3) from hidden states, never holding the logits of more than one chunk of rows.
+    """Tsallis entropy (Eq. 5) from hidden states, never holding the logits of more than one chunk of rows.
 
     Args:
         hidden: final hidden states, shape (n, k); n may be 0.
@@ -128,7 +115,7 @@ def entropy_quantile(entropy: Tensor, valid: Tensor, quantile: float) -> float:
 
 
 def entropy_masks(entropy: Tensor, valid: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Partition of the valid tokens by entropy (Eq. 5).
+    """Partition of the valid tokens by entropy; the paper gives the masks no number.
 
     high = {t valid: S_q(x_t) > threshold}, low = the valid tokens that are not high.
 

@@ -1,16 +1,4 @@
-# Copyright 2026 The alter-peft authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-License-Identifier: Apache-2.0
 """Documentation that names code names code that exists."""
 
 from __future__ import annotations
@@ -52,3 +40,11 @@ def test_the_readmes_tree_is_the_package():
     files = {path.relative_to(ROOT / "alter_peft").as_posix() for path in (ROOT / "alter_peft").rglob("*.py")}
     files = {path for path in files if not path.endswith("__init__.py") and not path.startswith("evaluation/")}
     assert {name for name in named if name.endswith(".py")} == files
+
+
+def test_what_ci_calls_has_a_recipe():
+    """`make X` of a `.PHONY` target without a recipe succeeds and does nothing."""
+    targets = re.findall(r"^make (\S+)$", (ROOT / ".ci/run").read_text(), flags=re.MULTILINE)
+    assert {"check", "test", "test-slow", "test-oldest"} <= set(targets)
+    with_recipe = re.findall(r"^([a-z-]+):.*\n\t", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert set(targets) - set(with_recipe) == set()

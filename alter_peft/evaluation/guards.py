@@ -1,16 +1,4 @@
-# Copyright 2026 The alter-peft authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-License-Identifier: Apache-2.0
 """Guards against false success: a model that only babbles, an adapter that is sent what is none of its own."""
 
 from __future__ import annotations
@@ -96,7 +84,7 @@ def expert_usage(asked: Asked) -> dict[str, Score]:
 
 def high_entropy(asked: Asked) -> dict[str, Score]:
     """
-    `"{set}/high_entropy"`: share of the answers' tokens whose S_q is above the adapter's threshold: Eq. 5's D_high.
+    `"{set}/high_entropy"`: share of the answers' tokens whose S_q is above the adapter's threshold (D_high).
 
     S_q is the base model's, at the position that predicts the token. The value is of all tokens of the set, rows are
     of each answer. Where nearly no token is high, the structural term and the mask of the forget loss do nothing.

@@ -1,17 +1,5 @@
-# Copyright 2026 The alter-peft authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
-"""Strict gradient isolation, as far as the optimiser could break it: who has a step, and at which scale."""
+# SPDX-License-Identifier: Apache-2.0
+"""Strict gradient isolation (Eq. 4), as far as the optimiser could break it: who has a step, and at which scale."""
 
 from __future__ import annotations
 

@@ -1,16 +1,4 @@
-# Copyright 2026 The alter-peft authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
 import math
@@ -75,9 +63,9 @@ class AlterConfig(PeftConfig):
             N, the number of forget experts B_f^1..B_f^N, one for each sub-domain. Defaults to the number of `domains`;
             without them the trainer takes the number of sub-domains that it finds, and a plain `get_peft_model` 1.
         entropy_q (`float`, *optional*, defaults to `1.5`):
-            Order q > 0 of the Tsallis entropy S_q (Eq. 3); 1 is Shannon, in nats.
+            Order q > 0 of the Tsallis entropy S_q (Eq. 5); 1 is Shannon (Eq. 3), in nats.
         entropy_threshold (`float`, *optional*, defaults to `1.2`):
-            Tokens with S_q above it are high-entropy tokens (Eq. 5). Must be below the maximum of S_q for the
+            Tokens with S_q above it are high-entropy tokens. Must be below the maximum of S_q for the
             vocabulary, `(1 - V^(1-q)) / (q - 1)`.
         entropy_quantile (`float`, *optional*):
             Instead of a fixed threshold: the share of answer tokens that count as low-entropy. The trainer measures
