@@ -20,7 +20,7 @@ from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl.scripts.utils import TrlParser
 
-from .evaluation.commands import benchmark, evaluate, report
+from .commands import benchmark, evaluate, report
 from .options import alternatives, json_object
 from .trainer import AlterUnlearnConfig, AlterUnlearnTrainer
 from .trainer.card import described_level

@@ -20,7 +20,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
-from alter_peft.evaluation import IDLE, Pair, methods, write_results
+from alter_peft.benchmark import methods
+from alter_peft.evaluation import IDLE, Pair
+from alter_peft.report import write_results
 
 
 DATA = Path(__file__).parent / "demo_data"

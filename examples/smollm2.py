@@ -27,7 +27,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from alter_peft.evaluation import Pair, Score, evaluate_sets, methods
+from alter_peft.benchmark import methods
+from alter_peft.evaluation import Pair, Score
+from alter_peft.report import evaluate_sets
 
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

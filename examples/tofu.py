@@ -17,7 +17,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
-from alter_peft.evaluation import FORGET_SETS, TofuData, methods, read_tofu, write_results
+from alter_peft.benchmark import methods
+from alter_peft.evaluation import FORGET_SETS, TofuData, read_tofu
+from alter_peft.report import write_results
 
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data" / "tofu"

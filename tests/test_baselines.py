@@ -12,7 +12,7 @@ from peft import LoraConfig
 from trainer_setup import forget_rows, retain_rows
 from trl import SFTConfig, SFTTrainer
 
-from alter_peft.evaluation.baselines import FORGET_LOSSES, ForgetScores, LabelledTrainer, LoraUnlearnTrainer
+from alter_peft.benchmark.baselines import FORGET_LOSSES, ForgetScores, LabelledTrainer, LoraUnlearnTrainer
 from alter_peft.losses import TokenScores
 from alter_peft.tuner.decoder import last_hidden_states
 

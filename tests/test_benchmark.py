@@ -14,8 +14,12 @@ from filelock import FileLock
 from peft import LoraConfig, get_peft_model
 from tiny_tofu import write_tofu
 
-from alter_peft.evaluation import benchmark, cells, methods, packages, settings
-from alter_peft.evaluation.benchmark import BenchmarkArguments, Grid, run_benchmark
+from alter_peft.benchmark import cell as cells
+from alter_peft.benchmark import grid as benchmark
+from alter_peft.benchmark import methods
+from alter_peft.benchmark import setting as settings
+from alter_peft.benchmark.grid import BenchmarkArguments, Grid, run_benchmark
+from alter_peft.evaluation import packages
 from alter_peft.evaluation.measure import Asked, Score, measure
 from alter_peft.evaluation.results import Result
 
@@ -540,7 +544,7 @@ def test_a_missing_package_is_named_first(arguments, monkeypatch, package, chang
 TWO_PROCESSES = """
 import sys, torch
 from alter_peft.cli import main
-from alter_peft.evaluation import cells
+from alter_peft.benchmark import cell as cells
 
 if "broken" in sys.argv.pop():
     def fail(*args):

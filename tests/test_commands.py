@@ -12,9 +12,10 @@ from made_up_benchmark import make_benchmark, save, scores
 from peft import LoraConfig, get_peft_model
 from tiny_tofu import write_tofu
 
+from alter_peft.benchmark import cell as cells
+from alter_peft.benchmark.methods import METHODS
 from alter_peft.cli import main
-from alter_peft.evaluation import Pair, cells, score_answers
-from alter_peft.evaluation.methods import METHODS
+from alter_peft.evaluation import Pair, score_answers
 from alter_peft.evaluation.results import Result
 
 
@@ -67,7 +68,7 @@ def test_without_a_folder(capsys):
 
 
 def test_without_matplotlib(folder, capsys, monkeypatch):
-    monkeypatch.setattr("alter_peft.evaluation.commands.find_spec", lambda name: None)
+    monkeypatch.setattr("alter_peft.commands.find_spec", lambda name: None)
     with pytest.raises(SystemExit) as ended:
         main(["report", str(folder)])
     assert ended.value.code == 2 and "pip install alter-peft[eval]" in capsys.readouterr().err

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from trl.scripts.utils import TrlParser
 
-from alter_peft.evaluation.benchmark import BenchmarkArguments
-from alter_peft.evaluation.commands import report
-from alter_peft.evaluation.evaluate_arguments import EvaluateArguments
+from alter_peft.benchmark.grid import BenchmarkArguments
+from alter_peft.commands import report
+from alter_peft.evaluation.arguments import EvaluateArguments
 
 
 ROOT = Path(__file__).parents[1]

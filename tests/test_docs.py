@@ -38,7 +38,11 @@ def test_the_readmes_tree_is_the_package():
         folder = name if depth == 2 and name.endswith("/") else folder if depth > 2 else ""
         named.add(name if depth == 2 else folder + name)
     files = {path.relative_to(ROOT / "alter_peft").as_posix() for path in (ROOT / "alter_peft").rglob("*.py")}
-    files = {path for path in files if not path.endswith("__init__.py") and not path.startswith("evaluation/")}
+    files = {
+        path
+        for path in files
+        if not path.endswith("__init__.py") and not path.startswith(("evaluation/", "benchmark/", "report/"))
+    }
     assert {name for name in named if name.endswith(".py")} == files
 
 

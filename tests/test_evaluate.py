@@ -13,8 +13,8 @@ from tiny_tofu import write_tofu
 from transformers import LlamaModel
 
 from alter_peft.cli import main
+from alter_peft.commands import evaluate
 from alter_peft.evaluation import Asked, Attacked, Result, Rows, measure, measure_guards, read_tofu
-from alter_peft.evaluation.commands import evaluate
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from alter_peft.evaluation import Pair, Result, Score
-from alter_peft.evaluation.evaluate_arguments import EvaluateArguments, read_oracle, read_set
+from alter_peft.evaluation.arguments import EvaluateArguments, read_oracle, read_set
 
 
 WHOLE = {"prompt": "Who?", "completion": "Bob."}

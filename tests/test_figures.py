@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from made_up_benchmark import make_benchmark, relearning, save, scores
 
+from alter_peft.benchmark.methods import METHODS
 from alter_peft.evaluation import Score
-from alter_peft.evaluation.drawing import COLOURS, SPECIAL, middle, style
-from alter_peft.evaluation.figures import write_figures
-from alter_peft.evaluation.methods import METHODS
-from alter_peft.evaluation.reading import read_benchmark
+from alter_peft.report.drawing import COLOURS, SPECIAL, middle, style
+from alter_peft.report.figures import write_figures
+from alter_peft.report.reading import read_benchmark
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_colours_are_told_apart_and_read_on_white(sight):
 def test_a_label_stands_at_a_seed(folder, tmp_path, monkeypatch):
     labels = []
     for module, name in (("figures", "label_points"), ("curves", "label_ends")):
-        monkeypatch.setattr(f"alter_peft.evaluation.{module}.{name}", lambda axes, found, *_: labels.append(found))
+        monkeypatch.setattr(f"alter_peft.report.{module}.{name}", lambda axes, found, *_: labels.append(found))
     for seed, value in ((0, 0.1), (1, 0.5)):
         save(
             folder, "alter", seed, scores=scores(value, 0.9 - value), seconds={"training": 10 + 90 * seed},
@@ -147,7 +147,7 @@ def test_what_is_missing_is_said(folder, tmp_path):
 def test_a_label_counts_the_seeds_that_are_drawn(folder, tmp_path, monkeypatch):
     labels = []
     for module, name in (("figures", "label_points"), ("curves", "label_ends")):
-        monkeypatch.setattr(f"alter_peft.evaluation.{module}.{name}", lambda axes, found, *_: labels.append(found))
+        monkeypatch.setattr(f"alter_peft.report.{module}.{name}", lambda axes, found, *_: labels.append(found))
     save(folder, "oracle", 2, scores=scores(0.11, 0.51, 0.01), seconds={"training": 20})
     save(folder, "alter", 1, scores=scores(0.1, 0.5), seconds={"training": 9}, without=["utility/model_utility"])
     drawn(folder, tmp_path / "figures")

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from alter_peft.evaluation.formatting import distance_text, estimate_text, seconds_text
-from alter_peft.evaluation.summary import Estimate
+from alter_peft.report.formatting import distance_text, estimate_text, seconds_text
+from alter_peft.report.summary import Estimate
 
 
 @pytest.mark.parametrize(

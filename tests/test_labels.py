@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
-from alter_peft.evaluation.labels import Label, label_ends, label_points
+from alter_peft.report.labels import Label, label_ends, label_points
 
 
 @pytest.fixture

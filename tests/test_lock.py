@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from alter_peft.evaluation.lock import alone
+from alter_peft.benchmark.lock import alone
 
 
 HOLD = """

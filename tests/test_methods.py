@@ -11,8 +11,8 @@ from peft import PeftModel, get_peft_model_state_dict
 from trainer_setup import forget_rows, retain_rows
 
 from alter_peft import AlterConfig
+from alter_peft.benchmark.methods import METHODS, Task, load, teach
 from alter_peft.evaluation import Pair, score_answers
-from alter_peft.evaluation.methods import METHODS, Task, load, teach
 
 
 HOMES = (("Bob", "Lima"), ("Dora", "Oslo"), ("Fay", "Paris"), ("Hal", "Kiev"))

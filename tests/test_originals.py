@@ -9,10 +9,10 @@ from attacked_models import FORGET, HOLDOUT, KINDS, RETAIN, learning, model_of, 
 from conftest import make_llama
 from peft import PeftModel
 
+from alter_peft.benchmark.methods import METHODS, Task
+from alter_peft.benchmark.setting import as_rows
 from alter_peft.evaluation import Rows, attack, score_answers
-from alter_peft.evaluation.methods import METHODS, Task
-from alter_peft.evaluation.originals import copied, without_adapters
-from alter_peft.evaluation.settings import as_rows
+from alter_peft.evaluation.copies import copied, without_adapters
 
 
 # ---- copied ---------------------------------------------------------------------------------------------------------

@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 import pytest
 from made_up_benchmark import make_benchmark, save
 
-from alter_peft.evaluation.figures import write_figures
-from alter_peft.evaluation.page import page
-from alter_peft.evaluation.reading import read_benchmark
-from alter_peft.evaluation.report import report_tables
+from alter_peft.report.figures import write_figures
+from alter_peft.report.page import page
+from alter_peft.report.reading import read_benchmark
+from alter_peft.report.report import report_tables
 
 
 VOID = {"meta", "img"}

@@ -9,7 +9,7 @@ from attacked_models import FORGET, KINDS, RETAIN, assert_unchanged, model_of, s
 
 from alter_peft.evaluation import encode_pair, score_answers
 from alter_peft.evaluation.base_weights import base_parameters
-from alter_peft.evaluation.originals import copied
+from alter_peft.evaluation.copies import copied
 from alter_peft.evaluation.relearning import STEPS, _batches, relearn, relearning
 
 

@@ -5,9 +5,9 @@ import pytest
 from made_up_benchmark import make_benchmark, save, scores
 
 from alter_peft.evaluation import Score
-from alter_peft.evaluation.reading import read_benchmark
-from alter_peft.evaluation.report import report_tables, write_report
 from alter_peft.evaluation.tables import to_markdown
+from alter_peft.report.reading import read_benchmark
+from alter_peft.report.report import report_tables, write_report
 
 
 MAIN = """\

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from made_up_benchmark import make_benchmark, save, scores
 
-from alter_peft.evaluation.reading import read_benchmark
-from alter_peft.evaluation.report import report_tables
 from alter_peft.evaluation.tables import to_markdown
+from alter_peft.report.reading import read_benchmark
+from alter_peft.report.report import report_tables
 
 
 EXPECTED = """\

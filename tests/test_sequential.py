@@ -9,15 +9,15 @@ import torch
 from conftest import make_llama
 from trainer_setup import forget_rows, retain_rows
 
-from alter_peft.evaluation import Asked, Pair, measure, score_answers
-from alter_peft.evaluation.methods import METHODS, Task
-from alter_peft.evaluation.sequential import (
+from alter_peft.benchmark.methods import METHODS, Task
+from alter_peft.benchmark.requests import (
     Requests,
     kept_probabilities,
     load_requests,
     run_requests,
     split_requests,
 )
+from alter_peft.evaluation import Asked, Pair, measure, score_answers
 
 
 PAIRS = [Pair(row["prompt"], row["completion"]) for row in forget_rows()]

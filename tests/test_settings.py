@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from tiny_tofu import write_tofu
 
-from alter_peft.evaluation.settings import tofu_setting
+from alter_peft.benchmark.setting import tofu_setting
 
 
 def test_attacks_are_measured_as_all_else(tmp_path):

@@ -8,11 +8,11 @@ import pytest
 from made_up_benchmark import make_benchmark, relearning, save, scores
 
 from alter_peft.evaluation import FORGET_SETS, Score
+from alter_peft.evaluation.arguments import EvaluateArguments
 from alter_peft.evaluation.attacks import ATTACKS
-from alter_peft.evaluation.evaluate_arguments import EvaluateArguments
-from alter_peft.evaluation.reading import read_benchmark
-from alter_peft.evaluation.summary import ATTACK_KEYS, Estimate, attack_of, is_of_set
 from alter_peft.evaluation.tofu import UTILITY
+from alter_peft.report.reading import read_benchmark
+from alter_peft.report.summary import ATTACK_KEYS, Estimate, attack_of, is_of_set
 
 
 @pytest.fixture

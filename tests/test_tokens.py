@@ -13,7 +13,7 @@ from test_page import checked
 from alter_peft.entropy import tsallis_entropy
 from alter_peft.evaluation import Pair, encode_pair, score_answers
 from alter_peft.evaluation.answers import chat_or_plain
-from alter_peft.evaluation.tokens import observe_texts, token_page, word_cloud
+from alter_peft.report.token_page import observe_texts, token_page, word_cloud
 
 
 PAIR = Pair("Where does Alice live?", "Alice lives in Paris.")
@@ -62,7 +62,7 @@ def test_pieces_are_the_text(adapted, tokenizer, text):
 
 
 def test_a_cut_character_is_kept(adapted, tokenizer):
-    from alter_peft.evaluation.tokens import _pieces
+    from alter_peft.report.token_page import _pieces
 
     ids = tokenizer("ab🐝")["input_ids"][:-1]
     assert "".join(_pieces(tokenizer, ids)) == tokenizer.decode(ids)

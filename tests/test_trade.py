@@ -9,17 +9,9 @@ import torch
 from peft import get_peft_model
 
 from alter_peft import AlterConfig
-from alter_peft.evaluation import (
-    Pair,
-    Score,
-    evaluate_sets,
-    format_table,
-    generate_answers,
-    plot_trade,
-    score_answers,
-    write_results,
-)
+from alter_peft.evaluation import Pair, Score, generate_answers, score_answers
 from alter_peft.evaluation.metrics import rouge_l
+from alter_peft.report import evaluate_sets, format_table, plot_trade, write_results
 
 
 FORGET = [Pair("Where does Alice live?", "Alice lives in Paris."), Pair("Who bakes?", "Bob bakes the bread.")]

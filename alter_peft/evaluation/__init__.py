@@ -10,13 +10,8 @@ from .choices import evaluate_choices, standard_error
 from .guards import expert_usage, fluency, high_entropy, measure_guards
 from .measure import METRICS, Asked, Score, measure
 from .oracle import Band, Comparison, Distance, band, compare_with_oracles, distances
-from .reading import read_benchmark
-from .report import report_tables, write_report
 from .results import Result
-from .summary import Benchmark
 from .tofu import FORGET_SETS, TOFU_METRICS, TofuData, ask_tofu, evaluate_tofu, measure_tofu, read_tofu
-from .tokens import token_page
-from .trade import evaluate_sets, format_table, plot_trade, write_results
 
 
 __all__ = [
@@ -29,7 +24,6 @@ __all__ = [
     "Asked",
     "Attacked",
     "Band",
-    "Benchmark",
     "BookData",
     "Comparison",
     "Distance",
@@ -48,24 +42,16 @@ __all__ = [
     "encode_pair",
     "evaluate_books",
     "evaluate_choices",
-    "evaluate_sets",
     "evaluate_tofu",
     "expert_usage",
     "fluency",
-    "format_table",
     "generate_answers",
     "high_entropy",
     "measure",
     "measure_guards",
     "measure_tofu",
-    "plot_trade",
-    "read_benchmark",
     "read_books",
     "read_tofu",
-    "report_tables",
     "score_answers",
     "standard_error",
-    "token_page",
-    "write_report",
-    "write_results",
 ]

@@ -15,9 +15,9 @@ from alter_peft.tuner.model import AlterModel
 
 from .answers import Pair, generate_answers
 from .attack_prompts import AFTER_RETAIN, SHOWN, asking_otherwise
+from .copies import without_adapters
 from .measure import Asked, Score, measure
 from .metrics import above_holdout, loss, loss_per_byte, membership_auc, min_k, rouge_l
-from .originals import without_adapters
 from .quantization import merged_quantization, quantization, why_not_merged
 from .relearning import LEARNING_RATE, Relearned, at_step, relearning
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .alike import difference
-from .formatting import distance_text, estimate_text
+from alter_peft.report.alike import difference
+from alter_peft.report.formatting import distance_text, estimate_text
+from alter_peft.report.summary import Estimate, control, is_attack, is_of_set, steps_left_out, with_steps
+
 from .oracle import Distance, Scores, Spread, compare_with_oracles, distances
 from .results import Result
-from .summary import Estimate, control, is_attack, is_of_set, steps_left_out, with_steps
 from .tables import Table
 
 

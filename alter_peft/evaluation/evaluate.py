@@ -14,17 +14,18 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from alter_peft.benchmark.methods import load
+from alter_peft.benchmark.setting import GUARDED
+
 from .answers import Pair, chat_or_plain, check_scored
+from .arguments import HOLDOUT, PARAPHRASED, EvaluateArguments, read_oracle, read_set
 from .attacks import Rows, attack, check_rows
 from .choices import measure_tasks, read_tasks
 from .comparison import oracle_table, score_table
-from .evaluate_arguments import HOLDOUT, PARAPHRASED, EvaluateArguments, read_oracle, read_set
 from .guards import check_guards, measure_guards
 from .measure import Asked, check_routing, measure
-from .methods import load
 from .packages import require_packages
 from .results import Result, environment
-from .settings import GUARDED
 from .tables import Table
 from .tofu import TofuData, ask_tofu, measure_tofu, read_tofu
 

@@ -18,8 +18,8 @@ from alter_peft.tuner.gating import base_model
 from alter_peft.tuner.layer import AlterLayer
 
 from .answers import encode_pair, labelled_batches, score_answers, scored_decoder
+from .copies import without_adapters
 from .measure import Asked, Score, measure
-from .originals import without_adapters
 
 
 def fluency(asked: Asked, judge: Any = None) -> dict[str, Score]:

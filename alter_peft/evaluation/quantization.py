@@ -18,8 +18,8 @@ from alter_peft.tuner.export import export_to_lora
 
 from .answers import Pair
 from .base_weights import base_parameters
+from .copies import copied
 from .measure import Asked, Score, measure
-from .originals import copied
 
 
 # name -> bits, and how many weights of a row share a scale (None: all of them)

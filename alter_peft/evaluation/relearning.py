@@ -13,8 +13,8 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from .answers import Pair, encode_pair
 from .base_weights import base_parameters
+from .copies import copied
 from .measure import Asked, Score, measure
-from .originals import copied
 
 
 # "{attack}/{set}/{metric}" -> (steps, score) points

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from alter_peft.evaluation.oracle import cutoff, spread_of
+from alter_peft.evaluation.tables import Table
+from alter_peft.evaluation.tofu import FORGET_SETS
+
 from .formatting import distance_text
 from .model_tables import absent, note_failed
-from .oracle import cutoff, spread_of
 from .summary import MODEL_UTILITY, ORACLE, Benchmark, Model, estimate, is_of_set
-from .tables import Table
-from .tofu import FORGET_SETS
 
 
 NO_UNIT = "The oracles agree exactly on this score, of which there are no rows: no unit."

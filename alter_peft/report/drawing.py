@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from .results import Result
+from alter_peft.evaluation.results import Result
+
 from .summary import ORACLE, TARGET, Benchmark, Model
 
 

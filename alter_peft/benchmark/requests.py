@@ -13,8 +13,9 @@ from peft import PeftModel
 from scipy.stats import hmean
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from .answers import Pair
-from .measure import Asked, measure
+from alter_peft.evaluation.answers import Pair
+from alter_peft.evaluation.measure import Asked, measure
+
 from .methods import Method, Task
 
 

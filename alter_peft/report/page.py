@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from alter_peft.evaluation.results import Result
+from alter_peft.evaluation.tables import Table, to_html
+
 from .cell_table import cell_name, settings_of
 from .drawing import Figure
-from .results import Result
 from .summary import Benchmark
-from .tables import Table, to_html
 
 
 STYLE = """

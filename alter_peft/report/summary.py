@@ -11,11 +11,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from .measure import Score
-from .oracle import MIN_K, Band, band_of, leave_one_out, min_k_auc
-from .relearning import at_step
-from .results import Result
-from .tofu import FORGET_SETS, UTILITY
+from alter_peft.evaluation.measure import Score
+from alter_peft.evaluation.oracle import MIN_K, Band, band_of, leave_one_out, min_k_auc
+from alter_peft.evaluation.relearning import at_step
+from alter_peft.evaluation.results import Result
+from alter_peft.evaluation.tofu import FORGET_SETS, UTILITY
 
 
 TARGET, ORACLE = "target", "oracle"

@@ -6,11 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .choices import task_name
-from .relearning import LEARNING_RATE
-from .results import Result
+from alter_peft.evaluation.choices import task_name
+from alter_peft.evaluation.relearning import LEARNING_RATE
+from alter_peft.evaluation.results import Result
+from alter_peft.evaluation.tofu import TOFU_METRICS
+
 from .summary import attack_of, is_attack
-from .tofu import TOFU_METRICS
 
 
 OF_TOFU = ("split", "retain_rows", "rows")

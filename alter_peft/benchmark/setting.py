@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from .answers import Pair
-from .attacks import Rows
-from .book_data import read_books
-from .books import evaluate_books
-from .guards import measure_guards
-from .measure import Score
+from alter_peft.evaluation.answers import Pair
+from alter_peft.evaluation.attacks import Rows
+from alter_peft.evaluation.book_data import read_books
+from alter_peft.evaluation.books import evaluate_books
+from alter_peft.evaluation.guards import measure_guards
+from alter_peft.evaluation.measure import Score
+from alter_peft.evaluation.tofu import ask_tofu, measure_tofu, read_tofu
+
 from .methods import Task
-from .sequential import split_requests
-from .tofu import ask_tofu, measure_tofu, read_tofu
+from .requests import split_requests
 
 
 if TYPE_CHECKING:
-    from .benchmark import BenchmarkArguments
+    from .grid import BenchmarkArguments
 
 
 KEPT = ("retain", "real_authors", "world_facts")  # the sets of TOFU that model utility is made of

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from alter_peft.evaluation.tables import Table
+
 from .formatting import estimate_text
 from .summary import Benchmark, Estimate, Model, estimate
-from .tables import Table
 
 
 REQUESTS = "requests/"

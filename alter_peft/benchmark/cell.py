@@ -16,22 +16,23 @@ from accelerate import PartialState, logging
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from .answers import Pair, chat_or_plain, check_scored, score_answers
-from .attacks import attack
-from .choices import evaluate_choices
+from alter_peft.evaluation.answers import Pair, chat_or_plain, check_scored, score_answers
+from alter_peft.evaluation.attacks import attack
+from alter_peft.evaluation.choices import evaluate_choices
+from alter_peft.evaluation.relearning import LEARNING_RATE
+from alter_peft.evaluation.results import STOPPED, Result, environment, machine
+from alter_peft.report.summary import ORACLE, TARGET, is_attack
+from alter_peft.report.token_page import token_page
+
 from .lock import alone
 from .methods import METHODS, load, teach
 from .provenance import RECORD, TAUGHT_WITH, check_made_with, corrected
-from .relearning import LEARNING_RATE
-from .results import STOPPED, Result, environment, machine
-from .sequential import Requests, kept_probabilities, run_requests
-from .settings import Setting
-from .summary import ORACLE, TARGET, is_attack
-from .tokens import token_page
+from .requests import Requests, kept_probabilities, run_requests
+from .setting import Setting
 
 
 if TYPE_CHECKING:
-    from .benchmark import BenchmarkArguments
+    from .grid import BenchmarkArguments
 
 
 logger = logging.get_logger(__name__)

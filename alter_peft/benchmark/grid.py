@@ -11,16 +11,16 @@ from typing import Any, Literal
 from accelerate import PartialState
 from transformers import AutoConfig, AutoTokenizer
 
+from alter_peft.evaluation.attacks import ATTACKS
+from alter_peft.evaluation.choices import read_tasks
+from alter_peft.evaluation.packages import require_packages
+from alter_peft.evaluation.relearning import LEARNING_RATE
+from alter_peft.evaluation.results import Result
 from alter_peft.options import check_counts, check_known, json_object, parse_values
 
-from .attacks import ATTACKS
-from .cells import Cell
-from .choices import read_tasks
+from .cell import Cell
 from .methods import METHODS, read_options
-from .packages import require_packages
-from .relearning import LEARNING_RATE
-from .results import Result
-from .settings import books_setting, tofu_setting
+from .setting import books_setting, tofu_setting
 
 
 # What does not change the figures of a cell: methods, seeds, tasks and attacks may join a grid later

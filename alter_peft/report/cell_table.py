@@ -7,10 +7,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from alter_peft.evaluation.results import Result
+from alter_peft.evaluation.tables import Table
+
 from .formatting import seconds_text
-from .results import Result
 from .summary import Benchmark
-from .tables import Table
 
 
 # settings that have no bearing on a grid of books

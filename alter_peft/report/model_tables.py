@@ -6,11 +6,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from alter_peft.evaluation.oracle import cutoff
+from alter_peft.evaluation.results import Result
+from alter_peft.evaluation.tables import Table
+
 from .formatting import distance_text, estimate_text
-from .oracle import cutoff
-from .results import Result
 from .summary import ORACLE, Benchmark, Model, attack_of, estimate, is_attack, is_guard, is_of_set
-from .tables import Table
 
 
 PLAIN = "forget/probability"  # what attacks are to raise

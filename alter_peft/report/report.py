@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from alter_peft.evaluation.tables import Table, to_markdown
+
 from .cell_table import cell_table
 from .distance_table import distance_table
 from .drawing import Figure
@@ -15,7 +17,6 @@ from .model_tables import attack_table, guard_table, score_table
 from .page import page
 from .request_table import request_tables
 from .summary import Benchmark
-from .tables import Table, to_markdown
 
 
 def report_tables(benchmark: Benchmark) -> list[Table]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from .answers import Pair
-from .measure import Asked, Score, answer_together, measure
+from alter_peft.evaluation.answers import Pair
+from alter_peft.evaluation.measure import Asked, Score, answer_together, measure
 
 
 # model -> "{set}/{metric}" -> score

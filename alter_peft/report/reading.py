@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from alter_peft.evaluation.results import Result
+
 from .alike import settings_of
-from .results import Result
 from .summary import ORACLE, TARGET, Benchmark, Model
 
 

@@ -17,11 +17,10 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from alter_peft.data import PairDataset, PairSampler
+from alter_peft.evaluation.answers import check_scored, scored_decoder
 from alter_peft.losses import TokenScores, cross_entropy_loss, inverted_hinge_loss, score_tokens
 from alter_peft.trainer.inputs import as_chat, keep_input_columns
 from alter_peft.tuner.decoder import LanguageModelHead, last_hidden_states
-
-from .answers import check_scored, scored_decoder
 
 
 class ForgetScores(NamedTuple):

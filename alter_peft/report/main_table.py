@@ -6,10 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .formatting import estimate_text, part_text
-from .metrics import ForgetQuality
-from .model_tables import absent, error_text
-from .oracle import (
+from alter_peft.evaluation.metrics import ForgetQuality
+from alter_peft.evaluation.oracle import (
     RATIOS,
     SIMILARITIES,
     null_ratio_tests,
@@ -19,8 +17,11 @@ from .oracle import (
     similarity_gap,
     spread_of,
 )
+from alter_peft.evaluation.tables import Table
+
+from .formatting import estimate_text, part_text
+from .model_tables import absent, error_text
 from .summary import AUC, MODEL_UTILITY, ORACLE, Benchmark, Model, estimate
-from .tables import Table
 
 
 class Cell(NamedTuple):

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from alter_peft.evaluation.results import Result
+
 from .curves import plot_curves
 from .drawing import COLOURS, Figure, Point, middle, new_axes, save, style, without
 from .labels import Label, label_points
-from .results import Result
 from .summary import MEAN, MODEL_UTILITY, ORACLE, SHARE, TARGET, Benchmark, Model
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .results import Result
-from .summary import ORACLE, TARGET
+from alter_peft.evaluation.results import Result
+from alter_peft.report.summary import ORACLE, TARGET
 
 
 RECORD = "taught.json"  # beside the weights of a target or an oracle: what it was taught with

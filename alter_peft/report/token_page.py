@@ -14,14 +14,14 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from alter_peft.entropy import max_tsallis_entropy
+from alter_peft.evaluation.answers import Pair, encode_texts, scored_decoder, spread
+from alter_peft.evaluation.guards import base_entropies
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder import LanguageModelHead
 from alter_peft.tuner.gating import GatingContext, base_entropy, evaluating
 from alter_peft.tuner.layer import AlterLayer
 
-from .answers import Pair, encode_texts, scored_decoder, spread
 from .drawing import COLOURS
-from .guards import base_entropies
 
 
 RETAIN_COLOUR = "#999999"

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many models are compared: a grid of target, oracles and methods."""
