@@ -42,7 +42,7 @@ test-slow: $(STAMP)
 
 # What touches peft, transformers and trl, with the oldest supported versions of them.
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest -q tests/test_baselines.py tests/test_beside.py tests/test_cli.py tests/test_hub.py \
+	$(OLDEST)/bin/python -m pytest -q tests/test_unlearn.py tests/test_active_adapters.py tests/test_cli.py tests/test_hub.py \
 		tests/test_initialization.py tests/test_registration.py tests/test_router.py tests/test_trainer.py \
 		tests/test_trainer_inputs.py tests/test_tuner.py tests/test_tuner_config.py tests/test_upgrades.py
 

@@ -11,15 +11,26 @@ from .tuner import AlterConfig, AlterModel
 
 
 if TYPE_CHECKING:
-    from .trainer import AlterUnlearnConfig, AlterUnlearnTrainer
+    from .trainer import AlterUnlearnConfig, AlterUnlearnTrainer, UnlearnConfig, UnlearnTrainer
 
 
-__all__ = ["AlterConfig", "AlterModel", "AlterUnlearnConfig", "AlterUnlearnTrainer", "__version__"]
+# what is imported when it is asked for: who loads an adapter needs no TRL
+_OF_TRAINER = ("AlterUnlearnConfig", "AlterUnlearnTrainer", "UnlearnConfig", "UnlearnTrainer")
+
+__all__ = [
+    "AlterConfig",
+    "AlterModel",
+    "AlterUnlearnConfig",
+    "AlterUnlearnTrainer",
+    "UnlearnConfig",
+    "UnlearnTrainer",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """The trainer and its names, imported when they are asked for: who loads an adapter needs no TRL."""
-    if name not in ("trainer", "AlterUnlearnConfig", "AlterUnlearnTrainer"):
+    """The trainers and their names."""
+    if name not in ("trainer", *_OF_TRAINER):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     trainer = importlib.import_module(".trainer", __name__)
     return trainer if name == "trainer" else getattr(trainer, name)

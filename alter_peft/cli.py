@@ -10,20 +10,19 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
 import yaml
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
-from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl.scripts.utils import TrlParser
 
 from .commands import benchmark, evaluate, report
 from .options import alternatives, json_object
-from .trainer import AlterUnlearnConfig, AlterUnlearnTrainer
-from .trainer.card import described_level
+from .trainer import AlterUnlearnTrainer, UnlearnTrainer
 from .tuner import AlterConfig
 
 
@@ -41,6 +40,9 @@ class ScriptArguments:
     retain: str = field(
         metadata={"help": "Rows to retain: a .jsonl, .json, .csv or .parquet file, or a Hub data set."}
     )
+    adapter: Literal["alter", "lora", "none"] = field(
+        default="alter", metadata={"help": "What is trained: an ALTER adapter, plain LoRA, or none: all weights."}
+    )
     calibration: str | None = field(
         default=None,
         metadata={
@@ -48,6 +50,58 @@ class ScriptArguments:
             "profiles of forget_loss=profile."
         },
     )
+
+
+@dataclass
+class LoraArguments:
+    """The plain adapter of `--adapter lora`, a `peft.LoraConfig`."""
+
+    r: int = field(default=8, metadata={"help": "Rank."})
+    lora_alpha: int = field(default=16, metadata={"help": "The update is scaled by lora_alpha / r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of its input."})
+    target_modules: list[str] = field(
+        default_factory=lambda: ["all-linear"], metadata={"help": "Names of the layers, or all-linear."}
+    )
+
+
+def _lora_config(arguments: LoraArguments) -> LoraConfig:
+    targets: Any = arguments.target_modules
+    if targets == ["all-linear"]:
+        targets = "all-linear"
+    return LoraConfig(
+        r=arguments.r,
+        lora_alpha=arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+
+
+@dataclass
+class NoArguments:
+    """`--adapter none` has none of its own."""
+
+
+class Kind(NamedTuple):
+    """What `--adapter` names: the trainer, its own options, and what makes the adapter's config of them."""
+
+    trainer: type[UnlearnTrainer]
+    arguments: Callable[[], type]
+    config: Callable[[Any], PeftConfig | None]
+
+
+def _kind(argv: Sequence[str]) -> Kind:
+    """The kind of adapter that the flags, or else the YAML file, ask for."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--adapter")
+    first.add_argument("--config")
+    found, _ = first.parse_known_args(list(argv))
+    name = found.adapter
+    if name is None and found.config is not None:
+        with Path(found.config).open(encoding="utf-8") as file:  # whose name an error of YAML's then has
+            options = yaml.safe_load(file)
+        name = options.get("adapter") if isinstance(options, dict) else None
+    return ADAPTERS.get(name or "alter", ADAPTERS["alter"])  # an unknown name is the parser's to refuse
 
 
 def _flag_type(hint: Any) -> Any:
@@ -101,6 +155,13 @@ def _adapter_config(arguments: Any) -> AlterConfig:
     return AlterConfig(**values)
 
 
+ADAPTERS = {
+    "alter": Kind(AlterUnlearnTrainer, _adapter_arguments, _adapter_config),
+    "lora": Kind(UnlearnTrainer, lambda: LoraArguments, _lora_config),
+    "none": Kind(UnlearnTrainer, lambda: NoArguments, lambda arguments: None),
+}
+
+
 def _load_rows(name: str, source: str) -> Dataset:
     loader = LOADERS.get(Path(source).suffix)
     if loader is not None and not Path(source).is_file():
@@ -117,8 +178,10 @@ def _load_rows(name: str, source: str) -> Dataset:
         ) from error
 
 
-def _print_subdomains(trainer: AlterUnlearnTrainer) -> None:
+def _print_subdomains(trainer: UnlearnTrainer) -> None:
     """A line for each sub-domain; the terms of a discovered one are here alone, not in what is saved."""
+    if not isinstance(trainer, AlterUnlearnTrainer):
+        return
     for name, subdomain in trainer.subdomains.items():
         count = len(subdomain.rows)
         terms = "" if subdomain.terms is None else f" ({subdomain.terms})"
@@ -127,26 +190,27 @@ def _print_subdomains(trainer: AlterUnlearnTrainer) -> None:
 
 def unlearn(argv: Sequence[str]) -> Callable[[], None]:
     """What trains an adapter, saves it with the tokenizer and prints where it is; what it is given is checked here."""
-    groups: Any = (ScriptArguments, AlterUnlearnConfig, _adapter_arguments())
+    argv = [part for flag in argv for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
+    if argv and argv[-1] == "--config":
+        raise ValueError("`config` has no value, but must be the path of a YAML file.")
+    kind = _kind(argv)
+    groups: Any = (ScriptArguments, kind.trainer._config_class, kind.arguments())
     parser = TrlParser(
         groups,
         prog="alter-peft unlearn",
         usage="alter-peft unlearn [--config options.yaml] --model M --forget F --retain R --output_dir DIR [options]",
-        description="Make a model forget rows by an ALTER adapter. Every option may also stand in a YAML file, given "
-        "by --config; a flag overrides it.",
+        description="Make a model forget rows by an ALTER adapter, or by another kind (--adapter), with any forget "
+        "loss (--forget_loss). Every option may also stand in a YAML file, given by --config; a flag overrides it.",
     )
-    argv = [part for flag in argv for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
-    if argv and argv[-1] == "--config":
-        raise ValueError("`config` has no value, but must be the path of a YAML file.")
     script, args, arguments = parser.parse_args_and_config(argv)
-    config = _adapter_config(arguments)
+    config = kind.config(arguments)
     try:
         AutoConfig.from_pretrained(script.model)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"`model` is {script.model!r}, which could not be loaded ({error}). Give a folder or a Hub id."
         ) from error
-    trainer = AlterUnlearnTrainer(
+    trainer = kind.trainer(
         script.model,
         args,
         train_dataset=_load_rows("forget", script.forget),
@@ -165,10 +229,10 @@ def unlearn(argv: Sequence[str]) -> Callable[[], None]:
             for name, value in final.items():
                 print(f"{name}: {value:.6g}")
             if args.forget_loss == "level":
-                print(f"forget_level: {described_level(trainer)}")
-            if trainer.landed:
-                print(f"landed: the forget rows have come to their level (epoch {trainer.state.epoch:g})")
-            print(f"adapter: {args.output_dir}")
+                print(f"forget_level: {trainer.described_level}")
+            if trainer.reached:
+                print(f"reached: the forget rows have come to their level (epoch {trainer.state.epoch:g})")
+            print(f"{'model' if config is None else 'adapter'}: {args.output_dir}")
 
     return run
 

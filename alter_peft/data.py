@@ -119,7 +119,8 @@ class PairCollator(DataCollatorForLanguageModeling):
     def collate_rows(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch of these rows, whichever set they are of."""
         batch = super().torch_call(rows)
-        batch["entropy"] = self._pad_entropy(rows, batch["attention_mask"])
+        if "entropy" in rows[0]:  # only ALTER measures it
+            batch["entropy"] = self._pad_entropy(rows, batch["attention_mask"])
         batch["expert"] = torch.tensor([row["expert"] for row in rows], dtype=torch.long)
         batch["row_id"] = torch.tensor([row["row_id"] for row in rows], dtype=torch.long)
         return batch

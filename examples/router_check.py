@@ -80,7 +80,7 @@ def main() -> dict[str, tuple[float, float]]:
     forget, retain = demo.read_pairs("forget"), demo.read_pairs("retain")
     with tempfile.TemporaryDirectory() as folder:
         trainer = demo.make_trainer(demo.taught_target(FOLDER, 0), tokenizer, Path(folder), 0)
-        trainer.prepare_phase_one()
+        trainer.prepare()
     domains = [1 + trainer.alter_config.domains.index(r["domain"]) for r in demo.read("forget")]
     found = {}
 

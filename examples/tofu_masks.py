@@ -53,7 +53,7 @@ def main(folder: Path = tofu.DATA) -> None:
         options = {"forget_loss": "hinge", "num_train_epochs": 3, "disable_tqdm": True}
         target = tofu.taught_target(data)
         trainer = tofu.make_trainer(target, tokenizer, data, AlterConfig(entropy_quantile=quantile), **options)
-        trainer.prepare_phase_one()
+        trainer.prepare()
         if is_shuffled:
             rows = trainer.train_dataset
             trainer.train_dataset = PairDataset(shuffled(rows.forget, tofu.SEED), rows.retain)

@@ -15,10 +15,8 @@ from torch import nn
 from trainer_setup import adapter_state, forget_rows, make_args, retain_rows
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from alter_peft import AlterUnlearnTrainer
+from alter_peft import AlterUnlearnTrainer, scoring
 from alter_peft.losses import score_tokens
-from alter_peft.trainer import trainer as trainer_module
-from alter_peft.trainer.landing import mean_gap
 
 
 # AdamW moves an expert that no row teaches, unless it is let rest. A step takes two pairs: one process a batch of 2,
@@ -44,7 +42,7 @@ def trainer_from(start: Path, output_dir: Path, tokenizer: Any, **options: Any) 
 def train_and_save(trainer: AlterUnlearnTrainer, place: Path, **kwargs: Any) -> None:
     trainer.train(**kwargs)
     trainer.save_model(place)
-    gap = mean_gap(trainer, 64)
+    gap = trainer._mean_gap(64)
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(place / "state.json")
         (place / "gap.txt").write_text(str(gap))
@@ -56,8 +54,8 @@ def started_from_clusters(trainer: AlterUnlearnTrainer) -> dict[str, torch.Tenso
         if ".alter_B." in name or ".alter_router." in name:
             nn.init.zeros_(parameter)
     trainer.alter_config.init_weights = "cluster"
-    trainer.prepare_phase_one()
-    return {**adapter_state(trainer), "targets": trainer.objective.targets}
+    trainer.prepare()
+    return {**adapter_state(trainer), "targets": trainer.targets}
 
 
 def router_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -71,7 +69,7 @@ def main(folder: Path) -> None:
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder.parent / "tokenizer")
     # so small that the processes have different numbers of chunks
-    trainer_module.score_tokens = functools.partial(score_tokens, chunk_size=5)  # type: ignore[assignment]
+    scoring.score_tokens = functools.partial(score_tokens, chunk_size=5)  # type: ignore[assignment]
     make = functools.partial(
         trainer_from, folder.parent, tokenizer=tokenizer, use_cpu=False, per_device_train_batch_size=1
     )
@@ -88,7 +86,7 @@ def main(folder: Path) -> None:
     train_and_save(make(folder / "rest"), folder / "rest-adapter", resume_from_checkpoint=checkpoint)
 
     trainer = make(folder / "bf16", bf16=True, structural_weight=0.0, max_steps=1)
-    trainer.prepare_phase_one()
+    trainer.prepare()
     before = {name: value.clone() for name, value in router_of(trainer.model).items()}
     trainer.train()
     assert all(torch.equal(value, before[name]) for name, value in router_of(trainer.model).items())

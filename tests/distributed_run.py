@@ -18,9 +18,8 @@ from torch.distributed.tensor import DTensor
 from trainer_setup import adapter_state, make_trainer, retain_rows
 from transformers import PreTrainedTokenizerFast
 
-from alter_peft import AlterUnlearnTrainer
+from alter_peft import AlterUnlearnTrainer, scoring
 from alter_peft.losses import score_tokens
-from alter_peft.trainer import trainer as trainer_module
 
 
 CALIBRATED: dict[str, Any] = {
@@ -29,7 +28,7 @@ CALIBRATED: dict[str, Any] = {
 # SGD is linear in the gradients. A step takes four pairs: one process a batch of 4, two processes twice 1 each
 TRAJECTORY: dict[str, Any] = {
     "optim": "sgd", "learning_rate": 0.3, "shared_learning_rate": 0.3, "lr_scheduler_type": "linear",
-    "num_train_epochs": 2, "retain_loss": "kl", "forget_loss": "profile", "landing_tolerance": None, **CALIBRATED,
+    "num_train_epochs": 2, "retain_loss": "kl", "forget_loss": "profile", "stopping_tolerance": None, **CALIBRATED,
 }  # fmt: skip
 RESUMED: dict[str, Any] = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3}
 CLUSTERS: dict[str, Any] = {
@@ -71,7 +70,7 @@ def main(folder: Path) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder.parent / "tokenizer")
     make = functools.partial(make_trainer, tokenizer=tokenizer)
     # so small that the processes have different numbers of chunks
-    trainer_module.score_tokens = functools.partial(score_tokens, chunk_size=5)  # type: ignore[assignment]
+    scoring.score_tokens = functools.partial(score_tokens, chunk_size=5)  # type: ignore[assignment]
 
     trainer = make(
         folder / "run", adapter={"init_weights": False}, per_device_train_batch_size=1, gradient_accumulation_steps=2,
@@ -93,8 +92,8 @@ def main(folder: Path) -> None:
 
     trainer = make(folder / "clusters", **CLUSTERS)
     spoil(trainer)
-    trainer.prepare_phase_one()
-    found = {**adapter_state(trainer), "targets": trainer.objective.targets}
+    trainer.prepare()
+    found = {**adapter_state(trainer), "targets": trainer.targets}
     torch.save(found, folder / f"clusters-{trainer.accelerator.process_index}.pt")
 
 

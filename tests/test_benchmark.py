@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import make_llama
@@ -14,6 +15,7 @@ from filelock import FileLock
 from peft import LoraConfig, get_peft_model
 from tiny_tofu import write_tofu
 
+from alter_peft import UnlearnTrainer
 from alter_peft.benchmark import cell as cells
 from alter_peft.benchmark import grid as benchmark
 from alter_peft.benchmark import methods
@@ -50,6 +52,11 @@ def fake_attack(model, tokenizer, rows):
     return {"fake/probability": Score(0.5, [0.5])}
 
 
+def as_method(run) -> SimpleNamespace:
+    """An entry of METHODS that does this."""
+    return SimpleNamespace(run=run, trainer=UnlearnTrainer)
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, tokenizer) -> Path:
     folder = tmp_path_factory.mktemp("base")
@@ -65,7 +72,7 @@ def arguments(base, tmp_path, monkeypatch):
     calls.clear()
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     for module in (benchmark, cells, methods):
-        monkeypatch.setattr(module, "METHODS", {"random": random_adapter, "broken": broken})
+        monkeypatch.setattr(module, "METHODS", {"random": as_method(random_adapter), "broken": as_method(broken)})
     monkeypatch.setattr(benchmark, "ATTACKS", {"fake": fake_attack})
     monkeypatch.setattr("alter_peft.evaluation.attacks.ATTACKS", {"fake": fake_attack})
     original = cells.teach
@@ -136,7 +143,7 @@ def test_a_failed_cell_says_so_and_is_tried_again(arguments, quick, monkeypatch)
     assert results[3].error == "RuntimeError: no such luck" and results[3].scores == {}
     assert results[4].error is None and results[4].scores
     calls.clear()
-    monkeypatch.setitem(cells.METHODS, "broken", random_adapter)
+    monkeypatch.setitem(cells.METHODS, "broken", as_method(random_adapter))
     results = run_benchmark(arguments(methods=["broken", "random"]))
     assert results[3].error is None and results[3].scores and calls == [("random", 0)]
 
@@ -150,7 +157,7 @@ def test_a_failed_cell_can_be_corrected(arguments, quick, monkeypatch):
         seen.append(options)
         return random_adapter(model, tokenizer, task, folder, seed, options)
 
-    monkeypatch.setitem(cells.METHODS, "broken", mended)
+    monkeypatch.setitem(cells.METHODS, "broken", as_method(mended))
     path = Path(arguments().output_dir) / "broken-0" / "result.json"
     failed = Result.load(path)
     failed.seconds, failed.curves = {"training": 3.0}, {"requests/retain": [(0.0, 0.5)]}  # it was trained: a NaN
@@ -307,7 +314,7 @@ def test_a_broken_model_is_a_row_that_says_so(arguments, quick, monkeypatch):
                 weight.data.fill_(float("nan"))
         adapted.save_pretrained(folder)
 
-    monkeypatch.setitem(cells.METHODS, "random", overflow)
+    monkeypatch.setitem(cells.METHODS, "random", as_method(overflow))
     result = run_benchmark(arguments())[-1]
     assert result.scores == {} and "gives log-probabilities that are NaN" in result.error
 
@@ -346,7 +353,7 @@ def test_requests_one_after_another(arguments, quick, monkeypatch):
         given.append((folder.name, task.forget["prompt"][:]))
         return random_adapter(model, tokenizer, task, folder, seed, options) if len(given) == 1 else model
 
-    monkeypatch.setitem(cells.METHODS, "random", record)
+    monkeypatch.setitem(cells.METHODS, "random", as_method(record))
     result = run_benchmark(arguments(requests=2))[-1]
     assert [name for name, _ in given] == ["request-1", "request-2"] and len(given[0][1]) == len(given[1][1]) == 2
     assert [x for x, _ in result.curves["requests/request 1"]] == [0, 1, 2]
@@ -362,7 +369,7 @@ def test_finished_requests_are_not_made_again(arguments, quick, monkeypatch):
         adapted.save_pretrained(folder)
         return adapted
 
-    monkeypatch.setitem(cells.METHODS, "random", first_alone)
+    monkeypatch.setitem(cells.METHODS, "random", as_method(first_alone))
     with monkeypatch.context() as patch:
         patch.setattr(settings, "measure_guards", lambda asked, judge: 1 / 0)
         patch.setattr(settings, "measure_tofu", lambda asked: {"forget/probability": Score(float("nan"), [])})
@@ -390,7 +397,7 @@ def test_requests_go_on_where_they_stopped(arguments, quick, monkeypatch):
         adapted.save_pretrained(folder)
         return adapted
 
-    monkeypatch.setitem(cells.METHODS, "random", stop)
+    monkeypatch.setitem(cells.METHODS, "random", as_method(stop))
     with pytest.raises(KeyboardInterrupt):
         run_benchmark(arguments(requests=2))
     stopped = Result.load(Path(arguments().output_dir) / "random-0" / "result.json")
@@ -492,7 +499,7 @@ def test_another_rate_of_relearning_is_refused_where_one_was_measured(arguments,
         ),
         (
             {"options": {"random": {"learning_rate": "high"}}},
-            "`options` for 'random' are .*'high'.*, which SFTConfig refuses: `learning_rate` is 'high', but must be",
+            "`options` for 'random' are .*'high'.*, which UnlearnConfig refuses: `learning_rate` is 'high', but must",
         ),
         ({"options": {"random": {"learning_rate": -1}}}, "`learning_rate` is -1, but must be 0 or more"),
         ({"options": {"random": {"num_train_epochs": 0}}}, "`num_train_epochs` is 0, but must be above 0"),
@@ -551,7 +558,7 @@ if "broken" in sys.argv.pop():
         if torch.distributed.get_rank() == 1:
             raise RuntimeError("no such luck")
         torch.distributed.barrier()
-    cells.METHODS["lora_ga"] = fail
+    cells.METHODS["lora_ga"] = as_method(fail)
 main()
 group = torch.distributed.distributed_c10d._get_default_group()
 print("they wait for", group._get_backend(torch.device("cpu")).options._timeout, flush=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_llama
+from transformers import AutoModelForCausalLM
 
 from alter_peft.cli import _adapter_arguments, _adapter_config, main
 
@@ -49,6 +51,12 @@ def flags(files, *more):
     return ["unlearn", *(part for pair in files.items() for part in pair), *QUICK, *more]
 
 
+def plain_flags(files, *more):
+    """Without those of an ALTER adapter."""
+    quick = [flag for flag in QUICK if flag not in ("--entropy_quantile", "0.7")]
+    return ["unlearn", *(part for pair in files.items() for part in pair), *quick, *more]
+
+
 def saved_config(files):
     with open(f"{files['--output_dir']}/adapter_config.json") as file:
         return json.load(file)
@@ -65,13 +73,13 @@ def test_unlearn_then_generate(files, capsys):
             "v_proj",
             "--rank_pattern",
             '{"q_proj": 2}',
-            "--landing_tolerance",
+            "--stopping_tolerance",
             "1e-9",
         )
     )
     out = capsys.readouterr().out
     assert "sub-domain person: 1 row to forget\nsub-domain recipe: 1 row to forget\n" in out
-    assert "forget_level: 0.1 (a guess)\n" in out and "landed" not in out
+    assert "forget_level: 0.1 (a guess)\n" in out and "reached" not in out
     assert "loss/forget: " in out and f"adapter: {files['--output_dir']}" in out
     config = saved_config(files)
     assert config["r"] == 4 and set(config["target_modules"]) == {"q_proj", "v_proj"}
@@ -93,13 +101,35 @@ def test_unlearn_says_what_it_found(files, tmp_path, capsys):
     rows = [{"prompt": row["prompt"], "completion": row["completion"]} for row in FORGET * 2]
     forget = write_rows(tmp_path / "unnamed.jsonl", rows)
     unseen = write_rows(tmp_path / "unseen.jsonl", [{"prompt": "Where does Carl live?", "completion": " In Oslo."}])
-    more = ["--num_forget_experts", "2", "--calibration", unseen, "--landing_tolerance", "1000"]
+    more = ["--num_forget_experts", "2", "--calibration", unseen, "--stopping_tolerance", "1000"]
     main(flags({**files, "--forget": forget}, *more))
     out = capsys.readouterr().out
     for name in ("domain_1", "domain_2"):
         assert re.search(rf"^sub-domain {name}: 2 rows to forget \(\w+-\w+\)$", out, re.MULTILINE), out
     assert re.search(r"^forget_level: \S+ \(measured on `calibration_dataset`\)$", out, re.MULTILINE), out
-    assert "landed: the forget rows have come to their level (epoch 1)\n" in out
+    assert "reached: the forget rows have come to their level (epoch 1)\n" in out
+
+
+@pytest.mark.parametrize("loss", ["npo", "level"])
+def test_plain_lora_unlearns_with_any_loss(files, capsys, loss):
+    main(plain_flags(files, "--adapter", "lora", "--forget_loss", loss, "--r", "4", "--learning_rate", "1e-2"))
+    assert f"adapter: {files['--output_dir']}" in capsys.readouterr().out
+    config = saved_config(files)
+    assert (config["peft_type"], config["r"]) == ("LORA", 4)
+    assert {"q_proj", "down_proj"} < set(config["target_modules"])
+
+
+def test_all_weights_unlearn(files, capsys):
+    main(plain_flags(files, "--adapter", "none", "--forget_loss", "ga"))
+    assert f"model: {files['--output_dir']}" in capsys.readouterr().out
+    assert not (Path(files["--output_dir"]) / "adapter_config.json").exists()
+    AutoModelForCausalLM.from_pretrained(files["--output_dir"])
+
+
+def test_an_option_of_another_kind_of_adapter_is_refused(files, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(plain_flags(files, "--adapter", "lora", "--router", "static"))
+    assert stop.value.code == 2 and "router" in capsys.readouterr().err
 
 
 def test_flags_override_yaml(files, tmp_path):
@@ -114,7 +144,13 @@ def test_flags_override_yaml(files, tmp_path):
         "entropy_quantile": 0.7,
     }
     options |= {"domains": ["person", "recipe"], "rank_pattern": {"q_proj": 3}, "modules_to_save": "lm_head"}
-    options |= {"forget_loss": "hinge", "margin": 0.25, "structural_interval": 3, "seed": 5, "retain_weight": 2}
+    options |= {
+        "forget_loss": "hinge",
+        "forget_loss_kwargs": '{"margin": 0.25}',
+        "structural_interval": 3,
+        "seed": 5,
+        "retain_weight": 2,
+    }
     path = tmp_path / "options.yaml"
     path.write_text(json.dumps(options))  # JSON is YAML
     unseen = write_rows(tmp_path / "unseen.jsonl", [{"prompt": "Where does Carl live?", "completion": " In Oslo."}])
@@ -124,7 +160,7 @@ def test_flags_override_yaml(files, tmp_path):
     assert config["r"] == 4 and config["top_k"] == 1 and config["init_weights"] == "cluster"
     assert config["rank_pattern"] == {"q_proj": 3} and config["modules_to_save"] == ["lm_head"]
     args = torch.load(tmp_path / "out" / "training_args.bin", weights_only=False)
-    assert (args.forget_loss, args.margin, args.retain_weight, args.seed) == ("hinge", 0.25, 2.0, 5)
+    assert (args.forget_loss, args.loss_options, args.retain_weight, args.seed) == ("hinge", {"margin": 0.25}, 2.0, 5)
     assert (args.learning_rate, args.max_steps) == (1e-2, 1) and args.structural_interval == 7
 
 

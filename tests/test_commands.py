@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from conftest import make_llama
@@ -12,6 +13,7 @@ from made_up_benchmark import make_benchmark, save, scores
 from peft import LoraConfig, get_peft_model
 from tiny_tofu import write_tofu
 
+from alter_peft import UnlearnTrainer
 from alter_peft.benchmark import cell as cells
 from alter_peft.benchmark.methods import METHODS
 from alter_peft.cli import main
@@ -184,8 +186,8 @@ def out_of_luck(model, tokenizer, task, folder, seed, options):
 def grid(place, tmp_path, monkeypatch):
     """A small grid as a YAML file, and its folder."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setitem(METHODS, "lora_ga", random_adapter)
-    monkeypatch.setitem(METHODS, "lora_npo", out_of_luck)
+    monkeypatch.setitem(METHODS, "lora_ga", SimpleNamespace(run=random_adapter, trainer=UnlearnTrainer))
+    monkeypatch.setitem(METHODS, "lora_npo", SimpleNamespace(run=out_of_luck, trainer=UnlearnTrainer))
     teach = {"max_steps": 2, "warmup_steps": 0, "learning_rate": 1e-2, "disable_tqdm": True}
     options = {
         "model": str(place / "model"), "data": str(place / "tofu"), "methods": ["lora_ga"], "oracle_seeds": [0, 1],

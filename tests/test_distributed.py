@@ -29,8 +29,8 @@ from trainer_setup import adapter_state, make_trainer
 from transformers import PreTrainedTokenizerBase, TrainerState
 
 from alter_peft import AlterConfig
-from alter_peft.trainer.isolation import parameter_groups, rest_groups
-from alter_peft.trainer.sharding import is_sharded, own_part, part_of, set_up_distributed
+from alter_peft.trainer.distributed import is_sharded, local_shard, set_up_distributed, shard_like
+from alter_peft.trainer.isolation import parameter_groups, skip_groups
 
 
 CONFIGS = Path(__file__).parents[1] / "examples" / "accelerate_configs"
@@ -57,8 +57,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeni
         trainer.save_model(place / "adapter-of-one")
         trainer.state.save_to_json(place / "adapter-of-one" / "state.json")
         clusters = make_trainer(place / "one", tokenizer, **CLUSTERS)
-        clusters.prepare_phase_one()
-        torch.save({**adapter_state(clusters), "targets": clusters.objective.targets}, place / "clusters.pt")
+        clusters.prepare()
+        torch.save({**adapter_state(clusters), "targets": clusters.targets}, place / "clusters.pt")
     return place
 
 
@@ -147,58 +147,50 @@ def test_phase_one_is_the_main_process_own(folder, two):
 
 
 def under_fsdp(model: nn.Module, **options: Any) -> Any:
-    """As much of a trainer as is checked."""
+    """Arguments of `set_up_distributed`: as much of an accelerator as is checked, the model, the norm."""
     usual = {"fsdp_version": 2, "activation_checkpointing": False, "cpu_offload": OffloadPolicy()}
     plugin = SimpleNamespace(**{**usual, "state_dict_type": StateDictType.FULL_STATE_DICT, **options})
     accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
-    return SimpleNamespace(
-        is_fsdp_enabled=True, is_deepspeed_enabled=False, accelerator=accelerator, model=model, args=None
-    )
+    return accelerator, model, None
 
 
 def test_fsdp_options_that_alter_cannot_honour(llama):
     model = get_peft_model(llama, AlterConfig(num_forget_experts=2, r=4))
-    set_up_distributed(under_fsdp(model))
+    set_up_distributed(*under_fsdp(model))
     with pytest.raises(ValueError, match="`fsdp_version` is 1, but must be 2"):
-        set_up_distributed(under_fsdp(model, fsdp_version=1))
+        set_up_distributed(*under_fsdp(model, fsdp_version=1))
     with pytest.raises(ValueError, match=r"`fsdp_activation_checkpointing` is True.*`gradient_checkpointing=True`"):
-        set_up_distributed(under_fsdp(model, activation_checkpointing=True))
+        set_up_distributed(*under_fsdp(model, activation_checkpointing=True))
     with pytest.raises(ValueError, match="`fsdp_offload_params` is True"):
-        set_up_distributed(under_fsdp(model, cpu_offload=CPUOffloadPolicy()))
+        set_up_distributed(*under_fsdp(model, cpu_offload=CPUOffloadPolicy()))
     with pytest.raises(ValueError, match=r"`fsdp_state_dict_type` is SHARDED_STATE_DICT, .*Set FULL_STATE_DICT"):
-        set_up_distributed(under_fsdp(model, state_dict_type=StateDictType.SHARDED_STATE_DICT))
+        set_up_distributed(*under_fsdp(model, state_dict_type=StateDictType.SHARDED_STATE_DICT))
 
 
 def under_deepspeed(stage: int = 2, max_grad_norm: float = 0.0, model: Any = None, **config: Any) -> Any:
     plugin = SimpleNamespace(zero_stage=stage, deepspeed_config=config)
-    return SimpleNamespace(
-        is_fsdp_enabled=False,
-        is_deepspeed_enabled=True,
-        accelerator=SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin)),
-        args=SimpleNamespace(max_grad_norm=max_grad_norm),
-        model=model,
-    )
+    return SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin)), model, max_grad_norm
 
 
 @pytest.mark.parametrize("options", [{"modules_to_save": ["lm_head"]}, {"target_modules": ["lm_head"]}])
 def test_a_head_that_learns_is_refused_where_weights_are_in_parts(llama, options):
     model = get_peft_model(llama, AlterConfig(num_forget_experts=2, r=4, router="static", **options))
-    set_up_distributed(under_deepspeed(model=model))
-    for trainer in (under_fsdp(model), under_deepspeed(stage=3, model=model)):
+    set_up_distributed(*under_deepspeed(model=model))
+    for parts in (under_fsdp(model), under_deepspeed(stage=3, model=model)):
         with pytest.raises(ValueError, match=r"LM head.*`modules_to_save`"):
-            set_up_distributed(trainer)
+            set_up_distributed(*parts)
 
 
 def test_deepspeed_options_that_alter_cannot_honour():
-    trainer = under_deepspeed()
-    set_up_distributed(trainer)  # without it, DeepSpeed clips at 1
-    assert trainer.accelerator.state.deepspeed_plugin.deepspeed_config == {"gradient_clipping": 0.0}
+    accelerator, *others = under_deepspeed()
+    set_up_distributed(accelerator, *others)  # without it, DeepSpeed clips at 1
+    assert accelerator.state.deepspeed_plugin.deepspeed_config == {"gradient_clipping": 0.0}
     with pytest.raises(ValueError, match="`deepspeed_config` has an `optimizer`"):
-        set_up_distributed(under_deepspeed(optimizer={"type": "AdamW"}))
+        set_up_distributed(*under_deepspeed(optimizer={"type": "AdamW"}))
     with pytest.raises(ValueError, match=r"`max_grad_norm` is 1.0, but must be 0"):
-        set_up_distributed(under_deepspeed(max_grad_norm=1.0))
+        set_up_distributed(*under_deepspeed(max_grad_norm=1.0))
     with pytest.raises(ValueError, match=r"`gradient_clipping` is 0.5, but must be 0"):
-        set_up_distributed(under_deepspeed(gradient_clipping=0.5))
+        set_up_distributed(*under_deepspeed(gradient_clipping=0.5))
 
 
 def test_a_resting_group_keeps_its_weights_under_adam(llama):
@@ -211,7 +203,7 @@ def test_a_resting_group_keeps_its_weights_under_adam(llama):
         weight_decay=0.1,
     )
     resting: set[str] = set()
-    rest_groups(optimizer, lambda: resting)
+    skip_groups(optimizer, lambda: resting)
     for resting in (set(), {"forget_0", "shared"}):
         before = {name: [weight.detach().clone() for weight in group] for name, group in groups.items()}
         for parameters in groups.values():
@@ -246,10 +238,10 @@ def test_parts_of_a_tensor(mesh, size):
     tensor = torch.arange(size * 3.0).view(size, 3)
     like = nn.Parameter(distribute_tensor(torch.zeros(size, 3), mesh, [Shard(0)], src_data_rank=None))
     assert is_sharded(like) and not is_sharded(tensor)
-    assert torch.equal(part_of(tensor, like), tensor[: (size + 1) // 2])
-    assert torch.equal(part_of(tensor, tensor), tensor)
-    (own_part(like) * part_of(tensor, like)).sum().backward()
-    assert torch.equal(own_part(like.grad), part_of(tensor, like))
+    assert torch.equal(shard_like(tensor, like), tensor[: (size + 1) // 2])
+    assert torch.equal(shard_like(tensor, tensor), tensor)
+    (local_shard(like) * shard_like(tensor, like)).sum().backward()
+    assert torch.equal(local_shard(like.grad), shard_like(tensor, like))
 
 
 # ---- launch configurations -----------------------------------------------------------------------------------------

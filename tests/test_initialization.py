@@ -43,12 +43,13 @@ def make_trainer(tokenizer, tmp_path, monkeypatch):
 
 
 def forget_experts(trainer):
-    return [expert for layer in trainer._layers for expert in layer.alter_B[trainer.adapter_name].experts()[1:]]
+    layers = trainer.scored.layers_of(trainer.adapter_name)
+    return [expert for layer in layers for expert in layer.alter_B[trainer.adapter_name].experts()[1:]]
 
 
 def start(trainer) -> float:
-    trainer.prepare_phase_one()
-    return start_from_clusters(trainer, trainer.train_dataset.forget)
+    trainer.prepare()
+    return start_from_clusters(trainer.scored, trainer.adapter_name, trainer.train_dataset.forget, 2)
 
 
 @pytest.mark.parametrize("router", ["context", "static"])
@@ -62,15 +63,15 @@ def test_retain_experts_and_shared_matrices_stay(make_trainer):
     trainer = make_trainer()
     shared = [weight.detach().clone() for weight in trainer.shared_matrices]
     start(trainer)
-    for layer in trainer._layers:
+    for layer in trainer.scored.layers_of(trainer.adapter_name):
         assert not layer.alter_B[trainer.adapter_name].experts()[0].any()
     assert all(torch.equal(a, b) for a, b in zip(shared, trainer.shared_matrices, strict=True))
 
 
 def test_the_trainer_calls_it(make_trainer):
     plain, clustered = make_trainer(), make_trainer(init_weights="cluster")
-    plain.prepare_phase_one()
-    clustered.prepare_phase_one()
+    plain.prepare()
+    clustered.prepare()
     assert not any(expert.any() for expert in forget_experts(plain))
     assert all(expert.any() for expert in forget_experts(clustered))
 
@@ -85,18 +86,18 @@ def test_is_deterministic(make_trainer):
 def test_damps_the_response_to_the_centre(make_trainer):
     trainer = make_trainer(bias="none")
     seen = []
-    trainer.prepare_phase_one()
-    layer = trainer._layers[0]
+    trainer.prepare()
+    layer = trainer.scored.layers_of(trainer.adapter_name)[0]
     forget = trainer.train_dataset.forget
     handle = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     with torch.no_grad(), trainer.gating.as_base():
         rows = [row for row in forget if row["expert"] == 1]
         for row in rows:
-            trainer.decoder(input_ids=torch.tensor([row["input_ids"]]), use_cache=False)
+            trainer.scored.decoder(input_ids=torch.tensor([row["input_ids"]]), use_cache=False)
     handle.remove()
     labels = [torch.tensor([*row["labels"][1:], -100]) != -100 for row in rows]
     centre = torch.cat([x[0][mask] for x, mask in zip(seen, labels, strict=True)]).mean(dim=0)
-    start_from_clusters(trainer, forget)
+    start_from_clusters(trainer.scored, trainer.adapter_name, forget, 2)
     with torch.no_grad():
         A, B = layer.alter_A["default"].weight, layer.alter_B["default"].experts()[1]
         damping = layer.scaling["default"] * B @ A @ centre
@@ -123,7 +124,7 @@ def test_leaves_no_hook_and_no_mode_behind(make_trainer):
     trainer.model.train()
     start(trainer)
     assert trainer.model.training
-    assert not any(layer._forward_pre_hooks for layer in trainer._layers)
+    assert not any(layer._forward_pre_hooks for layer in trainer.scored.layers_of(trainer.adapter_name))
 
 
 def test_halves_until_it_is_close_enough(make_trainer, monkeypatch):

@@ -46,7 +46,7 @@ def test_what_is_taught_is_saved_whole(target, tokenizer):
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_forgets_the_one_and_keeps_the_other(target, tokenizer, tmp_path, monkeypatch, method):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    model = METHODS[method](load(target), tokenizer, TASK, tmp_path / "run", 0, OPTIONS)
+    model = METHODS[method].run(load(target), tokenizer, TASK, tmp_path / "run", 0, OPTIONS)
     forget, retain = (score_answers(model, tokenizer, pairs).mean for pairs in (FORGET, RETAIN))
     assert forget < 0.6 and retain > forget + 0.3, (forget, retain)
     again = PeftModel.from_pretrained(load(target), tmp_path / "run")
@@ -63,7 +63,7 @@ def test_a_second_request_leaves_the_first_one_forgotten(target, tokenizer, tmp_
     first: dict[str, torch.Tensor] = {}
     for number, rows in enumerate(parts):
         task = TASK._replace(forget=rows)
-        model = METHODS[method](model, tokenizer, task, tmp_path / f"request-{number}", 0, OPTIONS)
+        model = METHODS[method].run(model, tokenizer, task, tmp_path / f"request-{number}", 0, OPTIONS)
         first = first or {name: value.clone() for name, value in get_peft_model_state_dict(model).items()}
     found = [score_answers(model, tokenizer, pairs).mean for pairs in (FORGET[:4], FORGET[4:], RETAIN)]
     assert max(found[:2]) < 0.6 and found[2] > max(found[:2]) + 0.3, found

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytest
 from trl import SFTConfig
 
+from alter_peft.benchmark.methods import read_options
 from alter_peft.options import parse_values
 from alter_peft.trainer import AlterUnlearnConfig
 
@@ -71,6 +72,8 @@ def test_what_no_flag_takes_is_refused(changes, message):
 def test_the_configurations_of_the_trainers_are_read():
     options = {"learning_rate": "5e-4", "lr_scheduler_kwargs": {"a": 1}, "lr_scheduler_type": "constant"}
     assert parse_values(SFTConfig, options) == {**options, "learning_rate": 5e-4}
-    assert parse_values(AlterUnlearnConfig, {"landing_tolerance": None}) == {"landing_tolerance": None}
-    with pytest.raises(ValueError, match="`forget_loss` is 'flat', but must be Literal"):
-        parse_values(AlterUnlearnConfig, {"forget_loss": "flat"})
+    assert parse_values(AlterUnlearnConfig, {"stopping_tolerance": None}) == {"stopping_tolerance": None}
+    with pytest.raises(ValueError, match="`structural_interval` is 'often', but must be int"):
+        parse_values(AlterUnlearnConfig, {"structural_interval": "often"})
+    with pytest.raises(ValueError, match=r"`forget_loss` is 'flat', but must be one of \['level', 'profile'"):
+        read_options("alter", {"forget_loss": "flat"})

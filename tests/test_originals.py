@@ -24,7 +24,7 @@ def trained(request, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     task = Task(as_rows(FORGET), as_rows(RETAIN), as_rows(HOLDOUT))
     options = {"max_steps": 2, "disable_tqdm": True}
-    model = METHODS[request.param](make_llama(len(tokenizer)), tokenizer, task, tmp_path / "a", 0, options)
+    model = METHODS[request.param].run(make_llama(len(tokenizer)), tokenizer, task, tmp_path / "a", 0, options)
     assert "forward" in model.__dict__ and "forward" in model.get_base_model().__dict__
     return model.eval(), PeftModel.from_pretrained(make_llama(len(tokenizer)), tmp_path / "a").eval()
 

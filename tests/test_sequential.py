@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -56,8 +57,8 @@ def test_each_request_is_given_to_what_the_one_before_left(tokenizer, tmp_path):
 
     saved: list[Requests] = []
     last, done = run_requests(
-        replace, models[0], tokenizer, requests, task, kept, probability, tmp_path, 7, options, Requests({}),
-        saved.append,
+        SimpleNamespace(run=replace), models[0], tokenizer, requests, task, kept, probability, tmp_path, 7, options,
+        Requests({}), saved.append,
     )  # fmt: skip
     assert last is models[2] and done.seconds >= 0 and [one.made for one in saved] == [0, 1, 2]
     curves = done.curves
@@ -84,8 +85,9 @@ def test_the_largest_seed_has_a_next_one(tokenizer, tmp_path):
         return model
 
     run_requests(
-        draw, make_llama(len(tokenizer)), tokenizer, split_requests(PAIRS, 2), Task(forget_rows(), retain_rows()),
-        lambda model: {}, lambda model, pairs: 0.0, tmp_path, 2**32 - 1, {}, Requests({}), lambda done: None,
+        SimpleNamespace(run=draw), make_llama(len(tokenizer)), tokenizer, split_requests(PAIRS, 2),
+        Task(forget_rows(), retain_rows()), lambda model: {}, lambda model, pairs: 0.0,
+        tmp_path, 2**32 - 1, {}, Requests({}), lambda done: None,
     )  # fmt: skip
     assert starts == [(2**32 - 1, 2**32 - 1), (2**32 - 1, 0)]
 
@@ -131,14 +133,14 @@ def test_a_run_that_stopped_goes_on_after_the_last_whole_request(name, tokenizer
 
     def method(model, tokenizer, task, folder, seed, options):
         trained.append(folder.name)
-        return METHODS[name](model, tokenizer, task, folder, seed, options)
+        return METHODS[name].run(model, tokenizer, task, folder, seed, options)
 
     def probability(model, pairs):
         return score_answers(model, tokenizer, pairs).mean
 
     def run(folder, before, save):
         own = (tokenizer, requests, task, lambda model: {"retain": probability(model, KEPT)}, probability)
-        return run_requests(method, copy.deepcopy(base), *own, folder, 0, options, before, save)
+        return run_requests(SimpleNamespace(run=method), copy.deepcopy(base), *own, folder, 0, options, before, save)
 
     _, whole = run(tmp_path / "whole", Requests({}), lambda done: None)
     saved = [Requests({})]

@@ -62,7 +62,7 @@ def run(tmp_path, tokenizer, high: int, dtype=torch.float64, inspect=None, **opt
         tmp_path, tokenizer, model=model, adapter={"entropy_quantile": 0.6},
         structural_interval=INTERVAL, structural_weight=WEIGHT, structural_q=Q, max_grad_norm=1e9, **options,
     )  # fmt: skip
-    trainer.prepare_phase_one()
+    trainer.prepare()
     data, threshold = trainer.train_dataset, trainer.alter_config.entropy_threshold
 
     def with_few_high(row):

@@ -26,8 +26,7 @@ from alter_peft.losses import TokenScores
 from alter_peft.subdomains import discover_subdomains
 from alter_peft.trainer.inputs import row_text
 from alter_peft.trainer.isolation import clip_by_source
-from alter_peft.trainer.landing import mean_gap
-from alter_peft.trainer.phase_one import class_weights, fit_router, label_log_probabilities, observe, sample_positions
+from alter_peft.trainer.phase_one import class_weights, fit_router, labelled_rows, observe, sample_positions
 
 
 @pytest.fixture(autouse=True)
@@ -245,7 +244,7 @@ def test_logged_shares_are_of_tokens_however_a_step_is_cut(tmp_path, tokenizer):
 
 def test_a_router_that_is_turned_round_goes_astray(tmp_path, tokenizer):
     trainer = make_trainer(tmp_path, tokenizer, adapter={}, max_steps=1)
-    trainer.prepare_phase_one()
+    trainer.prepare()
     linear = trainer.gating.routers[0].alter_router["default"]
     linear.weight.data.zero_()
     linear.bias.data.copy_(torch.tensor([0.0, 9.0, 0.0]))  # everything to the first forget expert
@@ -496,7 +495,7 @@ def test_other_routers(tmp_path, tokenizer, router):
 
 def test_forms_of_the_losses_differ(tmp_path, tokenizer):
     found = {}
-    for forget_loss in ("hinge", "paper"):
+    for forget_loss in ("hinge", "ihl"):
         for retain_loss in ("cross_entropy", "kl"):
             trainer = make_trainer(
                 tmp_path, tokenizer, adapter={"init_weights": False}, max_steps=1, forget_loss=forget_loss,
@@ -505,9 +504,9 @@ def test_forms_of_the_losses_differ(tmp_path, tokenizer):
             trainer.train()
             log = first_log(trainer)
             found[forget_loss, retain_loss] = log["loss/forget"], log["loss/retain"]
-    assert found["hinge", "kl"][0] == found["hinge", "cross_entropy"][0] != found["paper", "kl"][0]
-    assert found["hinge", "kl"][1] != found["hinge", "cross_entropy"][1] == found["paper", "cross_entropy"][1]
-    assert found["paper", "kl"][1] > 0
+    assert found["hinge", "kl"][0] == found["hinge", "cross_entropy"][0] != found["ihl", "kl"][0]
+    assert found["hinge", "kl"][1] != found["hinge", "cross_entropy"][1] == found["ihl", "cross_entropy"][1]
+    assert found["ihl", "kl"][1] > 0
 
 
 def test_kl_of_a_fresh_adapter_is_zero(tmp_path, tokenizer):
@@ -580,8 +579,8 @@ def test_evaluate(tmp_path, tokenizer):
 def base_passes(trainer: AlterUnlearnTrainer) -> int:
     """How often phase I runs the base model."""
     calls = []
-    handle = trainer.decoder.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
-    trainer.prepare_phase_one()
+    handle = trainer.scored.decoder.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    trainer.prepare()
     handle.remove()
     return len(calls)
 
@@ -637,10 +636,10 @@ def test_rates_and_weights_are_the_papers(tmp_path):
 def test_the_level_raises_no_row_above_its_beginning(tmp_path, tokenizer):
     """A row that the model never knew must not be taught by unlearning it."""
     trainer = make_trainer(tmp_path, tokenizer, adapter={}, num_train_epochs=8, forget_loss="level", forget_level=0.9)
-    trainer.prepare_phase_one()
-    known = label_log_probabilities(trainer._forget, trainer.decoder, trainer.head, trainer.gating, 4)
+    trainer.prepare()
+    known = trainer.scored.label_log_probabilities(labelled_rows(trainer._forget), 4, base=True)
     start = torch.stack([row.mean() for row in known])
-    torch.testing.assert_close(trainer.objective.targets, start)  # all far below the level
+    torch.testing.assert_close(trainer.targets, start)  # all far below the level
     trainer.train()
     assert max(log["probability/forget"] for log in trainer.state.log_history if "loss" in log) < 0.05
 
@@ -656,23 +655,23 @@ def test_calibration_measures_the_level(tmp_path, tokenizer):
     )
     trainer.create_model_card()
     assert f"| `forget_level` | {trainer.args.forget_level:.4g} (a guess) |" in (tmp_path / "README.md").read_text()
-    trainer.prepare_phase_one()
-    known = label_log_probabilities(trainer._calibration, trainer.decoder, trainer.head, trainer.gating, 4)
+    trainer.prepare()
+    known = trainer.scored.label_log_probabilities(labelled_rows(trainer._calibration), 4, base=True)
     assert len(known) == 2
     assert trainer.forget_level == pytest.approx(float(torch.stack([row.mean() for row in known]).mean().exp()))
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text()
     assert f"| `forget_level` | {trainer.forget_level:.4g} (measured on `calibration_dataset`) |" in card
-    assert trainer.objective.targets.max() <= math.log(trainer.forget_level) + 1e-6
+    assert trainer.targets.max() <= math.log(trainer.forget_level) + 1e-6
 
 
 def test_a_router_of_other_data_is_refused(tmp_path, tokenizer):
     first = make_trainer(tmp_path, tokenizer, adapter={"domains": ["home", "bread"]})
-    first.prepare_phase_one()
+    first.prepare()
     swapped = [{**row, "domain": {"home": "bread", "bread": "home"}[row["domain"]]} for row in forget_rows()]
     other = make_trainer(tmp_path, tokenizer, model=first.model, forget=Dataset.from_list(swapped))
     with pytest.raises(ValueError, match=r"`model` has a router that sends .* it was fitted on other data"):
-        other.prepare_phase_one()
+        other.prepare()
 
 
 def test_a_static_router_evaluates_batches_of_any_size_after_training(tmp_path, tokenizer):
@@ -725,7 +724,7 @@ def test_the_router_is_the_same_on_any_number_of_cores(monkeypatch):
 
 def test_observed_averages_are_those_of_the_sample(tmp_path, tokenizer):
     trainer = make_trainer(tmp_path, tokenizer, adapter={})
-    data, of = trainer._retain, (trainer._stack, trainer.head, trainer.gating, "default", 1.5, 3)
+    data, of = trainer._retain, (trainer.scored, "default", 1.5, 3)
     total = sum(len(ids) for ids in data["input_ids"])
     whole = observe(data, *of, sample=np.arange(total))
     sample = np.array([0, 1, total // 2, total - 1])
@@ -739,10 +738,10 @@ def test_a_router_is_known_again_in_another_precision(tmp_path, tokenizer):
     """The regression's weights differ then, but where it sends the tokens does not."""
     model = make_llama(len(tokenizer))
     first = make_trainer(tmp_path, tokenizer, model=model, adapter={"domains": ["home", "bread"]}, bf16=True)
-    first.prepare_phase_one()
+    first.prepare()
     weight = first.gating.routers[0].alter_router["default"].weight.clone()
     again = make_trainer(tmp_path, tokenizer, model=first.model)
-    again.prepare_phase_one()
+    again.prepare()
     assert torch.equal(again.gating.routers[0].alter_router["default"].weight, weight)
 
 
@@ -755,7 +754,7 @@ def test_phase_one_of_another_config_is_not_read(tmp_path, tokenizer):
         other = type(model)(model.config)
         other.load_state_dict(model.state_dict())
         trainer = make_trainer(tmp_path, tokenizer, model=other.eval(), adapter={})
-        trainer.prepare_phase_one()
+        trainer.prepare()
         found.append(trainer.train_dataset.forget["entropy"][0])
     assert found[0] != found[1]
 
@@ -799,16 +798,16 @@ LEVEL: dict[str, Any] = {"forget_loss": "level", "optim": "adamw_torch", "learni
 def test_training_ends_when_the_forget_rows_have_landed(tmp_path, tokenizer):
     """Whatever the number of epochs, and not before: the gap is that of the model as it will be asked."""
     trainer = make_trainer(tmp_path, tokenizer, adapter={}, num_train_epochs=40, **LEVEL)
-    trainer.prepare_phase_one()
-    trainer.objective.targets = trainer.objective.targets - 2.0  # a random model has nothing to forget
+    trainer.prepare()
+    trainer.targets = trainer.targets - 2.0  # a random model has nothing to forget
     trainer.train()
     gaps = [entry["forget_gap"] for entry in trainer.state.log_history if "forget_gap" in entry]
-    assert len(gaps) == trainer.state.epoch < 40 and trainer.landed
+    assert len(gaps) == trainer.state.epoch < 40 and trainer.reached
     assert gaps[-1] <= 0.25 < min(gaps[:-1])
     asked = []
     with torch.no_grad():
         trainer.model.eval()
-        for row, target in zip(trainer._forget, trainer.objective.targets, strict=True):
+        for row, target in zip(trainer._forget, trainer.targets, strict=True):
             log_prob = trainer.model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].log_softmax(dim=-1)
             labels = torch.tensor(row["labels"][1:])
             said = log_prob[labels != -100].gather(1, labels[labels != -100].unsqueeze(1)).mean()
@@ -817,10 +816,10 @@ def test_training_ends_when_the_forget_rows_have_landed(tmp_path, tokenizer):
 
 
 def test_a_tolerance_of_none_trains_for_all_epochs(tmp_path, tokenizer):
-    trainer = make_trainer(tmp_path, tokenizer, adapter={}, num_train_epochs=3, landing_tolerance=None, **LEVEL)
+    trainer = make_trainer(tmp_path, tokenizer, adapter={}, num_train_epochs=3, stopping_tolerance=None, **LEVEL)
     trainer.train()
-    assert trainer.state.epoch == 3 and not trainer.landed
-    landed = make_trainer(tmp_path, tokenizer, adapter={}, num_train_epochs=3, landing_tolerance=100.0, **LEVEL)
+    assert trainer.state.epoch == 3 and not trainer.reached
+    landed = make_trainer(tmp_path, tokenizer, adapter={}, num_train_epochs=3, stopping_tolerance=100.0, **LEVEL)
     landed.train()
     assert landed.state.epoch == 1
 
@@ -828,15 +827,15 @@ def test_a_tolerance_of_none_trains_for_all_epochs(tmp_path, tokenizer):
 def test_of_many_forget_rows_some_are_measured(tmp_path, tokenizer):
     """Drawn at random: every other row of domains in turn would be those of one domain."""
     trainer = make_trainer(tmp_path, tokenizer, adapter={"init_weights": False}, **LEVEL)
-    trainer.prepare_phase_one()
-    rows, targets = trainer._forget, trainer.objective.targets
-    whole, some = mean_gap(trainer, 8), mean_gap(trainer, 4)
-    assert some == mean_gap(trainer, 4) and some != pytest.approx(whole)
+    trainer.prepare()
+    rows, targets = trainer._forget, trainer.targets
+    whole, some = trainer._mean_gap(8), trainer._mean_gap(4)
+    assert some == trainer._mean_gap(4) and some != pytest.approx(whole)
     gaps = []
     for picked in combinations(range(8), 4):
         if picked not in ((0, 2, 4, 6), (1, 3, 5, 7)):
-            trainer._forget, trainer.objective.targets = rows.select(picked), targets[list(picked)]
-            gaps.append(mean_gap(trainer, 8))
+            trainer._forget, trainer.targets = rows.select(picked), targets[list(picked)]
+            gaps.append(trainer._mean_gap(8))
     assert min(abs(gap - some) for gap in gaps) < 1e-5
 
 
@@ -849,16 +848,16 @@ def test_all_forget_rows_are_measured_once_some_are_near(
     tmp_path, tokenizer, monkeypatch, probed, all_of_them, measured
 ):
     asked = []
-    monkeypatch.setattr("alter_peft.trainer.landing.PROBED_ROWS", 2)
-    monkeypatch.setattr("alter_peft.trainer.landing.MAX_ROWS", 4)
+    monkeypatch.setattr("alter_peft.trainer.stopping.PROBED_ROWS", 2)
+    monkeypatch.setattr("alter_peft.trainer.stopping.MAX_ROWS", 4)
     monkeypatch.setattr(
-        "alter_peft.trainer.landing.mean_gap",
+        "alter_peft.trainer.unlearn.UnlearnTrainer._mean_gap",
         lambda trainer, rows: asked.append(rows) or {2: probed, 4: all_of_them}[rows],
     )
-    trainer = make_trainer(tmp_path, tokenizer, adapter={}, num_train_epochs=1, landing_tolerance=0.25, **LEVEL)
+    trainer = make_trainer(tmp_path, tokenizer, adapter={}, num_train_epochs=1, stopping_tolerance=0.25, **LEVEL)
     trainer.train()
     assert asked == measured
-    assert trainer.landed == (measured == [2, 4] and all_of_them <= 0.25)
+    assert trainer.reached == (measured == [2, 4] and all_of_them <= 0.25)
     gaps = [entry["forget_gap"] for entry in trainer.state.log_history if "forget_gap" in entry]
     assert gaps == [all_of_them if len(measured) > 1 else probed]
 
@@ -875,14 +874,14 @@ def test_each_row_of_a_batch_comes_to_its_own_profile(tmp_path, tokenizer):
         forget_loss="profile",
         others=others,
     )
-    trainer.prepare_phase_one()
+    trainer.prepare()
     picked = [5, 2, 5, 0]
     batch = trainer.data_collator([trainer.train_dataset[(row, 3 - k)] for k, row in enumerate(picked)])
-    masks = trainer.objective.masks(batch)
+    masks = trainer._masks(batch)
     log_prob = -(torch.rand(int(masks.labelled.sum()), generator=torch.Generator().manual_seed(0)) * 9)
     scores = TokenScores(log_prob, torch.zeros_like(log_prob))
     expected, sizes = 0.0, masks.labelled.sum(dim=1).tolist()
     for row, reached in zip(picked, log_prob.split(sizes), strict=False):
-        distance = (reached.sort().values - trainer.objective.profiles[row]).abs()
+        distance = (reached.sort().values - trainer.profiles[row]).abs()
         expected += float(torch.where(distance < 0.5, distance**2, distance - 0.25).sum())
-    assert float(trainer.objective.forget(scores, batch, masks)) == pytest.approx(expected, rel=1e-5)
+    assert float(trainer._forget_term(scores, batch, masks)) == pytest.approx(expected, rel=1e-5)

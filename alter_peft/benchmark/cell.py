@@ -201,7 +201,7 @@ class Cell:
             return self._after_requests(result, self.setting.requests)
         if "training" not in result.seconds:
             with _timing(result, "training"):
-                METHODS[self.name](
+                METHODS[self.name].run(
                     load(self.target), self.tokenizer, self.setting.task, self.folder, self.seed, self.options
                 )
             self._trained(result)

@@ -5,25 +5,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import fields
-from functools import partial
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from alter_peft.options import check_counts, parse_values
-from alter_peft.trainer import AlterUnlearnConfig, AlterUnlearnTrainer
+from alter_peft.trainer import AlterUnlearnTrainer, UnlearnTrainer
 from alter_peft.trainer.inputs import as_chat
 from alter_peft.tuner import AlterConfig
 
-from .baselines import LabelledTrainer, LoraUnlearnTrainer
 from .provenance import RECORD
+from .teaching import LabelledTrainer
 
 
 class Task(NamedTuple):
@@ -43,12 +42,6 @@ class Task(NamedTuple):
 TEACHING: dict[str, Any] = {
     "num_train_epochs": 5, "per_device_train_batch_size": 8, "learning_rate": 2e-4, "warmup_steps": 10,
     "lr_scheduler_type": "constant_with_warmup", "gradient_checkpointing": False,
-}  # fmt: skip
-# The paper's own loss and epochs (arXiv 2603.01792), with our router
-PAPER: dict[str, Any] = {"forget_loss": "paper", "num_train_epochs": 3}
-# TOFU unlearns for 5 epochs; the learning rate is the pilot's, nothing else is tuned
-LORA: dict[str, Any] = {
-    "num_train_epochs": 5, "per_device_train_batch_size": 4, "learning_rate": 5e-4, "gradient_checkpointing": False,
 }  # fmt: skip
 
 
@@ -112,7 +105,7 @@ def read_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: an option that is not known, is the benchmark's own, or has a value that is of no use.
     """
-    config = AlterUnlearnConfig if name.startswith(("alter", "asymlora")) else SFTConfig
+    config = SFTConfig if name == "teach" else METHODS[name].trainer._config_class
     taken = sorted(OWN & options.keys())
     if taken:
         raise ValueError(f"`options` has {taken} for {name!r}, which the benchmark sets itself. Remove them.")
@@ -134,74 +127,131 @@ def read_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _alter(
-    router: str,
-    own: dict[str, Any],
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    folder: Path,
-    seed: int,
-    options: dict[str, Any],
-) -> PeftModel:
-    config = AlterConfig(router=router)  # type: ignore[arg-type]
-    if isinstance(model, PeftModel):  # an earlier request's: this one gets an adapter of its own
-        name = f"request_{len(model.peft_config)}"
-        earlier = list(model.peft_config)
-        model.add_adapter(name, config)
-        tuner: Any = model.base_model
-        tuner.set_adapter([name, *earlier])  # trained as it will be asked, beside the earlier ones
-    trainer = AlterUnlearnTrainer(
-        model,
-        AlterUnlearnConfig(output_dir=str(folder), seed=seed, **{**_quiet(), **own, **options}),
-        train_dataset=task.forget,
-        retain_dataset=task.retain,
-        calibration_dataset=task.calibration,
-        peft_config=None if isinstance(model, PeftModel) else config,
-        processing_class=tokenizer,
-    )
-    trainer.train()
-    trainer.save_model()
-    trainer.model.base_model.set_adapter(list(trainer.model.peft_config), inference_mode=True)
-    return trainer.model  # type: ignore[no-any-return]
+@dataclass(frozen=True)
+class Method:
+    """
+    An entry of `METHODS`: a trainer, the adapter that it trains, and how.
+
+    Attributes:
+        caption: what it is, for tables and docs.
+        trainer: the class; its configuration is `trainer._config_class`.
+        adapter: makes the config of the adapter.
+        options: of the training, over the configuration's defaults.
+        stacks: whether a later request gets an adapter of its own beside the earlier ones, which stay active; else it
+            trains the adapter on.
+        calibrates: whether it is given text like the forget rows that was never trained on.
+    """
+
+    caption: str
+    trainer: type[UnlearnTrainer]
+    adapter: Callable[[], PeftConfig]
+    options: dict[str, Any] = field(default_factory=dict)
+    stacks: bool = False
+    calibrates: bool = False
+
+    def run(
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task,
+        folder: Path,
+        seed: int,
+        options: dict[str, Any],
+    ) -> PeftModel:
+        """
+        The model with an adapter, which is saved in `folder`.
+
+        Args:
+            model: the target, or what an earlier request left.
+            options: of the training, over the method's own.
+        """
+        earlier = list(model.peft_config) if isinstance(model, PeftModel) else []
+        if isinstance(model, PeftModel) and self.stacks:
+            name = f"request_{len(earlier)}"
+            model.add_adapter(name, self.adapter())
+            tuner: Any = model.base_model
+            tuner.set_adapter([name, *earlier])  # trained as it will be asked, beside the earlier ones
+        elif isinstance(model, PeftModel):
+            model.set_adapter(model.active_adapter)  # frozen if it was loaded
+        args = {**_quiet(), **self.options, **options}
+        trainer = self.trainer(
+            model,
+            self.trainer._config_class(output_dir=str(folder), seed=seed, **args),
+            train_dataset=task.forget,
+            retain_dataset=task.retain,
+            calibration_dataset=task.calibration if self.calibrates else None,
+            peft_config=None if earlier else self.adapter(),
+            processing_class=tokenizer,
+        )
+        trainer.train()
+        trainer.save_model()
+        if self.stacks:
+            trainer.model.base_model.set_adapter(list(trainer.model.peft_config), inference_mode=True)
+        found: PeftModel = trainer.model
+        return found
 
 
-def _lora(
-    forget_loss: str,
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    folder: Path,
-    seed: int,
-    options: dict[str, Any],
-) -> PeftModel:
-    config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    if isinstance(model, PeftModel):  # an earlier request's, which is frozen if it was loaded
-        model.set_adapter(model.active_adapter)
-    trainer = LoraUnlearnTrainer(
-        model,
-        SFTConfig(output_dir=str(folder), seed=seed, **{**_quiet(), **LORA, **options}),
-        forget_loss=forget_loss,
-        train_dataset=task.forget,
-        retain_dataset=task.retain,
-        peft_config=None if isinstance(model, PeftModel) else config,
-        processing_class=tokenizer,
-    )
-    trainer.train()
-    trainer.save_model()
-    return trainer.model  # type: ignore[no-any-return]
+def _lora() -> PeftConfig:
+    return LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-# (model, tokenizer, task, folder, seed, options of the training) -> the model with an adapter, saved in `folder`.
-# To what an earlier request left, ALTER adds an adapter for this one, while LoRA trains its adapter on.
-Method = Callable[[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, Task, Path, int, dict[str, Any]], PeftModel]
+# TOFU unlearns for 5 epochs; the learning rate is the pilot's, nothing else is tuned
+LORA: dict[str, Any] = {
+    "num_train_epochs": 5, "per_device_train_batch_size": 4, "learning_rate": 5e-4, "gradient_checkpointing": False,
+    "lr_scheduler_type": "linear",
+}  # fmt: skip
+# ALTER's epochs and schedule, under which a loss that has targets stops at them; the rate is LORA's
+TO_TARGETS: dict[str, Any] = {**LORA, "num_train_epochs": 30, "lr_scheduler_type": "constant"}
+
 METHODS: dict[str, Method] = {
-    "alter": partial(_alter, "context", {}),
-    "alter_profile": partial(_alter, "context", {"forget_loss": "profile"}),
-    "alter_paper": partial(_alter, "context", PAPER),
-    "asymlora": partial(_alter, "static", {}),
-    "lora_ihl": partial(_lora, "ihl"),
-    "lora_ga": partial(_lora, "ga"),
-    "lora_npo": partial(_lora, "npo"),
-    "lora_simnpo": partial(_lora, "simnpo"),
-}
+    "alter": Method(
+        "this package's defaults: context router, `forget_loss=\"level\"`",
+        AlterUnlearnTrainer, AlterConfig, stacks=True, calibrates=True,
+    ),
+    "alter_profile": Method(
+        "the same with `forget_loss=\"profile\"`: every token of a forget row comes to the rank of an unseen row's, "
+        "not the row's mean alone",
+        AlterUnlearnTrainer, AlterConfig, {"forget_loss": "profile"}, stacks=True, calibrates=True,
+    ),
+    "alter_paper": Method(
+        "the same with the paper's loss as printed (`forget_loss=\"ihl\"`), three epochs, no level: what it comes to "
+        "by itself",
+        AlterUnlearnTrainer, AlterConfig, {"forget_loss": "ihl", "num_train_epochs": 3},
+        stacks=True, calibrates=True,
+    ),
+    "alter_npo": Method(
+        "ALTER's router and isolation with NPO as the forget loss, for `lora_npo`'s epochs and schedule",
+        AlterUnlearnTrainer, AlterConfig,
+        {"forget_loss": "npo", "num_train_epochs": 5, "lr_scheduler_type": "linear"}, stacks=True,
+    ),
+    "asymlora": Method(
+        "ALTER with `router=\"static\"`: all text sees all experts (AsymLoRA, Eqs. 2 and 6)",
+        AlterUnlearnTrainer, lambda: AlterConfig(router="static"), stacks=True, calibrates=True,
+    ),
+    "lora_level": Method(
+        "plain LoRA with ALTER's default loss, level and stopping: what is left of ALTER without its adapter",
+        UnlearnTrainer, _lora, {**TO_TARGETS, "forget_loss": "level"}, calibrates=True,
+    ),
+    "lora_profile": Method(
+        "the same with `forget_loss=\"profile\"`",
+        UnlearnTrainer, _lora, {**TO_TARGETS, "forget_loss": "profile"}, calibrates=True,
+    ),
+    "lora_ihl": Method(
+        "plain LoRA, inverted hinge loss on the forget rows plus cross-entropy on retain rows: LoKU's loss "
+        "(2408.06621), without its FILA start",
+        UnlearnTrainer, _lora, {**LORA, "forget_loss": "ihl"},
+    ),
+    "lora_ga": Method(
+        "plain LoRA, gradient ascent plus cross-entropy on retain rows (GradDiff, 2401.06121)",
+        UnlearnTrainer, _lora, {**LORA, "forget_loss": "ga"},
+    ),
+    "lora_npo": Method(
+        "plain LoRA, negative preference optimisation plus cross-entropy on retain rows (2404.05868, beta 0.1)",
+        UnlearnTrainer, _lora, {**LORA, "forget_loss": "npo"},
+    ),
+    "lora_simnpo": Method(
+        "plain LoRA, its form without a reference plus cross-entropy on retain rows (SimNPO, 2410.07163); beta 4.5, "
+        "weight 0.125 and no margin, as in open-unlearning",
+        UnlearnTrainer, _lora, {**LORA, "forget_loss": "simnpo"},
+    ),
+}  # fmt: skip

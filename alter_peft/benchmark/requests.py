@@ -129,7 +129,7 @@ def run_requests(
             set_seed((seed + number - 1) % 2**32)  # for the start of its adapter, else drawn after the earlier ones
             rows = Dataset.from_list([{"prompt": p.prompt, "completion": p.completion} for p in requests[number - 1]])
             request, start = task._replace(forget=rows), time.monotonic()
-            current = method(current, tokenizer, request, folder / f"request-{number}", seed, options)
+            current = method.run(current, tokenizer, request, folder / f"request-{number}", seed, options)
             seconds += time.monotonic() - start
         means = kept(current)
         means |= {f"request {i}": probability(current, pairs) for i, pairs in enumerate(requests, start=1)}

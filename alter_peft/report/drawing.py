@@ -39,8 +39,7 @@ def style(benchmark: Benchmark, model: Model) -> tuple[str, str]:
     if model.name in SPECIAL:
         return SPECIAL[model.name], {TARGET: "*", ORACLE: "+"}[model.name]
     place = [other for other in benchmark.models if other.name not in SPECIAL].index(model)
-    turn, colour = divmod(place, len(COLOURS))
-    return COLOURS[colour], MARKERS[(colour + turn) % len(MARKERS)]
+    return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]  # numbers without a common divisor
 
 
 def new_axes(width: float = 7.5, height: float = 4.5) -> Axes:

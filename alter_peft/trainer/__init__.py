@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-from .config import AlterUnlearnConfig
-from .trainer import AlterUnlearnTrainer
+from .alter import AlterUnlearnTrainer
+from .config import AlterUnlearnConfig, UnlearnConfig
+from .unlearn import UnlearnTrainer
 
 
-__all__ = ["AlterUnlearnConfig", "AlterUnlearnTrainer"]
+__all__ = ["AlterUnlearnConfig", "AlterUnlearnTrainer", "UnlearnConfig", "UnlearnTrainer"]

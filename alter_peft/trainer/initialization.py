@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -13,12 +13,9 @@ from torch import Tensor, nn
 
 from alter_peft.data import PairCollator
 from alter_peft.losses import kl_to_base_loss
+from alter_peft.scoring import ScoredModel
 from alter_peft.tuner.gating import evaluating
 from alter_peft.tuner.layer import AlterLayer
-
-
-if TYPE_CHECKING:
-    from .trainer import AlterUnlearnTrainer
 
 
 KL_LIMIT = 1e-3  # nats a token, the mean over the answer tokens of the forget rows
@@ -27,9 +24,10 @@ MAX_HALVINGS = 30
 
 # (adapted layer, its sub-domain d = 1..N) -> the direction of B_f^d; all are scaled by one epsilon
 Directions = dict[nn.Parameter, Tensor]
+Batches = Callable[[], Iterator[dict[str, Tensor]]]
 
 
-def start_from_clusters(trainer: AlterUnlearnTrainer, forget: Dataset) -> float:
+def start_from_clusters(scored: ScoredModel, adapter_name: str, forget: Dataset, batch_size: int) -> float:
     r"""
     Start every forget expert from the centre of its sub-domain.
 
@@ -46,22 +44,22 @@ def start_from_clusters(trainer: AlterUnlearnTrainer, forget: Dataset) -> float:
     are running sums, so memory doesn't grow with the data.
 
     Args:
-        trainer: with its router fitted (phase I).
+        scored: a model with an ALTER adapter of that name, its router fitted (phase I).
         forget: the forget rows, with `input_ids`, `labels`, `expert` and `entropy`.
 
     Returns:
         The KL reached, in nats a token.
     """
-    model: Any = trainer.model
-    with torch.no_grad(), evaluating(model):
-        directions = _directions(trainer, _centres(trainer, forget))
-        before = kl = _mean_kl(trainer, forget)
+    batches = _batches(forget, batch_size, scored.device)
+    with torch.no_grad(), evaluating(scored.model):
+        directions = _directions(_centres(scored, adapter_name, batches), adapter_name)
+        before = kl = _mean_kl(scored, adapter_name, batches)
         if not directions:
             return kl
         damping = FIRST_DAMPING
         for _ in range(MAX_HALVINGS):
             _write(directions, damping)
-            kl = _mean_kl(trainer, forget)
+            kl = _mean_kl(scored, adapter_name, batches)
             if kl - before < KL_LIMIT:
                 return kl
             damping /= 2
@@ -69,16 +67,16 @@ def start_from_clusters(trainer: AlterUnlearnTrainer, forget: Dataset) -> float:
         return before
 
 
-def _centres(trainer: AlterUnlearnTrainer, forget: Dataset) -> dict[AlterLayer, Tensor]:
+def _centres(scored: ScoredModel, adapter_name: str, batches: Batches) -> dict[AlterLayer, Tensor]:
     """mu_1..mu_N of every adapted layer, (N, k) float32; zero where a sub-domain has no rows."""
-    sums: dict[AlterLayer, Tensor] = {}
-    count = trainer.alter_config.num_forget_experts or 1
+    layers, sums = scored.layers_of(adapter_name), dict[AlterLayer, Tensor]()
+    count = len(layers[0].alter_B[adapter_name].experts()) - 1
     tokens = torch.zeros(count, 1)
-    for batch in _batches(trainer, forget):
+    for batch in batches():
         # (N, B, T): the positions of each sub-domain that predict an answer token
         share = torch.stack([_answers(batch) & (batch["expert"] == d).unsqueeze(1) for d in range(1, count + 1)])
-        with _summing(trainer._layers, share.flatten(1).float(), sums), trainer.gating.as_base():
-            _decode(trainer, batch)
+        with _summing(layers, share.flatten(1).float(), sums), scored.as_base():
+            scored.base_hidden_states(batch["input_ids"], batch["attention_mask"])
         tokens += share.sum(dim=(1, 2)).unsqueeze(1).cpu()
     return {layer: total / tokens.clamp(min=1).to(total.device) for layer, total in sums.items()}
 
@@ -99,9 +97,9 @@ def _summing(layers: list[AlterLayer], share: Tensor, sums: dict[AlterLayer, Ten
         yield
 
 
-def _directions(trainer: AlterUnlearnTrainer, centres: dict[AlterLayer, Tensor]) -> Directions:
+def _directions(centres: dict[AlterLayer, Tensor], adapter_name: str) -> Directions:
     """-(W0 mu_d) (A mu_d)^T / (||A mu_d||^2 s) for every forget expert that is all zero and has a centre."""
-    name, directions = trainer.adapter_name, {}
+    name, directions = adapter_name, {}
     for layer, means in centres.items():
         base: Any = layer.get_base_layer()
         A = layer.alter_A[name].get_parameter("weight")
@@ -120,25 +118,19 @@ def _write(directions: Directions, damping: float) -> None:
         expert.copy_(damping * direction)
 
 
-def _mean_kl(trainer: AlterUnlearnTrainer, forget: Dataset) -> float:
+def _mean_kl(scored: ScoredModel, adapter_name: str, batches: Batches) -> float:
     """KL(base || adapted), the mean over the answer tokens, with the gates as in training."""
-    model: Any = trainer.model
+    gating: Any = scored.gating
     total, tokens = 0.0, 0
-    for batch in _batches(trainer, forget):
-        answers = _answers(batch)
-        hidden = trainer.hidden_states(model, batch)[answers]
-        with trainer.gating.as_base():
-            base = _decode(trainer, batch)[answers]
-        total += kl_to_base_loss(hidden, base, trainer.head).sum().item()
+    for batch in batches():
+        answers, of = _answers(batch), (batch["input_ids"], batch["attention_mask"])
+        with gating.supply(adapter_name, batch["entropy"], learns_shared=False):
+            hidden = scored.hidden_states(*of)[answers]
+        with scored.as_base():
+            base = scored.base_hidden_states(*of)[answers]
+        total += kl_to_base_loss(hidden, base, scored.head).sum().item()
         tokens += len(hidden)
     return total / tokens
-
-
-def _decode(trainer: AlterUnlearnTrainer, batch: dict[str, Tensor]) -> Tensor:
-    hidden: Tensor = trainer.decoder(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-    )[0]
-    return hidden
 
 
 def _answers(batch: dict[str, Tensor]) -> Tensor:
@@ -147,11 +139,13 @@ def _answers(batch: dict[str, Tensor]) -> Tensor:
     return torch.nn.functional.pad(labelled, (0, 1), value=False)
 
 
-def _batches(trainer: AlterUnlearnTrainer, forget: Dataset) -> Iterator[dict[str, Tensor]]:
-    """The rows in their order, padded on the right."""
-    device = next(trainer.decoder.parameters()).device
-    size = max(1, trainer.args.per_device_eval_batch_size)
-    collator = PairCollator(pad_token_id=0)
-    for start in range(0, len(forget), size):
-        rows = [{**forget[i], "row_id": i} for i in range(start, min(start + size, len(forget)))]
-        yield {name: value.to(device) for name, value in collator.collate_rows(rows).items()}
+def _batches(forget: Dataset, batch_size: int, device: torch.device) -> Batches:
+    """The rows in their order, padded on the right, as often as they are asked for."""
+
+    def batches() -> Iterator[dict[str, Tensor]]:
+        collator = PairCollator(pad_token_id=0)
+        for start in range(0, len(forget), max(1, batch_size)):
+            rows = [{**forget[i], "row_id": i} for i in range(start, min(start + max(1, batch_size), len(forget)))]
+            yield {name: value.to(device) for name, value in collator.collate_rows(rows).items()}
+
+    return batches

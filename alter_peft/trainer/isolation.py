@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from alter_peft.tuner.layer import AlterLayer
 
-from .sharding import whole
+from .distributed import full_tensor
 
 
 def source_of(name: str) -> str:
@@ -38,16 +38,16 @@ def parameter_groups(model: nn.Module, each_expert: bool = False) -> dict[str, l
     return groups
 
 
-def rest_groups(optimizer: torch.optim.Optimizer, resting: Callable[[], set[str]]) -> RemovableHandle:
+def skip_groups(optimizer: torch.optim.Optimizer, skipped: Callable[[], set[str]]) -> RemovableHandle:
     """
-    Before each step, take the gradients from the groups that rest, for DeepSpeed, which steps as backward ends.
+    Before each step, take the gradients from the groups that are skipped, for DeepSpeed, which steps as backward ends.
 
     Args:
-        resting: the names of the groups that take no part in the present step.
+        skipped: the names of the groups that take no part in the present step.
     """
 
     def drop(stepping: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        names = resting()
+        names = skipped()
         for group in stepping.param_groups:
             for parameter in group["params"] if group["name"] in names else ():
                 parameter.grad = None
@@ -55,14 +55,14 @@ def rest_groups(optimizer: torch.optim.Optimizer, resting: Callable[[], set[str]
     return optimizer.register_step_pre_hook(drop)
 
 
-def drop_untaught_gradients(layers: Iterable[AlterLayer], adapter_name: str, taught: list[bool]) -> None:
+def drop_gradients_without_rows(layers: Iterable[AlterLayer], adapter_name: str, with_rows: list[bool]) -> None:
     """No row, no step: an optimiser would move an expert by momentum and weight decay on a gradient of zero.
 
     Args:
-        taught: for each expert, the retain expert first, whether any row of the step teaches it.
+        with_rows: for each expert, the retain expert first, whether any row of the step teaches it.
     """
     for layer in layers:
-        for expert, has_rows in zip(layer.alter_B[adapter_name].experts(), taught, strict=True):
+        for expert, has_rows in zip(layer.alter_B[adapter_name].experts(), with_rows, strict=True):
             if not has_rows:
                 expert.grad = None
 
@@ -80,4 +80,6 @@ def clip_by_source(model: nn.Module, max_norm: float) -> dict[str, Tensor]:
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             parts.setdefault(source_of(name), []).append(parameter)
-    return {part: whole(torch.nn.utils.clip_grad_norm_(parameters, max_norm)) for part, parameters in parts.items()}
+    return {
+        part: full_tensor(torch.nn.utils.clip_grad_norm_(parameters, max_norm)) for part, parameters in parts.items()
+    }

@@ -18,18 +18,17 @@ from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from alter_peft.entropy import entropy_quantile
-from alter_peft.losses import score_tokens
+from alter_peft.scoring import Row, ScoredModel, pad_rows
 from alter_peft.tuner.config import AlterConfig
-from alter_peft.tuner.decoder import Decoder, LanguageModelHead, check_head
-from alter_peft.tuner.gating import GatingContext, base_model, observe_base
+from alter_peft.tuner.decoder import check_head
+from alter_peft.tuner.gating import observe_base
 from alter_peft.tuner.layer import AlterLayer
 from alter_peft.tuner.router import AlterRouter
 
-from .sharding import gathered
+from .distributed import zero3_gathered
 
 
 # Positions that the router is fitted on at most, half of them of retain rows and as many of each sub-domain
@@ -76,14 +75,7 @@ def sample_positions(experts: np.ndarray, seed: int, limit: int = MAX_ROUTER_POS
 
 
 def observe(
-    dataset: Dataset,
-    decoder: Decoder,
-    head: LanguageModelHead,
-    context: GatingContext,
-    adapter_name: str,
-    q: float,
-    batch_size: int,
-    sample: np.ndarray,
+    dataset: Dataset, scored: ScoredModel, adapter_name: str, q: float, batch_size: int, sample: np.ndarray
 ) -> Observations:
     """
     One pass of the base model over the rows' `input_ids`, longest first, so that little is padded.
@@ -92,7 +84,7 @@ def observe(
         adapter_name: whose moving average, of several active adapters.
         sample: positions whose moving average is kept (`sample_positions`); only they are held in memory.
     """
-    device = next(decoder.module.parameters()).device
+    gating: Any = scored.gating
     lengths = [len(ids) for ids in dataset["input_ids"]]
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     entropies: list[Tensor] = [torch.empty(0)] * len(lengths)
@@ -100,20 +92,16 @@ def observe(
     ends = np.cumsum(lengths)
     cuts = np.searchsorted(sample, ends)
     kept = [part - start for part, start in zip(np.split(sample, cuts[:-1]), ends - lengths, strict=True)]
-    for rows in tqdm(list(_batches(order, batch_size)), desc="Phase I", disable=None):
-        width = lengths[rows[0]]
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
-        mask = torch.zeros(len(rows), width, dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids[i, : lengths[row]] = torch.as_tensor(dataset[row]["input_ids"])
-            mask[i, : lengths[row]] = 1
-        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-        entropy, contexts = observe_base(decoder.module, head, context, q, inputs)
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    for rows in tqdm(batches, desc="Phase I", disable=None):
+        padded = pad_rows([(ids, ids) for ids in dataset[rows]["input_ids"]], scored.device)
+        inputs = {name: padded[name] for name in ("input_ids", "attention_mask")}
+        entropy, contexts = observe_base(scored.decoder, scored.head, gating, q, inputs)
         for i, row in enumerate(rows):
             entropies[row] = entropy[i, : lengths[row]].float().cpu()
             if adapter_name in contexts:
                 average = contexts[adapter_name].average()
-                averages[row] = average[i, torch.as_tensor(kept[row], device=device)].cpu()
+                averages[row] = average[i, torch.as_tensor(kept[row], device=average.device)].cpu()
     return Observations(torch.cat(entropies), torch.tensor(lengths), torch.cat(averages))
 
 
@@ -173,51 +161,30 @@ def measure_threshold(observations: Observations, labels: Sequence[Sequence[int]
     return entropy_quantile(observations.entropy, valid, quantile)
 
 
-def label_log_probabilities(
-    dataset: Dataset, decoder: nn.Module, head: LanguageModelHead, context: GatingContext, batch_size: int
-) -> list[Tensor]:
-    """Log-probabilities of each row's labels under the base model, in nats: float32, (labels,), on the CPU."""
-    device = next(decoder.parameters()).device
-    found: list[Tensor] = []
-    with base_model(decoder, head, context):
-        for rows in _batches(range(len(dataset)), batch_size):
-            part = dataset[rows]
-            ids, labels = (
-                pad_sequence([torch.as_tensor(r) for r in part[name]], batch_first=True, padding_value=value).to(
-                    device
-                )
-                for name, value in (("input_ids", 0), ("labels", -100))
-            )
-            # causal attention: padding on the right reaches no labelled position
-            hidden = decoder(input_ids=ids, use_cache=False)[0][:, :-1]
-            labelled = labels[:, 1:] != -100
-            log_prob = score_tokens(hidden[labelled], head, labels[:, 1:][labelled]).log_prob
-            found += log_prob.float().cpu().split(labelled.sum(dim=1).tolist())
-    return found
+def labelled_rows(dataset: Dataset) -> list[Row]:
+    """Token ids and labels of each row."""
+    return list(zip(dataset["input_ids"], dataset["labels"], strict=True))
 
 
 class PhaseOne:
     """Runs phase I once for a base model and its data, and keeps the result on disk.
 
     Args:
-        model: the adapted model, for a fingerprint of its base weights.
+        scored: the adapted model.
         router: the router to fit, or `None` (static router).
         agree: what the main process says, where several look at the data together.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        scored: ScoredModel,
         config: AlterConfig,
-        decoder: Decoder,
-        head: LanguageModelHead,
-        context: GatingContext,
         router: AlterRouter | None,
         adapter_name: str,
         agree: Callable[[bool], bool] = bool,
     ) -> None:
-        self.model, self.config, self.decoder, self.head = model, config, decoder, head
-        self.context, self.router, self.adapter_name, self.agree = context, router, adapter_name, agree
+        self.scored, self.config = scored, config
+        self.router, self.adapter_name, self.agree = router, adapter_name, agree
 
     def run(self, forget: Dataset, retain: Dataset, batch_size: int, seed: int) -> tuple[Dataset, Dataset]:
         """The two sets with the column `entropy`; fits the router and sets the threshold on the way."""
@@ -271,15 +238,14 @@ class PhaseOne:
             )
 
     def _compute(self, forget: Dataset, retain: Dataset, batch_size: int, seed: int) -> dict[str, Tensor]:
-        model: Any = self.model
-        with base_model(self.decoder.module, self.head, self.context):
-            check_head(model.get_base_model(), self.decoder.module, self.head)
+        scored = self.scored
+        with scored.as_base():
+            check_head(scored.base, scored.decoder, scored.head)
         columns = ["input_ids", "labels", "expert"]
         both = datasets.concatenate_datasets([forget.select_columns(columns), retain.select_columns(columns)])
         experts = np.repeat(np.asarray(both["expert"]), [len(ids) for ids in both["input_ids"]])
         sample = sample_positions(experts, seed)
-        of = self.decoder, self.head, self.context, self.adapter_name
-        seen = observe(both, *of, self.config.entropy_q, batch_size, sample)
+        seen = observe(both, scored, self.adapter_name, self.config.entropy_q, batch_size, sample)
         threshold = self.config.entropy_threshold
         if self.config.entropy_quantile is not None:
             count = int(seen.lengths[: len(forget)].sum())
@@ -288,7 +254,8 @@ class PhaseOne:
         assert threshold is not None
         # float64, so that a threshold that was given comes back as it is
         found = {"entropy": seen.entropy, "lengths": seen.lengths}
-        of_forget_rows = label_log_probabilities(forget, self.decoder.module, self.head, self.context, batch_size)
+        rows = labelled_rows(forget)
+        of_forget_rows = scored.label_log_probabilities(rows, batch_size, base=True, by_length=False)
         found["log_probability"] = torch.cat(of_forget_rows)
         found["labelled"] = torch.tensor([len(row) for row in of_forget_rows])
         found["threshold"] = torch.tensor(threshold, dtype=torch.float64)
@@ -307,18 +274,18 @@ class PhaseOne:
 
     def _cache_path(self, forget: Dataset, retain: Dataset, seed: int) -> Path:
         digest = hashlib.sha256()
-        for chunk in _base_bytes(self.model):
+        for chunk in _base_bytes(self.scored.model):
             digest.update(chunk)
         c = self.config
         settings: list[Any] = [c.entropy_q, c.entropy_quantile, c.router, c.router_layer, c.router_half_life]
         settings += [c.num_forget_experts, None if c.entropy_quantile is not None else c.entropy_threshold, seed, 7]
-        device = next(self.decoder.module.parameters()).device.type
+        device = self.scored.device.type
         if torch.is_autocast_enabled(device):
             settings.append(str(torch.get_autocast_dtype(device)))
         for dataset in (forget, retain):
             settings += [dataset["input_ids"][:], dataset["labels"][:], dataset["expert"][:]]
         digest.update(json.dumps(settings).encode())
-        base: Any = self.decoder.module
+        base: Any = self.scored.decoder
         digest.update(base.config.to_json_string().encode())
         return Path(datasets.config.HF_DATASETS_CACHE) / "alter_peft" / f"{digest.hexdigest()}.safetensors"
 
@@ -337,11 +304,6 @@ def _fit_entropy_router(entropy: Tensor, experts: np.ndarray, num_outputs: int) 
     return weight
 
 
-def _batches(order: Sequence[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(order), size):
-        yield list(order[start : start + size])
-
-
 def _base_bytes(model: nn.Module) -> Iterator[Any]:
     """The base model's weights, without any adapter's."""
     inside = [f"{name}." for name, module in model.named_modules() if isinstance(module, (AlterLayer, AlterRouter))]
@@ -350,6 +312,6 @@ def _base_bytes(model: nn.Module) -> Iterator[Any]:
         owner = next((prefix for prefix in inside if name.startswith(prefix)), None)
         if owner is None or name.startswith(f"{owner}base_layer."):
             yield name.encode()
-            with gathered([parameters[name]] if name in parameters else []):
+            with zero3_gathered([parameters[name]] if name in parameters else []):
                 held = parameters.get(name, tensor).detach()
                 yield held.cpu().contiguous().flatten().view(torch.uint8).numpy()

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, StateDictType
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -17,18 +19,24 @@ from transformers import PreTrainedModel
 from alter_peft.tuner.decoder import LanguageModelHead
 
 
-if TYPE_CHECKING:
-    from .trainer import AlterUnlearnTrainer
+def uses_fsdp(accelerator: Accelerator) -> bool:
+    """Whether training runs under FSDP."""
+    return getattr(accelerator.state, "fsdp_plugin", None) is not None
 
 
-def gathers(trainer: AlterUnlearnTrainer) -> bool:
+def uses_deepspeed(accelerator: Accelerator) -> bool:
+    """Whether training runs under DeepSpeed."""
+    return getattr(accelerator.state, "deepspeed_plugin", None) is not None
+
+
+def gathers_layers(accelerator: Accelerator) -> bool:
     """Whether layers gather their weights as they run (FSDP2, ZeRO-3): all processes make the same passes then."""
-    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
-    return trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
+    zero3 = uses_deepspeed(accelerator) and accelerator.state.deepspeed_plugin.zero_stage == 3
+    return uses_fsdp(accelerator) or zero3
 
 
 @contextmanager
-def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+def zero3_gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Inside, parameters that ZeRO-3 has split are whole, to be read; all processes call this together."""
     split = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not split:
@@ -40,25 +48,25 @@ def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         yield
 
 
-def is_split(model: nn.Module) -> bool:
+def is_zero3_split(model: nn.Module) -> bool:
     """Whether ZeRO-3 has split the weights already, as while they were loaded, so that no process has them."""
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 @contextmanager
-def gathering(model: nn.Module) -> Iterator[None]:
+def gathering_layers(model: nn.Module) -> Iterator[None]:
     """Inside, each module has its own weights whole while it runs, before DeepSpeed itself sees to that."""
     running: dict[nn.Module, ExitStack] = {}
 
     def before(module: nn.Module, args: Any) -> None:
         running[module] = ExitStack()
-        running[module].enter_context(gathered(module.parameters(recurse=False)))
+        running[module].enter_context(zero3_gathered(module.parameters(recurse=False)))
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
         running.pop(module).close()
 
     with ExitStack() as stack:
-        for module in model.modules() if is_split(model) else ():
+        for module in model.modules() if is_zero3_split(model) else ():
             if any(hasattr(parameter, "ds_id") for parameter in module.parameters(recurse=False)):
                 stack.callback(module.register_forward_pre_hook(before).remove)
                 stack.callback(module.register_forward_hook(after).remove)
@@ -70,17 +78,17 @@ def is_sharded(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
-def own_part(tensor: Tensor) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor, differentiably; the tensor itself unless it is sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The whole of a tensor; all processes call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def part_of(tensor: Tensor, like: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """This process's part of `tensor`, which all have, cut as `like` is."""
     if not isinstance(like, DTensor):
         return tensor
@@ -106,8 +114,8 @@ class WholeHead(LanguageModelHead):
         sizes = sharded.in_features, sharded.out_features
         self._whole = nn.Linear(*sizes, bias=sharded.bias is not None, device="meta").requires_grad_(False)
         for name, parameter in sharded.named_parameters(recurse=False):
-            with gathered([parameter]):
-                copy = whole(parameter.detach()).to(device, copy=True)
+            with zero3_gathered([parameter]):
+                copy = full_tensor(parameter.detach()).to(device, copy=True)
             setattr(self._whole, name, nn.Parameter(copy, requires_grad=False))
 
     @property
@@ -118,18 +126,23 @@ class WholeHead(LanguageModelHead):
         return super().__call__(hidden.to(self._whole.weight.dtype))
 
 
-def set_up_distributed(trainer: AlterUnlearnTrainer) -> None:
-    """Set what ALTER needs; raise a `ValueError` for what ALTER cannot train under, before any compute."""
-    if trainer.is_deepspeed_enabled:
-        _set_up_deepspeed(trainer)
-    if trainer.is_fsdp_enabled:
-        _check_fsdp(trainer)
-    if gathers(trainer):
-        _check_head(trainer)
+def set_up_distributed(accelerator: Accelerator, model: Any, max_grad_norm: float | None) -> None:
+    """
+    Set what training on forget and retain rows needs.
+
+    Raises:
+        ValueError: a set-up under which it cannot work, before any compute.
+    """
+    if uses_deepspeed(accelerator):
+        _set_up_deepspeed(accelerator.state.deepspeed_plugin, max_grad_norm)
+    if uses_fsdp(accelerator):
+        _check_fsdp(accelerator.state.fsdp_plugin)
+    if gathers_layers(accelerator):
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        _check_head(base.get_output_embeddings())
 
 
-def _check_fsdp(trainer: AlterUnlearnTrainer) -> None:
-    plugin = trainer.accelerator.state.fsdp_plugin
+def _check_fsdp(plugin: Any) -> None:
     if plugin.fsdp_version != 2:
         raise ValueError(
             f"`fsdp_version` is {plugin.fsdp_version}, but must be 2: FSDP 1 flattens A and the experts into one "
@@ -152,8 +165,7 @@ def _check_fsdp(trainer: AlterUnlearnTrainer) -> None:
         )
 
 
-def _check_head(trainer: AlterUnlearnTrainer) -> None:
-    head = trainer.model.get_base_model().get_output_embeddings()
+def _check_head(head: nn.Module) -> None:
     if not isinstance(head, nn.Linear) or any(parameter.requires_grad for parameter in head.parameters()):
         raise ValueError(
             f"The LM head is a {type(head).__name__} and no frozen `torch.nn.Linear`, as training under FSDP and "
@@ -161,15 +173,14 @@ def _check_head(trainer: AlterUnlearnTrainer) -> None:
         )
 
 
-def _set_up_deepspeed(trainer: AlterUnlearnTrainer) -> None:
-    plugin, args = trainer.accelerator.state.deepspeed_plugin, trainer.args
+def _set_up_deepspeed(plugin: Any, max_grad_norm: float | None) -> None:
     if "optimizer" in plugin.deepspeed_config:
         raise ValueError(
             "`deepspeed_config` has an `optimizer`, which knows no experts. Remove it; `optim` and the rates of "
             "AlterUnlearnConfig are used."
         )
     clipping = plugin.deepspeed_config.get("gradient_clipping", "auto")
-    for name, value in (("max_grad_norm", args.max_grad_norm), ("gradient_clipping", clipping)):
+    for name, value in (("max_grad_norm", max_grad_norm), ("gradient_clipping", clipping)):
         if value not in ("auto", 0, None):
             raise ValueError(
                 f"`{name}` is {value}, but must be 0 under DeepSpeed, which clips all gradients by one norm: an "

@@ -61,16 +61,16 @@ def test_what_learns_is_the_sum(tmp_path, tokenizer, router):
     """The forget rows come to their level as the two adapters will be asked, whatever the earlier one does to them."""
     model = two_adapters(tokenizer, {"router": router}, {"router": router})
     trainer = make_trainer(tmp_path, tokenizer, model=model, forget=LATER, num_train_epochs=40, **LEVEL)
-    trainer.prepare_phase_one()
-    trainer.objective.targets = trainer.objective.targets - 2.0  # a random model has nothing to forget
+    trainer.prepare()
+    trainer.targets = trainer.targets - 2.0  # a random model has nothing to forget
     trainer.train()
-    assert trainer.landed
+    assert trainer.reached
     pairs = [Pair(row["prompt"], row["completion"]) for row in LATER]
     plain = chat_or_plain(tokenizer, as_chat=False)  # as the trainer of the task asks
 
     def gap() -> float:
         means = [row.mean() for row in score_answers(trainer.model.eval(), plain, pairs).log_probs]
-        return float((torch.stack(means) - trainer.objective.targets).abs().mean())
+        return float((torch.stack(means) - trainer.targets).abs().mean())
 
     together = gap()
     assert together <= 0.25
@@ -82,7 +82,7 @@ def test_the_others_act_as_they_will_be_asked(tmp_path, tokenizer):
     """Gated without the entropies of the training, and without dropout."""
     model = two_adapters(tokenizer, {"lora_dropout": 0.5})
     trainer = make_trainer(tmp_path, tokenizer, model=model, forget=LATER)
-    trainer.prepare_phase_one()
+    trainer.prepare()
     batch = dict(next(iter(trainer.get_train_dataloader())))
     gates = {}
     for kind, shift in (("own", 0.0), ("shifted", 5.0)):
@@ -106,7 +106,7 @@ def test_phase_one_is_that_of_the_trained_adapter(tmp_path, tokenizer):
         model.base_model.set_adapter(active)
         trainer = make_trainer(tmp_path, tokenizer, model=model, forget=LATER)
         datasets.config.HF_DATASETS_CACHE = tmp_path / f"cache-{len(active)}"
-        trainer.prepare_phase_one()
+        trainer.prepare()
         weights.append(
             {name: value for name, value in of(adapter_state(trainer), "later").items() if "router" in name}
         )

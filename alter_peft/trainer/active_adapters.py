@@ -17,7 +17,7 @@ from alter_peft.tuner.decoder import find_decoder
 from alter_peft.tuner.layer import AlterLayer
 
 
-def check_beside(model: PeftModel) -> None:
+def check_active_together(model: PeftModel) -> None:
     """
     Raise a `ValueError` if adapters that are active together keep a router from what it is fitted on, or if what one
     of those that are not trained has cannot be frozen.
@@ -69,7 +69,7 @@ def _lowest_layer(base: nn.Module, name: str) -> int:
 
 
 @contextmanager
-def frozen_beside(model: Any) -> Iterator[None]:
+def others_frozen(model: Any) -> Iterator[None]:
     """Freezes the active adapters of a model but the first; an error inside leaves it as it was."""
     beside = list(model.active_adapters[1:]) if isinstance(model, PeftModel) else []
     learning = [weight for weight in model.parameters() if weight.requires_grad] if beside else []

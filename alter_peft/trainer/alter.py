@@ -1,0 +1,392 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import logging
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import TrainOutput
+
+from alter_peft.data import PairDataset
+from alter_peft.tuner.config import AlterConfig
+
+from .active_adapters import check_active_together, load_own, own_folder
+from .batch import TokenMasks, token_masks
+from .card import OPTIONS, write_card
+from .config import AlterUnlearnConfig, UnlearnConfig
+from .distributed import from_main_process, gathering_layers, is_zero3_split
+from .initialization import start_from_clusters
+from .inputs import Subdomain, assign_experts, check_unscaled
+from .isolation import clip_by_source, drop_gradients_without_rows, parameter_groups, skip_groups
+from .phase_one import PhaseOne, labelled_rows
+from .structural import StructuralTerm
+from .unlearn import UnlearnTrainer
+
+
+logger = logging.get_logger(__name__)
+
+
+class AlterUnlearnTrainer(UnlearnTrainer):
+    """
+    Trainer for machine unlearning with ALTER (https://huggingface.co/papers/2603.01792).
+
+    Its only changes from [`UnlearnTrainer`]: the adapter is ALTER's, whose structural term is the third of Eq. 8,
+    gradients are isolated (Eq. 4: B_f^d learns from forget rows of its own sub-domain alone, B_r from retain rows
+    alone, A from the structural term alone), and before the first step phase I looks at the data with the base model.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A model with an ALTER adapter, or a base model (or its name) that gets one by `peft_config`. Of several
+            active adapters the first is trained; the others are frozen and act as they will when the model is asked,
+            so that together they come to the level (`model.base_model.set_adapter(["later", "default"])`).
+        args ([`AlterUnlearnConfig`], *optional*):
+            Configuration of the training.
+        train_dataset ([`~datasets.Dataset`]):
+            The rows to forget: prompt-completion, conversational or text, with an optional column `domain` that names
+            each row's sub-domain; without it, sub-domains are discovered and called `domain_1`, `domain_2`, ... An
+            adapter that has several `domains` already needs the column.
+        retain_dataset ([`~datasets.Dataset`]):
+            Rows to keep, in any of these formats.
+        calibration_dataset ([`~datasets.Dataset`], *optional*):
+            Text like that of `train_dataset` that the model was never trained on. Its answer probability under the
+            model becomes the level that `forget_loss="level"` aims at, in place of `args.forget_level`; `"profile"`
+            needs it.
+        peft_config ([`AlterConfig`], *optional*):
+            Structure of the adapter if `model` has none yet.
+        kwargs:
+            As for [`~trl.SFTTrainer`].
+
+    **Attributes**:
+        - **subdomains** (`dict[str, Subdomain]`) -- For each name in `domains` that `train_dataset` has rows of, their
+          indices (`rows`) and, of discovered sub-domains, the words that set them apart (`terms`), which are not
+          saved.
+        - **forget_level** (`float`) -- The level that `forget_loss="level"` aims at: `args.forget_level`, until
+          `calibration_dataset` has been measured.
+        - **structural_weight** (`float`) -- `args.structural_weight`, or 0 where L_struct is left out.
+        - **reached** (`bool`) -- Whether training ended because the forget rows had come to their targets.
+
+    Example:
+
+    ```python
+    >>> from datasets import load_dataset
+    >>> from alter_peft import AlterUnlearnTrainer
+
+    >>> trainer = AlterUnlearnTrainer(
+    ...     "HuggingFaceTB/SmolLM2-135M-Instruct",
+    ...     train_dataset=load_dataset("json", data_files="forget.jsonl", split="train"),
+    ...     retain_dataset=load_dataset("json", data_files="retain.jsonl", split="train"),
+    ... )
+    >>> trainer.train()
+    >>> trainer.save_model("adapter")
+    ```
+
+    Raises:
+        `ValueError`: unusable data or options, before any training; the message names the field, the value, the fix.
+    """
+
+    args: AlterUnlearnConfig
+
+    _tag_names = ["trl", "alter", "unlearning"]  # noqa: RUF012 (TRL declares it so)
+    _name = "ALTER"
+    _config_class = AlterUnlearnConfig
+
+    # ---- set-up -----------------------------------------------------------------------------------------------------
+
+    def _assign_experts(
+        self, model: Any, peft_config: Any, forget: Dataset, args: UnlearnConfig
+    ) -> tuple[AlterConfig | None, list[int]]:
+        """A forget expert for each sub-domain; the config with their names."""
+        has_adapter = isinstance(model, PeftModel)
+        config: Any = model.peft_config[model.active_adapters[0]] if has_adapter else peft_config or AlterConfig()
+        if not isinstance(config, AlterConfig):
+            raise ValueError(f"The adapter config is a {type(config).__name__}, but must be an AlterConfig.")
+        check_unscaled(config)
+        if has_adapter:
+            check_active_together(model)
+        self.subdomains: dict[str, Subdomain]
+        assigned, experts, self.subdomains = assign_experts(config, forget, args.dataset_text_field, args.seed)
+        self._domains = assigned.domains
+        return None if has_adapter else assigned, experts
+
+    def _set_up_model(self) -> None:
+        super()._set_up_model()
+        self.adapter_name: str = self.model.active_adapters[0]
+        self._active = list(self.model.active_adapters)
+        if len(self._active) > 1:
+            logger.info(f"Adapter {self._active[0]!r} is trained, while {self._active[1:]} act beside it.")
+        self.alter_config: AlterConfig = self.model.peft_config[self.adapter_name]
+        self.gating: Any = self.scored.gating
+        layers = self.scored.layers_of(self.adapter_name)
+        if not any(expert.requires_grad for layer in layers for expert in layer.alter_B.parameters()):
+            raise ValueError("`model` has a frozen adapter. Load it with `is_trainable=True`.")
+        self.alter_config.check_threshold(self.scored.head.vocab_size)
+        self.structural_weight = self._usable_structural_weight()
+        self._structural = StructuralTerm(
+            self.scored, self.adapter_name, self.args, self.structural_weight, self.accelerator
+        )
+        self._freeze_shared()
+        self.add_callback(_Isolation(self))
+
+    def _usable_structural_weight(self) -> float:
+        """`structural_weight`, or 0 in a precision in which L_struct is noise."""
+        weight = self.scored.base.get_output_embeddings().weight
+        # autocast cannot be left where the weights themselves are of the lower precision
+        rounds = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        mixed = self.accelerator.mixed_precision if rounds else "no"
+        if self.args.structural_weight == 0 or (weight.dtype in (torch.float32, torch.float64) and mixed == "no"):
+            return self.args.structural_weight
+        logger.warning(
+            f"The base model is in {weight.dtype if mixed == 'no' else mixed}, in which L_struct is noise, so it "
+            "is left out (`structural_weight=0`) and A stays as it is. Load the model with `dtype=torch.float32` "
+            "(under FSDP and DeepSpeed also `mixed_precision: 'no'`) to have it."
+        )
+        return 0.0  # not written to the user's arguments, which may serve for another model
+
+    def _set_up_data(self, forget: Dataset, retain: Dataset, calibration: Dataset | None) -> None:
+        super()._set_up_data(forget, retain, calibration)
+        self.alter_config.domains = self._domains
+
+    @property
+    def shared_matrices(self) -> list[nn.Parameter]:
+        """A of every adapted layer, as it is now: FSDP replaces parameters."""
+        return self._structural.shared
+
+    def _freeze_shared(self) -> None:
+        """A learns from the structural term alone."""
+        for weight in self.shared_matrices:
+            weight.requires_grad_(self.structural_weight > 0)
+
+    def _activate(self) -> None:
+        """As at the start, after a checkpoint was loaded, which leaves the trained adapter alone active, all of it."""
+        if len(self._active) > 1:
+            self.model.base_model.set_adapter(self._active)
+            self.model.set_requires_grad(self._active[1:], requires_grad=False)
+        self._freeze_shared()
+
+    def prepare(self) -> None:
+        """
+        Phase I: the base model's token entropies, and the router, both cached on disk; `train` calls it.
+
+        Of several processes the main one alone looks at the data (and at its disk), while the others wait, at most
+        `ddp_timeout` seconds; then all have the same. Where ZeRO-3 has split the weights, all look together.
+        """
+        if self._prepared:
+            return
+        split = is_zero3_split(self.model)
+        several, looks = self.accelerator.num_processes > 1, self.accelerator.is_main_process or split
+        router = next((r for r in self.gating.routers if looks and self.adapter_name in r.alter_router), None)
+        agree = from_main_process if split else bool
+        phase = PhaseOne(self.scored, self.alter_config, router, self.adapter_name, agree)
+        size = max(1, self.args.per_device_eval_batch_size)
+        found: dict[str, Tensor] = {}
+        unseen: list[Tensor] = []
+        if looks:
+            with self.accelerator.autocast(), gathering_layers(self.model):
+                found = phase.find(self._forget, self._retain, size, self.args.seed)
+                if self._calibration is not None:
+                    rows = labelled_rows(self._calibration)
+                    unseen = self.scored.label_log_probabilities(rows, size, base=True, by_length=False)
+        if several:
+            found, unseen = from_main_process((found, unseen))
+        forget, retain = phase.use(found, self._forget, self._retain)
+        self._set_targets(list(phase.forget_log_probabilities), unseen)
+        self.train_dataset = PairDataset(forget, retain)
+        if self.alter_config.init_weights == "cluster" and looks:
+            with gathering_layers(self.model):
+                start_from_clusters(self.scored, self.adapter_name, forget, size)
+        if several:
+            own = {name: tensor for name, tensor in self.model.named_parameters() if ".alter_" in name}
+            adapter = {name: tensor.detach().cpu() for name, tensor in own.items()}
+            for name, tensor in from_main_process(adapter).items():
+                own[name].data.copy_(tensor)
+        self._prepared = True
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As the parent's; afterwards, backward included, no expert has an owner any more."""
+        try:
+            loss: Tensor = super().training_step(*args, **kwargs)
+            return loss
+        finally:
+            self.gating.begin(None)
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As [`~transformers.Trainer.train`], after phase I."""
+        check_unscaled(self.alter_config)
+        self.prepare()
+        if self.is_deepspeed_enabled:
+            for router in self.gating.routers:
+                router.hold_as_buffers()
+        return super().train(*args, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW (or `args.optim`) on the groups `shared` (A, at eta_A), `experts` (at eta_B) and, if any, `other`."""
+        if self.optimizer is None:
+            optimized: Any = model or self.model
+            groups = parameter_groups(optimized, each_expert=self.is_deepspeed_enabled)
+            cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, optimized)
+            rates = {"shared": self.args.shared_learning_rate}
+            settings = [
+                {
+                    "name": name,
+                    "params": parameters,
+                    "lr": rates.get(name, self.args.learning_rate),
+                    "weight_decay": self.args.weight_decay,
+                }
+                for name, parameters in groups.items()
+                if parameters
+            ]
+            self.optimizer = cls(settings, **kwargs)
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
+
+    # ---- one step ---------------------------------------------------------------------------------------------------
+
+    @property
+    def num_experts(self) -> int:
+        """1 + N."""
+        return 1 + (self.alter_config.num_forget_experts or 1)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each term of Eq. 8."""
+        return {**super().weights, "structural": self.structural_weight}
+
+    def _masks(self, batch: dict[str, Tensor]) -> TokenMasks:
+        return token_masks(batch, self.alter_config.entropy_threshold)
+
+    def _terms(
+        self, model: nn.Module, inputs: dict[str, Any], masks: TokenMasks, count: dict[str, float]
+    ) -> dict[str, Tensor]:
+        """The three terms of Eq. 8."""
+        structural = self._structural(inputs, masks.high, count["structural"], self.state.global_step)
+        return {**super()._terms(model, inputs, masks, count), "structural": structural}
+
+    def hidden_states(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """The decoder's last hidden states (B, T, k) under the gates, each expert learning from its own rows."""
+        owner = nn.functional.one_hot(inputs["expert"], self.num_experts)
+        with self.gating.supply(self.adapter_name, inputs["entropy"], owner, learns_shared=False):
+            return super().hidden_states(model, inputs)
+
+    def _gates(self) -> Tensor | None:
+        gates: Tensor | None = self.gating.state.gates.get(self.adapter_name)
+        return gates
+
+    def skipped_groups(self) -> set[str]:
+        """The names of the experts that no row of the present step teaches, and `shared` where A does not move."""
+        names = ["retain", *(f"forget_{d}" for d in range(len(self.experts_with_rows) - 1))]
+        skipped = {name for name, has_rows in zip(names, self.experts_with_rows, strict=True) if not has_rows}
+        return skipped if self._structural.due(self.state.global_step) else skipped | {"shared"}
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Clip every expert by itself: one norm over all would couple them."""
+        if self.is_deepspeed_enabled:
+            return super()._clip_grad_norm(model)
+        self.accelerator.unscale_gradients()
+        norms = clip_by_source(model, self.args.max_grad_norm)
+        for group in ("shared", "experts", "other"):
+            parts = [n for part, n in norms.items() if (part if part in ("shared", "other") else "experts") == group]
+            if parts:
+                self._metrics["train"][f"grad_norm/{group}"].append(torch.stack(parts).norm().item())
+        return torch.stack(list(norms.values())).norm()
+
+    # ---- logs and files ---------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self.lr_scheduler is not None:
+            for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+                logs[f"learning_rate/{group['name']}"] = float(rate)
+        super().log(logs, start_time)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """As the parent's, but of several adapters the trained one alone, which the others stay active beside."""
+        if len(self.model.peft_config) > 1 and not self.is_fsdp_enabled:
+            load_own(self.model, resume_from_checkpoint, self.adapter_name)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._activate()
+
+    def _load_best_model(self) -> None:
+        """As the parent's, with the same exception."""
+        if len(self.model.peft_config) > 1 and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            load_own(self.model, str(self.state.best_model_checkpoint), self.adapter_name)
+        else:
+            super()._load_best_model()
+        self._activate()
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Writes beside the target first and then moves each file into place, so that none is ever half written."""
+        if not self.args.should_save:  # under FSDP every process comes here
+            return
+        target = Path(output_dir or str(self.args.output_dir))
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as beside:
+            super()._save(beside, state_dict)
+            self._write_card(own_folder(beside, self.adapter_name), place=own_folder(target, self.adapter_name))
+            for file in sorted(Path(beside).rglob("*")):
+                if file.is_file():
+                    place = target / file.relative_to(beside)
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(file, place)
+
+    def create_model_card(  # type: ignore[override]  # TRL's signature, not that of transformers
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """The adapter's card; it carries the import line without which PEFT does not know the adapter."""
+        if self.is_world_process_zero():
+            folder = own_folder(str(self.args.output_dir), self.adapter_name)
+            self._write_card(folder, folder, model_name, dataset_name, tags)
+
+    def _write_card(
+        self,
+        folder: Path,
+        place: Path,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+    ) -> None:
+        options: dict[str, Any] = {name: getattr(self.args, name) for name in OPTIONS}
+        options["structural_weight"] = self.structural_weight
+        if self.args.forget_loss == "level":
+            options["forget_level"] = self.described_level
+        if self.state.epoch is not None:
+            options["epochs trained"] = f"{self.state.epoch:g} ({self.state.global_step} steps)"
+        name = self.adapter_name
+        on_hub = {"revision": self.args.hub_revision, "subfolder": None if name == "default" else name}
+        write_card(
+            folder,
+            model_name=model_name or Path(self.hub_model_id or str(self.args.output_dir)).name,
+            base=self.scored.base.config._name_or_path,
+            domains=self.alter_config.domains or [],
+            options=options,
+            place=self.hub_model_id or place,
+            loading_options=on_hub if self.hub_model_id else {},
+            dataset_name=dataset_name,
+            tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
+        )
+
+
+class _Isolation(TrainerCallback):
+    """Before the optimiser's step, gradients that nothing of the step gave are taken away."""
+
+    def __init__(self, trainer: AlterUnlearnTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.trainer.is_deepspeed_enabled:
+            engine: Any = self.trainer.model_wrapped
+            skip_groups(engine.basic_optimizer, self.trainer.skipped_groups)
+
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        trainer = self.trainer
+        layers = trainer.scored.layers_of(trainer.adapter_name)
+        drop_gradients_without_rows(layers, trainer.adapter_name, trainer.experts_with_rows)
+        if not trainer._structural.due(trainer.state.global_step):
+            for weight in trainer.shared_matrices:
+                weight.grad = None

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tokens of a batch are, how many of them each term of the loss is a mean of, and what is logged of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from alter_peft.entropy import entropy_masks
+from alter_peft.losses import ForgetBatch, ForgetLoss, TokenScores
+
+
+class TokenMasks(NamedTuple):
+    """Kinds of tokens in a batch, each bool (B, T-1); position t is for the label at t + 1."""
+
+    labelled: Tensor
+    forget: Tensor
+    low: Tensor
+    high: Tensor
+
+    def aimed(self, loss: ForgetLoss) -> Tensor:
+        """The tokens that a forget loss is of, bool (B, T-1)."""
+        return (self.low if loss.low_entropy else self.labelled) & self.forget
+
+    @property
+    def kept(self) -> Tensor:
+        """The labelled tokens of the retain rows, bool (B, T-1)."""
+        return self.labelled & ~self.forget
+
+
+def token_masks(batch: dict[str, Tensor], threshold: float | None) -> TokenMasks:
+    """
+    Labelled tokens, those of forget rows, and which of the labelled ones have low and high entropy.
+
+    Args:
+        batch: with `labels` (B, T), `expert` (B,), 0 for a retain row, and `entropy` (B, T) unless `threshold` is
+            `None`: then no entropy is known, and all tokens count as low.
+    """
+    labelled = batch["labels"][:, 1:] != -100
+    forget = (batch["expert"] > 0).unsqueeze(1).expand_as(labelled)
+    if threshold is None:
+        return TokenMasks(labelled, forget, labelled, torch.zeros_like(labelled))
+    return TokenMasks(labelled, forget, *entropy_masks(batch["entropy"][:, :-1], labelled, threshold))
+
+
+def count_terms(
+    batch: dict[str, Tensor], masks: TokenMasks, loss: ForgetLoss, weights: tuple[float, float], num_experts: int
+) -> Tensor:
+    """
+    What the forget, retain and structural terms of a batch are sums over, and rows that each expert learns from.
+
+    Args:
+        weights: of the forget and the retain term; a term of weight 0 teaches nothing.
+        num_experts: 1 + N.
+
+    Returns:
+        (3 + 1 + N,), float.
+    """
+    aimed, kept = masks.aimed(loss), masks.kept
+    learns = aimed.any(dim=1) & (weights[0] > 0) | kept.any(dim=1) & (weights[1] > 0)
+    rows = torch.bincount(batch["expert"][learns], minlength=num_experts)
+    of_forget = aimed.sum() if loss.over == "tokens" else aimed.any(dim=1).sum()
+    return torch.cat([torch.stack([of_forget, kept.sum(), masks.high.sum()]), rows]).float()
+
+
+def forget_batch(
+    scores: TokenScores,
+    batch: dict[str, Tensor],
+    masks: TokenMasks,
+    loss: ForgetLoss,
+    targets: Tensor,
+    profiles: Sequence[Tensor],
+    reference: Tensor,
+) -> ForgetBatch:
+    """
+    What a forget loss is given of a batch: its rows that have a token that the loss is of.
+
+    Args:
+        scores: of the batch's labelled tokens.
+        targets, profiles, reference: what was measured, for each forget row of the data set; empty where it wasn't.
+    """
+    aimed = masks.aimed(loss)
+    own = aimed[masks.labelled]
+    places = aimed.any(dim=1).nonzero().flatten()
+    numbers = torch.full((len(aimed),), -1, device=aimed.device)
+    numbers[places] = torch.arange(len(places), device=aimed.device)
+    rows = numbers.unsqueeze(1).expand_as(aimed)[aimed]
+    ids = batch["row_id"][places]
+    empty = scores.log_prob.new_empty(0)
+    return ForgetBatch(
+        TokenScores(*(part[own] for part in scores)),
+        rows,
+        targets.to(ids.device)[ids] if len(targets) else empty,
+        torch.cat([profiles[i] for i in ids.tolist()]).to(ids.device) if len(profiles) and len(ids) else empty,
+        reference.to(ids.device)[ids] if len(reference) else scores.log_prob.new_full((len(ids),), torch.nan),
+    )
+
+
+@torch.no_grad()
+def token_sums(scores: TokenScores, masks: TokenMasks, experts: Tensor, gates: Tensor | None) -> dict[str, Tensor]:
+    """
+    What is logged of a batch, as sums over its answer tokens, so that batches and processes add up.
+
+    Args:
+        experts: (B,), the expert that each row belongs to.
+        gates: (B, T, 1+N), or `None` without a router.
+    """
+    labelled, forget, low, high = masks
+    p = scores.log_prob.exp()
+    sums = {
+        "low": (low & forget).sum(),
+        "high": (high & forget).sum(),
+        "retain": (labelled & ~forget).sum(),
+        "probability/forget": p[forget[labelled]].sum(),
+        "probability/retain": p[~forget[labelled]].sum(),
+    }
+    if gates is not None:
+        astray = labelled & (gates[:, :-1].argmax(dim=-1) != experts.unsqueeze(1))
+        sums["router/forget_astray"] = (astray & forget).sum()
+        sums["router/retain_astray"] = (astray & ~forget).sum()
+    return {name: value.float() for name, value in sums.items()}
+
+
+def token_shares(sums: dict[str, float]) -> dict[str, float]:
+    """The logged shares and means, from the totals of `token_sums`."""
+    forget, retain = max(sums["low"] + sums["high"], 1.0), max(sums["retain"], 1.0)
+    shares = {"tokens/low_entropy": sums["low"] / forget, "tokens/high_entropy": sums["high"] / forget}
+    for name, total in sums.items():
+        if "/" in name:
+            shares[name] = total / (forget if "forget" in name else retain)
+    return shares

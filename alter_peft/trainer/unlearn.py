@@ -1,0 +1,440 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import logging
+from datasets import Dataset
+from peft import PeftConfig, PeftModel
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, set_seed
+from transformers.trainer_utils import TrainOutput
+from trl import SFTTrainer
+
+from alter_peft.data import PairCollator, PairDataset, PairSampler, check_disjoint
+from alter_peft.losses import RETAIN_LOSSES, RetainBatch, TokenScores
+from alter_peft.scoring import ScoredModel
+from alter_peft.tuner.config import AlterConfig
+
+from .active_adapters import others_frozen
+from .batch import TokenMasks, count_terms, forget_batch, token_masks, token_shares, token_sums
+from .config import UnlearnConfig
+from .distributed import WholeHead, gathering_layers, gathers_layers, set_up_distributed
+from .inputs import (
+    as_chat,
+    check_all_labelled,
+    check_arguments,
+    check_model,
+    checked_dataset,
+    keep_input_columns,
+)
+from .phase_one import labelled_rows
+from .stopping import Stopping, mean_gap
+from .targets import geometric_mean, level_targets, unseen_profiles
+
+
+logger = logging.get_logger(__name__)
+
+
+class UnlearnTrainer(SFTTrainer):
+    """
+    Trainer for machine unlearning by any PEFT adapter of layers, or by all weights, with any forget loss.
+
+    Its only changes from [`~trl.SFTTrainer`]: every step pairs rows to forget with rows to retain, the loss is a
+    forget term (`FORGET_LOSSES`) plus a retain term (`RETAIN_LOSSES`), each a mean over its own tokens or rows of the
+    whole step whatever the accumulation and the number of processes, what the forget loss needs of the rows is
+    measured before the first step, and where it has targets training ends once they are reached.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            What shall forget: with an adapter or with `peft_config` that adapter is trained, else all weights are.
+        args ([`UnlearnConfig`], *optional*):
+            Configuration of the training.
+        train_dataset ([`~datasets.Dataset`]):
+            The rows to forget: prompt-completion, conversational or text.
+        retain_dataset ([`~datasets.Dataset`]):
+            Rows to keep, in any of these formats.
+        calibration_dataset ([`~datasets.Dataset`], *optional*):
+            Text like that of `train_dataset` that the model was never trained on. Its answer probability under the
+            model becomes the level that `forget_loss="level"` aims at, in place of `args.forget_level`; `"profile"`
+            needs it.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Structure of the adapter if `model` has none yet.
+        kwargs:
+            As for [`~trl.SFTTrainer`].
+
+    **Attributes**:
+        - **forget_level** (`float`) -- The level that `forget_loss="level"` aims at: `args.forget_level`, until
+          `calibration_dataset` has been measured.
+        - **reached** (`bool`) -- Whether training ended because the forget rows had come to their targets.
+
+    Example:
+
+    ```python
+    >>> from peft import LoraConfig
+    >>> from alter_peft import UnlearnConfig, UnlearnTrainer
+
+    >>> trainer = UnlearnTrainer(
+    ...     "HuggingFaceTB/SmolLM2-135M-Instruct",
+    ...     UnlearnConfig(output_dir="adapter", forget_loss="npo"),
+    ...     train_dataset=forget,
+    ...     retain_dataset=retain,
+    ...     peft_config=LoraConfig(target_modules="all-linear"),
+    ... )
+    >>> trainer.train()
+    ```
+
+    Raises:
+        `ValueError`: unusable data or options, before any training; the message names the field, the value, the fix.
+    """
+
+    args: Any
+    model: Any
+    optimizer: Any
+    processing_class: Any
+    train_dataset: Any
+    _signature_columns: Any
+
+    _tag_names = ["trl", "unlearning"]  # noqa: RUF012 (TRL declares it so)
+    _name = "Unlearning"
+    _config_class: type[UnlearnConfig] = UnlearnConfig
+    loss_is_scaled_for_ga: Any = True
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: UnlearnConfig | None = None,
+        *,
+        train_dataset: Dataset,
+        retain_dataset: Dataset,
+        calibration_dataset: Dataset | None = None,
+        peft_config: PeftConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = self._config_class(output_dir=f"{Path(name).name}-{self._name}")
+        if not isinstance(args, self._config_class):
+            raise ValueError(f"`args` is a {type(args).__name__}, but must be an {self._config_class.__name__}.")
+        check_arguments(kwargs)
+        if not isinstance(model, str):
+            check_model(model)
+        checked = partial(
+            checked_dataset, text_field=args.dataset_text_field, formatting_func=kwargs.pop("formatting_func", None)
+        )
+        train_dataset = checked("train_dataset", train_dataset)
+        retain_dataset = checked("retain_dataset", retain_dataset)
+        if calibration_dataset is not None:
+            calibration_dataset = checked("calibration_dataset", calibration_dataset)
+        elif "profiles" in args.loss.needs:
+            raise ValueError(
+                f"`forget_loss` is {args.forget_loss!r}, but there is no `calibration_dataset` to take profiles from. "
+                "Give rows like the forget set that the model was never trained on, or use `forget_loss='level'`."
+            )
+        held_out = kwargs.pop("eval_dataset", None)
+        if isinstance(held_out, dict):
+            held_out = {name: checked(f"eval_dataset[{name!r}]", rows) for name, rows in held_out.items()}
+        elif held_out is not None:
+            held_out = checked("eval_dataset", held_out)
+        has_adapter = isinstance(model, PeftModel)
+        if has_adapter and peft_config is not None:
+            raise ValueError("`peft_config` is given, but `model` has an adapter already. Pass either of them alone.")
+        peft_config, experts = self._assign_experts(model, peft_config, train_dataset, args)
+        train_dataset = keep_input_columns(train_dataset, args.dataset_text_field).add_column("expert", experts)
+        set_seed(args.seed)  # as newer TRL does before it adds the adapter
+        if peft_config is not None:
+            peft_config.task_type = peft_config.task_type or "CAUSAL_LM"
+            kwargs["peft_config"] = peft_config
+        with others_frozen(model):  # before TRL casts what learns, as it does for a quantised base
+            super().__init__(model, args, train_dataset=train_dataset, eval_dataset=held_out, **kwargs)
+            try:
+                set_up_distributed(self.accelerator, self.model, args.max_grad_norm)
+                self._set_up_model()
+                self._set_up_data(train_dataset, retain_dataset, calibration_dataset)
+            except ValueError:
+                if peft_config is not None:  # the user's model as it was given, for another attempt
+                    self.model.unload()
+                raise
+
+    # ---- set-up -----------------------------------------------------------------------------------------------------
+
+    def _assign_experts(
+        self, model: Any, peft_config: Any, forget: Dataset, args: UnlearnConfig
+    ) -> tuple[Any, list[int]]:
+        """The config of the adapter that is to be made, and the expert of each forget row: one adapter is one."""
+        config = model.peft_config[model.active_adapters[0]] if isinstance(model, PeftModel) else peft_config
+        if isinstance(config, AlterConfig):
+            raise ValueError(
+                "`model` or `peft_config` has an ALTER adapter, whose experts learn apart from one another. Use "
+                "`AlterUnlearnTrainer`."
+            )
+        return peft_config, [1] * len(forget)
+
+    def _set_up_model(self) -> None:
+        self.scored = ScoredModel(self.model)
+        if self.scored.gating is None:  # else phase I does
+            self.scored.check()
+        adapted = isinstance(self.model, PeftModel)
+        if not any(weight.requires_grad for weight in self.model.parameters()):
+            raise ValueError("`model` has a frozen adapter. Load it with `is_trainable=True`.")
+        if RETAIN_LOSSES[self.args.retain_loss].needs_base:
+            if not adapted:
+                raise ValueError(
+                    f"`retain_loss` is {self.args.retain_loss!r}, but all weights are trained, so that there is no "
+                    "base model beside them. Use `retain_loss='cross_entropy'`, or train an adapter (`peft_config`)."
+                )
+            if isinstance(self.scored.head.module, AuxiliaryTrainingWrapper):
+                raise ValueError(
+                    "`modules_to_save` trains the LM head, but "
+                    f"`retain_loss={self.args.retain_loss!r}` compares hidden states under one head. Use "
+                    "`retain_loss='cross_entropy'`, or leave the head alone."
+                )
+            with self.scored.as_base():
+                pass  # raises for an adapter of no layers
+        self.forget_level: float = self.args.forget_level
+        self.has_measured_level = False
+        self.targets = torch.empty(0)
+        self.profiles: list[Tensor] = []
+        self.reference = torch.empty(0)
+        self._prepared = False
+        self._token_sums: dict[str, float] = {}
+        self._stopping: Stopping | None = None
+        self.add_callback(_Steps(self))
+
+    def _set_up_data(self, forget: Dataset, retain: Dataset, calibration: Dataset | None) -> None:
+        check_all_labelled("train_dataset", forget, self.train_dataset, self.args.max_length)
+        prepared = self._prepare_rows("retain_dataset", retain)
+        check_disjoint(self.train_dataset, prepared)
+        self._forget: Dataset = self.train_dataset
+        self._retain: Dataset = prepared.add_column("expert", [0] * len(prepared))
+        self._calibration = calibration and self._prepare_rows("calibration_dataset", calibration)
+        if self._calibration is None and self.args.forget_loss == "level":
+            logger.warning(
+                f"Without a `calibration_dataset`, forget rows come to `forget_level`={self.args.forget_level}, a "
+                "guess. Rows like them that the model was never trained on measure the level."
+            )
+        if self._calibration is not None:  # what the model was taught is no measure of what it never saw
+            for name, known in (("train_dataset", self._forget), ("retain_dataset", self._retain)):
+                check_disjoint(self._calibration, known, ("calibration_dataset", name))
+        multiple: Any = self.args.pad_to_multiple_of
+        self.data_collator = PairCollator(pad_token_id=self._tokenizer.pad_token_id, pad_to_multiple_of=multiple)
+        tolerance = self.args.stopping_tolerance
+        if self.args.loss.has_targets and tolerance is not None:
+            self._stopping = Stopping(self._mean_gap, len(self._forget), tolerance, self._record_gap)
+            self.add_callback(self._stopping)
+
+    @property
+    def reached(self) -> bool:
+        """Whether training ended because the forget rows had come to their targets."""
+        return self._stopping is not None and self._stopping.reached
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
+    ) -> Any:
+        """As the parent's, after questions and answers became turns of a chat (`as_chat`)."""
+        if isinstance(dataset, Dataset):
+            dataset = as_chat(dataset, args.as_chat, self._tokenizer)
+        return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+
+    def _prepare_rows(self, name: str, dataset: Dataset) -> Dataset:
+        """Tokenised rows, labelled by their own format: completions alone where there are prompts."""
+        dataset = keep_input_columns(dataset, self.args.dataset_text_field)
+        of_forget = self.completion_only_loss
+        if self.args.completion_only_loss is None:
+            self.completion_only_loss = {"prompt", "completion"} <= set(dataset.column_names)
+        try:
+            prepared = self._prepare_dataset(dataset, self.processing_class, self.args, False, None, name)
+        finally:
+            self.completion_only_loss = of_forget
+        check_all_labelled(name, dataset, prepared, self.args.max_length)
+        return prepared
+
+    # ---- what is measured before the first step ---------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Measure what the forget loss needs of the rows, by the model as it was given; `train` calls it once."""
+        if self._prepared:
+            return
+        known: list[Tensor] = []
+        unseen: list[Tensor] = []
+        size = max(1, self.args.per_device_train_batch_size)
+        with self.accelerator.autocast(), gathering_layers(self.model):
+            if self.args.loss.needs:
+                known = self.scored.label_log_probabilities(labelled_rows(self._forget), size, by_length=False)
+            if self._calibration is not None:
+                unseen = self.scored.label_log_probabilities(labelled_rows(self._calibration), size, by_length=False)
+        self._set_targets(known, unseen)
+        self.train_dataset = PairDataset(self._forget, self._retain)
+        self._prepared = True
+
+    def _set_targets(self, known: list[Tensor], unseen: list[Tensor]) -> None:
+        """What the forget loss needs, from the log-probabilities of the forget rows' labels and of unseen rows'."""
+        needs = self.args.loss.needs
+        if unseen:
+            self.forget_level, self.has_measured_level = geometric_mean(unseen), True
+        if "targets" in needs:
+            self.targets = level_targets(known, self.forget_level)
+        if "profiles" in needs:
+            self.profiles = unseen_profiles(known, unseen, self.args.seed)
+            self.targets = torch.stack([profile.mean() for profile in self.profiles])
+        if "reference" in needs:
+            rows = torch.repeat_interleave(torch.arange(len(known)), torch.tensor([len(row) for row in known]))
+            self.reference = torch.zeros(len(known)).index_add(0, rows, torch.cat(known))
+
+    @property
+    def described_level(self) -> str:
+        """The level that the forget rows come to, and whether it was measured."""
+        source = "measured on `calibration_dataset`" if self.has_measured_level else "a guess"
+        return f"{self.forget_level:.4g} ({source})"
+
+    def _record_gap(self, gap: float) -> None:
+        self._metrics["train"]["forget_gap"].append(gap)
+
+    def _mean_gap(self, max_rows: int) -> float:
+        rows, args = labelled_rows(self._forget), self.args
+        wrapped, size = self.model_wrapped, args.per_device_eval_batch_size
+        return mean_gap(self.scored, rows, self.targets, max_rows, args.seed, self.accelerator, size, wrapped)
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As [`~transformers.Trainer.train`], after `prepare`."""
+        self.prepare()
+        return super().train(*args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[tuple[int, int]]:
+        data: PairDataset = self.train_dataset
+        rows = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        self._sampler = PairSampler(len(data.forget), len(data.retain), rows, self.args.seed)
+        return self._sampler
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list({*self._signature_columns, "forget", "retain"})
+
+    # ---- one step ---------------------------------------------------------------------------------------------------
+
+    @property
+    def num_experts(self) -> int:
+        """What rows are told apart by: retained or to be forgotten."""
+        return 2
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each term."""
+        return {"forget": self.args.forget_weight, "retain": self.args.retain_weight}
+
+    def _masks(self, batch: dict[str, Tensor]) -> TokenMasks:
+        return token_masks(batch, None)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """Counts what each term is a mean of over the whole step: all accumulated batches, all processes."""
+        if self.reached:  # resumed where it had come to its targets: no step is left
+            return [], None
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        weights = self.args.forget_weight, self.args.retain_weight
+        counted = [
+            count_terms(batch, self._masks(batch), self.args.loss, weights, self.num_experts) for batch in batches
+        ]
+        counts = torch.stack(counted).sum(dim=0)
+        if self.args.world_size > 1:
+            counts = self.accelerator.gather(counts.to(device).unsqueeze(0)).sum(dim=0)
+        forget, retain, structural = counts[:3].clamp(min=1).tolist()
+        self.experts_with_rows = (counts[3:] > 0).tolist()
+        return batches, {"forget": forget, "retain": retain, "structural": structural}
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """As the parent's, which under DeepSpeed would round S_q to the model's own precision."""
+        prepared: dict[str, Any] = super()._prepare_inputs(inputs)
+        if "entropy" in inputs:
+            prepared["entropy"] = inputs["entropy"].to(prepared["entropy"].device)
+        return prepared
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The weighted terms of a batch of forget and retain rows; the parent's loss on any other (evaluation)."""
+        if "expert" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        terms = self._terms(model, inputs, self._masks(inputs), num_items_in_batch)
+        self._record(self._sums, terms)
+        loss: Any = sum(self.weights[name] * value for name, value in terms.items())
+        loss = loss * self.accelerator.num_processes  # DDP averages gradients, the counts are of all processes
+        return (loss, None) if return_outputs else loss
+
+    def _terms(
+        self, model: nn.Module, inputs: dict[str, Any], masks: TokenMasks, count: dict[str, float]
+    ) -> dict[str, Tensor]:
+        """The forget and the retain term, each divided by what the whole step has of its tokens or rows."""
+        hidden = self.hidden_states(model, inputs)[:, :-1]  # (B, T-1, k)
+        with self.accelerator.autocast():
+            scores = self.scored.score(hidden[masks.labelled], inputs["labels"][:, 1:][masks.labelled])
+            terms = {
+                "forget": self._forget_term(scores, inputs, masks) / count["forget"],
+                "retain": self._retain_term(scores, hidden, inputs, masks) / count["retain"],
+            }
+        self._sums = token_sums(scores, masks, inputs["expert"], self._gates())
+        return terms
+
+    def hidden_states(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """The decoder's last hidden states (B, T, k)."""
+        return self.scored.hidden_states(inputs["input_ids"], inputs["attention_mask"], model)
+
+    def _gates(self) -> Tensor | None:
+        """The gates of the last pass, (B, T, 1+N), where there is a router."""
+        return None
+
+    def _forget_term(self, scores: TokenScores, inputs: dict[str, Any], masks: TokenMasks) -> Tensor:
+        loss = self.args.loss
+        batch = forget_batch(scores, inputs, masks, loss, self.targets, self.profiles, self.reference)
+        summed: Tensor = loss.compute(batch, self.args.loss_options).sum()
+        return summed if loss.weight == 1 else loss.weight * summed
+
+    def _retain_term(self, scores: TokenScores, hidden: Tensor, inputs: dict[str, Any], masks: TokenMasks) -> Tensor:
+        loss, kept, base = RETAIN_LOSSES[self.args.retain_loss], masks.kept, None
+        if loss.needs_base:
+            rows = inputs["expert"] == 0
+            with self.scored.as_base():
+                states = self.scored.base_hidden_states(inputs["input_ids"][rows], inputs["attention_mask"][rows])
+            base = states[:, :-1][kept[rows]]
+        of_kept = TokenScores(*(part[kept[masks.labelled]] for part in scores))
+        return loss.compute(RetainBatch(of_kept, hidden[kept], base, self.scored.head)).sum()
+
+    # ---- logs -------------------------------------------------------------------------------------------------------
+
+    def _record(self, sums: dict[str, Tensor], losses: dict[str, Tensor]) -> None:
+        """Totals over all processes, until the next log, so that shares are of tokens; losses add up over a step."""
+        stacked = torch.stack([value.detach().float() for value in (*sums.values(), *losses.values())])
+        totals = self.accelerator.reduce(stacked, "sum").tolist()
+        for name, total in zip(sums, totals, strict=False):
+            self._token_sums[name] = self._token_sums.get(name, 0.0) + total
+        for name, value in zip(losses, totals[len(sums) :], strict=True):
+            self._metrics["train"][f"loss/{name}"].append(value * self.current_gradient_accumulation_steps)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._token_sums:
+            logs |= token_shares(self._token_sums)
+            self._token_sums = {}
+        super().log(logs, start_time)
+
+
+class _Steps(TrainerCallback):
+    """The trainer's own hooks into the loop."""
+
+    def __init__(self, trainer: UnlearnTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        trainer = self.trainer
+        if gathers_layers(trainer.accelerator):
+            trainer.scored.head = WholeHead(trainer.scored.base, trainer.accelerator.device)
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # also on a resume within the epoch, where the data loader is another object
+        self.trainer._sampler.set_epoch(int(state.epoch or 0))
