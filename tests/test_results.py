@@ -68,7 +68,7 @@ def test_numbers_without_end_come_back(tmp_path):
 @pytest.mark.parametrize("text", ["[]", "{}", '{"name": "x", "seed": 0, "scores": {"a/b": {"value": 1}}}'])
 def test_another_file_is_no_result(tmp_path, text):
     (tmp_path / "result.json").write_text(text)
-    with pytest.raises(ValueError, match="has no list of `scores`. Measure the model again"):
+    with pytest.raises(ValueError, match=r"has no list of `scores`\. Measure the model again"):
         Result.load(tmp_path / "result.json")
 
 

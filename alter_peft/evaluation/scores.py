@@ -59,7 +59,7 @@ class Score:
     set: str
     metric: str
     value: float
-    rows: Sequence[float] = ()
+    rows: Sequence[float] = field(default_factory=list)
     average: str = "mean"
     attack: str | None = None
     step: float | None = None
