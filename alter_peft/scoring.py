@@ -26,7 +26,7 @@ Row = tuple[Sequence[int], Sequence[int]]
 
 def pad_rows(rows: Sequence[Row], device: torch.device) -> dict[str, Tensor]:
     """The rows as one batch, padded on the right: `input_ids`, `attention_mask` and `labels`, (B, T)."""
-    columns = {
+    columns: dict[str, tuple[list[Sequence[int]], int]] = {
         "input_ids": ([ids for ids, _ in rows], 0),
         "attention_mask": ([[1] * len(ids) for ids, _ in rows], 0),
         "labels": ([labels for _, labels in rows], -100),
@@ -81,9 +81,10 @@ class ScoredModel:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        self.stack: Decoder = find_decoder(self.base, "Scoring answers", "Give a decoder with an LM head.")
-        self.head = LanguageModelHead(self.base)
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.base: Any = base
+        self.stack: Decoder = find_decoder(base, "Scoring answers", "Give a decoder with an LM head.")
+        self.head = LanguageModelHead(base)
         layers = (module for module in model.modules() if isinstance(module, AlterLayer))
         self.gating: GatingContext | None = next((layer.context for layer in layers), None)
 

@@ -163,12 +163,12 @@ def npo_loss(log_prob: Tensor, reference: Tensor, beta: float = 0.1) -> Tensor:
 
 def simnpo_loss(log_prob: Tensor, sizes: Tensor, beta: float = 4.5, delta: float = 0.0) -> Tensor:
     """
-    Negative preference optimisation without a reference: -2/beta ln sigmoid(-beta/|y| ln p - delta).
+    Negative preference optimisation without a reference: -2/beta ln sigmoid(-beta (ln p / |y| + delta)).
 
     Args:
         log_prob: ln p of each row, (R,).
         sizes: |y|, its tokens, (R,).
-        beta, delta: open-unlearning's constants on TOFU; delta is the paper's gamma.
+        beta, delta: named as in open-unlearning; the paper's gamma is beta delta.
 
     Returns:
         The loss of each row, (R,).
@@ -177,7 +177,7 @@ def simnpo_loss(log_prob: Tensor, sizes: Tensor, beta: float = 4.5, delta: float
         Fan et al., "Simplicity Prevails: Rethinking Negative Preference Optimization for LLM Unlearning",
         arXiv:2410.07163.
     """
-    return -2 / beta * F.logsigmoid(-beta * log_prob / sizes - delta)
+    return -2 / beta * F.logsigmoid(-beta * log_prob / sizes - beta * delta)
 
 
 @dataclass(frozen=True)
