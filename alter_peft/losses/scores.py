@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the losses need of each labelled token, in chunks of rows, so that no V-sized tensor exists for all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from alter_peft.entropy import log_probabilities, map_row_chunks
+
+
+class TokenScores(NamedTuple):
+    """What the losses need of each token's distribution, in nats.
+
+    Attributes:
+        log_prob: ln p(x_t), the label's log-probability, shape (n,).
+        log_rival: ln max_{v != x_t} p(v), that of the most likely other token, shape (n,).
+    """
+
+    log_prob: Tensor
+    log_rival: Tensor
+
+
+def score_tokens(
+    hidden: Tensor, head: Callable[[Tensor], Tensor], labels: Tensor, chunk_size: int = 256
+) -> TokenScores:
+    """Log-probabilities of the labels and of their strongest rivals.
+
+    Args:
+        hidden: final hidden states at the scored positions, shape (n, k); n may be 0.
+        head: maps hidden states (c, k) to logits (c, V), V at least 2.
+        labels: x_t, the token that each position predicts, shape (n,), each in [0, V): drop ignored ones before.
+        chunk_size: the most rows given to `head` at once, in forward and in backward's recomputation.
+
+    Returns:
+        The scores, in float32, or float64 for float64 logits.
+
+    Raises:
+        ValueError: if `hidden` and `labels` differ in length, or `chunk_size` is below 1.
+    """
+
+    def score(rows: Tensor, label: Tensor) -> Tensor:
+        log_p = log_probabilities(head(rows))
+        log_prob = log_p.gather(-1, label.unsqueeze(-1)).squeeze(-1)
+        top = log_p.topk(2, dim=-1)
+        log_rival = torch.where(top.indices[:, 0] == label, top.values[:, 1], top.values[:, 0])
+        return torch.stack([log_prob, log_rival], dim=-1)
+
+    return TokenScores(*map_row_chunks(score, chunk_size, hidden, labels).unbind(-1))
