@@ -17,8 +17,8 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from alter_peft.data import PairDataset, PairSampler
-from alter_peft.evaluation.answers import check_scored, scored_decoder
 from alter_peft.losses import TokenScores, cross_entropy_loss, inverted_hinge_loss, score_tokens
+from alter_peft.scoring import ScoredModel
 from alter_peft.trainer.inputs import as_chat, keep_input_columns
 from alter_peft.tuner.decoder import LanguageModelHead, last_hidden_states
 
@@ -73,8 +73,8 @@ class LabelledTrainer(SFTTrainer):
     def __init__(self, model: PreTrainedModel | PeftModel, args: SFTConfig, **kwargs: Any) -> None:
         super().__init__(model, args, **kwargs)
         base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        self._decoder, self._head = scored_decoder(base).module, LanguageModelHead(base)
-        check_scored(self.model)
+        self._decoder, self._head = ScoredModel(base).decoder, LanguageModelHead(base)
+        ScoredModel(self.model).check()
         other = args.packing or args.padding_free or args.label_smoothing_factor or self.aux_loss_enabled
         self.is_plain = not other and args.loss_type in ("nll", "chunked_nll")  # the latter of older TRL
 

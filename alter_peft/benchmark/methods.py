@@ -14,9 +14,10 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig
 
+from alter_peft.evaluation.loading import load
 from alter_peft.options import check_counts, parse_values
 from alter_peft.trainer import AlterUnlearnConfig, AlterUnlearnTrainer
 from alter_peft.trainer.inputs import as_chat
@@ -82,12 +83,6 @@ def teach(
         partial_folder.replace(folder)
     state.wait_for_everyone()
     return load(folder)
-
-
-def load(folder: Path | str) -> PreTrainedModel:
-    """A model in float32, in which small steps are not lost, on this process's own device."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model.to(PartialState().device).eval()  # type: ignore[no-any-return]
 
 
 def _quiet() -> dict[str, Any]:

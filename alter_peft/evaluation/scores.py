@@ -36,7 +36,7 @@ class Key(NamedTuple):
 AVERAGES: dict[str, Callable[[float], float] | None] = {
     "mean": lambda row: row,
     "near_one": lambda row: min(row, 1 / max(row, 1e-10)),  # TOFU's truth ratio on forget sets
-    "truthfulness": lambda row: max(0.0, 1 - row),  # and on all others
+    "truthfulness": lambda row: max(1 - row, 0.0),  # and on all others
     "other": None,
 }
 
@@ -87,6 +87,17 @@ class Score:
         add = AVERAGES[average]
         assert add is not None
         return cls(set, metric, mean(map(add, rows)), list(rows), average, **other)
+
+
+def difference(one: Score, other: Score) -> tuple[str, Any, Any] | None:
+    """
+    What two scores of one key differ in that are not to be compared: the name of a setting, and what it is for each.
+
+    `None` if both were measured alike: all settings agree, and the number of rows.
+    """
+    own, others = ({**score.settings, "number of rows": len(score.rows)} for score in (one, other))
+    names = dict.fromkeys([*own, *others])
+    return next(((name, own.get(name), others.get(name)) for name in names if own.get(name) != others.get(name)), None)
 
 
 class Scores(dict[Key, Score]):

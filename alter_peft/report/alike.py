@@ -6,10 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from alter_peft.evaluation.choices import task_name
-from alter_peft.evaluation.relearning import LEARNING_RATE
+from alter_peft.evaluation.attacks import LEARNING_RATE
 from alter_peft.evaluation.results import Result
-from alter_peft.evaluation.tofu import TOFU_METRICS
+from alter_peft.evaluation.tasks.choices import task_name
+from alter_peft.evaluation.tasks.tofu import TOFU_METRICS
 
 from .summary import attack_of, is_attack
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from alter_peft.evaluation.oracle import cutoff, spread_of
 from alter_peft.evaluation.tables import Table
-from alter_peft.evaluation.tofu import FORGET_SETS
+from alter_peft.evaluation.tasks.tofu import FORGET_SETS
 
 from .formatting import distance_text
 from .model_tables import absent, note_failed

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from alter_peft.evaluation.metrics import ForgetQuality
+from alter_peft.evaluation.metrics.truth_ratio import ForgetQuality
 from alter_peft.evaluation.oracle import (
     RATIOS,
     SIMILARITIES,

@@ -11,11 +11,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from alter_peft.evaluation.measure import Score
 from alter_peft.evaluation.oracle import MIN_K, Band, band_of, leave_one_out, min_k_auc
-from alter_peft.evaluation.relearning import at_step
 from alter_peft.evaluation.results import Result
-from alter_peft.evaluation.tofu import FORGET_SETS, UTILITY
+from alter_peft.evaluation.scores import Score
+from alter_peft.evaluation.tasks.tofu import FORGET_SETS, UTILITY
 
 
 TARGET, ORACLE = "target", "oracle"
@@ -123,9 +122,6 @@ def _scores(result: Result) -> dict[str, Score]:
 def with_steps(result: Result) -> dict[str, Score]:
     """The scores of a result; those of relearning by step are without rows in files of before they had some."""
     scores = dict(result.scores)
-    for key, points in result.curves.items():
-        for step, value in points if is_attack(key) else []:
-            scores.setdefault(at_step(key, step), Score(value, []))
     return scores
 
 
@@ -142,7 +138,7 @@ def steps_left_out(results: Sequence[Result], distances: Sequence[Mapping[str, f
     for key, steps in curves.items():
         for result in results:
             steps |= {step for step, _ in result.curves.get(key, [])}
-        names = [at_step(key, step) for step in sorted(steps)]
+        names = [f"{key}, step {step:g}" for step in sorted(steps)]
         left_out.update(names[:-1])
         for found in distances:
             measured = [name for name in names if name in found]

@@ -14,8 +14,9 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from alter_peft.entropy import max_tsallis_entropy
-from alter_peft.evaluation.answers import Pair, encode_texts, scored_decoder, spread
-from alter_peft.evaluation.guards import base_entropies
+from alter_peft.evaluation.answers import Pair, encode_texts, spread
+from alter_peft.evaluation.metrics.high_entropy import base_entropies
+from alter_peft.scoring import ScoredModel
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder import LanguageModelHead
 from alter_peft.tuner.gating import GatingContext, base_entropy, evaluating
@@ -60,7 +61,7 @@ def observe_texts(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequenc
         raise ValueError("`texts` is empty. Give at least one text.")
     context, name, config = _gated_adapter(model)
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    decoder, head = scored_decoder(base).module, LanguageModelHead(base)
+    decoder, head = ScoredModel(base).decoder, LanguageModelHead(base)
     seen = []
     for ids, _ in encode_texts(tokenizer, texts, "`texts`"):
         row = torch.tensor([ids], device=next(base.parameters()).device)

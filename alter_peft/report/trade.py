@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from alter_peft.evaluation.answers import Pair
-from alter_peft.evaluation.measure import Asked, Score, answer_together, measure
+from alter_peft.evaluation.metrics import measure
+from alter_peft.evaluation.model_on_set import ModelOnSet, answer_together
+from alter_peft.evaluation.scores import Score
 
 
 # model -> "{set}/{metric}" -> score
@@ -41,13 +44,14 @@ def evaluate_sets(
     """
     scores: dict[str, Score] = {}
     asked = [
-        Asked(model, tokenizer, name, pairs, name in forget_sets, rouge_rows, batch_size=BATCH_SIZE)
+        ModelOnSet(model, tokenizer, name, pairs, name in forget_sets, rouge_rows, batch_size=BATCH_SIZE)
         for name, pairs in sets.items()
     ]
     answer_together(asked, BATCH_SIZE)
     for one in asked:
         of_answer = NORMALIZED if any(pair.wrong for pair in one.pairs) else "probability"
-        scores |= measure(one, [of_answer, "rouge", *(["astray"] if routed else [])])
+        found = measure(one, [of_answer, "rouge", *(["astray"] if routed else [])])
+        scores |= {str(score.key): score for score in found}
     return scores
 
 
@@ -88,7 +92,7 @@ def _sets(results: Trade) -> list[str]:
 def write_results(results: Trade, adapted: str, folder: Path, title: str) -> str:
     """Write results.json, table.md and trade.png to a folder, and return the table."""
     table = format_table(results, adapted)
-    plain = {model: {key: score._asdict() for key, score in scores.items()} for model, scores in results.items()}
+    plain = {model: {key: asdict(score) for key, score in scores.items()} for model, scores in results.items()}
     (folder / "results.json").write_text(json.dumps(plain, indent=1))
     (folder / "table.md").write_text(table + "\n")
     plot_trade(results, folder / "trade.png", title)
