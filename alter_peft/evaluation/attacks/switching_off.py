@@ -17,13 +17,23 @@ from alter_peft.tuner.model import AlterModel
 from .attack import Attack, Rows
 
 
+PLAIN = "its own scores on the forget set take the place of these"
+
+
 def switching_off(
-    model: PeftModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     rows: Rows,
     metrics: Sequence[str] = ("probability", "rouge"),
 ) -> list[Score]:
-    """The set `"forget"` with the adapter off, and `"forget without {domain}"` with an expert of ALTER scaled to 0."""
+    """
+    The set `"forget"` with the adapter off, and `"forget without {domain}"` with an expert of ALTER scaled to 0.
+
+    Raises:
+        ValueError: a plain model, which has nothing to switch off.
+    """
+    if not isinstance(model, PeftModel):
+        raise ValueError(f"`model` cannot be attacked so: a plain model has no adapter, so {PLAIN}.")
 
     def measured(name: str) -> list[Score]:
         return measure(rows.asked(model, tokenizer, "switching_off", rows.forget, name), metrics)
@@ -45,6 +55,6 @@ SWITCHING_OFF = Attack(
     run=switching_off,
     caption="the adapter is switched off, as a whole and expert by expert",
     needs=("adapter",),
-    plain="its own scores on the forget set take the place of these",
+    plain=PLAIN,
     control=_own_score,
 )
