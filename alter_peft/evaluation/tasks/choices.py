@@ -83,8 +83,10 @@ class ChoiceData(TaskData):
 
     def other_scores(self, model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int | None) -> list[Score]:
         """The accuracies; the model is handed to the harness as it is."""
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"`batch_size` is {batch_size}, but must be at least 1.")
         with evaluating(model):
-            found = _run(_wrap(model, tokenizer, 8 if batch_size is None else batch_size), self.tasks, self.limit)
+            found = _run(_wrap(model, tokenizer, batch_size or 8), self.tasks, self.limit)
         return [
             replace(score, settings=self.settings)
             for name, task in self.tasks.items()
