@@ -20,6 +20,7 @@ from alter_peft import __version__
 from .scores import Key, Scores
 
 
+TARGET, ORACLE = "target", "oracle"  # the names of what is no method: before unlearning, and never saw the forget set
 STOPPED = "stopped before: "  # how the `error` of a model begins whose run was interrupted
 
 
@@ -29,7 +30,7 @@ class Result:
     One model, measured.
 
     Attributes:
-        name: of the method, `"target"` (before unlearning) or `"oracle"` (never saw the forget set).
+        name: of the method, `TARGET` or `ORACLE`.
         seed: of its training.
         scores: see [`Scores`]; each says by itself which settings it depends on.
         seconds: what it took, by part: `"training"`, `"evaluation"`, ...
