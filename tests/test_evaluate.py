@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 
 import pytest
 from attacked_models import FORGET, HOLDOUT, RETAIN, alter, lora
@@ -27,6 +28,9 @@ from alter_peft.evaluation import (
     measure_guards,
     read_tofu,
 )
+
+
+HARNESS = pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs lm-evaluation-harness")
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +95,8 @@ def computed(monkeypatch) -> list[int]:
             ["--metrics", "rouge", "astray"],
             "'astray' was asked of the set 'forget', but the model has no adapter that",
         ),
-        (["--tasks", "{place}/nowhere.jsonl"], "`tasks` has "),
-        (["--tasks", "{place}/forget.jsonl"], "has no column 'question'"),
+        pytest.param(["--tasks", "{place}/nowhere.jsonl"], "`tasks` has ", marks=HARNESS),
+        pytest.param(["--tasks", "{place}/forget.jsonl"], "has no column 'question'", marks=HARNESS),
         (["--tofu", "{place}/tofu"], "`sets` has ['forget', 'retain'], which are names of the sets of 'tofu'"),
         (["--guards", "--judge", "{place}/nowhere"], "`judge` is "),
         (["--guards", "--judge", "{place}/other"], "which has another tokenizer than the model"),

@@ -146,8 +146,8 @@ def test_an_adapter_switched_off_is_beside_the_oracles_own_scores():
         ({"max_new_tokens": 200}, {}, "`max_new_tokens` is 200 for the model, and 8 for an oracle"),
         ({"is_forget": True}, {"is_forget": False}, "`is_forget` is True for the model, and False for an oracle"),
         ({"files": ["a.jsonl"]}, {"files": ["b.jsonl"]}, "`files` is ['a.jsonl'] for the model, and ['b.jsonl'] for"),
-        ({"limit": 3}, {}, "`limit` is 3 for the model, and None for an oracle"),
-        ({}, {"tofu": "forget05"}, "`tofu` is None for the model, and 'forget05' for an oracle"),
+        ({"limit": 3}, {}, "`limit` is 3 for the model, and not set for an oracle"),
+        ({}, {"tofu": "forget05"}, "`tofu` is not set for the model, and 'forget05' for an oracle"),
         ({"relearning_rate": 1e-4}, {"relearning_rate": 1e-3}, "`relearning_rate` is 0.0001 for the model, and 0.001"),
     ],
 )

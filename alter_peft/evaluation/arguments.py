@@ -184,7 +184,7 @@ class EvaluateArguments:
             raise ValueError("`attacks` is set, but no set is to be forgotten. Name one by `forget`, or set `tofu`.")
 
     def _check_guards(self) -> None:
-        if self.judge is not None and not self.guards:
+        if self.judge is not None and not (self.guards or "fluency" in self.metrics):
             raise ValueError("`judge` is set, but judges the guard fluency alone. Set `guards`, or remove it.")
         if self.guards and not (self.sets or set(self.task_options) - {"choices"}):
             raise ValueError("`guards` is set, but there is nothing to be answered. Give `sets`, `tofu` or `books`.")

@@ -18,9 +18,9 @@ from alter_peft.scoring import ScoredModel
 
 from .answers import chat_or_plain
 from .arguments import HOLDOUT, PARAPHRASED, EvaluateArguments, read_oracle, read_set
-from .attacks import Rows, attack, check_rows
+from .attacks import ATTACKS, Rows, attack, check_rows
 from .loading import load
-from .metrics import check_model, guards_of
+from .metrics import METRICS, check_model, guards_of
 from .packages import require_packages
 from .results import Result, environment
 from .tables import Table, oracle_table, score_table
@@ -75,9 +75,12 @@ class Evaluation:
 
     def _require_packages(self) -> None:
         args = self.args
-        answers = set(args.attacks) - {"membership", "relearning"} or (args.sets and "rouge" in args.metrics)
-        needed = [package for name in args.task_options for package in TASKS[name].packages if name != "choices"]
-        require_packages(*dict.fromkeys([*needed, *(["rouge_score"] if answers else [])]))
+        needed = [
+            *(METRICS[name].packages for name in (args.metrics if args.sets else ())),
+            *(TASKS[name].packages for name in args.task_options),
+            *(ATTACKS[name].packages for name in args.attacks),
+        ]
+        require_packages(*dict.fromkeys(package for packages in needed for package in packages))
 
     def _own_set(self, name: str) -> FileData:
         args = self.args
@@ -91,8 +94,6 @@ class Evaluation:
         for name, options in self.args.task_options.items():
             try:
                 data = TASKS[name].read(self.tokenizer, **options)
-            except ImportError as error:
-                raise ValueError(f"`tasks` is set, but: {error}") from error
             except TypeError as error:  # an argument that is unknown or missing
                 raise ValueError(
                     f"`{name}` is {options}, but must hold the arguments of its reader ({error})."

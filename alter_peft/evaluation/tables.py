@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from typing import Any
 
 from .attacks import control
 from .metrics import is_guard
@@ -191,8 +192,12 @@ def why_not_compared(score: Score, of_oracles: Sequence[Score], count: int) -> s
     for one in of_oracles:
         if (found := difference(score, one)) is not None:
             name, own, other = found
-            return f"`{name}` is {own!r} for the model, and {other!r} for an oracle"
+            return f"`{name}` is {_said(own)} for the model, and {_said(other)} for an oracle"
     return None
+
+
+def _said(setting: Any) -> str:
+    return "not set" if setting is None else repr(setting)
 
 
 def _band(found: Distance) -> list[str]:

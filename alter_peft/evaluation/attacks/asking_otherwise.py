@@ -186,5 +186,8 @@ def _left_out(model: Any, rows: Rows) -> dict[str, str]:
 
 
 ASKING_OTHERWISE = Attack(
-    run=asking_otherwise, caption="the questions are asked in other ways, jailbreaks among them", left_out=_left_out
+    run=asking_otherwise,
+    caption="the questions are asked in other ways, jailbreaks among them",
+    left_out=_left_out,
+    packages=("rouge_score",),
 )

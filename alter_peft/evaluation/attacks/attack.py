@@ -82,6 +82,7 @@ class Attack:
         plain: what a plain model, such as an oracle, has in the place of an attack that needs an adapter.
         control: of such an attack the key of an oracle's score that takes the place of one under attack, if any does.
         metrics: of the scores that no metric of `METRICS` makes.
+        packages: that it needs beside those of the package.
     """
 
     run: Callable[[Any, PreTrainedTokenizerBase, Rows], list[Score]]
@@ -91,3 +92,4 @@ class Attack:
     plain: str = ""
     control: Callable[[Key], Key | None] = lambda key: None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    packages: tuple[str, ...] = ()

@@ -185,11 +185,14 @@ def _no_merge(model: Any, rows: Rows) -> dict[str, str]:
     return {} if reason is None else {MERGED: reason}
 
 
-QUANTIZATION = Attack(run=quantization, caption="the base weights are rounded to 8 and to 4 bits")
+QUANTIZATION = Attack(
+    run=quantization, caption="the base weights are rounded to 8 and to 4 bits", packages=("rouge_score",)
+)
 MERGED_QUANTIZATION = Attack(
     run=merged_quantization,
     caption="the adapter is merged, and the merge is rounded to 8 and to 4 bits",
     needs=("adapter",),
+    packages=("rouge_score",),
     left_out=_no_merge,
     plain="`quantization` takes the place of this",
     control=lambda key: key._replace(attack="quantization"),

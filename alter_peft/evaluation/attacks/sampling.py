@@ -58,6 +58,7 @@ def sampling(
 SAMPLING = Attack(
     run=sampling,
     caption="16 answers to each question at temperature 1",
+    packages=("rouge_score",),
     metrics={
         "best_rouge": Metric(caption="ROUGE-L recall of the best sampled answer"),
         "mean_rouge": Metric(caption="ROUGE-L recall of a sampled answer"),

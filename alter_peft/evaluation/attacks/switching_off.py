@@ -55,6 +55,7 @@ SWITCHING_OFF = Attack(
     run=switching_off,
     caption="the adapter is switched off, as a whole and expert by expert",
     needs=("adapter",),
+    packages=("rouge_score",),
     plain=PLAIN,
     control=_own_score,
 )

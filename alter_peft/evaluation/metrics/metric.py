@@ -26,6 +26,7 @@ class Metric:
             what `NEEDS_OF_MODEL` has.
         average: how rows become the value, a name of `AVERAGES`.
         average_forget: the same of a set that is to be forgotten; by default as of all others.
+        packages: that it needs beside those of the package.
         is_guard: whether it only tells success from a broken model or a wrong route, and no distance is taken of it.
     """
 
@@ -38,6 +39,7 @@ class Metric:
     average: str = "mean"
     average_forget: str | None = None
     is_guard: bool = False
+    packages: tuple[str, ...] = ()
 
 
 def require_rows(**samples: Sequence[float]) -> None:

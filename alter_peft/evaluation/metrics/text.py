@@ -92,30 +92,25 @@ def _until_next(answer: str) -> str:
     return answer
 
 
-OF_ANSWERS = ("answers",)
+OF_ANSWERS, ROUGE_SCORE = ("answers",), ("rouge_score",)
 ROUGE = Metric(
     caption="ROUGE-L recall of the model's own answer against the true one, stemmed",
-    rows=lambda asked: rouge_l(asked.texts, asked.true_texts),
-    needs=OF_ANSWERS,
-)
+    rows=lambda asked: rouge_l(asked.texts, asked.true_texts), needs=OF_ANSWERS, packages=ROUGE_SCORE,
+)  # fmt: skip
 ROUGE_F = Metric(
     caption="ROUGE-L F-measure of what the model says, words as they stand",
-    rows=lambda asked: rouge_f(asked.texts, asked.true_texts),
-    needs=OF_ANSWERS,
-)
+    rows=lambda asked: rouge_f(asked.texts, asked.true_texts), needs=OF_ANSWERS, packages=ROUGE_SCORE,
+)  # fmt: skip
 BLEU = Metric(
     caption="BLEU-4 of each answer, a mean over answers",
-    rows=lambda asked: bleu(asked.texts, asked.true_texts),
-    needs=OF_ANSWERS,
-)
-VERBMEM = Metric(
-    caption="ROUGE-L F-measure of the first 128 tokens of a passage's greedy continuation", rows=verbmem,
-    needs=OF_ANSWERS,
+    rows=lambda asked: bleu(asked.texts, asked.true_texts), needs=OF_ANSWERS, packages=("sacrebleu",),
 )  # fmt: skip
-KNOWMEM = Metric(caption="ROUGE-L F-measure of short answers", rows=knowmem, needs=OF_ANSWERS)
+VERBMEM = Metric(
+    caption="ROUGE-L F-measure of the first 128 tokens of a passage's greedy continuation",
+    rows=verbmem, needs=OF_ANSWERS, packages=ROUGE_SCORE,
+)  # fmt: skip
+KNOWMEM = Metric(caption="ROUGE-L F-measure of short answers", rows=knowmem, needs=OF_ANSWERS, packages=ROUGE_SCORE)
 UNIQUE_TOKENS = Metric(
     caption="unique words over words of each answer: near 0 for a model that repeats itself",
-    rows=lambda asked: unique_tokens(asked.texts),
-    needs=OF_ANSWERS,
-    is_guard=True,
-)
+    rows=lambda asked: unique_tokens(asked.texts), needs=OF_ANSWERS, is_guard=True,
+)  # fmt: skip
