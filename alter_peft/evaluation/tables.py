@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A table with footnotes, as Markdown and as HTML; and one model's scores as tables, alone and beside oracles."""
+"""A table with footnotes, as Markdown; and one model's scores as tables, alone and beside oracles."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 
 from .attacks import control
@@ -54,22 +53,6 @@ def to_markdown(table: Table) -> str:
 
 def _markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def to_html(table: Table) -> str:
-    """A section with the title, the caption, the rows and the notes."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
-    lines = ["<section>", f"<h2>{escape(table.title)}</h2>", f"<p>{escape(table.caption)}</p>"]
-    lines += ['<div class="wide"><table>', f"<thead><tr>{head}</tr></thead>", "<tbody>"]
-    for name, *cells in table.rows:
-        found = [f"<td>{escape(cell)}</td>" for cell in cells]
-        missing = len(table.columns) - 1 - len(cells)
-        if missing:
-            found[-1] = f'<td class="sentence" colspan="{missing + 1}">{escape(cells[-1])}</td>'
-        lines.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(found)}</tr>')
-    lines.append("</tbody></table></div>")
-    lines += [f'<p class="note">[{number}] {escape(note)}</p>' for number, note in enumerate(table.notes, 1)]
-    return "\n".join([*lines, "</section>"])
 
 
 def places(value: float, digits: int) -> int:
