@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from trl import SFTConfig
 
-from alter_peft.tuner.config import is_finite_number, is_integer, is_positive
+from alter_peft.tuner.values import is_finite_number, is_integer, is_positive
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from alter_peft.losses import score_tokens
-from alter_peft.tuner.gating import evaluating
+from alter_peft.tuner.base_pass import evaluating
 
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from alter_peft.losses import (
     level_loss,
     profile_loss,
 )
+from alter_peft.tuner.base_pass import base_model
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder import LanguageModelHead
-from alter_peft.tuner.gating import GatingContext, base_model
+from alter_peft.tuner.gating import GatingContext
 
 from .config import AlterUnlearnConfig
 

@@ -23,11 +23,12 @@ from tqdm.auto import tqdm
 
 from alter_peft.entropy import entropy_quantile
 from alter_peft.losses import score_tokens
+from alter_peft.tuner.base_pass import base_model, observe_base
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder import Decoder, LanguageModelHead, check_head
-from alter_peft.tuner.gating import GatingContext, base_model, observe_base
+from alter_peft.tuner.gating import GatingContext
 from alter_peft.tuner.layer import AlterLayer
-from alter_peft.tuner.router import AlterRouter
+from alter_peft.tuner.token_router import AlterRouter
 
 from .sharding import gathered
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from alter_peft.entropy import chunked_tsallis_entropy
 from alter_peft.losses import structural_invariance
-from alter_peft.tuner.gating import evaluating
-from alter_peft.tuner.layer import SharedProjection
+from alter_peft.tuner.base_pass import evaluating
+from alter_peft.tuner.expert_bank import SharedProjection
 
 from .sharding import gathered, gathers, is_sharded, own_part, part_of
 
