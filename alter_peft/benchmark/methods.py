@@ -144,7 +144,7 @@ def _alter(
     seed: int,
     options: dict[str, Any],
 ) -> PeftModel:
-    config = AlterConfig(router=router)  # type: ignore[arg-type]
+    config = AlterConfig(router=router)
     if isinstance(model, PeftModel):  # an earlier request's: this one gets an adapter of its own
         name = f"request_{len(model.peft_config)}"
         earlier = list(model.peft_config)
