@@ -56,7 +56,7 @@ from transformers import (
 from alter_peft import AlterConfig
 from alter_peft.tuner.export import export_to_lora
 from alter_peft.tuner.layer import AlterLinear
-from alter_peft.tuner.router import AlterRouter
+from alter_peft.tuner.token_router import AlterRouter
 
 
 routers = pytest.mark.parametrize("router", ROUTERS, ids=ROUTER_IDS)

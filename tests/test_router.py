@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from alter_peft import AlterConfig
-from alter_peft.tuner.router import CHUNK, AlterRouter, Context, gate, moving_average
+from alter_peft.tuner.moving_average import CHUNK, Context, moving_average
+from alter_peft.tuner.router import gate
+from alter_peft.tuner.token_router import AlterRouter
 
 
 def average_by_loop(hidden: torch.Tensor, valid: torch.Tensor, half_life: float) -> torch.Tensor:
