@@ -278,7 +278,7 @@ class UnlearnTrainer(SFTTrainer):
         needs = self.args.loss.needs
         if unseen:
             self.forget_level, self.has_measured_level = geometric_mean(unseen), True
-        if "targets" in needs:
+        if known:
             self.targets = level_targets(known, self.forget_level)
         if "profiles" in needs:
             self.profiles = unseen_profiles(known, unseen, self.args.seed)
