@@ -80,7 +80,9 @@ def test_names_are_escaped(folder):
 
 
 def test_tables_span_escape_and_have_notes(folder):
-    table = Table("Ti<tle", "Cap & tion", ["model", "P", "Q"], [["a|b", "1", "2"], ["c", "failed: <x>"]], ["why", "<o>"])
+    table = Table(
+        "Ti<tle", "Cap & tion", ["model", "P", "Q"], [["a|b", "1", "2"], ["c", "failed: <x>"]], ["why", "<o>"]
+    )
     html = page(read_benchmark(folder), [table], [], "")
     assert "<h2>Ti&lt;tle</h2>" in html and "<p>Cap &amp; tion</p>" in html
     assert '<tr><th scope="row">a|b</th><td>1</td><td>2</td></tr>' in html

@@ -141,7 +141,12 @@ def test_all_seeds_of_a_method_may_fail(folder):
 
 
 def test_why_a_score_is_missing(folder):
-    save(folder, "oracle", 0, scores=scores(0.1, 0.5, merged_quantization__int8__rouge=0.2, quantization__int8__rouge=0.2))
+    save(
+        folder,
+        "oracle",
+        0,
+        scores=scores(0.1, 0.5, merged_quantization__int8__rouge=0.2, quantization__int8__rouge=0.2),
+    )
     save(folder, "alter", 0, scores=scores(0.1, 0.5), skipped={"merged_quantization": "it gates"})
     save(folder, "lora", 1, scores=scores(0.1, 0.5), error="RuntimeError: no memory")
     found = found_tables(folder)
@@ -272,7 +277,7 @@ def test_the_caption_says_what_the_columns_are(folder, tmp_path):
         save(tmp_path / "books", name, seed, scores=found, settings=settings)
     tables = found_tables(tmp_path / "books")
     caption = tables["Forgetting and utility"].caption
-    assert all(f"{name}: " in caption for name in ("VerbMem", "KnowMem", "ROUGE-L", "BLEU", "Similarity gap"))
+    assert all(f"{name}: " in caption for name in ("VerbMem", "KnowMem", "ROUGE-L F", "BLEU", "Similarity gap"))
     assert not [name for name in (" P: ", "KS", "Truth ratio", "PrivLeak", "acc: ", "Seconds") if name in caption]
     assert tables["Cells"].caption.endswith('Settings of all: answered: 6; books: {"forget": "hyde.txt"}.')
     assert (

@@ -69,7 +69,12 @@ def test_an_auc_that_was_measured_is_kept(folder):
 
 def test_bands_are_of_sets_alone(folder):
     for seed in range(3):
-        guards = {"forget__fluency": seed, "forget__unique_tokens": seed, "switching_off__forget__rouge": seed, "a__acc": seed}
+        guards = {
+            "forget__fluency": seed,
+            "forget__unique_tokens": seed,
+            "switching_off__forget__rouge": seed,
+            "a__acc": seed,
+        }
         save(folder, "oracle", seed, scores=scores(seed / 10, 0.5, **guards), seconds={"training": seed})
     bands = read_benchmark(folder).bands
     names = ["probability", "truth_ratio", "min_k", "membership_auc"]
@@ -120,7 +125,9 @@ def test_forms_of_the_forget_set_are_one_set(folder):
 
 def test_each_oracle_has_distances_to_the_others(folder):
     found = read_benchmark(folder).oracle_distances
-    assert [distances[key("forget/probability")] for distances in found] == pytest.approx([-1.5 * 2**0.5, 0, 1.5 * 2**0.5])
+    assert [distances[key("forget/probability")] for distances in found] == pytest.approx(
+        [-1.5 * 2**0.5, 0, 1.5 * 2**0.5]
+    )
 
 
 def test_bands_under_attack_are_of_the_oracles_so_attacked(folder):

@@ -172,4 +172,6 @@ def test_what_has_no_page(llama, tokenizer, case, message):
     if case == "disabled":
         model.base_model.disable_adapter_layers()
     with pytest.raises(ValueError, match=message):
-        token_page(observe_tokens(model, tokenizer, {"mine": TEXTS, "none": []} if case == "no texts" else {"mine": TEXTS}))
+        token_page(
+            observe_tokens(model, tokenizer, {"mine": TEXTS, "none": []} if case == "no texts" else {"mine": TEXTS})
+        )

@@ -102,7 +102,8 @@ def observe_texts(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequenc
         sent = scored.gating.state.gates[name][:, :-1].argmax(dim=-1)[batch.labelled]
         experts |= {row: part.tolist() for row, part in batch.split(sent)}
     return [
-        SeenText(_pieces(tokenizer, ids), entropies[row].tolist(), experts[row]) for row, (ids, _) in enumerate(encoded)
+        SeenText(_pieces(tokenizer, ids), entropies[row].tolist(), experts[row])
+        for row, (ids, _) in enumerate(encoded)
     ]
 
 
@@ -124,7 +125,7 @@ def _gated_adapter(scored: ScoredModel) -> tuple[str, AlterConfig]:
     return name, config
 
 
-def _pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+def _pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
     """What each token adds to the decoded text: single tokens would lose their spaces, and parts of characters."""
     pieces, done = [], ""
     for end in range(1, len(ids) + 1):

@@ -26,7 +26,9 @@ def cell_table(benchmark: Benchmark) -> Table:
     shown = pd.concat([seconds, places_shown], axis=1)
     if settings_shown.size:
         rows = settings_shown.to_dict("records")
-        shown["settings"] = ["; ".join(f"{name}: {text}" for name, text in row.items() if pd.notna(text)) for row in rows]
+        shown["settings"] = [
+            "; ".join(f"{name}: {text}" for name, text in row.items() if pd.notna(text)) for row in rows
+        ]
     caption = "Seconds of each part of a cell, empty where it was not done"
     for what, frame in (("Alike in all cells", places), ("Settings of all", settings)):
         alike = {name: frame[name].dropna().iloc[0] for name in frame.columns[frame.nunique() == 1]}
@@ -39,7 +41,9 @@ def cell_table(benchmark: Benchmark) -> Table:
 
 def _frame(rows: Sequence[Mapping[str, str]]) -> pd.DataFrame:
     """A row a cell, with what it does not have as missing: it may have failed before that was recorded."""
-    return pd.DataFrame(rows, index=range(len(rows)), columns=list(dict.fromkeys(name for row in rows for name in row)))
+    return pd.DataFrame(
+        rows, index=range(len(rows)), columns=list(dict.fromkeys(name for row in rows for name in row))
+    )
 
 
 def cell_name(cell: Result) -> str:

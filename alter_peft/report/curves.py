@@ -13,7 +13,7 @@ from alter_peft.evaluation.scores import Key, Scores
 
 from .drawing import COLOURS, SPECIAL, Figure, add_legend, new_axes, save, style, without
 from .request_table import FORGOTTEN, after_requests, requests_of
-from .summary import Benchmark, Model, is_of_requests
+from .summary import Benchmark, Model
 
 
 if TYPE_CHECKING:

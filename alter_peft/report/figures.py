@@ -104,9 +104,7 @@ def plot_time(benchmark: Benchmark, path: Path) -> Figure | None:
     """Mean absolute distance to the oracle against seconds of training (as the paper's Fig. 6), a point a seed."""
     axes, missing = new_axes(), []
     for model in benchmark.methods:
-        places = [
-            _quality(benchmark, cell, values) for cell, values in zip(model.results, model.values, strict=True)
-        ]
+        places = [_quality(benchmark, cell, values) for cell, values in zip(model.results, model.values, strict=True)]
         missing += _lacking(model, places)
         _draw_points(axes, benchmark, model, places)
     if not axes.get_lines():
@@ -117,8 +115,7 @@ def plot_time(benchmark: Benchmark, path: Path) -> Figure | None:
     oracles = oracles if all(map(math.isfinite, oracles)) else []
     axes.set_ylim(0, 1.6 * max(1.5, axes.dataLim.y1, *oracles))
     if oracles:
-        label = "oracles, each against the others"
-        axes.axhspan(min(oracles), max(oracles), color="#00000012", linewidth=0, label=label)
+        axes.axhspan(min(oracles), max(oracles), color="#00000012", linewidth=0, label=benchmark.oracle.label)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("seconds of training")
     axes.set_ylabel("mean distance to the oracle\n(in units of the oracles' spread)")

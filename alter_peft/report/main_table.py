@@ -123,8 +123,9 @@ def _utility(model: Model, benchmark: Benchmark) -> Cell | None:
 
 
 def _seconds(model: Model, benchmark: Benchmark) -> Cell | None:
-    found = estimate([cell.seconds["training"] for cell in model.results if "training" in cell.seconds],
-                     len(model.results))
+    found = estimate(
+        [cell.seconds["training"] for cell in model.results if "training" in cell.seconds], len(model.results)
+    )
     return None if found is None else Cell(estimate_text(found, 0))
 
 

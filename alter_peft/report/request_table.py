@@ -33,9 +33,9 @@ def request_tables(benchmark: Benchmark) -> list[Table]:
 
 def after_requests(model: Model) -> dict[str, dict[int, Estimate]]:
     """Set -> how many requests were made -> mean over the seeds that have it."""
-    keys = sorted({key for values in model.values for key in values if is_of_requests(key)}, key=lambda key: key.step)
+    keys = dict.fromkeys(key for values in model.values for key in values if is_of_requests(key))
     means: dict[str, dict[int, Estimate]] = {}
-    for key in keys:
+    for key in sorted(keys, key=lambda key: key.step or 0):
         found = estimate(model.found(key), len(model.results))
         if found is not None:
             means.setdefault(key.set, {})[int(key.step or 0)] = found

@@ -26,7 +26,8 @@ LARGEST, MEAN = "largest", "mean of the sets"
 # every metric that a score may have but for the shares of the experts
 KNOWN_METRICS: dict[str, Metric] = {
     **METRICS,
-    **{name: metric for entry in (*TASKS.values(), *ATTACKS.values()) for name, metric in entry.metrics.items()},
+    **{name: metric for task in TASKS.values() for name, metric in task.metrics.items()},
+    **{name: metric for attack in ATTACKS.values() for name, metric in attack.metrics.items()},
 }
 
 
