@@ -27,7 +27,8 @@ def arguments_doc(cls: Class) -> Class:
             optional = "" if default is MISSING else ", *optional*"
             says = "" if default in (MISSING, None) else f", defaults to `{default!r}`"
             lines.append(f"    {field.name} (`{own[field.name]}`{optional}{says}):")
-            lines.append(textwrap.indent(textwrap.fill(field.metadata["help"], 111), " " * 8))
+            text = textwrap.fill(field.metadata["help"], 111, break_on_hyphens=False)
+            lines.append(textwrap.indent(text, " " * 8))
     cls.__doc__ = "\n".join(lines)
     return cls
 
