@@ -194,7 +194,7 @@ def unlearn(argv: Sequence[str]) -> Callable[[], None]:
     if argv and argv[-1] == "--config":
         raise ValueError("`config` has no value, but must be the path of a YAML file.")
     kind = _kind(argv)
-    groups: Any = (ScriptArguments, kind.trainer._config_class, kind.arguments())
+    groups: Any = (ScriptArguments, kind.trainer.config_class, kind.arguments())
     parser = TrlParser(
         groups,
         prog="alter-peft unlearn",

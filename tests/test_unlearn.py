@@ -211,6 +211,21 @@ def test_an_option_that_a_loss_does_not_have(tmp_path):
         UnlearnConfig(output_dir=str(tmp_path), forget_loss="npo", forget_loss_kwargs={"gamma": 1.0})
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "0.1"])
+def test_an_option_that_is_no_finite_number(tmp_path, value):
+    with pytest.raises(ValueError, match=r"`forget_loss_kwargs\['margin'\]` is .*, but must be a finite number"):
+        UnlearnConfig(output_dir=str(tmp_path), forget_loss="hinge", forget_loss_kwargs={"margin": value})
+
+
+def test_columns_that_nothing_reads_are_refused(tokenizer, tmp_path):
+    retain = Dataset.from_list([{**row, "source": "a"} for row in retain_rows()])
+    with pytest.raises(ValueError, match=r"`retain_dataset` has the unknown columns \['source'\]"):
+        UnlearnTrainer(
+            make_llama(len(tokenizer)), UnlearnConfig(output_dir=str(tmp_path), bf16=False, report_to="none"),
+            train_dataset=forget_rows(), retain_dataset=retain, processing_class=tokenizer,
+        )  # fmt: skip
+
+
 def taught_weights(trainer_class, rows, tokenizer, folder, **options) -> torch.Tensor:
     torch.manual_seed(0)
     model = make_llama(len(tokenizer))

@@ -105,7 +105,7 @@ def read_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: an option that is not known, is the benchmark's own, or has a value that is of no use.
     """
-    config = SFTConfig if name == "teach" else METHODS[name].trainer._config_class
+    config = SFTConfig if name == "teach" else METHODS[name].trainer.config_class
     taken = sorted(OWN & options.keys())
     if taken:
         raise ValueError(f"`options` has {taken} for {name!r}, which the benchmark sets itself. Remove them.")
@@ -134,7 +134,7 @@ class Method:
 
     Attributes:
         caption: what it is, for tables and docs.
-        trainer: the class; its configuration is `trainer._config_class`.
+        trainer: the class; its configuration is `trainer.config_class`.
         adapter: makes the config of the adapter.
         options: of the training, over the configuration's defaults.
         stacks: whether a later request gets an adapter of its own beside the earlier ones, which stay active; else it
@@ -176,7 +176,7 @@ class Method:
         args = {**_quiet(), **self.options, **options}
         trainer = self.trainer(
             model,
-            self.trainer._config_class(output_dir=str(folder), seed=seed, **args),
+            self.trainer.config_class(output_dir=str(folder), seed=seed, **args),
             train_dataset=task.forget,
             retain_dataset=task.retain,
             calibration_dataset=task.calibration if self.calibrates else None,

@@ -95,7 +95,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
 
     _tag_names = ["trl", "alter", "unlearning"]  # noqa: RUF012 (TRL declares it so)
     _name = "ALTER"
-    _config_class = AlterUnlearnConfig
+    config_class = AlterUnlearnConfig
 
     # ---- set-up -----------------------------------------------------------------------------------------------------
 

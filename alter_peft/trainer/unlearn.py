@@ -103,7 +103,7 @@ class UnlearnTrainer(SFTTrainer):
 
     _tag_names = ["trl", "unlearning"]  # noqa: RUF012 (TRL declares it so)
     _name = "Unlearning"
-    _config_class: type[UnlearnConfig] = UnlearnConfig
+    config_class: type[UnlearnConfig] = UnlearnConfig
     loss_is_scaled_for_ga: Any = True
 
     def __init__(
@@ -119,9 +119,9 @@ class UnlearnTrainer(SFTTrainer):
     ) -> None:
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
-            args = self._config_class(output_dir=f"{Path(name).name}-{self._name}")
-        if not isinstance(args, self._config_class):
-            raise ValueError(f"`args` is a {type(args).__name__}, but must be an {self._config_class.__name__}.")
+            args = self.config_class(output_dir=f"{Path(name).name}-{self._name}")
+        if not isinstance(args, self.config_class):
+            raise ValueError(f"`args` is a {type(args).__name__}, but must be an {self.config_class.__name__}.")
         check_arguments(kwargs)
         if not isinstance(model, str):
             check_model(model)
