@@ -18,7 +18,7 @@ import torch
 from transformers import set_seed
 
 from alter_peft.evaluation import Pair, score_answers
-from alter_peft.evaluation.attack_prompts import IDLE, prefixed, ways_of_asking
+from alter_peft.evaluation.attacks.asking_otherwise import IDLE, prefixed, ways_of_asking
 
 
 FOLDER = Path("runs/demo")

@@ -22,7 +22,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from alter_peft.evaluation import Pair, encode_pair, read_tofu
-from alter_peft.evaluation.answers import labelled_batches
+from alter_peft.evaluation.answers import labelled_row
+from alter_peft.scoring import pad_rows
 from alter_peft.subdomains import discover_subdomains
 from alter_peft.tuner.router import moving_average
 
@@ -34,13 +35,16 @@ class Averages:
     """c_t of every position of some rows, where it is one that predicts an answer token, and the row's expert."""
 
     def __init__(self, model: torch.nn.Module, tokenizer, pairs: list[Pair], experts: list[int]) -> None:
-        encoded = [encode_pair(tokenizer, pair) for pair in pairs]
+        labelled = [labelled_row(*encode_pair(tokenizer, pair)) for pair in pairs]
+        order = sorted(range(len(pairs)), key=lambda row: len(labelled[row][0]))
         averages, answers, owners = [], [], []
         seen: list[torch.Tensor] = []
         layer = model.model.layers[LAYER]
         handle = layer.register_forward_pre_hook(lambda m, args, kwargs: seen.append(args[0]), with_kwargs=True)
         with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16):
-            for rows, batch, labels in labelled_batches(encoded, 16, model.device):
+            for rows in (order[start : start + 16] for start in range(0, len(order), 16)):
+                batch = pad_rows([labelled[row] for row in rows], model.device)
+                labels = batch.pop("labels")[:, 1:]
                 model.model(**batch)
                 valid = batch["attention_mask"].bool()
                 average = moving_average(seen.pop(), valid, HALF_LIFE).average()

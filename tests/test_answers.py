@@ -26,8 +26,9 @@ from alter_peft.evaluation import (
     generate_answers,
     score_answers,
 )
-from alter_peft.evaluation.answers import check_scored, routes_tokens, spread
-from alter_peft.evaluation.metrics import min_k
+from alter_peft.evaluation.answers import routes_tokens, spread
+from alter_peft.evaluation.metrics.membership import min_k
+from alter_peft.scoring import ScoredModel
 
 
 PAIRS = [
@@ -537,19 +538,19 @@ class Scaled(LlamaForCausalLM):
 def test_a_head_that_is_not_known_is_refused(kind, tokenizer):
     model = model_of(kind, tokenizer)
     model.train()
-    check_scored(model)
+    ScoredModel(model).check()
     assert model.training
     base = model if kind == "plain" else model.get_base_model()
     base.__class__ = Scaled
     with pytest.raises(ValueError, match="Scaled, whose forward does to the logits what alter-peft does not know"):
-        check_scored(model)
+        ScoredModel(model).check()
 
 
 def test_a_scale_of_the_config_is_that_of_the_forward():
     hyperclovax = pytest.importorskip("transformers.models.hyperclovax")
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = hyperclovax.HyperCLOVAXConfig(vocab_size=64, num_key_value_heads=1, logits_scaling=0.25, **sizes)
-    check_scored(hyperclovax.HyperCLOVAXForCausalLM(config))
+    ScoredModel(hyperclovax.HyperCLOVAXForCausalLM(config)).check()
 
 
 def test_what_is_no_language_model_is_said_without_routers(tokenizer):

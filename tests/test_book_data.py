@@ -11,7 +11,7 @@ from trainer_setup import make_trainer
 from transformers import ByT5Tokenizer
 
 from alter_peft.evaluation import Pair, encode_pair, read_books
-from alter_peft.evaluation.book_data import cut, read_book
+from alter_peft.evaluation.tasks.book_data import cut, read_book
 
 
 DATA = Path(__file__).parents[1] / "examples" / "benchmark_data"

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import copy
 import re
-from importlib import import_module
 
 import pytest
 import torch
@@ -15,16 +14,19 @@ from transformers import PreTrainedTokenizerFast
 
 from alter_peft import AlterConfig
 from alter_peft.evaluation import (
-    Asked,
+    TASKS,
+    Key,
+    ModelOnSet,
     Score,
+    Scores,
     compare_books,
-    evaluate_books,
     generate_answers,
     measure_guards,
+    measure_task,
     read_books,
 )
-from alter_peft.evaluation.books import KNOWMEM_TOKENS
-from alter_peft.evaluation.metrics import bleu, membership_auc, rouge_l
+from alter_peft.evaluation.metrics.membership import membership_auc
+from alter_peft.evaluation.metrics.text import KNOWMEM_TOKENS, bleu, rouge_l
 
 
 sacrebleu = pytest.importorskip("sacrebleu")
@@ -105,67 +107,73 @@ def fmeasure(answer: str, reference: str) -> float:
 
 def test_scores_are_those_of_a_loop_by_hand(adapted, tokenizer, plain, data, monkeypatch):
     """And the chat template of a tokenizer is left aside."""
-    monkeypatch.setattr("alter_peft.evaluation.books.VERBMEM_TOKENS", 9)
-    scores = evaluate_books(adapted, tokenizer, data, batch_size=3)
+    monkeypatch.setattr("alter_peft.evaluation.metrics.text.VERBMEM_TOKENS", 9)
+    scores = measure_task(adapted, tokenizer, data, batch_size=3)
     assert tokenizer.chat_template
     for name, passages in (("forget", data.forget), ("retain", data.retain)):
         said = [continued(adapted, plain, passage, 20) for passage in passages]
         truth = [passage.completion for passage in passages]
         assert len(set(said)) > 1
-        assert scores[f"{name}/rouge"].rows == pytest.approx(
+        assert scores.of(name, "rouge_f").rows == pytest.approx(
             [fmeasure(*both) for both in zip(said, truth, strict=True)]
         )
-        assert scores[f"{name}/bleu"].rows == pytest.approx(bleu(said, truth))
+        assert scores.of(name, "bleu").rows == pytest.approx(bleu(said, truth))
         begun = [[plain.decode(plain(text)["input_ids"][:9]) for text in texts] for texts in (said, truth)]
         expected = [fmeasure(*both) for both in zip(*begun, strict=True)]
-        assert scores[f"{name}/verbmem"].rows == pytest.approx(expected)
+        assert scores.of(name, "verbmem").rows == pytest.approx(expected)
     for name, passages in (("forget", data.forget), ("retain", data.retain), ("holdout", data.holdout)):
         expected = [least_likely(adapted, plain, passage) for passage in passages]
-        assert scores[f"{name}/min_k"].rows == pytest.approx(expected, rel=1e-4)
-    auc = membership_auc(scores["forget/min_k"].rows, scores["holdout/min_k"].rows)
-    assert scores["forget/membership_auc"].value == auc
+        assert scores.of(name, "min_k").rows == pytest.approx(expected, rel=1e-4)
+    auc = membership_auc(scores.of("forget", "min_k").rows, scores.of("holdout", "min_k").rows)
+    assert scores.of("forget", "membership_auc").value == auc
     assert all(
         score.value == pytest.approx(sum(score.rows) / len(score.rows)) for score in scores.values() if score.rows
     )
-    assert "retain/knowmem" not in scores
+    assert Key("retain", "knowmem") not in scores
+    about = {"books": ["hyde.txt", "holmes.txt"], "length": 20, "passages": 4}
+    alike = {"as_chat": False, "bf16": False, **about}
+    assert scores.of("forget", "rouge_f").settings == {
+        **alike, "is_forget": True, "answered": len(data.forget), "max_new_tokens": 20
+    }  # fmt: skip
+    assert scores.of("holdout", "min_k").settings == {**alike, "is_forget": False}
 
 
 def test_answers_end_where_the_model_asks_on(llama, tokenizer, plain, data, monkeypatch):
     said = ["Bob\n\nQuestion: Where?", "in Paris\nQuestion: Who?", "wax"]
     asked = []
 
-    def generate(model, used, pairs, batch_size, max_new_tokens, desc):
+    def generate(model, used, pairs, batch_size, max_new_tokens, desc=None):
         asked.append(max_new_tokens)
         if max_new_tokens != KNOWMEM_TOKENS:
             return generate_answers(model, used, pairs, batch_size, max_new_tokens)
         assert [pair.prompt.endswith("\nAnswer: ") for pair in pairs] == [True] * 3
         return said
 
-    for module in ("books", "measure"):
-        monkeypatch.setattr(import_module(f"alter_peft.evaluation.{module}"), "generate_answers", generate)
-    scores = evaluate_books(llama, tokenizer, data)
+    monkeypatch.setattr("alter_peft.evaluation.model_on_set.generate_answers", generate)
+    scores = measure_task(llama, tokenizer, data)
     assert asked == [20, 20, 32]
-    assert scores["forget/knowmem"] == Score(pytest.approx(2 / 3), [1, 1, 0])
+    assert scores.of("forget", "knowmem").value == pytest.approx(2 / 3)
+    assert scores.of("forget", "knowmem").rows == [1, 1, 0]
 
 
 def test_guards_are_of_the_continued_passages(adapted, llama, tokenizer, plain, data):
-    alone = evaluate_books(adapted, tokenizer, data, answered=2)
-    found = evaluate_books(adapted, tokenizer, data, answered=2, judge=llama, guards=True)
+    alone = measure_task(adapted, tokenizer, data, answered=2)
+    found = measure_task(adapted, tokenizer, data, answered=2, judge=llama, guards=True)
     assert {key: found[key] for key in alone} == alone
     for name, passages in (("forget", data.forget), ("retain", data.retain)):
-        asked = Asked(adapted, plain, name, passages, name == "forget", 2, data.length)
-        guards = measure_guards([asked], llama)
-        assert f"{name}/astray" in guards and len(guards[f"{name}/unique_tokens"].rows) == 2
+        asked = ModelOnSet(adapted, plain, name, passages, name == "forget", 2, data.length, judge=llama)
+        guards = Scores(measure_guards(asked))
+        assert Key(name, "astray") in guards and len(guards.of(name, "unique_tokens").rows) == 2
         for key, score in guards.items():
             assert found[key].rows == pytest.approx(score.rows, rel=1e-4), key
-    assert not any(key.endswith("/fluency") for key in alone)
+    assert not any(key.metric == "fluency" for key in alone)
 
 
 def test_some_passages_may_be_continued(llama, tokenizer, data):
-    every, some = evaluate_books(llama, tokenizer, data), evaluate_books(llama, tokenizer, data, answered=2)
-    for metric in ("verbmem", "rouge", "bleu"):
-        assert some[f"forget/{metric}"].rows == every[f"forget/{metric}"].rows[::2]
-    for key in ("forget/min_k", "holdout/min_k", "forget/exact_memorization"):
+    every, some = measure_task(llama, tokenizer, data), measure_task(llama, tokenizer, data, answered=2)
+    for metric in ("verbmem", "rouge_f", "bleu"):
+        assert some.of("forget", metric).rows == every.of("forget", metric).rows[::2]
+    for key in (Key("forget", "min_k"), Key("holdout", "min_k"), Key("forget", "exact_memorization")):
         assert some[key].rows == pytest.approx(every[key].rows)
 
 
@@ -181,38 +189,35 @@ def test_a_book_learned_by_heart_is_found_out(tokenizer, plain, data):
         loss.backward()
         optimizer.step()
     assert loss < 0.05
-    scores, oracle = (evaluate_books(m.eval(), tokenizer, data) for m in (model, make_llama(len(tokenizer))))
-    for metric in ("verbmem", "rouge", "bleu", "exact_memorization"):
-        assert scores[f"forget/{metric}"].value > 0.9 > 0.5 > oracle[f"forget/{metric}"].value, metric
-    assert scores["forget/membership_auc"].value == 0 < oracle["forget/membership_auc"].value
-    compared = compare_books(scores, [oracle])
-    assert compared["forget/privleak"].value == -100
-    assert compared["forget/similarity_gap"].value > 0.5
+    scores, oracle = (measure_task(m.eval(), tokenizer, data) for m in (model, make_llama(len(tokenizer))))
+    for metric in ("verbmem", "rouge_f", "bleu", "exact_memorization"):
+        assert scores.of("forget", metric).value > 0.9 > 0.5 > oracle.of("forget", metric).value, metric
+    assert scores.of("forget", "membership_auc").value == 0 < oracle.of("forget", "membership_auc").value
+    compared = Scores(compare_books(scores, [oracle]))
+    assert {key.metric for key in compared} | {"membership_auc"} == set(TASKS["books"].metrics)
+    assert compared.of("forget", "privleak").value == -100
+    assert compared.of("forget", "similarity_gap").value > 0.5
 
 
 # ---- compare_books --------------------------------------------------------------------------------------------------
 
 
-def scores_of(rouge: float, bleu: float, auc: float) -> dict[str, Score]:
-    named = {"rouge": rouge, "bleu": bleu, "membership_auc": auc}
-    return {f"forget/{name}": Score(value, []) for name, value in named.items()}
+def scores_of(rouge: float, bleu: float, auc: float) -> Scores:
+    named = {"rouge_f": rouge, "bleu": bleu, "membership_auc": auc}
+    return Scores(Score("forget", name, value) for name, value in named.items())
 
 
 def test_the_gap_counts_both_sides():
     oracles = [scores_of(0.2, 0.1, 0.4), scores_of(0.4, 0.1, 0.6)]  # .3, .1, .5
-    above = compare_books(scores_of(0.5, 0.1, 0.25), oracles)
-    assert above["forget/similarity_gap"].value == pytest.approx((0.2 + 0) / 2)
-    assert above["forget/privleak"].value == pytest.approx(-50)
-    mixed = compare_books(scores_of(0.1, 0.3, 0.75), oracles)
-    assert mixed["forget/similarity_gap"].value == pytest.approx((0.2 + 0.2) / 2)
-    assert mixed["forget/privleak"].value == pytest.approx(50)
-    assert compare_books(oracles[0], [oracles[0]]) == {
-        "forget/similarity_gap": Score(0, []), "forget/privleak": Score(0, []),
-    }  # fmt: skip
+    for scores, gap, leak in ((scores_of(0.5, 0.1, 0.25), 0.1, -50), (scores_of(0.1, 0.3, 0.75), 0.2, 50)):
+        found = compare_books(scores, oracles)
+        assert [score.key for score in found] == [Key("forget", "similarity_gap"), Key("forget", "privleak")]
+        assert [score.value for score in found] == pytest.approx([gap, leak])
+    assert [score.value for score in compare_books(oracles[0], [oracles[0]])] == [0, 0]
 
 
 def test_nothing_to_compare_with():
     with pytest.raises(ValueError, match="`oracles` is empty: give the scores of at least one"):
         compare_books(scores_of(0, 0, 0), [])
     with pytest.raises(ValueError, match="The score 'forget/bleu' is missing"):
-        compare_books(scores_of(0, 0, 0), [{"forget/rouge": Score(0, [])}])
+        compare_books(scores_of(0, 0, 0), [Scores([Score("forget", "rouge_f", 0)])])

@@ -6,7 +6,7 @@ import json
 import pytest
 from questions import ANSWERS, ROWS, save
 
-from alter_peft.evaluation.choice_data import read_questions
+from alter_peft.evaluation.tasks.choice_data import read_questions
 
 
 @pytest.mark.parametrize("name", ["q.jsonl", "q.jsonl.gz", "q.json", "q.json.gz"])

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from peft import LoraConfig, get_peft_model
 from questions import ANSWERS, ROWS, save
 
 from alter_peft import AlterConfig
-from alter_peft.evaluation import evaluate_choices
-from alter_peft.evaluation.choices import read_tasks, standard_error
+from alter_peft.evaluation import Scores, measure_task, read_choices, standard_error
+
+
+def evaluate_choices(model, tokenizer, tasks, limit=None, batch_size=None, form="letters") -> Scores:
+    return measure_task(model, tokenizer, read_choices(tasks, limit, form), batch_size=batch_size)
 
 
 PROMPTS = {
@@ -48,7 +52,6 @@ def file(tmp_path) -> str:
         (["a/q.jsonl", "b/q.json"], {}, "two of which have the same name"),
         (["mmlu"], {"form": "cloze"}, r"`form` is 'cloze', but must be one of \['letters', 'texts'\]"),
         (["mmlu"], {"limit": 0}, "`limit` is 0, but must be at least 1"),
-        (["mmlu"], {"batch_size": 0}, "`batch_size` is 0, but must be at least 1"),
     ],
 )
 def test_what_cannot_be_evaluated(llama, tokenizer, tasks, options, message):
@@ -56,10 +59,16 @@ def test_what_cannot_be_evaluated(llama, tokenizer, tasks, options, message):
         evaluate_choices(llama, tokenizer, tasks, **options)
 
 
+def test_a_batch_has_a_row(llama, tokenizer, file):
+    pytest.importorskip("lm_eval")
+    with pytest.raises(ValueError, match="`batch_size` is 0, but must be at least 1"):
+        evaluate_choices(llama, tokenizer, [file], batch_size=0)
+
+
 def test_what_can_be_said_without_a_model(file, tmp_path):
-    assert list(read_tasks([file])) == ["bakery"]
+    assert list(read_choices([file]).tasks) == ["bakery"]
     with pytest.raises(ValueError, match=r"`tasks` has '.*q.jsonl', but it cannot be asked. Row 0 of .* no column"):
-        read_tasks([save(tmp_path / "q.jsonl", [{"question": "Who?"}])])
+        read_choices([save(tmp_path / "q.jsonl", [{"question": "Who?"}])])
 
 
 def test_without_the_harness(llama, tokenizer, file, monkeypatch):
@@ -146,11 +155,11 @@ def test_scores_are_those_of_a_loop_by_hand(tokenizer, file, asked, kind, form):
     for batch_size in (1, 4):
         scores = evaluate_choices(model, tokenizer, [file], batch_size=batch_size, form=form)
         assert asked["bakery"] == expected
-        assert scores["bakery/acc"].rows == right
-        assert scores["bakery/acc"].value == pytest.approx(sum(right) / 5)
-        assert list(scores) == ["bakery/acc", "bakery/acc_norm"][: 2 if form == "texts" else 1]
+        assert scores.of("bakery", "acc").rows == right
+        assert scores.of("bakery", "acc").value == pytest.approx(sum(right) / 5)
+        assert list(map(str, scores)) == ["bakery/acc", "bakery/acc_norm"][: 2 if form == "texts" else 1]
         if form == "texts":
-            assert scores["bakery/acc_norm"].rows == right_by_length
+            assert scores.of("bakery", "acc_norm").rows == right_by_length
 
 
 def test_an_adapter_that_is_switched_off_is_the_base(llama, tokenizer, file, asked):
@@ -167,16 +176,16 @@ def test_an_adapter_that_is_switched_off_is_the_base(llama, tokenizer, file, ask
 def test_limited_questions_are_spread_over_a_file(llama, tokenizer, file, asked):
     scores = evaluate_choices(llama, tokenizer, [file], limit=2)
     assert [row[0][0] for row in asked["bakery"]] == [PROMPTS["letters"][0], PROMPTS["letters"][2]]
-    assert len(scores["bakery/acc"].rows) == 2
+    assert len(scores.of("bakery", "acc").rows) == 2
     evaluate_choices(llama, tokenizer, [file], limit=3)
     assert [row[0][0] for row in asked["bakery"]][-3:] == [PROMPTS["letters"][row] for row in (0, 1, 3)]
-    assert len(evaluate_choices(llama, tokenizer, [file], limit=50)["bakery/acc"].rows) == 5
+    assert len(evaluate_choices(llama, tokenizer, [file], limit=50).of("bakery", "acc").rows) == 5
 
 
 def test_several_files_stand_side_by_side(llama, tokenizer, file, tmp_path, asked):
     other = save(tmp_path / "other.json.gz", ROWS[1:3])
     both = evaluate_choices(llama, tokenizer, [other, file])
-    assert list(both) == ["other/acc", "bakery/acc"]
+    assert list(map(str, both)) == ["other/acc", "bakery/acc"]
     assert both == evaluate_choices(llama, tokenizer, [other]) | evaluate_choices(llama, tokenizer, [file])
 
 
@@ -203,7 +212,7 @@ def test_the_caller_finds_everything_as_it_was(tokenizer, file, asked):
 
 def test_standard_error_is_the_harnesss(llama, tokenizer, file, asked):
     mean_stderr = pytest.importorskip("lm_eval.api.metrics").mean_stderr
-    score = evaluate_choices(llama, tokenizer, [file])["bakery/acc"]
+    score = evaluate_choices(llama, tokenizer, [file]).of("bakery", "acc")
     assert standard_error(score) == pytest.approx(mean_stderr(score.rows))
 
 
@@ -246,28 +255,28 @@ def test_wmdp_is_asked_as_the_harness_asks_it(llama, tokenizer, few_tasks, tmp_p
     local = save(tmp_path / "local.jsonl", [{**row, "subject": "biology"} for row in rows])
     scores = evaluate_choices(llama, tokenizer, ["wmdp_bio", local])
     assert asked["wmdp_bio"] == asked["local"]
-    assert scores["wmdp_bio/acc"] == scores["local/acc"]
-    assert list(scores) == ["wmdp_bio/acc", "local/acc"]
+    assert scores.of("wmdp_bio", "acc") == replace(scores.of("local", "acc"), set="wmdp_bio")
+    assert list(map(str, scores)) == ["wmdp_bio/acc", "local/acc"]
 
 
 def test_arc_is_asked_as_the_harness_asks_it(llama, tokenizer, few_tasks, file, asked):
     scores = evaluate_choices(llama, tokenizer, ["arc_easy", file], form="texts")
     assert asked["arc_easy"] == asked["bakery"]
-    assert scores["arc_easy/acc_norm"] == scores["bakery/acc_norm"]
+    assert scores.of("arc_easy", "acc_norm") == replace(scores.of("bakery", "acc_norm"), set="arc_easy")
 
 
 def test_a_group_has_the_mean_of_its_tasks(llama, tokenizer, few_tasks):
     single = evaluate_choices(llama, tokenizer, ["wmdp_bio", "wmdp_chem", "wmdp_cyber"])
     group = evaluate_choices(llama, tokenizer, ["wmdp"])
-    assert list(group) == ["wmdp/acc"]
-    assert sorted(group["wmdp/acc"].rows) == sorted(row for score in single.values() for row in score.rows)
-    assert len(group["wmdp/acc"].rows) == 10
-    assert group["wmdp/acc"].value == pytest.approx(sum(group["wmdp/acc"].rows) / 10)
+    assert list(map(str, group)) == ["wmdp/acc"]
+    assert sorted(group.of("wmdp", "acc").rows) == sorted(row for score in single.values() for row in score.rows)
+    assert len(group.of("wmdp", "acc").rows) == 10
+    assert group.of("wmdp", "acc").value == pytest.approx(sum(group.of("wmdp", "acc").rows) / 10)
 
 
 def test_a_tag_stands_for_its_tasks(llama, tokenizer, few_tasks):
     scores = evaluate_choices(llama, tokenizer, ["ai2_arc"], limit=3)
-    assert set(scores) == {
+    assert set(map(str, scores)) == {
         f"{task}/{metric}" for task in ("arc_easy", "arc_challenge") for metric in ("acc", "acc_norm")
     }
     assert [len(score.rows) for score in scores.values()] == [3] * 4

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from alter_peft.evaluation import ATTACKS, METRICS, TASKS
+
 
 ROOT = Path(__file__).parents[1]
 FEATURES = ROOT / "docs" / "peft_features.md"
@@ -52,3 +54,11 @@ def test_what_ci_calls_has_a_recipe():
     assert {"check", "test", "test-slow", "test-oldest"} <= set(targets)
     with_recipe = re.findall(r"^([a-z-]+):.*\n\t", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert set(targets) - set(with_recipe) == set()
+
+
+def test_every_metric_attack_and_task_is_in_the_docs():
+    benchmarks, threats = ((ROOT / "docs" / name).read_text() for name in ("benchmarks.md", "threat_model.md"))
+    of_tasks = {metric for task in TASKS.values() for metric in task.metrics}
+    assert [name for name in (METRICS.keys() | of_tasks) if not re.search(rf"`(\w+/)?{name}`", benchmarks)] == []
+    assert [name for name in ATTACKS if f"`{name}`" not in threats] == []
+    assert [name for name in TASKS if name not in benchmarks.lower() and name != "choices"] == []

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 
 import pytest
 from attacked_models import FORGET, HOLDOUT, RETAIN, alter, lora
@@ -14,7 +15,22 @@ from transformers import LlamaModel
 
 from alter_peft.cli import main
 from alter_peft.commands import evaluate
-from alter_peft.evaluation import Asked, Attacked, Result, Rows, measure, measure_guards, read_tofu
+from alter_peft.evaluation import (
+    TASKS,
+    Attacked,
+    Key,
+    ModelOnSet,
+    Result,
+    Rows,
+    Scores,
+    Task,
+    measure,
+    measure_guards,
+    read_tofu,
+)
+
+
+HARNESS = pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs lm-evaluation-harness")
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +95,9 @@ def computed(monkeypatch) -> list[int]:
             ["--metrics", "rouge", "astray"],
             "'astray' was asked of the set 'forget', but the model has no adapter that",
         ),
-        (["--tasks", "{place}/nowhere.jsonl"], "`tasks` has "),
-        (["--tasks", "{place}/forget.jsonl"], "has no column 'question'"),
-        (["--tofu", "{place}/tofu"], "`sets` has ['forget', 'retain'], which are names of TOFU's sets"),
+        pytest.param(["--tasks", "{place}/nowhere.jsonl"], "`tasks` has ", marks=HARNESS),
+        pytest.param(["--tasks", "{place}/forget.jsonl"], "has no column 'question'", marks=HARNESS),
+        (["--tofu", "{place}/tofu"], "`sets` has ['forget', 'retain'], which are names of the sets of 'tofu'"),
         (["--guards", "--judge", "{place}/nowhere"], "`judge` is "),
         (["--guards", "--judge", "{place}/other"], "which has another tokenizer than the model"),
         (["--guards", "--adapter", "{place}/unmeasured"], "`entropy_threshold` is not known yet"),
@@ -121,7 +137,7 @@ def test_a_head_that_is_not_known_is_found_first(ask, capsys, monkeypatch):
     def refuse(*args):
         raise ValueError("no such head")
 
-    monkeypatch.setattr("alter_peft.evaluation.answers.check_head", refuse)
+    monkeypatch.setattr("alter_peft.scoring.check_head", refuse)
     with pytest.raises(SystemExit) as ended:
         main(["evaluate", *ask()])
     assert ended.value.code == 2 and "no such head" in capsys.readouterr().err
@@ -138,20 +154,21 @@ def test_what_was_measured_is_there_when_the_rest_fails(ask, place, result, monk
     def broken(*args, **options):
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr("alter_peft.evaluation.attacks.generate_answers", broken)
+    monkeypatch.setattr("alter_peft.evaluation.attacks.sampling.generate_answers", broken)
     run = evaluate(ask("--attacks", "switching_off", "sampling", "--adapter", str(place / "lora")))
     with pytest.raises(RuntimeError, match="no memory"):
         run()
     found = result()
     assert list(found.seconds) == ["set: forget", "set: retain", "attack: switching_off"]
-    assert {"forget/rouge", "retain/rouge", "switched_off/rouge"} <= set(found.scores)
+    keys = {Key("forget", "rouge"), Key("retain", "rouge"), Key("forget", "rouge", "switching_off")}
+    assert keys <= set(found.scores)
 
 
 def test_as_chat_or_plain_text(ask, result):
     found = []
     for more, model in (((), "model"), (("--as_chat", "false"), "model"), ((), "bare")):
         evaluate(ask("--metrics", "probability", *more, model=model))()
-        found.append(result().scores["retain/probability"].rows)
+        found.append(result().scores.of("retain", "probability").rows)
     assert found[0] != found[1] == found[2]
     assert result().environment["peft"]
 
@@ -159,16 +176,17 @@ def test_as_chat_or_plain_text(ask, result):
 def test_guards_by_the_base_or_another_judge(ask, place, result, tokenizer):
     evaluate(ask("--guards", "--adapter", str(place / "gated")))()
     own = result().scores
-    assert {"forget/fluency", "forget/expert_0", "forget/high_entropy", "retain/unique_tokens"} <= set(own)
+    assert {"forget/fluency", "forget/expert_0", "forget/high_entropy", "retain/unique_tokens"} <= set(map(str, own))
     model = alter(make_llama(len(tokenizer))).eval()
-    asked = Asked(model, tokenizer, "forget", FORGET, True, max_new_tokens=4)
-    for key, score in measure_guards([asked]).items():
-        assert own[key].rows == pytest.approx(score.rows, rel=1e-4), key
+    asked = ModelOnSet(model, tokenizer, "forget", FORGET, True, max_new_tokens=4)
+    for score in measure_guards(asked):
+        assert own[score.key].rows == pytest.approx(score.rows, rel=1e-4), score.key
     evaluate(ask("--guards", "--adapter", str(place / "gated"), "--judge", str(place / "judge")))()
-    judged = measure_guards([asked], make_llama(len(tokenizer), seed=7))["forget/fluency"]
-    assert result().scores["forget/fluency"].rows == pytest.approx(judged.rows, rel=1e-4) != own["forget/fluency"].rows
+    asked.judge = make_llama(len(tokenizer), seed=7)
+    (judged,), found = measure(asked, ["fluency"]), result().scores[Key("forget", "fluency")]
+    assert found.rows == pytest.approx(judged.rows, rel=1e-4) != own[found.key].rows
     evaluate(ask("--guards", "--judge", str(place / "judge")))()  # a plain model
-    assert "forget/fluency" in result().scores and "forget/expert_0" not in result().scores
+    assert found.key in result().scores and Key("forget", "expert_0") not in result().scores
 
 
 def test_what_a_plain_model_has_twice_is_left_out_and_said_so(ask, result, capsys):
@@ -178,13 +196,12 @@ def test_what_a_plain_model_has_twice_is_left_out_and_said_so(ask, result, capsy
     assert set(found.skipped) == {
         "switching_off",
         "merged_quantization",
-        "asked/after three retain answers",
-        "asked/paraphrased",
+        "asking_otherwise/after three retain answers",
+        "asking_otherwise/paraphrased",
     }
     for name, reason in found.skipped.items():
         assert f"{name} was left out: {reason}" in out
-    assert "asked/misspelt/rouge" in found.scores
-    assert not any(key.startswith(("switched_off", "merged")) for key in found.scores)
+    assert {key.attack for key in found.scores} == {None, "asking_otherwise"}
 
 
 def test_attacks_are_asked_as_the_sets_are(ask, monkeypatch):
@@ -202,7 +219,8 @@ def test_attacks_are_asked_as_the_sets_are(ask, monkeypatch):
     assert [[pair.prompt for pair in part] for part in rows[:4]] == [
         *([pair.prompt for pair in pairs] for pairs in (FORGET, RETAIN, HOLDOUT)), []
     ]  # fmt: skip
-    assert rows[4:] == (2, 4, 3, 1e-3) and names == ["relearning"]
+    settings = {"files": ["forget.jsonl"], "holdout": ["holdout.jsonl"]}
+    assert rows[4:] == (2, 4, 3, 1e-3, settings) and names == ["relearning"]
 
 
 def test_the_forget_set_in_other_words_may_be_given(ask, place, result):
@@ -210,8 +228,9 @@ def test_the_forget_set_in_other_words_may_be_given(ask, place, result):
     (place / "paraphrased.jsonl").write_text((place / "forget.jsonl").read_text())
     evaluate(ask(*more, sets=("forget", "paraphrased")))()
     scores = result().scores
-    assert scores["asked/paraphrased/probability"].rows == pytest.approx(scores["forget/probability"].rows)
-    assert "asked/after three retain answers" in result().skipped  # it is nothing that was kept
+    told = scores.of("paraphrased", "probability", "asking_otherwise").rows
+    assert told == pytest.approx(scores.of("forget", "probability").rows)
+    assert "asking_otherwise/after three retain answers" in result().skipped  # it is nothing that was kept
 
 
 def test_the_holdout_may_be_that_of_tofu(place, tmp_path, monkeypatch):
@@ -219,7 +238,7 @@ def test_the_holdout_may_be_that_of_tofu(place, tmp_path, monkeypatch):
     seen: list[Rows] = []
     argv += ["--sets", f"mine={place / 'forget.jsonl'}", "--forget", "mine", "--attacks", "membership"]
     monkeypatch.setattr(
-        "alter_peft.evaluation.evaluate.attack", lambda *args: seen.append(args[2]) or Attacked({}, {}, {}, {})
+        "alter_peft.evaluation.evaluate.attack", lambda *args: seen.append(args[2]) or Attacked(Scores(), {}, {})
     )
     evaluate([*argv, "--rows", "2", "--max_new_tokens", "2", "--metrics", "probability"])()
     assert seen[0].holdout == read_tofu(place / "tofu").holdout
@@ -229,12 +248,11 @@ def test_the_holdout_may_be_that_of_tofu(place, tmp_path, monkeypatch):
 def test_beside_oracles_with_forget_quality(ask, tmp_path, capsys, tokenizer):
     paths = []
     for seed in (1, 2):
-        settings = {"as_chat": None, "bf16": False, "forget": ["forget"], "answered": None, "max_new_tokens": 4}
-        settings["sets"] = ["forget=forget.jsonl", "holdout=holdout.jsonl"]
-        model, result = make_llama(len(tokenizer), seed=seed), Result("oracle", seed, settings=settings)
+        model, result = make_llama(len(tokenizer), seed=seed), Result("oracle", seed)
         for name, pairs in (("forget", FORGET), ("holdout", HOLDOUT)):
-            wrong = [pair._replace(wrong=("In Rome.",)) for pair in pairs]
-            result.scores |= measure(Asked(model, tokenizer, name, wrong, name == "forget"), ["truth_ratio", "min_k"])
+            wrong, files = [pair._replace(wrong=("In Rome.",)) for pair in pairs], {"files": [f"{name}.jsonl"]}
+            asked = ModelOnSet(model, tokenizer, name, wrong, name == "forget", settings=files)
+            result.scores.add(measure(asked, ["truth_ratio", "min_k"]))
         result.save(tmp_path / f"{seed}.json")
         paths.append(str(tmp_path / f"{seed}.json"))
     more = ["--metrics", "truth_ratio", "min_k", "probability", "--oracles", *paths]
@@ -252,7 +270,7 @@ def test_beside_oracles_with_forget_quality(ask, tmp_path, capsys, tokenizer):
 def test_multiple_choice_from_a_file(ask, place, result):
     pytest.importorskip("lm_eval")
     evaluate(ask("--tasks", str(place / "questions.jsonl"), "--limit", "3", "--metrics", "probability"))()
-    assert len(result().scores["questions/acc"].rows) == 3 and "task: questions" in result().seconds
+    assert len(result().scores.of("questions", "acc").rows) == 3 and "task: questions" in result().seconds
 
 
 def test_a_yaml_file_says_the_same(ask, tmp_path, result, place):
@@ -262,6 +280,35 @@ def test_a_yaml_file_says_the_same(ask, tmp_path, result, place):
     }  # fmt: skip
     (tmp_path / "options.yaml").write_text(json.dumps(options))
     evaluate(["--config", str(tmp_path / "options.yaml")])()
-    rows = result().scores["retain/probability"].rows
+    rows = result().scores.of("retain", "probability").rows
     evaluate(ask("--metrics", "probability", "--as_chat", "false"))()
-    assert result().scores["retain/probability"].rows == rows
+    assert result().scores.of("retain", "probability").rows == rows
+
+
+def test_books_are_asked_as_tofu_is(place, tmp_path, result):
+    pytest.importorskip("sacrebleu")
+    words = " ".join(pair.prompt + " " + pair.completion for pair in (*FORGET, *RETAIN)) + " "
+    for name, text in (("a", words * 6), ("b", words[::-1] * 6)):
+        (tmp_path / f"{name}.txt").write_text(text)
+    books = {"forget": str(tmp_path / "a.txt"), "retain": [str(tmp_path / "b.txt")], "length": 10, "passages": 2}
+    argv = ["--model", str(place / "model"), "--output_file", str(tmp_path / "x.json"), "--no_bf16"]
+    evaluate([*argv, "--books", json.dumps(books)])()
+    found = result()
+    assert list(found.seconds) == ["books"] and found.settings["books"] == books
+    assert {"forget/verbmem", "retain/bleu", "holdout/min_k", "forget/membership_auc"} <= set(map(str, found.scores))
+    settings = found.scores.of("forget", "rouge_f").settings
+    assert settings["books"] == ["a.txt", "b.txt"] and not settings["as_chat"]
+    with pytest.raises(ValueError, match=r"`books` is .*, but must hold the arguments of its reader"):
+        evaluate([*argv, "--books", '{"forget": "a.txt", "pages": 3}'])
+    with pytest.raises(ValueError, match=r"'tofu' and 'books' both have the sets \['forget', 'holdout', 'retain'\]"):
+        evaluate([*argv, "--books", json.dumps(books), "--tofu", str(place / "tofu")])
+
+
+def test_a_task_that_has_no_flag_of_its_own(place, tmp_path, result, monkeypatch):
+    argv = ["--model", str(place / "model"), "--output_file", str(tmp_path / "x.json"), "--no_bf16", "--rows", "9"]
+    toy = Task(read=lambda tokenizer, **options: read_tofu(**options), caption="a toy")
+    monkeypatch.setitem(TASKS, "toy", toy)
+    options = {"toy": {"source": str(place / "tofu"), "rows": 2}}
+    evaluate([*argv, "--max_new_tokens", "2", "--task_data", json.dumps(options)])()
+    assert list(result().seconds) == ["toy"]
+    assert len(result().scores.of("world_facts", "rouge").rows) == 2

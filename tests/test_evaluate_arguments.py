@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from alter_peft.evaluation import Pair, Result, Score
+from alter_peft.evaluation import ATTACKS, METRICS, Pair, Result, Score, Scores
 from alter_peft.evaluation.arguments import EvaluateArguments, read_oracle, read_set
 
 
@@ -20,13 +20,18 @@ def arguments(**changes) -> EvaluateArguments:
 
 def test_every_option_says_what_it_is():
     for option in dataclasses.fields(EvaluateArguments):
-        assert option.metadata["help"] and option.name in EvaluateArguments.__doc__, option.name
+        assert option.metadata["help"] and "%" not in option.metadata["help"], option.name
+    helps = {option.name: option.metadata["help"] for option in dataclasses.fields(EvaluateArguments)}
+    for name, registry in (("metrics", METRICS), ("attacks", ATTACKS)):
+        assert all(f"{one}: {entry.caption}" in helps[name] for one, entry in registry.items())
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"sets": [], "forget": []}, "`sets`, `tofu` and `tasks` are all unset"),
+        ({"sets": [], "forget": []}, "`sets`, `tofu`, `books` and `tasks` are all unset"),
+        ({"books": "no"}, "`books` is 'no', but must be a JSON object"),
+        ({"task_data": '{"hazard": {}}'}, r"`task_data` has \['hazard'\], but must be some of \['tofu', 'books', "),
         ({"metrics": ["bleurt"]}, r"`metrics` has \['bleurt'\], but must be some of"),
         ({"attacks": ["rude"]}, r"`attacks` has \['rude'\], but must be some of"),
         ({"answered": 0}, "`answered` is 0, but must be 1 or more"),
@@ -56,6 +61,16 @@ def test_every_option_says_what_it_is():
 def test_what_cannot_be_measured(changes, message):
     with pytest.raises(ValueError, match=message):
         arguments(**changes)
+
+
+def test_tasks_are_arguments_of_their_readers():
+    tofu = {"source": "x", "split": "forget05", "retain_rows": None, "rows": 3}
+    assert arguments().task_options == {}
+    assert arguments(tofu="x", split="forget05", rows=3).task_options == {"tofu": tofu}
+    assert arguments(task_data={"tofu": {"source": "y"}}).task_options == {"tofu": {"source": "y"}}
+    found = arguments(tasks=["a.jsonl"], limit=2, books='{"forget": "a.txt"}').task_options
+    choices = {"tasks": ["a.jsonl"], "limit": 2, "form": "letters"}
+    assert found == {"books": {"forget": "a.txt"}, "choices": choices}
 
 
 def test_what_can(tmp_path):
@@ -117,7 +132,7 @@ def test_a_file_that_is_no_set(tmp_path):
 
 
 def test_an_oracle_is_read(tmp_path):
-    result = Result("oracle", 0, {"a/probability": Score(0.1, [0.1])})
+    result = Result("oracle", 0, Scores([Score("a", "probability", 0.1, [0.1])]))
     result.save(tmp_path / "0.json")
     assert read_oracle(str(tmp_path / "0.json")) == result
 
@@ -133,7 +148,8 @@ def test_what_is_no_oracle(tmp_path):
     Result("oracle", 0, error="RuntimeError: no memory").save(path)
     with pytest.raises(ValueError, match=r"which has no scores \(error: RuntimeError: no memory\)"):
         read_oracle(str(path))
-    for score, value in ((Score(float("nan"), [0.5]), "nan"), (Score(0.5, [0.5, float("inf")]), "0.5")):
-        Result("oracle", 0, {"a/rouge": Score(0.1, [0.1]), "a/probability": score}).save(path)
-        with pytest.raises(ValueError, match=f"whose score `a/probability` is {value} or has a row that is no finite"):
+    for value, row in ((float("nan"), 0.5), (0.5, float("inf"))):
+        scores = Scores([Score("a", "rouge", 0.1, [0.1]), Score("a", "probability", value, [0.5, row])])
+        Result("oracle", 0, scores).save(path)
+        with pytest.raises(ValueError, match=f"whose score 'a/probability' is {value} or has a row that is no finite"):
             read_oracle(str(path))

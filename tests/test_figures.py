@@ -8,12 +8,11 @@ import matplotlib.colors
 import matplotlib.image
 import numpy as np
 import pytest
-from made_up_benchmark import make_benchmark, relearning, save, scores
+from made_up_benchmark import curve, make_benchmark, named, relearning, save, scores
 
 from alter_peft.benchmark.methods import METHODS
-from alter_peft.evaluation import Score
-from alter_peft.report.drawing import COLOURS, SPECIAL, middle, style
-from alter_peft.report.figures import write_figures
+from alter_peft.report import curves, figures
+from alter_peft.report.drawing import COLOURS, SPECIAL, style
 from alter_peft.report.reading import read_benchmark
 
 
@@ -25,9 +24,9 @@ def folder(tmp_path):
 def drawn(folder, output):
     """name -> figure and picture (height, width, RGB in 0..255)."""
     output.mkdir()
-    figures = write_figures(read_benchmark(folder), output)
-    assert len({figure.path for figure in figures}) == len(figures) == len(list(output.iterdir()))
-    return {figure.path.stem: (figure, read(figure.path)) for figure in figures}
+    found = figures.write_figures(read_benchmark(folder), output)
+    assert len({figure.path for figure in found}) == len(found) == len(list(output.iterdir()))
+    return {figure.path.stem: (figure, read(figure.path)) for figure in found}
 
 
 def read(path):
@@ -39,12 +38,18 @@ def ink(picture, colour):
     return np.argwhere((picture == np.round(np.multiply(matplotlib.colors.to_rgb(colour), 255))).all(axis=-1))
 
 
+def of_axes(picture, colour):
+    """The same without the legend."""
+    found = ink(picture, colour)
+    return found[found[:, 1] < 0.7 * picture.shape[1]]
+
+
 def test_figures_of_what_there_is(folder, tmp_path):
     found = drawn(folder, tmp_path / "figures")
-    assert list(found) == ["plane", "time", "relearn_half-held_out-probability", "experts"]
+    assert list(found) == ["plane", "time", "relearning-held-out-half-probability", "experts"]
     for _, picture in found.values():
         assert picture.shape[1] > 800 and len(ink(picture, "#000000"))
-    for name in ("plane", "time", "relearn_half-held_out-probability"):
+    for name in ("plane", "time", "relearning-held-out-half-probability"):
         for colour in COLOURS[:2]:  # one a method
             assert len(ink(found[name][1], colour)) > 100, name
         assert "Without" not in found[name][0].caption
@@ -84,32 +89,15 @@ def test_colours_are_told_apart_and_read_on_white(sight):
     assert min(np.linalg.norm(one - other) for one, other in combinations(lab, 2)) > 12
 
 
-def test_a_label_stands_at_a_seed(folder, tmp_path, monkeypatch):
-    labels = []
-    for module, name in (("figures", "label_points"), ("curves", "label_ends")):
-        monkeypatch.setattr(f"alter_peft.report.{module}.{name}", lambda axes, found, *_: labels.append(found))
-    for seed, value in ((0, 0.1), (1, 0.5)):
-        save(
-            folder, "alter", seed, scores=scores(value, 0.9 - value), seconds={"training": 10 + 90 * seed},
-            curves=relearning(value, value, value),
-        )  # fmt: skip
-    drawn(folder, tmp_path / "figures")
-    plane, time, curve = ({label.text: label[:2] for label in found} for found in labels)
-    assert plane["alter (2 seeds)"] in ((0.1, 0.8), (0.5, 0.4)) and curve["alter (2 seeds)"] in ((50, 0.1), (50, 0.5))
-    assert time["alter (2 seeds)"][0] in (10, 100)
-    assert middle([(0, 0), (1000, 0.1), (400, 0.2)]) == (400, 0.2)  # (467, .1) is their mean
-
-
 def test_a_point_moves_with_its_scores(folder, tmp_path):
     before = drawn(folder, tmp_path / "before")
     save(folder, "lora", 1, scores=scores(0.3, 0.54), seconds={"training": 30}, curves=relearning(0.3, 0.5, 0.9))
     after = drawn(folder, tmp_path / "after")
     for name in ("plane", "time"):
-        there, now = (ink(found[name][1], COLOURS[1]).mean(axis=0) for found in (before, after))
+        there, now = (of_axes(found[name][1], COLOURS[1]).mean(axis=0) for found in (before, after))
         assert now[1] > there[1] + 100, name  # to the right: more probability, more seconds
-    assert (
-        ink(after["plane"][1], COLOURS[1]).mean(axis=0)[0] < 0.5 * ink(before["plane"][1], COLOURS[1]).mean(axis=0)[0]
-    )
+    heights = [of_axes(found["plane"][1], COLOURS[1]).mean(axis=0)[0] for found in (before, after)]
+    assert heights[1] < 0.5 * heights[0]
 
 
 def test_the_oracles_band_has_its_size(folder, tmp_path):
@@ -130,9 +118,7 @@ def test_curves_end_where_they_should(folder, tmp_path):
 
 def drawn_curve(folder, output, last):
     save(folder, "lora", 1, scores=scores(0.0, 0.2, 0.4), curves=relearning(0.0, 0.1, last))
-    picture = drawn(folder, output)["relearn_half-held_out-probability"][1]
-    found = ink(picture, COLOURS[1])
-    return found[found[:, 1] < 0.7 * picture.shape[1]]  # without the label
+    return of_axes(drawn(folder, output)["relearning-held-out-half-probability"][1], COLOURS[1])
 
 
 def test_what_is_missing_is_said(folder, tmp_path):
@@ -141,20 +127,22 @@ def test_what_is_missing_is_said(folder, tmp_path):
     captions = {name: figure.caption for name, (figure, _) in found.items()}
     assert captions["plane"].endswith("Without lora of seed 1: no such score.")
     assert captions["time"].endswith("Without lora of seed 1: no seconds, or no finite distance in every score.")
-    assert captions["relearn_half-held_out-probability"].endswith("Without lora of seed 1: no such curve.")
+    assert captions["relearning-held-out-half-probability"].endswith("Without lora of seed 1: no such curve.")
 
 
-def test_a_label_counts_the_seeds_that_are_drawn(folder, tmp_path, monkeypatch):
-    labels = []
-    for module, name in (("figures", "label_points"), ("curves", "label_ends")):
-        monkeypatch.setattr(f"alter_peft.report.{module}.{name}", lambda axes, found, *_: labels.append(found))
+def test_the_legend_counts_the_seeds_that_are_drawn(folder, tmp_path, monkeypatch):
+    legends = []
+    for module in (figures, curves):
+        monkeypatch.setattr(
+            module, "save", lambda axes, path: legends.append((axes.get_legend(), path.write_bytes(b"")))
+        )
     save(folder, "oracle", 2, scores=scores(0.11, 0.51, 0.01), seconds={"training": 20})
     save(folder, "alter", 1, scores=scores(0.1, 0.5), seconds={"training": 9}, without=["utility/model_utility"])
-    drawn(folder, tmp_path / "figures")
-    plane, time, curve = ({label.text for label in found} for found in labels)
-    assert plane == {"target", "oracle (3 seeds)", "alter (1 of 2 seeds)", "lora (1 of 2 seeds)"}
-    assert time == {"alter (1 of 2 seeds)", "lora (1 of 2 seeds)"}
-    assert curve == {"target", "oracle (2 of 3 seeds)", "alter (1 of 2 seeds)", "lora (1 of 2 seeds)"}
+    figures.write_figures(read_benchmark(folder), tmp_path)
+    plane, time, relearned, _ = ([text.get_text() for text in legend.get_texts()] for legend, _ in legends)
+    assert plane == ["oracle (3 seeds)", "target", "alter (1 of 2 seeds)", "lora (1 of 2 seeds)"]
+    assert time == ["alter (1 of 2 seeds)", "lora (1 of 2 seeds)", "oracle (3 seeds)"]
+    assert relearned == ["target", "oracle (2 of 3 seeds)", "alter (1 of 2 seeds)", "lora (1 of 2 seeds)"]
 
 
 def test_a_utility_of_0_is_explained_in_the_plane(folder, tmp_path):
@@ -183,29 +171,29 @@ def test_seconds_of_other_machines_are_no_comparison(folder, tmp_path):
 
 
 def test_requests(folder, tmp_path):
-    curves = {
-        "requests/retain": [(0, 0.9), (1, 0.85), (2, 0.8)],
-        "requests/forgotten": [(1, 0.2), (2, 0.15)],
-        "requests/open": [(0, 0.9), (1, 0.9)],
-        "requests/request 1": [(0, 0.9), (1, 0.2), (2, 0.2)],
-    }
-    save(folder, "alter", 0, scores=scores(0.1, 0.5), curves=curves)
+    found = [
+        *curve("retain", {0: 0.9, 1: 0.85, 2: 0.8}),
+        *curve("forgotten so far", {1: 0.2, 2: 0.15}),
+        *curve("still to come", {0: 0.9, 1: 0.9}),
+        *curve("request 1", {0: 0.9, 1: 0.2, 2: 0.2}),
+    ]
+    save(folder, "alter", 0, scores=scores(0.1, 0.5), curves=found)
     found = drawn(folder, tmp_path / "figures")
-    names = ["requests-retain", "requests-forgotten", "requests-each-alter"]
-    assert [name for name in found if name.startswith("requests")] == names
-    for name in ("requests-retain", "requests-forgotten"):
-        assert ("oracle is dashed" in found[name][0].caption) == (name == "requests-forgotten")
+    names = ["requests-retain", "requests-forgotten-so-far"]
+    assert [name for name in found if name.startswith("requests")] == [*names, "requests-each-alter"]
+    for name in names:
+        assert ("oracle is dashed" in found[name][0].caption) == (name == "requests-forgotten-so-far")
         assert found[name][0].caption.endswith("Without alter of seed 1, lora of seed 1: no such curve.")
-    black = {name: len(ink(found[name][1], "#000000")) for name in ("requests-retain", "requests-forgotten")}
-    assert black["requests-forgotten"] > black["requests-retain"] + 500  # the oracle's level
+    black = {name: len(ink(found[name][1], "#000000")) for name in names}
+    assert black["requests-forgotten-so-far"] > black["requests-retain"] + 500  # the oracle's level
 
 
 def test_each_request_darkens_with_what_is_left_of_it(folder, tmp_path):
     names = ("low", "high")
     for name, value in zip(names, (0.0, 1.0), strict=True):
-        curves = {"requests/request 1": [(0, 1.0), (1, value)], "requests/request 2": [(0, 1.0), (1, 1.0), (2, 0.0)]}
+        found = [*curve("request 1", {0: 1.0, 1: value}), *curve("request 2", {0: 1.0, 1: 1.0, 2: 0.0})]
         for seed in (0, 1):
-            save(folder, "alter", seed, scores=scores(0.1, 0.5), curves=curves)
+            save(folder, "alter", seed, scores=scores(0.1, 0.5), curves=found)
         figure, picture = drawn(folder, tmp_path / name)["requests-each-alter"]
         full, empty = (len(ink(picture, colour)) for colour in ("#08306B", "#F7FBFF"))
         assert figure.title == "Each request: alter (2 seeds)" and len(ink(picture, COLOURS[1])) > 100
@@ -213,8 +201,8 @@ def test_each_request_darkens_with_what_is_left_of_it(folder, tmp_path):
 
 
 def test_one_request(folder, tmp_path):
-    save(folder, "alter", 0, scores=scores(0.1, 0.5), curves={"requests/forgotten": [(1, 0.2)]})
-    assert "requests-forgotten" in drawn(folder, tmp_path / "figures")
+    save(folder, "alter", 0, scores=scores(0.1, 0.5), curves=curve("forgotten so far", {1: 0.2}))
+    assert "requests-forgotten-so-far" in drawn(folder, tmp_path / "figures")
 
 
 def test_shares_of_experts(folder, tmp_path):
@@ -248,8 +236,7 @@ def test_many_methods_at_one_place(folder, tmp_path):
 
 def test_books_and_what_has_no_plane(tmp_path):
     for name, seed, value in (("target", 0, 0.9), ("oracle", 0, 0.25), ("oracle", 1, 0.35), ("alter", 0, 0.3)):
-        found = {f"{books}/verbmem": Score(value, []) for books in ("forget", "retain")}
-        save(tmp_path / "books", name, seed, scores=found)
-        save(tmp_path / "choices", name, seed, scores={"wmdp_bio/acc": Score(value, [])})
+        save(tmp_path / "books", name, seed, scores=named(forget__verbmem=value, retain__verbmem=value))
+        save(tmp_path / "choices", name, seed, scores=named(wmdp_bio__acc=value))
     assert list(drawn(tmp_path / "books", tmp_path / "a")) == ["plane"]
     assert list(drawn(tmp_path / "choices", tmp_path / "b")) == []

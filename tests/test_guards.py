@@ -12,13 +12,12 @@ from peft import LoraConfig, get_peft_model
 from alter_peft import AlterConfig
 from alter_peft.entropy import tsallis_entropy
 from alter_peft.evaluation import (
-    Asked,
+    Key,
+    ModelOnSet,
     Pair,
+    Score,
     encode_pair,
-    expert_usage,
-    fluency,
     generate_answers,
-    high_entropy,
     measure,
     measure_guards,
     score_answers,
@@ -39,8 +38,21 @@ def adapted(tokenizer, seed: int = 1, **options):
     return get_peft_model(make_llama(len(tokenizer)), config).eval()
 
 
-def ask(model, tokenizer, is_forget: bool = False, **options) -> Asked:
-    return Asked(model, tokenizer, "set", PAIRS, is_forget, **{"max_new_tokens": 6, **options})
+def ask(model, tokenizer, is_forget: bool = False, **options) -> ModelOnSet:
+    return ModelOnSet(model, tokenizer, "set", PAIRS, is_forget, **{"max_new_tokens": 6, **options})
+
+
+def fluency(asked: ModelOnSet, judge=None) -> Score:
+    asked.judge = judge
+    return measure(asked, ["fluency"])[0]
+
+
+def high_entropy(asked: ModelOnSet) -> Score:
+    return measure(asked, ["high_entropy"])[0]
+
+
+def expert_usage(asked: ModelOnSet) -> list[Score]:
+    return measure(asked, ["expert_usage"])
 
 
 # ---- fluency --------------------------------------------------------------------------------------------------------
@@ -73,9 +85,9 @@ def test_fluency_is_the_judges_opinion_of_the_models_own_answers(tokenizer):
         judged_by_hand(judge, tokenizer, Pair(pair.prompt, text)) for pair, text in zip(PAIRS, texts, strict=True)
     ]
     found = fluency(ask(model, tokenizer), judge)
-    assert list(found) == ["set/fluency"]
-    assert found["set/fluency"].rows == pytest.approx(expected, rel=1e-3)
-    assert found["set/fluency"].value == pytest.approx(sum(expected) / 3, rel=1e-3)
+    assert found.key == Key("set", "fluency")
+    assert found.rows == pytest.approx(expected, rel=1e-3)
+    assert found.value == pytest.approx(sum(expected) / 3, rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["alter", "lora"])
@@ -86,8 +98,8 @@ def test_by_default_the_judge_is_the_model_without_its_adapters(tokenizer, kind)
         model = get_peft_model(make_llama(len(tokenizer)), config).eval()
     asked = ask(model, tokenizer)
     found, expected = fluency(asked), fluency(asked, make_llama(len(tokenizer)))
-    assert found["set/fluency"].rows == pytest.approx(expected["set/fluency"].rows, rel=1e-5)
-    assert fluency(asked, model)["set/fluency"].rows != pytest.approx(found["set/fluency"].rows, rel=1e-3)
+    assert found.rows == pytest.approx(expected.rows, rel=1e-5)
+    assert fluency(asked, model).rows != pytest.approx(found.rows, rel=1e-3)
 
 
 def test_gibberish_is_not_fluent(tokenizer):
@@ -96,7 +108,7 @@ def test_gibberish_is_not_fluent(tokenizer):
     babbler = make_llama(len(tokenizer))
     with torch.no_grad():
         babbler.lm_head.weight.neg_()
-    own, other = (fluency(ask(model, tokenizer), judge)["set/fluency"].value for model in (judge, babbler))
+    own, other = (fluency(ask(model, tokenizer), judge).value for model in (judge, babbler))
     assert other < own - 5
 
 
@@ -104,7 +116,7 @@ def test_an_empty_answer_is_judged_by_the_end_of_its_turn(tokenizer):
     judge = make_llama(len(tokenizer))
     asked = ask(judge, tokenizer)
     asked.texts = ["", "Bob", " "]
-    found = fluency(asked, judge)["set/fluency"].rows
+    found = fluency(asked, judge).rows
     ends = [float(score_answers(judge, tokenizer, [Pair(PAIRS[row].prompt, "")]).log_probs[0][0]) for row in (0, 2)]
     assert found[0] == pytest.approx(ends[0], rel=1e-4) and all(math.isfinite(row) for row in found)
     assert found[1] == pytest.approx(judged_by_hand(judge, tokenizer, Pair(PAIRS[1].prompt, "Bob")), rel=1e-3)
@@ -124,12 +136,11 @@ def test_expert_usage_is_a_histogram_of_tokens(tokenizer):
     experts, sizes = asked.scores.experts, [len(row) for row in asked.scores.log_probs]
     assert len(experts.unique()) > 1
     found = expert_usage(asked)
-    assert list(found) == ["set/expert_0", "set/expert_1", "set/expert_2"]
-    for d in range(3):
-        score = found[f"set/expert_{d}"]
+    assert [str(score.key) for score in found] == ["set/expert_0", "set/expert_1", "set/expert_2"]
+    for d, score in enumerate(found):
         assert score.value == pytest.approx(experts.tolist().count(d) / len(experts))
         assert score.rows == pytest.approx([row.tolist().count(d) / len(row) for row in experts.split(sizes)])
-    assert sum(score.value for score in found.values()) == pytest.approx(1)
+    assert sum(score.value for score in found) == pytest.approx(1)
 
 
 def test_an_expert_that_is_never_used_is_there(tokenizer):
@@ -138,13 +149,13 @@ def test_an_expert_that_is_never_used_is_there(tokenizer):
     with torch.no_grad():
         router.alter_router["default"].weight.zero_()
         router.alter_router["default"].bias.copy_(torch.tensor([0.0, 9.0, 0.0]))
-    assert [score.value for score in expert_usage(ask(model, tokenizer)).values()] == [0.0, 1.0, 0.0]
+    assert [score.value for score in expert_usage(ask(model, tokenizer))] == [0.0, 1.0, 0.0]
 
 
 def test_expert_usage_agrees_with_astray(tokenizer):
     asked = ask(adapted(tokenizer), tokenizer)
-    usage, astray = expert_usage(asked), measure(asked, ["astray"])["set/astray"].rows
-    assert [1 - kept for kept in usage["set/expert_0"].rows] == pytest.approx(astray)
+    usage, (astray,) = expert_usage(asked), measure(asked, ["astray"])
+    assert [1 - kept for kept in usage[0].rows] == pytest.approx(astray.rows)
 
 
 def test_expert_usage_needs_a_router(llama, tokenizer):
@@ -175,7 +186,7 @@ def test_high_entropy_is_the_share_above_the_threshold(tokenizer, router, q):
     everything = sorted(value for row in values for value in row)
     threshold = sum(everything[len(everything) // 3 : len(everything) // 3 + 2]) / 2  # between two of them
     model = adapted(tokenizer, router=router, entropy_q=q, entropy_threshold=threshold)
-    found = high_entropy(ask(model, tokenizer))["set/high_entropy"]
+    found = high_entropy(ask(model, tokenizer))
     assert found.rows == pytest.approx([sum(v > threshold for v in row) / len(row) for row in values])
     assert found.value == pytest.approx(sum(v > threshold for v in everything) / len(everything))
     assert 0 < found.value < 1
@@ -216,18 +227,18 @@ def test_every_model_has_the_guards_that_it_can_have(tokenizer):
         (adapted(tokenizer, router="static"), answers + high),
         (adapted(tokenizer), answers + high + routed),
     ):
-        asked = {name: Asked(model, tokenizer, name, PAIRS, max_new_tokens=4) for name in ("one", "two")}
-        found = measure_guards(asked.values(), judge)
-        assert list(found) == [f"{name}/{guard}" for name in asked for guard in expected]
-        assert found["one/fluency"] == fluency(asked["one"], judge)["one/fluency"]
-        assert all(len(score.rows) == len(PAIRS) for score in found.values())
+        asked = ModelOnSet(model, tokenizer, "one", PAIRS, max_new_tokens=4, judge=judge)
+        found = measure_guards(asked)
+        assert [str(score.key) for score in found] == [f"one/{guard}" for guard in expected]
+        assert found[1] == fluency(asked, judge)
+        assert all(len(score.rows) == len(PAIRS) for score in found)
 
 
 def test_guards_leave_the_model_as_it_was(tokenizer):
     model = adapted(tokenizer).train()
     before = score_answers(model, tokenizer, PAIRS)
     modes = [module.training for module in model.modules()]
-    measure_guards([ask(model, tokenizer)])
+    measure_guards(ask(model, tokenizer))
     after = score_answers(model, tokenizer, PAIRS)
     assert after.probability == before.probability and torch.equal(after.experts, before.experts)
     assert [module.training for module in model.modules()] == modes

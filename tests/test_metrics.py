@@ -11,20 +11,22 @@ import pytest
 import torch
 from scipy.stats import gmean, ks_2samp, mannwhitneyu
 
-from alter_peft.evaluation.metrics import (
-    exact_memorization,
-    extraction_strength,
-    forget_quality,
-    membership_auc,
-    min_k,
-    model_utility,
-    near_one,
-    privleak,
-    rouge_l,
-    truth_ratio,
-    truthfulness,
-    unique_tokens,
-)
+from alter_peft.evaluation.metrics.membership import membership_auc, min_k, privleak
+from alter_peft.evaluation.metrics.memorization import exact_memorization, extraction_strength
+from alter_peft.evaluation.metrics.text import rouge_l, unique_tokens
+from alter_peft.evaluation.metrics.truth_ratio import forget_quality, truth_ratio
+from alter_peft.evaluation.scores import Score
+from alter_peft.evaluation.tasks.tofu import model_utility
+
+
+def near_one(ratios) -> float:
+    """TOFU's truth ratio on forget sets: 1 where true and false answers are equally likely."""
+    return Score.averaged("forget", "truth_ratio", list(ratios), "near_one").value
+
+
+def truthfulness(ratios) -> float:
+    """And on all other sets: 1 where the true answer is far likelier."""
+    return Score.averaged("retain", "truth_ratio", list(ratios), "truthfulness").value
 
 
 def tokens(*rows: str) -> list[torch.Tensor]:

@@ -7,9 +7,12 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from alter_peft.evaluation import Band, Score, band, compare_with_oracles, distances
-from alter_peft.evaluation.metrics import forget_quality, membership_auc, near_one, truthfulness
+from alter_peft.evaluation import Band, Key, Score, Scores, band, compare_with_oracles, distances
+from alter_peft.evaluation.metrics.membership import membership_auc
+from alter_peft.evaluation.metrics.truth_ratio import forget_quality
 from alter_peft.evaluation.oracle import (
+    COMPARED,
+    RATIOS,
     band_of,
     cutoff,
     leave_one_out,
@@ -23,16 +26,24 @@ from alter_peft.evaluation.oracle import (
 )
 
 
-def measured(seed: int, known: float = 0.0) -> dict[str, Score]:
+def measured(seed: int, known: float = 0.0) -> Scores:
     """Scores of a model; `known` moves its truth ratios and its Min-K% of the forget set away from an oracle's."""
     generator = np.random.default_rng(seed)
     rows = {
-        "forget/truth_ratio": np.exp(generator.normal(-known, size=40)),
-        "forget/min_k": generator.normal(5 - known, size=40),
-        "holdout/min_k": generator.normal(5, size=40),
-        "forget/probability": generator.uniform(0.1, 0.2, size=40) + known,
+        ("forget", "truth_ratio"): np.exp(generator.normal(-known, size=40)),
+        ("forget", "min_k"): generator.normal(5 - known, size=40),
+        ("holdout", "min_k"): generator.normal(5, size=40),
+        ("forget", "probability"): generator.uniform(0.1, 0.2, size=40) + known,
     }
-    return {name: Score(float(np.mean(values)), values.tolist()) for name, values in rows.items()}
+    return Scores(Score.averaged(*key, values.tolist()) for key, values in rows.items())
+
+
+def plain(**values: float) -> Scores:
+    """Scores without rows of the set `a`."""
+    return Scores(Score("a", metric, value, average="other") for metric, value in values.items())
+
+
+ROUGE, MIN = Key("a", "rouge"), Key("a", "min_k")
 
 
 ORACLES = [measured(seed) for seed in (1, 2, 3)]
@@ -104,29 +115,31 @@ def test_rows_of_other_questions():
 def test_what_the_rows_of_a_truth_ratio_add():
     """Rows are R, but the score is the mean of min(R, 1 / R) or of max(0, 1 - R)."""
     rows = [[0.5, 4.0], [2.0, 2.0]]
-    for function, parts in ((near_one, [[0.5, 0.25], [0.5, 0.5]]), (truthfulness, [[0.5, 0.0], [0.0, 0.0]])):
-        values = [function(ratios) for ratios in rows]
-        scores = [Score(value, ratios) for value, ratios in zip(values, rows, strict=True)]
-        assert band_of("forget/truth_ratio", scores) == band(values, parts)
+    for average, parts in (("near_one", [[0.5, 0.25], [0.5, 0.5]]), ("truthfulness", [[0.5, 0.0], [0.0, 0.0]])):
+        scores = [Score.averaged("forget", "truth_ratio", ratios, average) for ratios in rows]
+        assert [score.value for score in scores] == [np.mean(part) for part in parts]
+        assert band_of(scores) == band([score.value for score in scores], parts)
 
 
 def test_rows_that_a_score_is_no_mean_of():
     """How many there are counts alone, and only where the oracles agree."""
-    scores = [Score(0.5, [3.0, 8.0, 1.0, 2.0]), Score(0.5, [9.0, 1.0, 4.0, 4.0])]
-    assert band_of("forget/best", scores).spread == pytest.approx(1 / (4 * math.sqrt(2)))
-    other = [scores[0], Score(0.6, scores[1].rows)]
-    assert band_of("forget/best", other) == pytest.approx(band([0.5, 0.6]))
+    scores = [Score("a", "best", 0.5, rows, "other") for rows in ([3.0, 8.0, 1.0, 2.0], [9.0, 1.0, 4.0, 4.0])]
+    assert band_of(scores).spread == pytest.approx(1 / (4 * math.sqrt(2)))
+    other = [scores[0], Score("a", "best", 0.6, scores[1].rows, "other")]
+    assert band_of(other) == pytest.approx(band([0.5, 0.6]))
 
 
 def test_rows_that_one_oracle_lacks():
-    """Such as a point of relearning in a file of before they were kept."""
-    scores = [Score(0.3, [0.1, 0.5]), Score(0.3, [0.3, 0.3]), Score(0.4, [])]
-    assert band_of("a/rouge", scores) == band([0.3, 0.3, 0.4])
+    scores = [Score("a", "rouge", 0.3, [0.1, 0.5]), Score("a", "rouge", 0.3, [0.3, 0.3]), Score("a", "rouge", 0.4)]
+    assert band_of(scores) == band([0.3, 0.3, 0.4])
 
 
 def test_scores_without_rows():
-    assert band_of("utility/model_utility", [Score(0.1, []), Score(0.3, [])]) == band([0.1, 0.3])
-    assert band_of("utility/model_utility", [Score(0.0, []), Score(0.0, [])]).distance(0.1) == math.inf
+    def of(*values):
+        return [Score("utility", "model_utility", value, average="other") for value in values]
+
+    assert band_of(of(0.1, 0.3)) == band([0.1, 0.3])
+    assert band_of(of(0.0, 0.0)).distance(0.1) == math.inf
 
 
 def test_cutoff_is_that_of_a_simulation():
@@ -148,33 +161,35 @@ def test_a_band_needs_two_oracles(values):
 
 
 def test_distances_of_every_score_that_oracles_have():
-    scores = {"a/rouge": Score(0.9, []), "a/min_k": Score(3.0, []), "a/astray": Score(0.1, [])}
-    oracles = [{"a/rouge": Score(value, []), "a/min_k": Score(10 * value, [])} for value in (0.1, 0.2, 0.3)]
+    scores, oracles = (
+        plain(rouge=0.9, min_k=3.0, astray=0.1),
+        [plain(rouge=value, min_k=10 * value) for value in (0.1, 0.2, 0.3)],
+    )
     found = distances(scores, oracles)
-    assert list(found) == ["a/rouge", "a/min_k"]  # an oracle has nothing to send astray
-    assert found["a/rouge"].band == pytest.approx((0.2, 0.1)) and found["a/rouge"].value == 0.9
+    assert list(found) == [ROUGE, MIN]  # an oracle has nothing to send astray
+    assert found[ROUGE].band == pytest.approx((0.2, 0.1)) and found[ROUGE].value == 0.9
     assert [distance.distance for distance in found.values()] == pytest.approx([7.0, 1.0])
 
 
 def test_two_sided():
-    oracles = [{"a/rouge": Score(value, [])} for value in (0.4, 0.5, 0.6)]
-    above, below = (distances({"a/rouge": Score(value, [])}, oracles)["a/rouge"].distance for value in (0.7, 0.3))
+    oracles = [plain(rouge=value) for value in (0.4, 0.5, 0.6)]
+    above, below = (distances(plain(rouge=value), oracles)[ROUGE].distance for value in (0.7, 0.3))
     assert above == pytest.approx(-below) and above == pytest.approx(2.0)
 
 
 def test_a_score_that_one_model_lacks():
-    one, other = {"a/rouge": Score(0.4, [])}, {"a/min_k": Score(3.0, [])}
+    one, both = plain(rouge=0.4), plain(rouge=0.4, min_k=3.0)
     with pytest.raises(ValueError, match=r"`scores` has no 'a/min_k'"):
-        distances(one, [one | other, one | other])
+        distances(one, [both, both])
     with pytest.raises(ValueError, match=r"`oracles\[1\]` has no 'a/min_k'"):
-        distances(one | other, [one | other, one])
+        distances(both, [both, one])
 
 
 def test_each_oracle_beside_the_others():
-    oracles = [{"a/rouge": Score(value, [])} for value in (1.0, 2.0, 6.0)]
+    oracles = [plain(rouge=value) for value in (1.0, 2.0, 6.0)]
     beside = ((1 - 4, [2, 6]), (2 - 3.5, [1, 6]), (6 - 1.5, [1, 2]))
     expected = [difference / np.std(two, ddof=1) for difference, two in beside]
-    assert [found["a/rouge"] for found in leave_one_out(oracles)] == pytest.approx(expected)
+    assert [found[ROUGE] for found in leave_one_out(oracles)] == pytest.approx(expected)
     assert leave_one_out(oracles[:2]) == []  # one has no spread
 
 
@@ -183,7 +198,7 @@ def test_each_oracle_beside_the_others():
 
 def test_forget_quality_beside_that_of_two_oracles():
     own, oracles = measured(9, known=1.0), ORACLES
-    ratios, others = own["forget/truth_ratio"].rows, [oracle["forget/truth_ratio"].rows for oracle in oracles]
+    ratios, others = own[RATIOS].rows, [oracle[RATIOS].rows for oracle in oracles]
     tests, null = [forget_quality(ratios, o) for o in others], [forget_quality(*p) for p in combinations(others, 2)]
     found = quality_beside_null(ratios, others)
     for field, values in (
@@ -212,7 +227,8 @@ def test_forget_quality_needs_two_oracles():
 
 
 def test_membership_by_hand():
-    found = membership(Score(0.25, []), [Score(value, []) for value in (0.4, 0.5, 0.6)])
+    own, *oracles = (Score("forget", "membership_auc", value) for value in (0.25, 0.4, 0.5, 0.6))
+    found = membership(own, oracles)
     assert found.auc.band == pytest.approx((0.5, 0.1)) and found.auc.distance == pytest.approx(-2.5)
     assert found.privleak == pytest.approx(-50.0)
 
@@ -224,26 +240,30 @@ def test_privleak_is_of_the_oracles_mean_auc():
 
 
 def test_rows_of_the_auc_are_the_holdout_below_each_forget_row():
-    scores = {"forget/min_k": Score(2.5, [1.0, 2.0, 4.0]), "holdout/min_k": Score(2.5, [1.0, 3.0, 2.0, 5.0])}
-    found = min_k_auc(scores)
+    files = ({"files": ["f.jsonl"]}, {"files": ["h.jsonl"]})
+    forget = Score.averaged("forget", "min_k", [1.0, 2.0, 4.0], settings=files[0])
+    holdout = Score.averaged("holdout", "min_k", [1.0, 3.0, 2.0, 5.0], settings=files[1])
+    found = min_k_auc(Scores([forget, holdout]))
     assert found.rows == [0.125, 0.375, 0.75] and found.value == pytest.approx(np.mean(found.rows))
-    assert found.value == membership_auc(*(score.rows for score in scores.values()))
+    assert found.value == membership_auc(forget.rows, holdout.rows)
+    assert found.key == Key("forget", "membership_auc")
+    assert found.settings == {"files": ["f.jsonl"], "holdout": ["h.jsonl"]}
     with pytest.raises(ValueError, match="`scores` has no 'holdout/min_k'"):
-        min_k_auc({"forget/min_k": Score(1.0, [1.0])})
+        min_k_auc(Scores([forget]))
 
 
 # ---- similarity gap -------------------------------------------------------------------------------------------------
 
 
 def test_similarity_gap_is_two_sided():
-    def model(rouge, bleu):
-        return {"forget/rouge": Score(rouge, []), "forget/bleu": Score(bleu, [])}
+    def model(**values):
+        return Scores(Score("forget", metric, value) for metric, value in values.items())
 
-    oracles = [model(0.1, 0.05), model(0.3, 0.15)]  # .2, .1
-    assert similarity_gap(model(0.1, 0.2), oracles) == pytest.approx(0.1)
-    assert similarity_gap(model(0.2, 0.1), oracles) == pytest.approx(0.0)
+    oracles = [model(rouge_f=0.1, bleu=0.05), model(rouge_f=0.3, bleu=0.15)]  # .2, .1
+    assert similarity_gap(model(rouge_f=0.1, bleu=0.2), oracles) == pytest.approx(0.1)
+    assert similarity_gap(model(rouge_f=0.2, bleu=0.1), oracles) == pytest.approx(0.0)
     with pytest.raises(ValueError, match=r"`oracles\[0\]` has no 'forget/bleu'"):
-        similarity_gap(model(0.1, 0.1), [{"forget/rouge": Score(0.1, [])}])
+        similarity_gap(model(rouge_f=0.1, bleu=0.1), [model(rouge_f=0.1)])
 
 
 # ---- all together ---------------------------------------------------------------------------------------------------
@@ -253,8 +273,8 @@ def test_a_model_beside_its_oracles():
     own = measured(9, known=20.0)
     found = compare_with_oracles(own, ORACLES)
     assert found.distances == distances(own, ORACLES)
-    ratios = [oracle["forget/truth_ratio"].rows for oracle in ORACLES]
-    assert found.forget_quality == quality_beside_null(own["forget/truth_ratio"].rows, ratios)
+    ratios = [oracle[RATIOS].rows for oracle in ORACLES]
+    assert found.forget_quality == quality_beside_null(own[RATIOS].rows, ratios)
     assert found.membership == membership(min_k_auc(own), list(map(min_k_auc, ORACLES)))
     assert found.membership.privleak == -100.0
 
@@ -265,11 +285,13 @@ def test_an_oracle_of_another_seed_is_near():
     assert found.forget_quality.pvalue.median > 0.05
 
 
-@pytest.mark.parametrize("name", ["forget/truth_ratio", "forget/min_k", "holdout/min_k"])
+@pytest.mark.parametrize("name", COMPARED)
 def test_what_is_needed_and_missing(name):
-    own = {key: score for key, score in measured(9).items() if key != name}
-    with pytest.raises(ValueError, match=f"`scores` has no {name!r}"):
-        compare_with_oracles(own, ORACLES)
-    lame = [ORACLES[0], {key: score for key, score in ORACLES[1].items() if key != name}]
-    with pytest.raises(ValueError, match=rf"`oracles\[1\]` has no {name!r}"):
+    def without(scores):
+        return Scores(score for key, score in scores.items() if key != name)
+
+    with pytest.raises(ValueError, match=f"`scores` has no '{name}'"):
+        compare_with_oracles(without(measured(9)), ORACLES)
+    lame = [ORACLES[0], without(ORACLES[1])]
+    with pytest.raises(ValueError, match=rf"`oracles\[1\]` has no '{name}'"):
         compare_with_oracles(measured(9), lame)

@@ -6,10 +6,11 @@ from html.parser import HTMLParser
 import pytest
 from made_up_benchmark import make_benchmark, save
 
+from alter_peft.evaluation.seen_tokens import SeenText, SeenTokens
+from alter_peft.evaluation.tables import Table
 from alter_peft.report.figures import write_figures
-from alter_peft.report.page import page
 from alter_peft.report.reading import read_benchmark
-from alter_peft.report.report import report_tables
+from alter_peft.report.report import page, report_tables
 
 
 VOID = {"meta", "img"}
@@ -78,11 +79,24 @@ def test_names_are_escaped(folder):
     assert "<b>bold, seed 0" in found.text and "<i>&" in found.text and "b" not in found.tags
 
 
-def test_token_pages_beside_the_results_are_taken_in(folder):
+def test_tables_span_escape_and_have_notes(folder):
+    table = Table(
+        "Ti<tle", "Cap & tion", ["model", "P", "Q"], [["a|b", "1", "2"], ["c", "failed: <x>"]], ["why", "<o>"]
+    )
+    html = page(read_benchmark(folder), [table], [], "")
+    assert "<h2>Ti&lt;tle</h2>" in html and "<p>Cap &amp; tion</p>" in html
+    assert '<tr><th scope="row">a|b</th><td>1</td><td>2</td></tr>' in html
+    assert '<tr><th scope="row">c</th><td class="sentence" colspan="2">failed: &lt;x&gt;</td></tr>' in html
+    assert '<p class="note">[1] why</p>\n<p class="note">[2] &lt;o&gt;</p>' in html
+
+
+def test_tokens_beside_the_results_are_taken_in(folder):
     for cell in ("alter-0", "alter-1"):
-        fragment = f"<section><p>étoken of {cell}</p></section>"
-        (folder / cell / "tokens.html").write_text(fragment, encoding="utf-8")
+        text = SeenText(["étoken of", f" <{cell}>"], [1.0], [0])
+        seen = SeenTokens(1.5, 0.5, 2.0, ["retain", "forget 1"], {"forget": 1}, [("forget", text)], {"a": 1}, {})
+        seen.save(folder / cell / "tokens.json")
     html = made(folder)
     for cell in ("alter-0", "alter-1"):  # each says of which cell it is
-        assert f"<h2>Tokens of {cell}</h2>\n<section><p>étoken of {cell}</p></section>" in html
+        begin = html.index(f'<h2>Tokens of {cell}</h2>\n<section class="tokens">')
+        assert "étoken of</span>" in html[begin:] and f"> &lt;{cell}&gt;</span>" in html[begin:]
     checked(html)

@@ -10,8 +10,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
-from alter_peft.evaluation.base_weights import base_parameters
-from alter_peft.evaluation.quantization import (
+from alter_peft.evaluation import Key, Rows
+from alter_peft.evaluation.attacks.quantization import (
     FORMATS,
     merged,
     merged_quantization,
@@ -20,7 +20,11 @@ from alter_peft.evaluation.quantization import (
     quantized,
     why_not_merged,
 )
+from alter_peft.evaluation.base_weights import base_parameters
 from alter_peft.tuner.export import export_to_lora
+
+
+ROWS = Rows(FORGET)
 
 
 # ---- quantize_dequantize --------------------------------------------------------------------------------------------
@@ -192,27 +196,35 @@ def test_any_gated_adapter_that_is_active_counts():
 # ---- the attacks ----------------------------------------------------------------------------------------------------
 
 
+def numbers(scores) -> list[list[float]]:
+    return [score.rows for score in scores]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_format_is_measured(kind, tokenizer):
     model = model_of(kind, tokenizer)
-    found = quantization(model, tokenizer, FORGET, answered=2)
-    assert list(found) == [f"quantized/{form}/{metric}" for form in FORMATS for metric in ("probability", "rouge")]
-    assert all(len(found[f"quantized/{form}/probability"].rows) == 5 for form in FORMATS)
-    plain = quantization(model, tokenizer, FORGET, ["probability"])
-    assert plain["quantized/int8/probability"] == found["quantized/int8/probability"]
-    assert plain["quantized/int8/probability"] != plain["quantized/int4/probability"]
+    found = quantization(model, tokenizer, ROWS._replace(answered=2))
+    assert list(FORMATS) == [8, 4]
+    assert [score.key for score in found] == [
+        Key(f"forget, {bits} bits", metric, "quantization") for bits in (8, 4) for metric in ("probability", "rouge")
+    ]
+    assert [len(score.rows) for score in found] == [5, 2, 5, 2]
+    plain = quantization(model, tokenizer, ROWS, ["probability"])
+    assert plain == found[::2] and plain[0].rows != plain[1].rows
 
 
 def test_a_merge_is_rounded_as_a_whole(tokenizer):
     model = lora(make_llama(len(tokenizer)))
-    found = merged_quantization(model, tokenizer, FORGET, ["probability"])
-    assert list(found) == ["merged/int8/probability", "merged/int4/probability"]
-    expected = quantization(merged(model), tokenizer, FORGET, ["probability"])
-    assert list(found.values()) == list(expected.values())
-    assert list(found.values()) != list(quantization(model, tokenizer, FORGET, ["probability"]).values())
+    found = merged_quantization(model, tokenizer, ROWS, ["probability"])
+    assert [score.key for score in found] == [
+        Key(f"forget, {bits} bits", "probability", "merged_quantization") for bits in (8, 4)
+    ]
+    expected = quantization(merged(model), tokenizer, ROWS, ["probability"])
+    assert numbers(found) == numbers(expected)
+    assert numbers(found) != numbers(quantization(model, tokenizer, ROWS, ["probability"]))
 
 
 def test_the_merge_of_a_plain_model_is_itself(tokenizer):
     model = model_of("plain", tokenizer)
-    one, other = (attack(model, tokenizer, FORGET, ["probability"]) for attack in (merged_quantization, quantization))
-    assert list(one.values()) == list(other.values())
+    one, other = (attack(model, tokenizer, ROWS, ["probability"]) for attack in (merged_quantization, quantization))
+    assert numbers(one) == numbers(other)

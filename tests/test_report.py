@@ -2,9 +2,8 @@
 from __future__ import annotations
 
 import pytest
-from made_up_benchmark import make_benchmark, save, scores
+from made_up_benchmark import make_benchmark, named, save, scores
 
-from alter_peft.evaluation import Score
 from alter_peft.evaluation.tables import to_markdown
 from alter_peft.report.reading import read_benchmark
 from alter_peft.report.report import report_tables, write_report
@@ -45,9 +44,9 @@ ATTACKS = """\
 | attack | target | oracle (3 seeds) | alter (2 seeds) | lora (1 of 2 seeds) |
 |---|---|---|---|---|
 | none | 0.950 (+85.0) | 0.100 ± 0.010 | 0.120 ± 0.014 (+2.0 ± 1.4) | 0.000 (-10.0) |
-| relearn_half/held_out, step 0 | 0.900 (+inf) | 0.100 ± 0 | 0.100 ± 0 (+0.0 ± 0.0) | 0.000 (-inf) |
-| relearn_half/held_out, step 50 | 1.000 (+40.0) | 0.600 ± 0.010 | 0.500 ± 0 (-10.0 ± 0.0) | 0.900 (+30.0) |
-| asked/misspelt | [1] | 0.050 ± 0 | [1] | [1] |
+| relearning/held-out half, step 0 | 0.900 (+inf) | 0.100 ± 0 | 0.100 ± 0 (+0.0 ± 0.0) | 0.000 (-inf) |
+| relearning/held-out half, step 50 | 1.000 (+40.0) | 0.600 ± 0.010 | 0.500 ± 0 (-10.0 ± 0.0) | 0.900 (+30.0) |
+| asking_otherwise/misspelt | [1] | 0.050 ± 0 | [1] | [1] |
 
 [1] Not measured for target, alter (2 seeds), lora (1 of 2 seeds)."""
 GUARDS = """\
@@ -142,12 +141,17 @@ def test_all_seeds_of_a_method_may_fail(folder):
 
 
 def test_why_a_score_is_missing(folder):
-    save(folder, "oracle", 0, scores=scores(0.1, 0.5, merged__int8__rouge=0.2, quantized__int8__rouge=0.2))
+    save(
+        folder,
+        "oracle",
+        0,
+        scores=scores(0.1, 0.5, merged_quantization__int8__rouge=0.2, quantization__int8__rouge=0.2),
+    )
     save(folder, "alter", 0, scores=scores(0.1, 0.5), skipped={"merged_quantization": "it gates"})
     save(folder, "lora", 1, scores=scores(0.1, 0.5), error="RuntimeError: no memory")
     found = found_tables(folder)
     table = found["Attacks"]
-    merged, quantized = row(table, "merged/int8: rouge"), row(table, "quantized/int8: rouge")
+    merged, quantized = row(table, "merged_quantization/int8: rouge"), row(table, "quantization/int8: rouge")
     assert merged[2] == quantized[2] == "0.200 (1 of 3 seeds)"
     notes = {f"[{number}]": note for number, note in enumerate(table.notes, 1)}
     assert [notes[merged[i]] for i in (1, 3, 4)] == [
@@ -164,7 +168,7 @@ def test_why_a_score_is_missing(folder):
 
 def test_other_benchmarks_show_all_their_scores(tmp_path):
     for name, seed, value in (("target", 0, 0.9), ("oracle", 0, 0.25), ("oracle", 1, 0.35), ("alter", 0, 0.3)):
-        save(tmp_path, name, seed, scores={"wmdp_bio/acc": Score(value, [])})
+        save(tmp_path, name, seed, scores=named(wmdp_bio__acc=value))
     expected = "| model | wmdp_bio acc |\n|---|---|\n| target | 0.900 |\n| oracle (2 seeds) | 0.300 ± 0.071 |\n"
     assert to_markdown(found_tables(tmp_path)["Forgetting and utility"]) == expected + "| alter | 0.300 |"
 
@@ -197,11 +201,9 @@ def test_two_oracles_have_no_distance_to_the_others(folder):
 
 def test_where_the_oracles_agree_in_every_row_there_is_a_unit(folder):
     for seed in range(3):
-        same = {"forget/extraction_strength": Score(0.0, [0.0] * 4), "b/acc": Score(0.5, [])}
-        save(folder, "oracle", seed, scores=scores(0.1 + seed / 100, 0.5) | same)
-    save(
-        folder, "lora", 1, scores=scores(0.1, 0.5) | {"forget/extraction_strength": Score(0.25, [1.0, 0.0, 0.0, 0.0])}
-    )
+        same = named(forget__extraction_strength=[0.0] * 4, b__acc=0.5)
+        save(folder, "oracle", seed, scores=scores(0.1 + seed / 100, 0.5), curves=same)
+    save(folder, "lora", 1, scores=scores(0.1, 0.5), curves=named(forget__extraction_strength=[1.0, 0.0, 0.0, 0.0]))
     table = found_tables(folder)["Distance to the oracle"]
     strength = cells(table, "forget/extraction_strength")
     assert strength["unit"] == "0.14" and strength["lora (1 of 2 seeds)"] == "+1.7"  # .25 / (1 / (4 sqrt 3))
@@ -210,10 +212,10 @@ def test_where_the_oracles_agree_in_every_row_there_is_a_unit(folder):
 
 
 def test_no_distance_under_an_attack_on_one_oracle(folder):
-    save(folder, "oracle", 0, scores=scores(0.1, 0.5, quantized__int8__rouge=0.2))
-    save(folder, "lora", 1, scores=scores(0.1, 0.5, quantized__int8__rouge=0.9))
+    save(folder, "oracle", 0, scores=scores(0.1, 0.5, quantization__int8__rouge=0.2))
+    save(folder, "lora", 1, scores=scores(0.1, 0.5, quantization__int8__rouge=0.9))
     table = found_tables(folder)["Attacks"]
-    found = cells(table, "quantized/int8: rouge")
+    found = cells(table, "quantization/int8: rouge")
     text, mark = found["lora (1 of 2 seeds)"].split()
     assert text == "0.900" and found["oracle (3 seeds)"] == "0.200 (1 of 3 seeds)"
     assert table.notes[int(mark[1:-1]) - 1] == "No distance: fewer than two oracles were so attacked."
@@ -223,18 +225,18 @@ def test_an_adapter_switched_off_is_beside_the_oracles_own_scores(folder):
     why = {"switching_off": "it has no adapter"}
     for seed, step in enumerate((-0.01, 0.0, 0.01)):
         save(folder, "oracle", seed, scores=scores(0.1 + step, 0.5 + step, step), skipped=why)
-    save(folder, "lora", 1, scores=scores(0.1, 0.5, switched_off__probability=0.9))
+    save(folder, "lora", 1, scores=scores(0.1, 0.5, switching_off__forget__probability=0.9))
     table = found_tables(folder)["Attacks"]
-    found = cells(table, "switched_off")
+    found = cells(table, "switching_off/forget")
     assert found["lora (1 of 2 seeds)"] == "0.900 (+80.0)"
     note = table.notes[int(found["oracle (3 seeds)"][1:-1]) - 1]
     assert note == "Not measured for oracle (3 seeds): it has no adapter" and "(3 oracles)" in table.caption
 
 
 def test_one_way_of_asking_that_is_left_out_says_why(folder):
-    save(folder, "lora", 1, scores=scores(0.1, 0.5), skipped={"asked/misspelt": "no words"})
+    save(folder, "lora", 1, scores=scores(0.1, 0.5), skipped={"asking_otherwise/misspelt": "no words"})
     table = found_tables(folder)["Attacks"]
-    note = table.notes[int(cells(table, "asked/misspelt")["lora (1 of 2 seeds)"][1:-1]) - 1]
+    note = table.notes[int(cells(table, "asking_otherwise/misspelt")["lora (1 of 2 seeds)"][1:-1]) - 1]
     assert note == "Not measured for lora (1 of 2 seeds): no words"
 
 
@@ -254,8 +256,8 @@ def test_cells_say_what_differs_between_them(folder):
 
 
 def test_every_note_is_pointed_to(folder):
-    save(folder, "oracle", 0, scores=scores(0.1, 0.5, quantized__int8__rouge=0.2, b__acc=0.5))
-    save(folder, "lora", 1, scores=scores(0.1, 0.5, quantized__int8__rouge=0.9, b__acc=0.5))
+    save(folder, "oracle", 0, scores=scores(0.1, 0.5, quantization__int8__rouge=0.2, b__acc=0.5))
+    save(folder, "lora", 1, scores=scores(0.1, 0.5, quantization__int8__rouge=0.9, b__acc=0.5))
     for table in found_tables(folder).values():
         text = " ".join(cell for row in table.rows for cell in row)
         assert [number for number in range(1, len(table.notes) + 1) if f"[{number}]" not in text] == [], table.title
@@ -263,19 +265,19 @@ def test_every_note_is_pointed_to(folder):
 
 def test_the_caption_says_what_the_columns_are(folder, tmp_path):
     caption = found_tables(folder)["Forgetting and utility"].caption
-    assert caption.startswith("Mean ± sample standard deviation over seeds. P: mean probability of the true answers. ")
+    assert caption.startswith("Mean ± sample standard deviation over seeds. P: exp of the mean log-probability of the")
     assert "Truth ratio: " in caption and "Seconds: of the training." in caption and caption.count(" P: ") == 1
     assert "astray: " in found_tables(folder)["Guards"].caption
     assert "fluency" not in found_tables(folder)["Guards"].caption
     absent = ("VerbMem", "BLEU", "EM: ", "ES: ", "acc: ")
     assert not [name for name in absent if name in caption]
     for name, seed, value in (("target", 0, 0.9), ("oracle", 0, 0.2), ("oracle", 1, 0.3), ("alter", 0, 0.3)):
-        found = {f"forget/{metric}": Score(value, [value]) for metric in ("verbmem", "knowmem", "bleu", "rouge")}
-        settings = {"data": "locuslab/TOFU", "split": "forget01", "max_new_tokens": 200, "answered": 6}
-        save(tmp_path / "books", name, seed, scores=found, settings={**settings, "books": {"forget": "hyde.txt"}})
+        found = named(**{f"forget__{metric}": [value] for metric in ("verbmem", "knowmem", "bleu", "rouge_f")})
+        settings = {"answered": 6, "books": {"forget": "hyde.txt"}, "target": None}
+        save(tmp_path / "books", name, seed, scores=found, settings=settings)
     tables = found_tables(tmp_path / "books")
     caption = tables["Forgetting and utility"].caption
-    assert all(f"{name}: " in caption for name in ("VerbMem", "KnowMem", "ROUGE-L", "BLEU", "Similarity gap"))
+    assert all(f"{name}: " in caption for name in ("VerbMem", "KnowMem", "ROUGE-L F", "BLEU", "Similarity gap"))
     assert not [name for name in (" P: ", "KS", "Truth ratio", "PrivLeak", "acc: ", "Seconds") if name in caption]
     assert tables["Cells"].caption.endswith('Settings of all: answered: 6; books: {"forget": "hyde.txt"}.')
     assert (
@@ -295,8 +297,8 @@ def test_seconds_of_several_machines_say_which(folder):
 
 def test_books(folder):
     for seed, value in enumerate((0.1, 0.2, 0.3)):
-        save(folder, "oracle", seed, scores=scores(value, 0.5, forget__rouge=value, forget__bleu=value))
-    save(folder, "alter", 0, scores=scores(0.1, 0.5, forget__verbmem=0.4, forget__rouge=0.1, forget__bleu=0.3))
+        save(folder, "oracle", seed, scores=scores(value, 0.5, forget__rouge_f=value, forget__bleu=value))
+    save(folder, "alter", 0, scores=scores(0.1, 0.5, forget__verbmem=0.4, forget__rouge_f=0.1, forget__bleu=0.3))
     table = found_tables(folder)["Forgetting and utility"]
     of_alter = cells(table, "alter (2 seeds)")
     assert of_alter["VerbMem"] == "0.400 (1 of 2 seeds)" and of_alter["BLEU"] == "0.300 (1 of 2 seeds)"
@@ -307,7 +309,7 @@ def test_books(folder):
 def test_written_report(folder, tmp_path):
     benchmark, output = read_benchmark(folder), tmp_path / "new" / "report"
     write_report(benchmark, report_tables(benchmark), output, "alter-peft report out")
-    pictures = ["experts.png", "plane.png", "relearn_half-held_out-probability.png", "time.png"]
+    pictures = ["experts.png", "plane.png", "relearning-held-out-half-probability.png", "time.png"]
     assert sorted(path.name for path in output.iterdir()) == sorted(["report.html", "report.md", *pictures])
     text = (output / "report.md").read_text()
     assert text.startswith("# Benchmark out\n\nMade by `alter-peft report out`.\n\n## Forgetting and utility\n")

@@ -9,15 +9,20 @@ import pytest
 import torch
 
 from alter_peft import __version__
-from alter_peft.evaluation import Result, Score
-from alter_peft.evaluation.results import environment, machine
+from alter_peft.evaluation.results import Result, environment, machine
+from alter_peft.evaluation.scores import Key, Score, Scores
 
 
 RESULT = Result(
     name="alter",
     seed=1,
-    scores={"forget/rouge": Score(0.25, [0.0, 0.5]), "utility/model_utility": Score(0.4, [])},
-    curves={"relearning/forget/rouge": [(0.0, 0.25), (10.0, 0.75)]},
+    scores=Scores(
+        [
+            Score("forget", "rouge", 0.25, [0.0, 0.5], settings={"answered": 2}),
+            Score("utility", "model_utility", 0.4, average="other"),
+            Score("trained half", "rouge", 0.75, [0.75], attack="relearning", step=10),
+        ]
+    ),
     seconds={"training": 12.5},
     settings={"r": 8, "router": "context", "layers": [12, 13]},
     environment={"machine": "a test", "date": "2026-11-26"},
@@ -29,16 +34,19 @@ def test_a_result_comes_back_as_it_was_saved(tmp_path):
     RESULT.save(tmp_path / "alter-1" / "result.json")
     found = Result.load(tmp_path / "alter-1" / "result.json")
     assert found == RESULT
-    assert isinstance(found.scores["forget/rouge"], Score)
-    assert found.curves["relearning/forget/rouge"][1] == (10.0, 0.75)
+    assert found.scores.of("forget", "rouge").settings == {"answered": 2}
+    assert found.scores.of("trained half", "rouge", "relearning", 10).value == 0.75
     assert [path.name for path in (tmp_path / "alter-1").iterdir()] == ["result.json"]
 
 
 def test_the_file_is_plain_json(tmp_path):
     RESULT.save(tmp_path / "result.json")
     data = json.loads((tmp_path / "result.json").read_text())
-    assert data["scores"]["forget/rouge"] == {"value": 0.25, "rows": [0.0, 0.5]}
-    assert data["curves"] == {"relearning/forget/rouge": [[0.0, 0.25], [10.0, 0.75]]}
+    assert data["scores"][0] == {
+        "set": "forget", "metric": "rouge", "value": 0.25, "rows": [0.0, 0.5], "average": "mean", "attack": None,
+        "step": None, "settings": {"answered": 2},
+    }  # fmt: skip
+    assert list(data)[:3] == ["name", "seed", "scores"]
     assert data["error"] is None
 
 
@@ -50,8 +58,18 @@ def test_a_failed_cell_says_so(tmp_path):
 
 
 def test_numbers_without_end_come_back(tmp_path):
-    Result("x", 0, {"a/b": Score(math.inf, [-math.inf])}).save(tmp_path / "result.json")
-    assert Result.load(tmp_path / "result.json").scores == {"a/b": Score(math.inf, [-math.inf])}
+    scores = Scores([Score("a", "b", math.inf, [-math.inf]), Score("a", "c", 1.0, [math.nan]), Score("a", "d", 1.0)])
+    Result("x", 0, scores).save(tmp_path / "result.json")
+    found = Result.load(tmp_path / "result.json")
+    assert found.scores.of("a", "b") == Score("a", "b", math.inf, [-math.inf])
+    assert found.broken == [Key("a", "b"), Key("a", "c")]
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"name": "x", "seed": 0, "scores": {"a/b": {"value": 1}}}'])
+def test_another_file_is_no_result(tmp_path, text):
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(ValueError, match=r"has no list of `scores`\. Measure the model again"):
+        Result.load(tmp_path / "result.json")
 
 
 def test_saving_again_replaces_the_file_whole(tmp_path):

@@ -2,17 +2,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import replace
 
 import pytest
-from made_up_benchmark import make_benchmark, relearning, save, scores
+from made_up_benchmark import key, make_benchmark, named, relearning, save, scores
 
-from alter_peft.evaluation import FORGET_SETS, Score
-from alter_peft.evaluation.arguments import EvaluateArguments
-from alter_peft.evaluation.attacks import ATTACKS
-from alter_peft.evaluation.tofu import UTILITY
+from alter_peft.evaluation import FORGET_SETS, Key, Score
+from alter_peft.evaluation.tasks.tofu import UTILITY
+from alter_peft.report.estimates import Estimate
 from alter_peft.report.reading import read_benchmark
-from alter_peft.report.summary import ATTACK_KEYS, Estimate, attack_of, is_of_set
+from alter_peft.report.summary import is_of_requests, is_of_set, is_share
 
 
 @pytest.fixture
@@ -35,53 +34,58 @@ def test_models_and_their_seeds(folder):
 
 def test_estimates_by_hand(folder):
     benchmark = read_benchmark(folder)
-    found = model(benchmark, "alter").estimate("forget/probability")
+    found = model(benchmark, "alter").estimate(key("forget/probability"))
     assert found == pytest.approx(Estimate(0.12, 0.02 / math.sqrt(2), 2, 2))
-    assert model(benchmark, "lora").estimate("seconds/training") == Estimate(8, None, 1, 1)
-    assert model(benchmark, "lora").estimate("forget/astray") is None
+    assert model(benchmark, "lora").estimate(key("forget/astray")) is None
 
 
 def test_a_seed_that_lacks_a_score_is_counted(folder):
     save(folder, "alter", 1, scores=scores(0.2, 0.4), without=["utility/model_utility"])
-    found = model(read_benchmark(folder), "alter").estimate("utility/model_utility")
+    found = model(read_benchmark(folder), "alter").estimate(key("utility/model_utility"))
     assert found == Estimate(0.49, None, 1, 2)
 
 
 @pytest.mark.parametrize(
-    "key", ["seconds/training", "seconds/task: ../data/arc.jsonl", "forget/fluency", "switched_off/rouge"]
+    "score", [key("forget/fluency"), key("forget/expert_0"), key("switching_off/forget/rouge"), Key("a", "b", None, 1)]
 )
-def test_what_has_no_distance_as_a_score_of_a_set(key):
-    assert not is_of_set(key)
-    assert is_of_set("after 200 tokens/probability")
+def test_what_has_no_distance_as_a_score_of_a_set(score):
+    assert not is_of_set(score)
+    assert is_of_set(key("after 200 tokens/probability"))
+    assert is_share(score) == (score.metric == "expert_0") and is_of_requests(score) == (score.step == 1)
 
 
 def test_numbers_beside_the_scores(folder):
     values = model(read_benchmark(folder), "target").values[0]
     # Min-K% of 1..4 - 3 against 1..4: half a win of 16 pairs, a tie of 1
-    assert values["forget/membership_auc"] == 0.5 / 16
-    assert values["seconds/training"] == 30
-    assert values["relearn_half/held_out, step 50/probability"] == 1
+    assert values[key("forget/membership_auc")] == 0.5 / 16
+    assert values[Key("held-out half", "probability", "relearning", 50)] == 1
 
 
 def test_an_auc_that_was_measured_is_kept(folder):
     save(folder, "alter", 0, scores=scores(0.1, 0.5, forget__membership_auc=0.125))
     values = model(read_benchmark(folder), "alter").values
-    assert [found["forget/membership_auc"] for found in values] == [0.125, 0.5]
+    assert [found[key("forget/membership_auc")] for found in values] == [0.125, 0.5]
 
 
 def test_bands_are_of_sets_alone(folder):
     for seed in range(3):
-        guards = {"forget__fluency": seed, "forget__unique_tokens": seed, "switched_off__rouge": seed, "a__acc": seed}
+        guards = {
+            "forget__fluency": seed,
+            "forget__unique_tokens": seed,
+            "switching_off__forget__rouge": seed,
+            "a__acc": seed,
+        }
         save(folder, "oracle", seed, scores=scores(seed / 10, 0.5, **guards), seconds={"training": seed})
     bands = read_benchmark(folder).bands
     names = ["probability", "truth_ratio", "min_k", "membership_auc"]
-    assert set(bands) == {*(f"forget/{name}" for name in names), "holdout/min_k", "utility/model_utility", "a/acc"}
-    assert bands["forget/probability"] == pytest.approx((0.1, 0.1))
+    others = {"holdout/min_k", "utility/model_utility", "a/acc"}
+    assert set(map(str, bands)) == {*(f"forget/{name}" for name in names), *others}
+    assert bands[key("forget/probability")] == pytest.approx((0.1, 0.1))
 
 
 def test_a_score_that_one_oracle_lacks_has_no_band(folder):
     save(folder, "oracle", 1, scores=scores(0.1, 0.5), without=["utility/model_utility"])
-    assert "utility/model_utility" not in read_benchmark(folder).bands
+    assert key("utility/model_utility") not in read_benchmark(folder).bands
 
 
 def test_summary_by_hand(folder):
@@ -89,7 +93,7 @@ def test_summary_by_hand(folder):
     values = model(benchmark, "alter").values[0]
 
     def summary(**changes):
-        changed = {key.replace("__", "/"): value for key, value in changes.items()}
+        changed = {key(name.replace("__", "/")): value for name, value in changes.items()}
         return benchmark.summary(benchmark.distances({**values, **changed}))
 
     # P .11 is one away, utility .49 minus one; four more agree with the oracles' mean, three of them of the forget set
@@ -98,59 +102,63 @@ def test_summary_by_hand(folder):
     above, below = summary(forget__probability=0.15), summary(forget__probability=0.05)
     assert above == pytest.approx(below)
     assert above["largest"] == pytest.approx(5) and above["mean of forget"] == pytest.approx(5 / 4)
-    lacking = {key: value for key, value in values.items() if key != "forget/probability"}
+    lacking = {one: value for one, value in values.items() if one != key("forget/probability")}
     with pytest.raises(ValueError, match=r"without the scores \['forget/probability'\]"):
         benchmark.summary(benchmark.distances(lacking))
 
 
 def test_forms_of_the_forget_set_are_one_set(folder):
     """Many scores of one set count once, and so does model utility beside its parts."""
-    parts = {key.replace("/", "__"): 0.5 for key in UTILITY}
+    parts = {f"{part.set}__{part.metric}": 0.5 for part in UTILITY}
     for seed, step in enumerate((-0.1, 0.0, 0.1)):
         others = {"paraphrased__rouge": 0.5 + step, "after 200 tokens__rouge": 0.5 + step}
         save(folder, "oracle", seed, scores=scores(0.1 + step, 0.5 + step, step, **parts, **others))
     benchmark = read_benchmark(folder)
-    assert set(benchmark.bands) - set(benchmark.counted) == {"utility/model_utility"}
-    found = benchmark.summary({key: 1.0 if key == "after 200 tokens/rouge" else 0.0 for key in benchmark.bands})
+    assert set(benchmark.bands) - set(benchmark.counted) == {key("utility/model_utility")}
+    found = benchmark.summary({one: float(one == key("after 200 tokens/rouge")) for one in benchmark.bands})
     means = [name for name in found if name.startswith("mean of ")]
     assert "mean of forget" in means and not {"mean of paraphrased", "mean of after 200 tokens"} & set(means)
-    of_forget = [key for key in benchmark.counted if key.partition("/")[0] in FORGET_SETS]
+    of_forget = [one for one in benchmark.counted if one.set in FORGET_SETS]
     assert found["mean of forget"] == pytest.approx(1 / len(of_forget))
     assert found["mean of the sets"] == pytest.approx(found["mean of forget"] / (len(means) - 1))
 
 
 def test_each_oracle_has_distances_to_the_others(folder):
     found = read_benchmark(folder).oracle_distances
-    assert [distances["forget/probability"] for distances in found] == pytest.approx([-1.5 * 2**0.5, 0, 1.5 * 2**0.5])
+    assert [distances[key("forget/probability")] for distances in found] == pytest.approx(
+        [-1.5 * 2**0.5, 0, 1.5 * 2**0.5]
+    )
 
 
 def test_bands_under_attack_are_of_the_oracles_so_attacked(folder):
-    save(folder, "oracle", 0, scores=scores(0.1, 0.5, quantized__int8__rouge=0.1, relearn_half__a__rouge=0.1))
-    save(folder, "oracle", 1, scores=scores(0.2, 0.5, quantized__int8__rouge=0.3))
+    save(folder, "oracle", 0, scores=scores(0.1, 0.5, quantization__int8__rouge=0.1, relearning__a__rouge=0.1))
+    save(folder, "oracle", 1, scores=scores(0.2, 0.5, quantization__int8__rouge=0.3))
     bands = read_benchmark(folder).attack_bands
-    assert bands["quantized/int8/rouge"] == pytest.approx((0.2, 0.02**0.5))
-    assert "relearn_half/a/rouge" not in bands  # of one oracle
+    assert bands[key("quantization/int8/rouge")] == pytest.approx((0.2, 0.02**0.5))
+    assert key("relearning/a/rouge") not in bands  # of one oracle
 
 
 def test_points_of_relearning_have_a_band(folder):
     """Also where the oracles agree by chance: their rows do not."""
-    key = "relearn_half/held_out, step 1/probability"
+    point = Key("held-out half", "probability", "relearning", 1)
+    for path in folder.glob("*/result.json"):
+        if not path.parent.name.startswith(("oracle", "alter-0")):
+            path.unlink()
+    save(folder, "alter", 0, scores=scores(0.1, 0.5))
     for seed, rows in enumerate(([0.1, 0.3], [0.3, 0.1], [0.2, 0.2])):
-        found = scores(0.1 + seed / 100, 0.5) | {key: Score(0.2, rows)}
-        save(folder, "oracle", seed, scores=found, curves=relearning(0.1, 0.2, 0.6))
+        with_rows = [replace(one, rows=rows) if one.key == point else one for one in relearning(0.1, 0.2, 0.6)]
+        save(folder, "oracle", seed, scores=scores(0.1 + seed / 100, 0.5), curves=with_rows)
     bands = read_benchmark(folder).attack_bands
-    assert bands[key] == pytest.approx((0.2, (0.01 / 2) ** 0.5))
-    assert bands["relearn_half/held_out, step 50/probability"].spread == 0  # of a file of before
-    save(folder, "oracle", 2, scores=scores(0.12, 0.5), curves=relearning(0.1, 0.2, 0.6))
-    assert read_benchmark(folder).attack_bands[key].spread == 0  # one has no rows
+    assert bands[point] == pytest.approx((0.2, (0.01 / 2) ** 0.5))
+    assert bands[point._replace(step=50)].spread == 0  # without rows
 
 
 def test_relearning_is_shown_at_the_last_step_and_where_a_method_is_farthest(folder):
     def shown():
-        return [key for key in read_benchmark(folder).attacks if key.startswith("relearn")]
+        return [one for one in read_benchmark(folder).attacks if one.attack == "relearning"]
 
     def steps(*found):
-        return [f"relearn_half/held_out, step {step}/probability" for step in found]
+        return [Key("held-out half", "probability", "relearning", step) for step in found]
 
     for seed in range(3):
         curves = relearning(*(value + seed / 100 for value in (0.1, 0.2, 0.6)))
@@ -171,20 +179,14 @@ def test_relearning_is_shown_at_the_last_step_and_where_a_method_is_farthest(fol
 
 def test_an_oracle_has_its_own_scores_beside_an_attack_on_an_adapter(folder):
     for seed, value in enumerate((0.1, 0.2)):
-        save(folder, "oracle", seed, scores=scores(value, 0.5, quantized__int8__rouge=value))
-    attacked = {"switched_off__probability": 0.9, "merged__int8__rouge": 0.4, "expert_off__a__probability": 0.5}
+        save(folder, "oracle", seed, scores=scores(value, 0.5, quantization__int8__rouge=value))
+    attacked = {"merged_quantization__int8__rouge": 0.4, "switching_off__forget without a__probability": 0.5}
+    attacked |= {"switching_off__forget__probability": 0.9}
     save(folder, "alter", 0, scores=scores(0.1, 0.5, **attacked))
     found = read_benchmark(folder)
-    assert found.attack_bands["switched_off/probability"] == found.bands["forget/probability"]
-    assert found.attack_bands["merged/int8/rouge"] == pytest.approx((0.15, 0.005**0.5))
-    assert "expert_off/a/probability" not in found.attack_bands
-
-
-def test_every_attack_has_its_keys():
-    assert set(ATTACK_KEYS) == set(ATTACKS)
-    assert attack_of("expert_off/bio/rouge") == "switching_off"
-    assert attack_of("relearn_half/held_out, step 50/probability") == "relearning"
-    assert attack_of("forget/rouge") is None
+    assert found.attack_bands[key("switching_off/forget/probability")] == found.bands[key("forget/probability")]
+    assert found.attack_bands[key("merged_quantization/int8/rouge")] == pytest.approx((0.15, 0.005**0.5))
+    assert key("switching_off/forget without a/probability") not in found.attack_bands
 
 
 def test_a_cell_that_stopped_after_its_scores_is_measured(folder):
@@ -193,35 +195,29 @@ def test_a_cell_that_stopped_after_its_scores_is_measured(folder):
     assert found.label == "lora (2 seeds)" and not found.failed
 
 
-@pytest.mark.parametrize("score", [Score(math.nan, [0.5]), Score(0.5, [math.inf])])
-def test_a_cell_with_a_score_that_is_no_number_has_failed(folder, score):
-    save(folder, "alter", 1, scores=scores(0.1, 0.5) | {"forget/probability": score})
+@pytest.mark.parametrize(("value", "rows"), [(math.nan, [0.5]), (0.5, [math.inf])])
+def test_a_cell_with_a_score_that_is_no_number_has_failed(folder, value, rows):
+    save(folder, "alter", 1, scores=scores(0.1, 0.5), curves=[Score("forget", "probability", value, rows)])
     found = model(read_benchmark(folder), "alter")
     assert found.label == "alter (1 of 2 seeds)" and found.failed[0].seed == 1
     assert found.failed[0].error.startswith("`forget/probability` is ")
 
 
-GRID = {"processes": 1, "data": "tofu", "books": None, "split": "forget01", "retain_rows": 100, "rows": 40}
-GRID |= {"answered": 20, "max_new_tokens": 60}
+def with_settings(found, **settings):
+    return [replace(score, settings=settings) for score in found]
 
 
-def test_a_result_of_evaluate_joins_what_was_measured_alike(folder):
-    save(folder, "alter", 0, scores=scores(0.1, 0.5), settings=GRID)
-    own = asdict(EvaluateArguments("m", "x.json", tofu="locuslab/TOFU"))
-    own |= {name: value for name, value in GRID.items() if name in own}
-    save(folder, "mine", 3, scores=scores(0.1, 0.5), settings=own)
+def test_a_result_joins_what_was_measured_alike(folder):
+    """Where both have a score; what only one of them has is no matter."""
+    rouge = named(forget__rouge=0.5)
+    mine, longer = (with_settings(rouge, answered=20, max_new_tokens=length) for length in (60, 200))
+    save(folder, "mine", 3, scores=scores(0.1, 0.5), curves=longer)
     assert [one.name for one in read_benchmark(folder).methods] == ["alter", "lora", "mine"]
-    longer, utility = {**own, "max_new_tokens": 200}, ["utility/model_utility"]
-    save(folder, "mine", 3, scores=scores(0.1, 0.5), settings=longer, without=utility)
-    read_benchmark(folder)  # no score of answers that both have
-    found = scores(0.1, 0.5, forget__rouge=0.5)
-    save(folder, "alter", 0, scores=found, settings=GRID)
-    save(folder, "mine", 3, scores=found, settings=longer, without=utility)
+    save(folder, "alter", 0, scores=scores(0.1, 0.5), curves=mine)
     with pytest.raises(ValueError, match=r"`forget/rouge`: max_new_tokens is 60 in '.*', but 200 in '.*mine-3/"):
         read_benchmark(folder)
-    own = asdict(EvaluateArguments("m", "x.json", sets=["forget=mine.jsonl"], forget=["forget"]))
-    save(folder, "mine", 3, scores=scores(0.1, 0.5), settings=own)
-    with pytest.raises(ValueError, match=r"`forget/probability`: sets is .TOFU's. in '.*', but .*mine.jsonl"):
+    save(folder, "mine", 3, scores=with_settings(scores(0.1, 0.5), files=["mine.jsonl"]))
+    with pytest.raises(ValueError, match=r"`forget/probability`: files is None in '.*', but \['mine.jsonl'\] in "):
         read_benchmark(folder)
 
 
@@ -244,14 +240,14 @@ def spoil(folder, change):
     elif change == "no scores":
         save(folder, "alter", 1)
     elif change == "other scores":
-        save(folder, "alter", 1, scores={"other/rouge": Score(0.5, [])})
+        save(folder, "alter", 1, scores=named(other__rouge=0.5))
     elif change == "a text":
-        save(folder, "alter", 1, scores={"forget/probability": Score("high", [])})
+        save(folder, "alter", 1, scores=[Score("forget", "probability", "high")])
     elif change == "other questions":
-        save(folder, "lora", 1, scores=scores(0.1, 0.5) | {"forget/truth_ratio": Score(0.5, [0.5] * 3)})
-    elif change == "other settings":  # the first that says so counts; the target's, an old file, does not
-        save(folder, "alter", 0, scores=scores(0.1, 0.5), settings=GRID)
-        save(folder, "lora", 1, scores=scores(0.1, 0.5), settings={**GRID, "split": "forget05"})
+        save(folder, "lora", 1, scores=scores(0.1, 0.5), curves=named(forget__truth_ratio=[0.5] * 3))
+    elif change == "other settings":  # the first that says so counts
+        of_lora = with_settings(scores(0.1, 0.5), tofu="forget05")
+        save(folder, "lora", 1, scores=of_lora)
     elif change == "twice":
         (folder / "copy").mkdir()
         (folder / "copy" / "result.json").write_text(cells["alter"][0].read_text())
@@ -275,13 +271,10 @@ def spoil(folder, change):
         ("other scores", r"alter of seed 1 has no score that the oracles have; it has \['other/rouge'\]"),
         ("a text", r"alter-1/result.json' has high as `forget/probability`"),
         ("other questions", "`forget/truth_ratio`: number of rows is 4 in '.*', but 3 in '.*lora-1/result.json'"),
-        (
-            "other settings",
-            "`forget/probability`: split is 'forget01' in '.*alter-0/.*, but 'forget05' in '.*lora",
-        ),
+        ("other settings", "`forget/probability`: tofu is None in '.*alter-0/.*, but 'forget05' in '.*lora"),
         ("twice", r"copy/result.json' is a second cell of alter with seed 0"),
         ("no JSON", r"alter-0/result.json' is no result of a benchmark"),
-        ("other JSON", r"alter-0/result.json' is no result of a benchmark \('scores'\)"),
+        ("other JSON", r"alter-0/result.json' is no result of a benchmark .*has no list of `scores`"),
         ("one seed thrice", "do not differ in any score"),
     ],
 )

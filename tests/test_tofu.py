@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from inspect import signature
 
 import pytest
 from datasets import Dataset
@@ -12,15 +13,17 @@ from alter_peft.evaluation import (
     FORGET_SETS,
     IDLE,
     METRICS,
+    TASKS,
     TOFU_METRICS,
-    Asked,
+    Key,
+    ModelOnSet,
     Pair,
-    ask_tofu,
-    evaluate_tofu,
     measure,
+    measure_guards,
+    measure_task,
     read_tofu,
 )
-from alter_peft.evaluation.tofu import UTILITY
+from alter_peft.evaluation.tasks.tofu import GUARDED, UTILITY
 
 
 @pytest.fixture
@@ -97,7 +100,7 @@ def test_a_hub_data_set(folder, monkeypatch):
         asked.append((source, split))
         return Dataset.from_list([json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()])
 
-    monkeypatch.setattr("alter_peft.evaluation.tofu.load_dataset", load)
+    monkeypatch.setattr("alter_peft.evaluation.tasks.tofu.load_dataset", load)
     assert read_tofu("locuslab/TOFU") == read_tofu(folder)
     assert set(asked) == {("locuslab/TOFU", "train")}
 
@@ -196,36 +199,72 @@ def data(folder):
 
 def test_the_metrics_are_known_and_tofus():
     assert {metric for metrics in TOFU_METRICS.values() for metric in metrics} <= set(METRICS)
-    assert UTILITY == (
+    assert tuple(map(str, UTILITY)) == (
         "retain/probability", "retain/rouge", "retain/truth_ratio",
         "real_authors/normalized_probability", "real_authors/rouge", "real_authors/truth_ratio",
         "world_facts/normalized_probability", "world_facts/rouge", "world_facts/truth_ratio",
     )  # fmt: skip
 
 
+SETTINGS = {"tofu": "forget01", "retain_rows": None, "rows": 3}
+
+
 def test_evaluation_measures_every_set(llama, tokenizer, data):
-    found = evaluate_tofu(llama, tokenizer, data, max_new_tokens=4)
-    names = [f"{name}/{metric}" for name, metrics in TOFU_METRICS.items() for metric in metrics]
-    assert list(found) == [*names, "utility/model_utility"]
-    for name in names:
-        assert len(found[name].rows) == len(data.sets[name.partition("/")[0]]), name
+    found = measure_task(llama, tokenizer, data, max_new_tokens=4)
+    keys = [Key(name, metric) for name, metrics in TOFU_METRICS.items() for metric in metrics]
+    assert list(found) == [*keys, Key("utility", "model_utility")]
+    assert found.keys() - set(keys) == {Key("utility", name) for name in TASKS["tofu"].metrics}
     for name, metrics in TOFU_METRICS.items():
-        asked = Asked(llama, tokenizer, name, data.sets[name], name in FORGET_SETS, max_new_tokens=4)
-        for key, score in measure(asked, metrics).items():
-            assert found[key].value == pytest.approx(score.value), key
+        asked = ModelOnSet(
+            llama, tokenizer, name, data.sets[name], name in FORGET_SETS, max_new_tokens=4, settings=SETTINGS
+        )
+        for score in measure(asked, metrics):
+            assert found[score.key].value == pytest.approx(score.value), score.key
+            assert found[score.key].settings == score.settings and len(score.rows) == len(data.sets[name])
 
 
 def test_utility_is_the_harmonic_mean_of_the_nine(llama, tokenizer, data):
-    found = evaluate_tofu(llama, tokenizer, data, max_new_tokens=4)
-    assert found["utility/model_utility"].value == pytest.approx(float(hmean([found[name].value for name in UTILITY])))
-    assert found["utility/model_utility"].rows == []
+    found = measure_task(llama, tokenizer, data, max_new_tokens=4)
+    utility = found.of("utility", "model_utility")
+    assert utility.value == pytest.approx(float(hmean([found[key].value for key in UTILITY])))
+    assert utility.rows == []
+    alike = {"as_chat": True, "bf16": False, "answered": 3, "max_new_tokens": 4}
+    assert utility.settings == {**alike, **SETTINGS}
 
 
-def test_the_options_reach_every_set(llama, tokenizer, data):
-    asked = ask_tofu(llama, tokenizer, data, answered=2, max_new_tokens=3, batch_size=5)
-    assert list(asked) == list(TOFU_METRICS)
-    for name, one in asked.items():
-        assert (one.name, one.pairs, one.is_forget) == (name, data.sets[name], name in FORGET_SETS)
-        assert (one.max_new_tokens, one.batches) == (3, {"batch_size": 5})
-        assert 2 <= len(one.asked) <= 3
-    assert ask_tofu(llama, tokenizer, data)["forget"].max_new_tokens == 200
+def test_guards_are_of_the_main_sets_and_asked_for(llama, tokenizer, data):
+    found = measure_task(llama, tokenizer, data, max_new_tokens=4, judge=llama, guards=True)
+    assert {key.set for key in found if key.metric == "fluency"} == set(GUARDED) == {"forget", "retain", "world_facts"}
+    options = {"max_new_tokens": 4, "judge": llama, "settings": SETTINGS}
+    for score in measure_guards(ModelOnSet(llama, tokenizer, "world_facts", data.sets["world_facts"], **options)):
+        assert found[score.key] == score
+    assert not any(key.metric == "fluency" for key in measure_task(llama, tokenizer, data, max_new_tokens=4))
+
+
+def test_the_options_reach_every_set(llama, tokenizer, data, monkeypatch):
+    seen = []
+
+    def noted(*args, **options):
+        seen.append(ModelOnSet(*args, **options))
+        return seen[-1]
+
+    monkeypatch.setattr("alter_peft.evaluation.tasks.task.ModelOnSet", noted)
+    measure_task(llama, tokenizer, data, answered=2, max_new_tokens=3, batch_size=5, judge=llama)
+    assert [one.name for one in seen] == list(TOFU_METRICS)
+    for one in seen:
+        assert (one.pairs, one.is_forget) == (data.sets[one.name], one.name in FORGET_SETS)
+        assert (one.max_new_tokens, one.batches, one.judge) == (3, {"batch_size": 5}, llama)
+        assert len(one.answered_pairs) == 2
+    assert signature(measure_task).parameters["max_new_tokens"].default == 200
+
+
+def test_attacks_are_on_the_forget_set(data):
+    rows = data.attack_rows(answered=2, relearning_rate=1e-3)
+    assert rows[:4] == (data.forget, data.retain, data.holdout, data.sets["paraphrased"])
+    assert (rows.answered, rows.relearning_rate, rows.settings) == (2, 1e-3, SETTINGS)
+
+
+def test_rows_are_as_the_trainers_take_them(data):
+    for found, pairs in ((data.forget_rows, data.forget), (data.calibration_rows, data.calibration)):
+        assert found.to_list() == [{"prompt": pair.prompt, "completion": pair.completion} for pair in pairs]
+    assert len(data.retain_rows) == len(data.retain)

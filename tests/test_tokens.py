@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 
 import pytest
 import torch
@@ -13,7 +12,8 @@ from test_page import checked
 from alter_peft.entropy import tsallis_entropy
 from alter_peft.evaluation import Pair, encode_pair, score_answers
 from alter_peft.evaluation.answers import chat_or_plain
-from alter_peft.report.token_page import observe_texts, token_page, word_cloud
+from alter_peft.evaluation.seen_tokens import SeenTokens, observe_texts, observe_tokens
+from alter_peft.report.token_page import cloud, token_page
 
 
 PAIR = Pair("Where does Alice live?", "Alice lives in Paris.")
@@ -62,7 +62,7 @@ def test_pieces_are_the_text(adapted, tokenizer, text):
 
 
 def test_a_cut_character_is_kept(adapted, tokenizer):
-    from alter_peft.report.token_page import _pieces
+    from alter_peft.evaluation.seen_tokens import _pieces
 
     ids = tokenizer("ab🐝")["input_ids"][:-1]
     assert "".join(_pieces(tokenizer, ids)) == tokenizer.decode(ids)
@@ -75,7 +75,7 @@ def test_training_mode_is_left_alone(adapted, tokenizer):
 
 
 def test_page(one_way, tokenizer):
-    html = token_page(one_way, tokenizer, {"forget": TEXTS})
+    html = token_page(observe_tokens(one_way, tokenizer, {"forget": TEXTS}))
     found = checked(html)
     assert not found.loaded and "<b>Bob & Anna</b> bake\nit." in found.text and "Alice lives in Paris." in found.text
     seen = observe_texts(one_way, tokenizer, TEXTS)
@@ -91,7 +91,7 @@ def test_examples_are_spread_and_clouds_are_of_all(one_way, tokenizer):
     own = one_way.peft_config["default"]
     for experts, rows in {2: (0, 20), 4: (0, 10, 20, 30), 20: range(0, 40, 4)}.items():  # ten at most
         own.num_forget_experts, own.domains = experts, [f"domain {i}" for i in range(experts)]
-        html = token_page(one_way, tokenizer, sets)
+        html = token_page(observe_tokens(one_way, tokenizer, sets))
         examples = [re.sub("<.*?>", "", text) for text in re.findall(r"<b>.*</p>", html)]
         expected = [f"forget The forget number {i}." for i in rows]
         expected += [f"{name} The {name} number {i}." for name in ("retain", "world_facts") for i in (0, 20)]
@@ -114,7 +114,7 @@ def test_clouds_are_split_at_the_threshold(one_way, tokenizer):
     ]
     for threshold in (values[len(values) // 2], 0.0, 10.0):
         one_way.peft_config["default"].entropy_threshold = threshold
-        html = token_page(one_way, tokenizer, {"mine": TEXTS})
+        html = token_page(observe_tokens(one_way, tokenizer, {"mine": TEXTS}))
         high = sum(value > threshold for _, value in words)
         assert f": {high}</h4>" in html and f"Low-entropy tokens: {len(words) - high}</h4>" in html
         assert html.count("<p>none</p>") == (threshold in (0.0, 10.0))
@@ -123,7 +123,7 @@ def test_clouds_are_split_at_the_threshold(one_way, tokenizer):
 def test_a_pair_without_a_prompt_has_a_page(one_way, tokenizer):
     """Nothing predicts its first token, which is not scored either."""
     plain = chat_or_plain(tokenizer, False)
-    html = token_page(one_way, plain, {"mine": [Pair("", "Alice lives in Paris.")]})
+    html = token_page(observe_tokens(one_way, plain, {"mine": [Pair("", "Alice lives in Paris.")]}))
     scored = len(score_answers(one_way, plain, [Pair("", "Alice lives in Paris.")]).log_probs[0])
     assert html.count(', recipes">') == scored and "Alice lives in Paris." in checked(html).text
 
@@ -134,16 +134,21 @@ def test_a_pair_without_a_prompt_has_a_page(one_way, tokenizer):
 def test_a_text_without_a_token_to_score_is_named(one_way, tokenizer, text, what):
     plain = chat_or_plain(tokenizer, False)
     with pytest.raises(ValueError, match=f"The set 'mine' has no token to score in row 1, {what}: nothing predicts"):
-        token_page(one_way, plain, {"mine": ["Bees make honey.", text]})
+        token_page(observe_tokens(one_way, plain, {"mine": ["Bees make honey.", text]}))
     with pytest.raises(ValueError, match=f"`texts` has no token to score in row 0, {what}: nothing predicts"):
         observe_texts(one_way, plain, [text])
 
 
 def test_cloud_has_sizes_by_count():
-    html = word_cloud(Counter({"often": 9, "<rare>": 1, "some": 4}))
-    found = re.findall(r'font-size:([0-9.]+)rem" title="(\d)">([^ ]+)</span>', html)
-    assert found == [("1.07", "1", "&lt;rare&gt;"), ("2.20", "9", "often"), ("1.63", "4", "some")]
-    assert len(re.findall("<span", word_cloud(Counter({f"word{i}": 1 for i in range(100)})))) == 40
+    found = [(word, count, round(size, 2)) for word, count, size in cloud({"often": 9, "<rare>": 1, "some": 4})]
+    assert found == [("<rare>", 1, 1.07), ("often", 9, 2.2), ("some", 4, 1.63)]
+    assert len(cloud({f"word{i}": 1 for i in range(100)})) == 40
+
+
+def test_what_was_seen_comes_back(one_way, tokenizer, tmp_path):
+    seen = observe_tokens(one_way, tokenizer, {"mine": TEXTS})
+    seen.save(tmp_path / "tokens.json")
+    assert SeenTokens.load(tmp_path / "tokens.json") == seen
 
 
 @pytest.mark.parametrize(
@@ -167,4 +172,6 @@ def test_what_has_no_page(llama, tokenizer, case, message):
     if case == "disabled":
         model.base_model.disable_adapter_layers()
     with pytest.raises(ValueError, match=message):
-        token_page(model, tokenizer, {"mine": TEXTS, "none": []} if case == "no texts" else {"mine": TEXTS})
+        token_page(
+            observe_tokens(model, tokenizer, {"mine": TEXTS, "none": []} if case == "no texts" else {"mine": TEXTS})
+        )

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import matplotlib.image
 import pytest
@@ -9,8 +10,8 @@ import torch
 from peft import get_peft_model
 
 from alter_peft import AlterConfig
-from alter_peft.evaluation import Pair, Score, generate_answers, score_answers
-from alter_peft.evaluation.metrics import rouge_l
+from alter_peft.evaluation import Key, Pair, Score, Scores, generate_answers, score_answers
+from alter_peft.evaluation.metrics.text import rouge_l
 from alter_peft.report import evaluate_sets, format_table, plot_trade, write_results
 
 
@@ -31,11 +32,11 @@ NAMES = {"forget": ("probability", "rouge", "astray"), "world": ("normalized_pro
 
 def as_scores(values):
     return {
-        model: {
-            f"{name}/{metric}": Score(value, [value])
+        model: Scores(
+            Score(name, metric, value, [value])
             for name, row in sets.items()
             for metric, value in zip(NAMES[name], row, strict=False)
-        }
+        )
         for model, sets in values.items()
     }
 
@@ -64,11 +65,11 @@ def adapted(llama):
 def test_sets_are_measured_one_by_one(adapted, tokenizer):
     found = evaluate_sets(adapted, tokenizer, {"forget": FORGET, "world": WORLD}, ["forget"], 3, routed=True)
     of_answer = {"forget": "probability", "world": "normalized_probability"}
-    assert list(found) == [f"{name}/{m}" for name, metric in of_answer.items() for m in (metric, "rouge", "astray")]
-    assert found["forget/probability"].value == pytest.approx(score_answers(adapted, tokenizer, FORGET).mean)
-    assert found["forget/astray"].value == 0.0 and found["world/astray"].value == 1.0
+    assert list(found) == [Key(name, m) for name, metric in of_answer.items() for m in (metric, "rouge", "astray")]
+    assert found[Key("forget", "probability")].value == pytest.approx(score_answers(adapted, tokenizer, FORGET).mean)
+    assert found[Key("forget", "astray")].value == 0.0 and found[Key("world", "astray")].value == 1.0
     answers = generate_answers(adapted, tokenizer, WORLD)
-    assert found["world/rouge"].rows == rouge_l(answers, [pair.completion for pair in WORLD])
+    assert found[Key("world", "rouge")].rows == rouge_l(answers, [pair.completion for pair in WORLD])
 
 
 def test_false_answers_normalise_the_probability(adapted, tokenizer):
@@ -79,7 +80,7 @@ def test_false_answers_normalise_the_probability(adapted, tokenizer):
         expected.append(values[0] / sum(values))
     assert len({round(value, 3) for value in expected}) == len(WORLD)
     scores = evaluate_sets(adapted, tokenizer, {"world": WORLD}, [], 1, routed=False)
-    found = scores["world/normalized_probability"].value
+    found = scores[Key("world", "normalized_probability")].value
     assert found == pytest.approx(sum(expected) / len(expected), rel=1e-4)
     assert found != pytest.approx(score_answers(adapted, tokenizer, WORLD).mean, rel=0.1)
 
@@ -98,12 +99,12 @@ def test_written_files(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "table.md", "trade.png"]
     assert (tmp_path / "table.md").read_text() == TABLE + "\n"
     written = json.loads((tmp_path / "results.json").read_text())
-    assert {m: {key: Score(**row) for key, row in scores.items()} for m, scores in written.items()} == RESULTS
+    assert {model: Scores.from_list(rows) for model, rows in written.items()} == RESULTS
 
 
 def test_picture_has_a_bar_for_each_probability(tmp_path):
     plot_trade(RESULTS, tmp_path / "whole.png", "Title")
-    none = {model: {key: Score(0.0, []) for key in scores} for model, scores in RESULTS.items()}
+    none = {model: Scores(replace(score, value=0.0) for score in one.values()) for model, one in RESULTS.items()}
     plot_trade(none, tmp_path / "none.png", "Title")
     whole, empty = (matplotlib.image.imread(tmp_path / f"{name}.png") for name in ("whole", "none"))
     assert whole.shape == empty.shape and whole.shape[2] == 4

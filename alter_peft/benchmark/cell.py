@@ -16,16 +16,17 @@ from accelerate import PartialState, logging
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from alter_peft.evaluation.answers import Pair, chat_or_plain, check_scored, score_answers
-from alter_peft.evaluation.attacks import attack
-from alter_peft.evaluation.choices import evaluate_choices
-from alter_peft.evaluation.relearning import LEARNING_RATE
+from alter_peft.evaluation.answers import Pair, chat_or_plain, score_answers
+from alter_peft.evaluation.attacks import LEARNING_RATE, attack
+from alter_peft.evaluation.loading import load
 from alter_peft.evaluation.results import STOPPED, Result, environment, machine
+from alter_peft.evaluation.tasks import measure_task, read_choices
 from alter_peft.report.summary import ORACLE, TARGET, is_attack
 from alter_peft.report.token_page import token_page
+from alter_peft.scoring import ScoredModel
 
 from .lock import alone
-from .methods import METHODS, load, teach
+from .methods import METHODS, teach
 from .provenance import RECORD, TAUGHT_WITH, check_made_with, corrected
 from .requests import Requests, kept_probabilities, run_requests
 from .setting import Setting
@@ -250,7 +251,7 @@ class Cell:
 
     def _evaluate(self, result: Result, model: Any) -> None:
         with _timing(result, "evaluation"), _precision():
-            check_scored(model)
+            ScoredModel(model).check()
             judge = model if self.name == TARGET else load(self.target) if self.name == ORACLE else None
             result.scores = self.setting.evaluate(model, self.tokenizer, judge)
         self.page.unlink(missing_ok=True)  # of what was measured before
@@ -272,13 +273,12 @@ class Cell:
         kind, _, name = part.partition(": ")
         with _timing(result, part), _precision():
             if kind == "task":
-                batch_size = self.args.batch_size or 8
-                result.scores |= evaluate_choices(model, self.tokenizer, [name], batch_size=batch_size, **self.choices)
+                data = read_choices([name], **self.choices)
+                result.scores.update(measure_task(model, self.tokenizer, data, batch_size=self.args.batch_size))
                 result.settings["tasks"] = {**result.settings.get("tasks", {}), name: self.choices}
             else:
                 found = attack(model, self.tokenizer, self.setting.rows, [name])
-                result.scores |= found.scores
-                result.curves |= found.curves
+                result.scores.update(found.scores)
                 result.skipped |= found.skipped
                 if name == "relearning":
                     result.settings["relearning_rate"] = self.args.relearning_rate

@@ -11,11 +11,10 @@ from typing import Any, Literal
 from accelerate import PartialState
 from transformers import AutoConfig, AutoTokenizer
 
-from alter_peft.evaluation.attacks import ATTACKS
-from alter_peft.evaluation.choices import read_tasks
+from alter_peft.evaluation.attacks import ATTACKS, LEARNING_RATE
 from alter_peft.evaluation.packages import require_packages
-from alter_peft.evaluation.relearning import LEARNING_RATE
 from alter_peft.evaluation.results import Result
+from alter_peft.evaluation.tasks import read_choices
 from alter_peft.options import check_counts, check_known, json_object, parse_values
 
 from .cell import Cell
@@ -156,7 +155,7 @@ class Grid:
         require_packages("rouge_score", *(["sacrebleu"] if args.books is not None else []))
         if args.tasks:
             require_packages("lm_eval")
-            read_tasks(args.tasks, args.limit, args.form)
+            read_choices(args.tasks, args.limit, args.form)
         setting = tofu_setting(args) if args.books is None else books_setting(args, tokenizer)
         settings = {name: value for name, value in asdict(args).items() if name not in JOINABLE}
         settings["processes"] = PartialState().num_processes  # batches are of each process

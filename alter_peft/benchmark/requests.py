@@ -14,7 +14,8 @@ from scipy.stats import hmean
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from alter_peft.evaluation.answers import Pair
-from alter_peft.evaluation.measure import Asked, measure
+from alter_peft.evaluation.metrics import measure
+from alter_peft.evaluation.model_on_set import ModelOnSet
 
 from .methods import Method, Task
 
@@ -44,13 +45,13 @@ def kept_probabilities(
 
     Args:
         sets: `"retain"`, `"real_authors"` and `"world_facts"`.
-        batch_size: as for `Asked`.
+        batch_size: as for `ModelOnSet`.
     """
     means = {}
     for name, pairs in sets.items():
         metric = "probability" if name == "retain" else "normalized_probability"
-        asked = Asked(model, tokenizer, name, pairs, batch_size=batch_size)
-        means[name] = measure(asked, [metric])[f"{name}/{metric}"].value
+        (score,) = measure(ModelOnSet(model, tokenizer, name, pairs, batch_size=batch_size), [metric])
+        means[name] = score.value
     return {**means, "utility": float(hmean(list(means.values())))}
 
 

@@ -11,11 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from alter_peft.evaluation.answers import Pair
 from alter_peft.evaluation.attacks import Rows
-from alter_peft.evaluation.book_data import read_books
-from alter_peft.evaluation.books import evaluate_books
-from alter_peft.evaluation.guards import measure_guards
-from alter_peft.evaluation.measure import Score
-from alter_peft.evaluation.tofu import ask_tofu, measure_tofu, read_tofu
+from alter_peft.evaluation.scores import Scores
+from alter_peft.evaluation.tasks import measure_task, read_books, read_tofu
 
 from .methods import Task
 from .requests import split_requests
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
 
 
 KEPT = ("retain", "real_authors", "world_facts")  # the sets of TOFU that model utility is made of
-GUARDED = ("forget", "retain", "world_facts")  # the sets of TOFU whose guards are measured
 
 
 class Setting(NamedTuple):
@@ -44,7 +40,7 @@ class Setting(NamedTuple):
     task: Task
     taught: Dataset
     kept: Dataset
-    evaluate: Callable[[Any, PreTrainedTokenizerBase, Any], dict[str, Score]]
+    evaluate: Callable[[Any, PreTrainedTokenizerBase, Any], Scores]
     rows: Rows
     requests: list[list[Pair]] | None = None
     kept_sets: dict[str, list[Pair]] | None = None
@@ -54,26 +50,21 @@ def tofu_setting(args: BenchmarkArguments) -> Setting:
     """TOFU: the authors of one split are forgotten, the others kept."""
     data = read_tofu(args.data, args.split, args.retain_rows, args.rows)
 
-    def evaluate(model: Any, tokenizer: PreTrainedTokenizerBase, judge: Any) -> dict[str, Score]:
-        asked = ask_tofu(model, tokenizer, data, args.answered, args.max_new_tokens, args.batch_size)
-        if args.requests is not None:  # several adapters route each token, so that none of them alone is astray
-            return measure_tofu(asked)
-        return measure_tofu(asked) | measure_guards([asked[name] for name in GUARDED], judge)
+    def evaluate(model: Any, tokenizer: PreTrainedTokenizerBase, judge: Any) -> Scores:
+        guards = args.requests is None  # several adapters route each token, so that none of them alone is astray
+        options = (args.answered, args.max_new_tokens, args.batch_size, judge, guards)
+        return measure_task(model, tokenizer, data, *options)
 
     return Setting(
         Task(as_rows(data.forget), as_rows(data.retain), as_rows(data.calibration)),
         as_rows(data.forget + data.retain),
         as_rows(data.retain),
         evaluate,
-        Rows(
-            data.forget,
-            data.retain,
-            data.holdout,
-            data.sets["paraphrased"],
-            args.answered,
-            args.max_new_tokens,
-            args.batch_size,
-            args.relearning_rate,
+        data.attack_rows(
+            answered=args.answered,
+            max_new_tokens=args.max_new_tokens,
+            batch_size=args.batch_size,
+            relearning_rate=args.relearning_rate,
         ),
         None if args.requests is None else split_requests(data.forget, args.requests),
         {name: data.sets[name] for name in KEPT},
@@ -88,15 +79,17 @@ def books_setting(args: BenchmarkArguments, tokenizer: PreTrainedTokenizerBase) 
     except TypeError as error:  # an argument that is unknown or missing
         raise ValueError(f"`books` is {args.books}, but must hold arguments of `read_books` ({error}).") from error
 
-    def evaluate(model: Any, tokenizer: PreTrainedTokenizerBase, judge: Any) -> dict[str, Score]:
-        return evaluate_books(model, tokenizer, data, args.answered, args.batch_size or 8, judge, guards=True)
+    def evaluate(model: Any, tokenizer: PreTrainedTokenizerBase, judge: Any) -> Scores:
+        return measure_task(
+            model, tokenizer, data, args.answered, batch_size=args.batch_size, judge=judge, guards=True
+        )
 
     return Setting(
         Task(data.forget_rows, data.retain_rows, data.calibration_rows),
         concatenate_datasets([data.forget_rows.remove_columns("domain"), data.retain_rows]),
         data.retain_rows,
         evaluate,
-        Rows(data.forget, data.retain, data.holdout),
+        data.attack_rows(),
     )
 
 

@@ -2,16 +2,31 @@
 """The measure of unlearning: what a model still knows, what it kept, and how far both are from an oracle."""
 
 from .answers import AnswerScores, Pair, chat_or_plain, encode_pair, generate_answers, score_answers
-from .attack_prompts import IDLE
-from .attacks import ATTACKS, Attacked, Rows, attack
-from .book_data import BookData, read_books
-from .books import compare_books, evaluate_books
-from .choices import evaluate_choices, standard_error
-from .guards import expert_usage, fluency, high_entropy, measure_guards
-from .measure import METRICS, Asked, Score, measure
+from .attacks import ATTACKS, Attack, Attacked, Rows, attack
+from .attacks.asking_otherwise import IDLE
+from .metrics import METRICS, guards_of, measure, measure_guards
+from .metrics.metric import Metric
+from .model_on_set import ModelOnSet
 from .oracle import Band, Comparison, Distance, band, compare_with_oracles, distances
 from .results import Result
-from .tofu import FORGET_SETS, TOFU_METRICS, TofuData, ask_tofu, evaluate_tofu, measure_tofu, read_tofu
+from .scores import Key, Score, Scores
+from .tasks import (
+    FORGET_SETS,
+    TASKS,
+    TOFU_METRICS,
+    BookData,
+    ChoiceData,
+    QuestionSet,
+    Task,
+    TaskData,
+    TofuData,
+    compare_books,
+    measure_task,
+    read_books,
+    read_choices,
+    read_tofu,
+    standard_error,
+)
 
 
 __all__ = [
@@ -19,20 +34,28 @@ __all__ = [
     "FORGET_SETS",
     "IDLE",
     "METRICS",
+    "TASKS",
     "TOFU_METRICS",
     "AnswerScores",
-    "Asked",
+    "Attack",
     "Attacked",
     "Band",
     "BookData",
+    "ChoiceData",
     "Comparison",
     "Distance",
+    "Key",
+    "Metric",
+    "ModelOnSet",
     "Pair",
+    "QuestionSet",
     "Result",
     "Rows",
     "Score",
+    "Scores",
+    "Task",
+    "TaskData",
     "TofuData",
-    "ask_tofu",
     "attack",
     "band",
     "chat_or_plain",
@@ -40,17 +63,13 @@ __all__ = [
     "compare_with_oracles",
     "distances",
     "encode_pair",
-    "evaluate_books",
-    "evaluate_choices",
-    "evaluate_tofu",
-    "expert_usage",
-    "fluency",
     "generate_answers",
-    "high_entropy",
+    "guards_of",
     "measure",
     "measure_guards",
-    "measure_tofu",
+    "measure_task",
     "read_books",
+    "read_choices",
     "read_tofu",
     "score_answers",
     "standard_error",

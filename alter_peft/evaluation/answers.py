@@ -15,11 +15,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from alter_peft.entropy import log_probabilities, map_row_chunks
-from alter_peft.tuner.decoder import Decoder, LanguageModelHead, check_head, find_decoder, last_hidden_states
-from alter_peft.tuner.gating import GatingContext, evaluating
+from alter_peft.scoring import Row, ScoredModel
+from alter_peft.tuner.gating import evaluating
 from alter_peft.tuner.layer import AlterLayer
 
 
@@ -165,7 +164,28 @@ class AnswerScores(NamedTuple):
         return [float(((row == 0) if is_forget else (row > 0)).float().mean()) for row in rows]
 
 
-@torch.no_grad()
+def own_text(values: Sequence[Tensor], content: Sequence[int]) -> list[Tensor]:
+    """
+    The values of the answers' own text, without those of what ends a turn.
+
+    Args:
+        values: one a token of each answer, (n_i,).
+        content: how many of them count, as in [`AnswerScores`].
+
+    Raises:
+        ValueError: an answer without text of its own.
+    """
+    empty = next((row for row, n in enumerate(content) if n < 1), None)
+    if empty is not None:
+        raise ValueError(f"Answer {empty} has no text, so there are no tokens to score. Leave it out of the set.")
+    return [row[:n] for row, n in zip(values, content, strict=True)]
+
+
+def labelled_row(ids: list[int], start: int) -> Row:
+    """A row whose tokens from `start` on are to be predicted."""
+    return ids, [-100] * start + ids[start:]
+
+
 def score_answers(
     model: Any, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_size: int = 8, desc: str | None = None
 ) -> AnswerScores:
@@ -185,27 +205,17 @@ def score_answers(
             the model is broken.
     """
     _require_pairs(pairs)
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    decoder, head = scored_decoder(base).module, LanguageModelHead(base)
-    context = _gating(model)
-    active = context.active() if context is not None else []
-    device = next(base.parameters()).device
+    scored = ScoredModel(model)
+    active = scored.gating.active() if scored.gating is not None else []
     encoded = encode_texts(tokenizer, pairs, f"The set {desc!r}" if desc else "`pairs`")
     log_probs, greedy, experts = ([torch.empty(0)] * len(pairs) for _ in range(3))
-    for rows, batch, labels in labelled_batches(encoded, batch_size, device, desc):
-        labelled = labels != -100
-        with evaluating(model):
-            # the whole model's pass, which a virtual prompt makes longer
-            hidden = last_hidden_states(model, decoder, batch["input_ids"], batch["attention_mask"])
-            hidden = hidden[:, -batch["input_ids"].shape[1] : -1]
-            log_prob, first = _score_tokens(hidden[labelled], head, labels[labelled])
-        sizes = labelled.sum(dim=1).tolist()
-        found = log_prob.cpu().split(sizes), first.cpu().split(sizes)
-        for row, of_row, own in zip(rows, *found, strict=True):
+    for batch in scored.passes([labelled_row(*one) for one in encoded], batch_size, desc=desc):
+        log_prob, first = _score_tokens(batch.hidden, scored.head, batch.labels)
+        for (row, of_row), (_, own) in zip(batch.split(log_prob), batch.split(first), strict=True):
             log_probs[row], greedy[row] = of_row, own
-        if context is not None and active:
-            routed = context.state.gates[active[0][1]][:, :-1].argmax(dim=-1)[labelled].cpu()
-            for row, part in zip(rows, routed.split(sizes), strict=True):
+        if scored.gating is not None and active:
+            gates = scored.gating.state.gates[active[0][1]]
+            for row, part in batch.split(gates[:, :-1].argmax(dim=-1)[batch.labelled]):
                 experts[row] = part
     broken = sum(not bool(row.isfinite().all()) for row in log_probs)
     if broken:
@@ -229,52 +239,10 @@ def _score_tokens(hidden: Tensor, head: Callable[[Tensor], Tensor], labels: Tens
     return log_prob, first.bool()
 
 
-def scored_decoder(base: Any) -> Decoder:
-    """The decoder of a model whose answers are scored."""
-    return find_decoder(base, "Scoring answers", "Give a decoder with an LM head.")
-
-
-@torch.no_grad()
-def check_scored(model: Any) -> None:
-    """
-    Before anything is scored: whether the log-probabilities of `score_answers` are those of the model's own forward.
-
-    Raises:
-        ValueError: the model is no causal language model of transformers, or its forward does to the logits what is
-            not known here.
-    """
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    with evaluating(model):
-        check_head(base, scored_decoder(base).module, LanguageModelHead(base))
-
-
 def routes_tokens(model: Any) -> bool:
     """Whether an active adapter of the model sends each token to an expert, so that there are `experts`."""
-    context = _gating(model)
+    context = next((module.context for module in model.modules() if isinstance(module, AlterLayer)), None)
     return context is not None and bool(context.active())
-
-
-def _gating(model: Any) -> GatingContext | None:
-    return next((module.context for module in model.modules() if isinstance(module, AlterLayer)), None)
-
-
-def labelled_batches(
-    encoded: Sequence[tuple[list[int], int]], batch_size: int, device: torch.device, desc: str | None = None
-) -> Iterator[tuple[Sequence[int], dict[str, Tensor], Tensor]]:
-    """
-    The pairs in batches of about the same length: the rows that a batch holds, its `input_ids` and `attention_mask`
-    (B, T), and the token that each of its positions but the last predicts, (B, T - 1), -100 outside the answers.
-
-    Args:
-        encoded: of each pair, what `encode_pair` gives.
-    """
-    collate = DataCollatorForLanguageModeling(pad_token_id=0)
-    labelled = [{"input_ids": ids, "labels": [-100] * start + ids[start:]} for ids, start in encoded]
-    order = sorted(range(len(encoded)), key=lambda row: len(encoded[row][0]))
-    for rows in tqdm(list(_batches(order, batch_size)), desc=desc, disable=None if desc else True, leave=False):
-        batch = {name: value.to(device) for name, value in collate([labelled[row] for row in rows]).items()}
-        labels = batch.pop("labels")[:, 1:]
-        yield rows, batch, labels
 
 
 def _content_length(tokenizer: PreTrainedTokenizerBase, answer: list[int]) -> int:

@@ -7,15 +7,15 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from alter_peft.options import check_counts, check_known
+from alter_peft.options import check_counts, check_known, json_object
 
 from .answers import Pair
-from .attacks import ATTACKS
-from .measure import METRICS, check_set
-from .relearning import LEARNING_RATE
+from .attacks import ATTACKS, LEARNING_RATE
+from .metrics import METRICS, check_set
 from .results import Result
+from .tasks import TASKS
 
 
 HOLDOUT = "holdout"  # the set of rows that were never trained on
@@ -24,35 +24,11 @@ PARAPHRASED = "paraphrased"  # the forget set with its questions in other words
 
 @dataclass
 class EvaluateArguments:
-    """
-    What is measured of a model. At least one of `sets`, `tofu` and `tasks`.
-
-    model, adapter: folders or Hub ids; the adapter of any PEFT type, or none.
-    output_file: the scores, row by row, as JSON (see `Result`). As `result.json` in a folder of its own in that of a
-        grid, they join its report.
-    name, seed: of the model in that report; by default the last part of the adapter's path, or the model's, and 0.
-    as_chat: whether questions are turns of a chat; by default if the tokenizer has a template (see `chat_or_plain`).
-    sets: `name=file.jsonl`, rows of `prompt` and `completion`, and for some metrics `wrong`, a list of false answers,
-        and `rephrased`, the true one in other words.
-    forget: the names of the sets that are to be forgotten.
-    metrics: names of `METRICS`, of each set.
-    tofu, split, retain_rows, rows: arguments of `read_tofu`; its metrics are TOFU's own.
-    tasks, limit, form: arguments of `evaluate_choices`.
-    guards: also those of `measure_guards`, of each of `sets` and of TOFU's main ones.
-    judge: folder or Hub id of the model that judges fluency; by default the model without its adapter.
-    attacks: names of `ATTACKS`, on the forget sets of `sets`, or on TOFU's. A set named `holdout` holds rows like them
-        that were never trained on, which `membership` and `relearning` need; by default TOFU's. In one named
-        `paraphrased` the forget set has its questions in other words, for `asking_otherwise`. All others are what was
-        retained.
-    relearning_rate: learning rate of the attack `relearning`.
-    oracles: results of models that never saw the forget set, made by this command or by a benchmark: two at least.
-    answered, max_new_tokens, batch_size: as for `Asked`.
-    bf16: whether all is measured under bfloat16 autocast; the weights stay in float32.
-    """
+    """What is measured of a model. At least one of `sets`, `tofu`, `books`, `tasks` and `task_data`."""
 
     model: str = field(metadata={"help": "Folder or Hub id of the model."})
     output_file: str = field(
-        metadata={"help": "The scores as JSON; GRID/NAME/result.json joins the report of a grid."}
+        metadata={"help": "The scores, row by row, as JSON; GRID/NAME/result.json joins the report of a grid."}
     )
     adapter: str | None = field(default=None, metadata={"help": "Folder or Hub id of an adapter of any PEFT type."})
     name: str | None = field(
@@ -79,7 +55,10 @@ class EvaluateArguments:
         },
     )
     metrics: list[str] = field(
-        default_factory=lambda: ["probability", "rouge"], metadata={"help": f"Of each set: {', '.join(METRICS)}."}
+        default_factory=lambda: ["probability", "rouge"],
+        metadata={
+            "help": f"Of each of the sets: {'; '.join(f'{name}: {one.caption}' for name, one in METRICS.items())}."
+        },
     )
     tofu: str | None = field(default=None, metadata={"help": "Folder of TOFU's JSON lines, or a Hub data set."})
     split: Literal["forget01", "forget05", "forget10"] = field(
@@ -91,12 +70,19 @@ class EvaluateArguments:
     rows: int | None = field(
         default=None, metadata={"help": "Of TOFU: how many questions of each other set are asked, if not all."}
     )
+    books: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Books, one of them to be forgotten: arguments of `read_books`, as JSON."}
+    )
     tasks: list[str] = field(
         default_factory=list, metadata={"help": "Multiple choice: tasks of lm-evaluation-harness, or files."}
     )
     limit: int | None = field(default=None, metadata={"help": "How many questions of each task, if not all."})
     form: Literal["letters", "texts"] = field(
         default="letters", metadata={"help": "Whether letters or texts of a file's choices are compared."}
+    )
+    task_data: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": f"Others of the tasks {', '.join(TASKS)}: task -> arguments of its reader, as JSON."},
     )
     guards: bool = field(
         default=False,
@@ -106,7 +92,13 @@ class EvaluateArguments:
         default=None,
         metadata={"help": "Folder or Hub id of the judge of fluency; unset: the model without its adapter."},
     )
-    attacks: list[str] = field(default_factory=list, metadata={"help": f"Some of {', '.join(ATTACKS)}."})
+    attacks: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "On what is to be forgotten of the sets, or else on TOFU's: "
+            f"{'; '.join(f'{name}: {one.caption}' for name, one in ATTACKS.items())}."
+        },
+    )
     relearning_rate: float = field(
         default=LEARNING_RATE, metadata={"help": "Learning rate of the attack relearning: try several."}
     )
@@ -130,8 +122,12 @@ class EvaluateArguments:
         for name in ("sets", "forget", "metrics", "tasks", "attacks", "oracles"):
             if isinstance(getattr(self, name), str):  # of a YAML file
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, but must be a list.")
-        if not (self.sets or self.tofu or self.tasks):
-            raise ValueError("`sets`, `tofu` and `tasks` are all unset. Give at least one of them to measure.")
+        for name in ("books", "task_data"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, json_object(name, getattr(self, name)))
+        check_known("task_data", self.task_data or {}, TASKS)
+        if not (self.sets or self.task_options):
+            raise ValueError("`sets`, `tofu`, `books` and `tasks` are all unset. Give one of them to measure.")
         for name, known in (("metrics", METRICS), ("attacks", ATTACKS)):
             check_known(name, getattr(self, name), known)
         check_counts(self, ("answered", "max_new_tokens", "batch_size", "limit", "rows", "retain_rows"))
@@ -146,6 +142,15 @@ class EvaluateArguments:
             raise ValueError(
                 f"`oracles` is {self.oracles}, which has one result twice. Give those of different seeds."
             )
+
+    @property
+    def task_options(self) -> dict[str, dict[str, Any]]:
+        """Each of `TASKS` that is asked for -> arguments of its reader."""
+        tofu = {"source": self.tofu, "split": self.split, "retain_rows": self.retain_rows, "rows": self.rows}
+        choices = {"tasks": self.tasks, "limit": self.limit, "form": self.form}
+        found = {"tofu": self.tofu and tofu, "books": self.books, "choices": self.tasks and choices}
+        others = self.task_data if isinstance(self.task_data, dict) else {}
+        return {name: options for name, options in {**found, **others}.items() if isinstance(options, dict)}
 
     def _check_output(self) -> None:
         output = Path(self.output_file)
@@ -179,10 +184,10 @@ class EvaluateArguments:
             raise ValueError("`attacks` is set, but no set is to be forgotten. Name one by `forget`, or set `tofu`.")
 
     def _check_guards(self) -> None:
-        if self.judge is not None and not self.guards:
+        if self.judge is not None and not (self.guards or "fluency" in self.metrics):
             raise ValueError("`judge` is set, but judges the guard fluency alone. Set `guards`, or remove it.")
-        if self.guards and not (self.sets or self.tofu):
-            raise ValueError("`guards` is set, but there is nothing to be answered. Give `sets` or `tofu`.")
+        if self.guards and not (self.sets or set(self.task_options) - {"choices"}):
+            raise ValueError("`guards` is set, but there is nothing to be answered. Give `sets`, `tofu` or `books`.")
         if self.guards and self.adapter is None and self.judge is None:
             raise ValueError(
                 "`guards` is set, but a model without an `adapter` can't judge its own fluency. Give another as "
@@ -248,7 +253,7 @@ def read_oracle(path: str) -> Result:
         raise ValueError(f"`oracles` names {path!r}, which has no scores (error: {result.error}). Measure it again.")
     if broken := result.broken:
         raise ValueError(
-            f"`oracles` names {path!r}, whose score `{broken[0]}` is {result.scores[broken[0]].value} or has a row "
+            f"`oracles` names {path!r}, whose score '{broken[0]}' is {result.scores[broken[0]].value} or has a row "
             "that is no finite number. Measure it again."
         )
     return result

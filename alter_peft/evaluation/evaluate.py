@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One model, with or without an adapter, on sets of one's own, TOFU, multiple choice and under attack."""
+"""One model, with or without an adapter, on sets of one's own, benchmarks, multiple choice and under attack."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,29 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from alter_peft.benchmark.methods import load
-from alter_peft.benchmark.setting import GUARDED
+from alter_peft.scoring import ScoredModel
 
-from .answers import Pair, chat_or_plain, check_scored
+from .answers import chat_or_plain
 from .arguments import HOLDOUT, PARAPHRASED, EvaluateArguments, read_oracle, read_set
-from .attacks import Rows, attack, check_rows
-from .choices import measure_tasks, read_tasks
-from .comparison import oracle_table, score_table
-from .guards import check_guards, measure_guards
-from .measure import Asked, check_routing, measure
+from .attacks import ATTACKS, Rows, attack, check_rows
+from .loading import load
+from .metrics import METRICS, check_model, guards_of
 from .packages import require_packages
 from .results import Result, environment
-from .tables import Table
-from .tofu import TofuData, ask_tofu, measure_tofu, read_tofu
+from .tables import Table, oracle_table, score_table
+from .tasks import TASKS, ChoiceData, QuestionSet, TaskData, measure_task
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileData(TaskData):
+    """A set of one's own, from a file."""
+
+    asked: QuestionSet
+
+    @property
+    def question_sets(self) -> list[QuestionSet]:
+        """The one set."""
+        return [self.asked]
 
 
 class Evaluation:
@@ -42,61 +51,96 @@ class Evaluation:
 
     def __init__(self, args: EvaluateArguments) -> None:
         self.args = args
-        answers = set(args.attacks) - {"membership", "relearning"} or (args.sets and "rouge" in args.metrics)
-        if args.tofu or answers:
-            require_packages("rouge_score")
-        files = {name: path for name, _, path in (entry.partition("=") for entry in args.sets)}
-        self.sets = {name: read_set(name, path, args.metrics) for name, path in files.items()}
+        self._require_packages()
+        self.files = {name: path for name, _, path in (entry.partition("=") for entry in args.sets)}
+        self.sets = {name: read_set(name, path, args.metrics) for name, path in self.files.items()}
         self.oracles = [read_oracle(path) for path in args.oracles]
-        self.tofu: TofuData | None = (
-            read_tofu(args.tofu, args.split, args.retain_rows, args.rows) if args.tofu else None
-        )
-        clash = sorted(set(self.sets) & set(self.tofu.sets)) if self.tofu else []
-        if clash:
-            raise ValueError(f"`sets` has {clash}, which are names of TOFU's sets. Choose others.")
+        self.tokenizer = chat_or_plain(_loaded("model", args.model, AutoTokenizer.from_pretrained), args.as_chat)
+        self.parts = {f"set: {name}": self._own_set(name) for name in self.sets} | self._tasks()
+        self._check_names()
         self.rows = self._rows()
         self._check_attacks()
-        self.tasks = self._tasks()
-        self.tokenizer = chat_or_plain(_loaded("model", args.model, AutoTokenizer.from_pretrained), args.as_chat)
         self.model: Any = _loaded("model", args.model, load)
         if args.adapter is not None:
             wear = partial(PeftModel.from_pretrained, self.model)
             self.model = _loaded("adapter", args.adapter, wear).eval()
-        for name in self.sets:
-            check_routing(self.model, name, args.metrics)
-        if args.guards:
-            check_guards(self.model)
         self.judge = None if args.judge is None else self._judge(args.judge)
+        for data in self.parts.values():
+            for one in data.question_sets:
+                guards = guards_of(self.model) if args.guards and one.is_guarded else []
+                check_model(self.model, one.name, [*one.metrics, *guards], self.judge)
         for model in (self.model, self.judge):
             if model is not None:
-                check_scored(model)
+                ScoredModel(model).check()
+
+    def _require_packages(self) -> None:
+        args = self.args
+        needed = [
+            *(METRICS[name].packages for name in (args.metrics if args.sets else ())),
+            *(TASKS[name].packages for name in args.task_options),
+            *(ATTACKS[name].packages for name in args.attacks),
+        ]
+        require_packages(*dict.fromkeys(package for packages in needed for package in packages))
+
+    def _own_set(self, name: str) -> FileData:
+        args = self.args
+        is_forget = name in (*args.forget, PARAPHRASED)
+        asked = QuestionSet(name, self.sets[name], args.metrics, is_forget, is_guarded=True)
+        return FileData(asked=asked, settings={"files": [Path(self.files[name]).name]})
+
+    def _tasks(self) -> dict[str, TaskData]:
+        """The tasks that are asked for, by the name of their part; multiple choice one by one."""
+        found: dict[str, TaskData] = {}
+        for name, options in self.args.task_options.items():
+            try:
+                data = TASKS[name].read(self.tokenizer, **options)
+            except TypeError as error:  # an argument that is unknown or missing
+                raise ValueError(
+                    f"`{name}` is {options}, but must hold the arguments of its reader ({error})."
+                ) from error
+            if isinstance(data, ChoiceData):
+                found |= {f"task: {task}": one for task, one in data.each().items()}
+            else:
+                found[name] = data
+        return found
+
+    def _check_names(self) -> None:
+        """No score of two parts has the same key."""
+        owners: dict[str, str] = {}
+        for part, data in self.parts.items():
+            names = {one.name for one in data.question_sets}
+            clash = sorted(name for name in names if name in owners)
+            if clash and owners[clash[0]].startswith("set: "):
+                raise ValueError(f"`sets` has {clash}, which are names of the sets of {part!r}. Choose others.")
+            if clash:
+                raise ValueError(f"{owners[clash[0]]!r} and {part!r} both have the sets {clash}. Measure them apart.")
+            owners |= dict.fromkeys(names, part)
 
     def _rows(self) -> Rows:
-        """What the attacks are given."""
-        args = self.args
-        options = (args.answered, args.max_new_tokens, args.batch_size, args.relearning_rate)
-        if self.args.forget or self.tofu is None:
-            forget = [pair for name in args.forget for pair in self.sets[name]]
-            known = [name for name in self.sets if name not in (*args.forget, HOLDOUT, PARAPHRASED)]
-            retain = [pair for name in known for pair in self.sets[name]]
-            holdout = self.sets.get(HOLDOUT, []) if self.tofu is None else self.tofu.holdout
-            return Rows(forget, retain, holdout, self.sets.get(PARAPHRASED, []), *options)
-        data = self.tofu
-        return Rows(data.forget, data.retain, data.holdout, data.sets["paraphrased"], *options)
+        """What the attacks are given: the forget sets of `sets`, or those of TOFU."""
+        args, tofu = self.args, self.parts.get("tofu")
+        options = {
+            name: getattr(args, name) for name in ("answered", "max_new_tokens", "batch_size", "relearning_rate")
+        }
+        if not args.forget and tofu is not None:
+            return tofu.attack_rows(**options)
+        known = [name for name in self.sets if name not in (*args.forget, HOLDOUT, PARAPHRASED)]
+        forget, retain = ([pair for name in names for pair in self.sets[name]] for names in (args.forget, known))
+        holdout, settings = self.sets.get(HOLDOUT, []), {"files": self._files(args.forget)}
+        if holdout:
+            settings["holdout"] = self._files([HOLDOUT])
+        elif tofu is not None:
+            holdout, settings["holdout"] = tofu.holdout, [f"TOFU's of {args.split}"]
+        return Rows(forget, retain, holdout, self.sets.get(PARAPHRASED, []), settings=settings, **options)
+
+    def _files(self, sets: list[str]) -> list[str]:
+        return sorted(Path(self.files[name]).name for name in sets)
 
     def _check_attacks(self) -> None:
         try:
             check_rows(self.rows, self.args.attacks)
         except ValueError as error:
             raise ValueError(f"`attacks` can't be run: {error} Name such a set in `sets`.") from error
-
-    def _tasks(self) -> dict[str, Any]:
-        if not self.args.tasks:
-            return {}
-        try:
-            return read_tasks(self.args.tasks, self.args.limit, self.args.form)
-        except ImportError as error:
-            raise ValueError(f"`tasks` is set, but: {error}") from error
 
     def _judge(self, source: str) -> Any:
         tokenizer: PreTrainedTokenizerBase = _loaded("judge", source, AutoTokenizer.from_pretrained)
@@ -112,7 +156,11 @@ class Evaluation:
         name = args.name or Path(args.adapter or args.model).name
         result = Result(name, args.seed, settings=asdict(args), environment=environment())
         device = next(self.model.parameters()).device.type
-        for part, measured in self._parts():
+        parts: dict[str, Callable[[Result], None]] = {
+            **{part: partial(self._measure, data) for part, data in self.parts.items()},
+            **{f"attack: {name}": partial(self._attack, name) for name in args.attacks},
+        }
+        for part, measured in parts.items():
             start = time.monotonic()
             with torch.autocast(device, torch.bfloat16, enabled=args.bf16):
                 measured(result)
@@ -120,40 +168,14 @@ class Evaluation:
             result.save(Path(args.output_file))
         return result
 
-    def _parts(self) -> Iterator[tuple[str, Callable[[Result], None]]]:
-        """Name, and what adds it to the result."""
-        for name, pairs in self.sets.items():
-            yield f"set: {name}", partial(self._measure_set, name, pairs)
-        if self.tofu is not None:
-            yield "tofu", partial(self._measure_tofu, self.tofu)
-        for name in self.tasks:
-            yield f"task: {name}", partial(self._measure_task, name)
-        for name in self.args.attacks:
-            yield f"attack: {name}", partial(self._attack, name)
-
-    def _measure_set(self, name: str, pairs: list[Pair], result: Result) -> None:
+    def _measure(self, data: TaskData, result: Result) -> None:
         args = self.args
-        options = (name in (*args.forget, PARAPHRASED), args.answered, args.max_new_tokens, args.batch_size)
-        asked = Asked(self.model, self.tokenizer, name, pairs, *options)
-        result.scores |= measure(asked, args.metrics)
-        if args.guards:
-            result.scores |= measure_guards([asked], self.judge)
-
-    def _measure_tofu(self, data: TofuData, result: Result) -> None:
-        args = self.args
-        asked = ask_tofu(self.model, self.tokenizer, data, args.answered, args.max_new_tokens, args.batch_size)
-        result.scores |= measure_tofu(asked)
-        if args.guards:
-            result.scores |= measure_guards([asked[name] for name in GUARDED], self.judge)
-
-    def _measure_task(self, name: str, result: Result) -> None:
-        tasks, args = {name: self.tasks[name]}, self.args
-        result.scores |= measure_tasks(self.model, self.tokenizer, tasks, args.limit, args.batch_size or 8)
+        options = (args.answered, args.max_new_tokens, args.batch_size, self.judge, args.guards)
+        result.scores.update(measure_task(self.model, self.tokenizer, data, *options))
 
     def _attack(self, name: str, result: Result) -> None:
         found = attack(self.model, self.tokenizer, self.rows, [name])
-        result.scores |= found.scores
-        result.curves |= found.curves
+        result.scores.update(found.scores)
         result.skipped |= found.skipped
 
     def tables(self, result: Result) -> list[Table]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from statistics import mean, median, stdev
 from typing import NamedTuple, TypeVar
@@ -12,24 +12,18 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from scipy.stats import t
 
-from .measure import Score
-from .metrics import (
-    ForgetQuality,
-    above_holdout,
-    forget_quality,
-    membership_auc,
-    near_one,
-    privleak,
-    truthfulness,
-)
+from .metrics.membership import above_holdout, privleak
+from .metrics.truth_ratio import ForgetQuality, forget_quality
+from .scores import Key, Score, Scores
 
 
-Scores = Mapping[str, Score]
 T = TypeVar("T")
-MIN_K = ("forget/min_k", "holdout/min_k")
-RATIOS = "forget/truth_ratio"
+MIN_K = (Key("forget", "min_k"), Key("holdout", "min_k"))
+AUC = Key("forget", "membership_auc")
+RATIOS = Key("forget", "truth_ratio")
+COMPARED = (RATIOS, *MIN_K)  # what forget quality, membership and PrivLeak are made of
 # of the four of Liu et al. (arXiv 2406.07933) the two that need no model of their own: not METEOR and BERTScore
-SIMILARITIES = ("forget/rouge", "forget/bleu")
+SIMILARITIES = (Key("forget", "rouge_f"), Key("forget", "bleu"))
 
 
 class Band(NamedTuple):
@@ -101,19 +95,15 @@ def cutoff(oracles: int, share: float = 0.95) -> float:
     return float(t.ppf((1 + share) / 2, oracles - 1)) * math.sqrt(1 + 1 / oracles)
 
 
-def band_of(name: str, scores: Sequence[Score]) -> Band:
-    """The band of one score of the oracles, with what is known of its rows if all of them have some."""
-    rows = [_additions(name, score) for score in scores] if all(score.rows for score in scores) else []
+def band_of(scores: Sequence[Score]) -> Band:
+    """
+    The band of one score of the oracles, with what its rows add to it if all of them have some.
+
+    Of a score that is no mean over its rows all add the same, so that their number counts alone.
+    """
+    with_rows = all(score.rows for score in scores)
+    rows = [score.additions or [score.value] * len(score.rows) for score in scores] if with_rows else []
     return band([score.value for score in scores], rows)
-
-
-def _additions(name: str, score: Score) -> list[float]:
-    """What each row adds to a score that is the mean of it; of a score that is no such mean all add the same."""
-    readings = [score.rows]
-    if name.endswith("/truth_ratio"):  # its rows are R, for forget quality
-        readings += [[function([ratio]) for ratio in score.rows] for function in (near_one, truthfulness)]
-    means = (rows for rows in readings if rows and math.isclose(mean(rows), score.value, rel_tol=1e-6, abs_tol=1e-9))
-    return next(means, [score.value] * len(score.rows))
 
 
 class Distance(NamedTuple):
@@ -124,25 +114,25 @@ class Distance(NamedTuple):
     distance: float
 
 
-def against_oracles(name: str, score: Score, oracle_scores: Sequence[Score]) -> Distance:
+def against_oracles(score: Score, oracle_scores: Sequence[Score]) -> Distance:
     """A model's score beside those of the oracles, one for each seed."""
-    found = band_of(name, oracle_scores)
+    found = band_of(oracle_scores)
     return Distance(score.value, found, found.distance(score.value))
 
 
-def distances(scores: Scores, oracles: Sequence[Scores]) -> dict[str, Distance]:
+def distances(scores: Scores, oracles: Sequence[Scores]) -> dict[Key, Distance]:
     """
     Every score that oracles have beside their band; what they can't have (such as routing) has no distance.
 
     Raises:
         ValueError: fewer than two oracles, or the model or one of the oracles lacks a score that another oracle has.
     """
-    names = list(dict.fromkeys(key for oracle in oracles for key in oracle))
-    values = ((name, [_of(label, one, name) for label, one in _all(scores, oracles)]) for name in names)
-    return {name: against_oracles(name, own, of_oracles) for name, (own, *of_oracles) in values}
+    keys = list(dict.fromkeys(key for oracle in oracles for key in oracle))
+    values = ((key, [_of(label, one, key) for label, one in _all(scores, oracles)]) for key in keys)
+    return {key: against_oracles(own, of_oracles) for key, (own, *of_oracles) in values}
 
 
-def leave_one_out(oracles: Sequence[Scores]) -> list[dict[str, float]]:
+def leave_one_out(oracles: Sequence[Scores]) -> list[dict[Key, float]]:
     """
     The distances of each oracle to the band of the others; empty if there are fewer than three.
 
@@ -151,7 +141,7 @@ def leave_one_out(oracles: Sequence[Scores]) -> list[dict[str, float]]:
     if len(oracles) < 3:
         return []
     return [
-        {name: found.distance for name, found in distances(oracle, others(oracles, i)).items()}
+        {key: found.distance for key, found in distances(oracle, others(oracles, i)).items()}
         for i, oracle in enumerate(oracles)
     ]
 
@@ -224,13 +214,14 @@ def quality_beside_null(ratios: Sequence[float], oracle_ratios: Sequence[Sequenc
 
 def min_k_auc(scores: Scores) -> Score:
     """
-    `membership_auc` of Min-K% on `"forget"` and `"holdout"`; its rows are `above_holdout`.
+    `forget/membership_auc`: that of Min-K% on `"forget"` and `"holdout"`; its rows are `above_holdout`.
 
     Raises:
         ValueError: one of the two is missing.
     """
-    forget, holdout = (_of("`scores`", scores, name).rows for name in MIN_K)
-    return Score(membership_auc(forget, holdout), above_holdout(forget, holdout))
+    forget, holdout = (_of("`scores`", scores, key) for key in MIN_K)
+    settings = {**forget.settings, **({} if (file := holdout.settings.get("files")) is None else {"holdout": file})}
+    return Score.averaged(AUC.set, AUC.metric, above_holdout(forget.rows, holdout.rows), settings=settings)
 
 
 class Membership(NamedTuple):
@@ -253,7 +244,7 @@ def privacy_leak(auc: float, oracle_aucs: Sequence[float]) -> float:
 def membership(auc: Score, oracle_aucs: Sequence[Score]) -> Membership:
     """A model's `min_k_auc` beside those of the oracles."""
     leak = privacy_leak(auc.value, [of_oracle.value for of_oracle in oracle_aucs])
-    return Membership(against_oracles("forget/membership_auc", auc, oracle_aucs), leak)
+    return Membership(against_oracles(auc, oracle_aucs), leak)
 
 
 def similarity_gap(scores: Scores, oracles: Sequence[Scores]) -> float:
@@ -267,14 +258,14 @@ def similarity_gap(scores: Scores, oracles: Sequence[Scores]) -> float:
         A part of the average similarity gap of Liu et al., "Large Language Model Unlearning via Embedding-Corrupted
         Prompts", arXiv 2406.07933, which has METEOR and BERTScore as well.
     """
-    values = ([_of(label, one, name).value for label, one in _all(scores, oracles)] for name in SIMILARITIES)
+    values = ([_of(label, one, key).value for label, one in _all(scores, oracles)] for key in SIMILARITIES)
     return mean(abs(own - mean(of_oracles)) for own, *of_oracles in values)
 
 
 class Comparison(NamedTuple):
     """A model beside several oracles: every score that they share, forget quality and membership."""
 
-    distances: dict[str, Distance]
+    distances: dict[Key, Distance]
     forget_quality: QualityBesideNull
     membership: Membership
 
@@ -289,7 +280,7 @@ def compare_with_oracles(scores: Scores, oracles: Sequence[Scores]) -> Compariso
     """
     every = _all(scores, oracles)
     ratios, *oracle_ratios = ([*_of(label, one, RATIOS).rows] for label, one in every)
-    auc, *oracle_aucs = (min_k_auc({name: _of(label, one, name) for name in MIN_K}) for label, one in every)
+    auc, *oracle_aucs = (min_k_auc(Scores(_of(label, one, key) for key in MIN_K)) for label, one in every)
     return Comparison(
         distances(scores, oracles), quality_beside_null(ratios, oracle_ratios), membership(auc, oracle_aucs)
     )
@@ -300,9 +291,7 @@ def _all(scores: Scores, oracles: Sequence[Scores]) -> list[tuple[str, Scores]]:
     return [("`scores`", scores), *((f"`oracles[{i}]`", oracle) for i, oracle in enumerate(oracles))]
 
 
-def _of(label: str, scores: Scores, name: str) -> Score:
-    if name not in scores:
-        raise ValueError(
-            f"{label} has no {name!r}, which is compared. Measure it with the same metrics as the others."
-        )
-    return scores[name]
+def _of(label: str, scores: Scores, key: Key) -> Score:
+    if key not in scores:
+        raise ValueError(f"{label} has no '{key}', which is compared. Measure it with the same metrics as the others.")
+    return scores[key]

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,35 +17,35 @@ import torch
 
 from alter_peft import __version__
 
-from .measure import Score
+from .scores import Key, Scores
 
 
-STOPPED = "stopped before: "  # how the `error` of a cell begins whose run was interrupted
+TARGET, ORACLE = "target", "oracle"  # the names of what is no method: before unlearning, and never saw the forget set
+STOPPED = "stopped before: "  # how the `error` of a model begins whose run was interrupted
 
 
 @dataclass
 class Result:
     """
-    One model of a benchmark, measured.
+    One model, measured.
 
-    name: of the method, `"target"` (before unlearning) or `"oracle"` (never saw the forget set).
-    seed: of its training.
-    scores: `"{set}/{metric}"` -> score.
-    curves: `"{attack}/{set}/{metric}"` -> (x, value) points, x being steps, requests or seconds.
-    seconds: what it took, by part: `"training"`, `"evaluation"`, ...
-    skipped: attack -> why it does not apply to this model.
-    settings: what it was made with, for the reader of the table.
-    environment: date and package versions of the training (see `environment`).
-    machine: of the training.
-    machines: of each part in `seconds`, which are not to be compared across machines.
-    error: why there are no scores, if the cell failed; what failed of the rest, if there are; `STOPPED` and what is
-        still missing, if a run was interrupted.
+    Attributes:
+        name: of the method, `TARGET` or `ORACLE`.
+        seed: of its training.
+        scores: see [`Scores`]; each says by itself which settings it depends on.
+        seconds: what it took, by part: `"training"`, `"evaluation"`, ...
+        skipped: attack, or a part of one -> why it does not apply to this model.
+        settings: what it was made with, for the reader of the table.
+        environment: date and package versions of the training (see `environment`).
+        machine: of the training.
+        machines: of each part in `seconds`, which are not to be compared across machines.
+        error: why there are no scores, if the model failed; what failed of the rest, if there are; `STOPPED` and what
+            is still missing, if a run was interrupted.
     """
 
     name: str
     seed: int
-    scores: dict[str, Score] = field(default_factory=dict)
-    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    scores: Scores = field(default_factory=Scores)
     seconds: dict[str, float] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -58,15 +57,14 @@ class Result:
     def save(self, path: Path) -> None:
         """Write it whole: beside the target first, then in its place."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = asdict(self) | {"scores": {name: score._asdict() for name, score in self.scores.items()}}
         partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(data, indent=1))
+        partial.write_text(json.dumps({**vars(self), "scores": self.scores.to_list()}, indent=1))
         os.replace(partial, path)
 
     @property
-    def broken(self) -> list[str]:
+    def broken(self) -> list[Key]:
         """The scores that are no finite numbers, in their value or a row."""
-        return [key for key, score in self.scores.items() if not all(map(math.isfinite, (score.value, *score.rows)))]
+        return [key for key, score in self.scores.items() if not score.is_finite]
 
     @property
     def failed(self) -> bool:
@@ -75,11 +73,16 @@ class Result:
 
     @classmethod
     def load(cls, path: Path) -> Result:
-        """Read what `save` has written."""
+        """
+        Read what `save` has written.
+
+        Raises:
+            ValueError, TypeError, KeyError: the file is something else.
+        """
         data = json.loads(path.read_text())
-        data["scores"] = {name: Score(**score) for name, score in data["scores"].items()}
-        data["curves"] = {name: [(x, y) for x, y in points] for name, points in data["curves"].items()}
-        return cls(**data)
+        if not isinstance(data, dict) or not isinstance(data.get("scores"), list):
+            raise ValueError(f"'{path}' has no list of `scores`. Measure the model again.")
+        return cls(**{**data, "scores": Scores.from_list(data["scores"])})
 
 
 def machine() -> str:

@@ -1,11 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A table with footnotes, as Markdown and as HTML."""
+"""A table with footnotes, as Markdown; and one model's scores as tables, alone and beside oracles."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
+from typing import Any
+
+from .attacks import control
+from .metrics import is_guard
+from .oracle import COMPARED, Distance, Spread, against_oracles, compare_with_oracles
+from .results import Result
+from .scores import Key, Score, Scores, difference
+
+
+MOST_PLACES = 6  # after the point
 
 
 @dataclass
@@ -45,17 +55,139 @@ def _markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def to_html(table: Table) -> str:
-    """A section with the title, the caption, the rows and the notes."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
-    lines = ["<section>", f"<h2>{escape(table.title)}</h2>", f"<p>{escape(table.caption)}</p>"]
-    lines += ['<div class="wide"><table>', f"<thead><tr>{head}</tr></thead>", "<tbody>"]
-    for name, *cells in table.rows:
-        found = [f"<td>{escape(cell)}</td>" for cell in cells]
-        missing = len(table.columns) - 1 - len(cells)
-        if missing:
-            found[-1] = f'<td class="sentence" colspan="{missing + 1}">{escape(cells[-1])}</td>'
-        lines.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(found)}</tr>')
-    lines.append("</tbody></table></div>")
-    lines += [f'<p class="note">[{number}] {escape(note)}</p>' for number, note in enumerate(table.notes, 1)]
-    return "\n".join([*lines, "</section>"])
+def places(value: float, digits: int) -> int:
+    """Places after the point for two significant digits of a value, `digits` at least and `MOST_PLACES` at most."""
+    if not value or not math.isfinite(value):
+        return digits
+    return min(max(digits, 1 - math.floor(math.log10(abs(float(f"{value:.1e}"))))), MOST_PLACES)
+
+
+def value_text(value: float, digits: int = 3) -> str:
+    """A score as tables show it: `0.051`, `0.000023`."""
+    return f"{value:.{places(value, digits)}f}"
+
+
+def distance_text(distance: float) -> str:
+    """`+2.0`: more places than one would say nothing of a distance."""
+    return f"{distance:+.1f}"
+
+
+def score_table(result: Result, oracles: Sequence[Result] = ()) -> Table:
+    """
+    A row for each score, and with oracles their mean, the unit and the distance, or a note why there is none: a score
+    that an oracle lacks or has of other rows, or that was measured by other settings. Guards have none of the three.
+    Of relearning there are the last step, and the one that is farthest from the oracles.
+    """
+    scores, every = result.scores, [one.scores for one in oracles]
+    of_oracles = {key: [score for one in every if (score := control(one, key)) is not None] for key in scores}
+    reasons = {
+        key: why_not_compared(score, of_oracles[key], len(oracles))
+        for key, score in scores.items()
+        if oracles and not is_guard(key.metric)
+    }
+    found = {key: against_oracles(scores[key], of_oracles[key]) for key, reason in reasons.items() if reason is None}
+    table = Table("Scores", "", ["score", "value", *(["mean of the oracles", "unit", "distance"] if oracles else [])])
+    hidden = steps_left_out(scores, [{key: distance.distance for key, distance in found.items()}])
+    for key in (key for key in scores if key not in hidden):
+        cells = [str(key), value_text(scores[key].value)]
+        if key in found:
+            cells += _band(found[key])
+        elif oracles:
+            reason = reasons.get(key)
+            cells += ["" if reason is None else table.mark(f"Not compared: {reason}."), "", ""]
+        table.rows.append(cells)
+    others = dict.fromkeys(key for one in every for key in one)
+    unmeasured = [str(key) for key in others if key not in scores and key not in steps_left_out(others, [])]
+    if unmeasured:
+        table.mark(f"Of the oracles alone, and so not compared: {', '.join(unmeasured)}.")
+    return table
+
+
+def steps_left_out(keys: Iterable[Key], found: Sequence[Mapping[Key, float]]) -> set[Key]:
+    """
+    The scores of relearning that tables leave out: those of all steps but the last, and the farthest from the oracles.
+
+    Args:
+        found: by score the distances of each model of which the farthest step is shown.
+    """
+    curves: dict[Key, list[Key]] = {}
+    for key in keys:
+        if key.attack is not None and key.step is not None:
+            curves.setdefault(key._replace(step=None), []).append(key)
+    left_out: set[Key] = set()
+    for points in curves.values():
+        left_out.update(sorted(points, key=lambda key: key.step or 0)[:-1])
+        for of_model in found:
+            measured = [key for key in points if key in of_model]
+            if measured:
+                left_out.discard(max(measured, key=lambda key: abs(of_model[key])))
+    return left_out
+
+
+def oracle_table(result: Result, oracles: Sequence[Result]) -> Table:
+    """
+    Forget quality beside that of two oracles, and membership and PrivLeak beside theirs.
+
+    Without one of the scores `COMPARED`, of the model or of an oracle, with one that was measured by other settings,
+    or with an oracle that has no level to compare with, it has no rows, and a note that says so.
+    """
+    table = Table("Beside the oracles", "", ["measure", "value", "oracles", "unit", "distance"])
+    every = [one.scores for one in oracles]
+    for key in COMPARED:
+        own, others = result.scores.get(key), [one[key] for one in every if key in one]
+        reason = "the model lacks this score" if own is None else why_not_compared(own, others, len(oracles))
+        if reason is not None:
+            table.mark(
+                f"Forget quality, membership and PrivLeak were not compared: they need "
+                f"{', '.join(map(str, COMPARED))} of the model and of all oracles, measured alike. {key}: {reason}."
+            )
+            return table
+    needed = [Scores(one[key] for key in COMPARED) for one in (result.scores, *every)]
+    try:
+        found = compare_with_oracles(needed[0], needed[1:])
+    except ValueError as error:  # of PrivLeak
+        table.mark(f"Forget quality, membership and PrivLeak were not compared: {error}")
+        return table
+    quality, member = found.forget_quality, found.membership
+    table.rows += [
+        ["forget quality (p of KS)", _spread(quality.pvalue), _spread(quality.null_pvalue), "", ""],
+        ["KS statistic", _spread(quality.statistic), _spread(quality.null_statistic), "", ""],
+        ["membership AUC", value_text(member.auc.value), *_band(member.auc)],
+        ["PrivLeak (%)", f"{member.privleak:+.1f}", "0", "", ""],
+    ]
+    table.mark(
+        "Forget quality and KS: median (lowest to highest) over the oracles, and of two oracles against each other. A "
+        "high p proves nothing: all of them answer the same questions."
+    )
+    return table
+
+
+def why_not_compared(score: Score, of_oracles: Sequence[Score], count: int) -> str | None:
+    """
+    Why a score has no distance; `None` if all oracles have it, of as many rows and measured alike.
+
+    Args:
+        of_oracles: the same of those that have it.
+        count: how many oracles there are.
+    """
+    if len(of_oracles) < count:
+        return f"{count - len(of_oracles)} of the {count} oracles lack this score"
+    for one in of_oracles:
+        if (found := difference(score, one)) is not None:
+            name, own, other = found
+            return f"`{name}` is {_said(own)} for the model, and {_said(other)} for an oracle"
+    return None
+
+
+def _said(setting: Any) -> str:
+    return "not set" if setting is None else repr(setting)
+
+
+def _band(found: Distance) -> list[str]:
+    """The oracles' mean, the unit, which is not their standard deviation where rows say more, and the distance."""
+    center, unit = found.band
+    return [value_text(center), f"{unit:.2g}" if unit else "0", distance_text(found.distance)]
+
+
+def _spread(found: Spread) -> str:
+    return f"{found.median:.2g} ({found.lowest:.2g} to {found.highest:.2g})"

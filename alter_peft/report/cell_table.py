@@ -7,43 +7,43 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from alter_peft.evaluation.results import Result
 from alter_peft.evaluation.tables import Table
 
-from .formatting import seconds_text
+from .estimates import seconds_text
 from .summary import Benchmark
-
-
-# settings that have no bearing on a grid of books
-OF_TOFU = ("data", "split", "retain_rows", "rows", "requests", "max_new_tokens")
 
 
 def cell_table(benchmark: Benchmark) -> Table:
     """A row a cell: seconds by part, then what differs of the environment and of the settings; the rest is above."""
     cells = [cell for model in benchmark.models for cell in (*model.results, *model.failed)]
-    places = [{"machine": _machines(cell), **cell.environment} for cell in cells]
-    settings = [{key: _text(value) for key, value in settings_of(cell).items()} for cell in cells]
-    parts = list(dict.fromkeys(part for cell in cells for part in cell.seconds))
-    place_names, setting_names = _differing(places), _differing(settings)
-    columns = ["cell", *(f"{part}, s" for part in parts), *place_names, *(["settings"] if setting_names else [])]
-    table = Table("Cells", _caption(places, settings), columns)
-    for cell, place, setting in zip(cells, places, settings, strict=True):
-        own = [f"{name}: {setting[name]}" for name in setting_names if name in setting]
-        table.rows.append(
-            [
-                cell_name(cell),
-                *(seconds_text(cell.seconds[part]) if part in cell.seconds else "" for part in parts),
-                *(place.get(name, "") for name in place_names),
-                *(["; ".join(own)] if setting_names else []),
-            ]
-        )
-    return table
+    places = _frame([{"machine": _machines(cell), **cell.environment} for cell in cells])
+    settings = _frame([{name: _text(value) for name, value in cell.settings.items()} for cell in cells])
+    seconds = _frame([{f"{part}, s": seconds_text(value) for part, value in cell.seconds.items()} for cell in cells])
+    places_shown, settings_shown = (frame.loc[:, frame.nunique() > 1] for frame in (places, settings))
+    shown = pd.concat([seconds, places_shown], axis=1)
+    if settings_shown.size:
+        rows = settings_shown.to_dict("records")
+        shown["settings"] = [
+            "; ".join(f"{name}: {text}" for name, text in row.items() if pd.notna(text)) for row in rows
+        ]
+    caption = "Seconds of each part of a cell, empty where it was not done"
+    for what, frame in (("Alike in all cells", places), ("Settings of all", settings)):
+        alike = {name: frame[name].dropna().iloc[0] for name in frame.columns[frame.nunique() == 1]}
+        known = [f"{name}: {text}" for name, text in alike.items() if text != "null"]
+        caption += f". {what}: {'; '.join(known)}" if known else ""
+    names = list(map(cell_name, cells))
+    rows_of_texts = [[name, *row] for name, row in zip(names, shown.fillna("").to_numpy().tolist(), strict=True)]
+    return Table("Cells", f"{caption}.", ["cell", *shown.columns], rows_of_texts)
 
 
-def settings_of(cell: Result) -> dict[str, Any]:
-    """The settings of a cell; where it is about books, without those that are of TOFU alone."""
-    of_books = cell.settings.get("books") is not None
-    return {name: value for name, value in cell.settings.items() if not (of_books and name in OF_TOFU)}
+def _frame(rows: Sequence[Mapping[str, str]]) -> pd.DataFrame:
+    """A row a cell, with what it does not have as missing: it may have failed before that was recorded."""
+    return pd.DataFrame(
+        rows, index=range(len(rows)), columns=list(dict.fromkeys(name for row in rows for name in row))
+    )
 
 
 def cell_name(cell: Result) -> str:
@@ -64,24 +64,3 @@ def _machines(cell: Result) -> str:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def _differing(found: Sequence[Mapping[str, str]]) -> list[str]:
-    """The names that do not have the same value wherever they are recorded: a cell may have failed before that."""
-    return [name for name, values in _values(found).items() if len(values) > 1]
-
-
-def _values(found: Sequence[Mapping[str, str]]) -> dict[str, set[str]]:
-    values: dict[str, set[str]] = {}
-    for name, value in (item for one in found for item in one.items()):
-        values.setdefault(name, set()).add(value)
-    return values
-
-
-def _caption(places: Sequence[Mapping[str, str]], settings: Sequence[Mapping[str, str]]) -> str:
-    caption = "Seconds of each part of a cell, empty where it was not done"
-    for what, found in (("Alike in all cells", places), ("Settings of all", settings)):
-        values = {name: next(iter(values)) for name, values in _values(found).items() if len(values) == 1}
-        alike = [f"{name}: {value}" for name, value in values.items() if value != "null"]
-        caption += f". {what}: {'; '.join(alike)}" if alike else ""
-    return f"{caption}."

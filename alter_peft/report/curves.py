@@ -6,31 +6,32 @@ from __future__ import annotations
 import math
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .drawing import COLOURS, SPECIAL, Figure, middle, new_axes, save, style, without
-from .labels import Label, label_ends
-from .request_table import REQUEST, REQUESTS, after_requests, request_numbers
-from .summary import ORACLE, Benchmark, Model
+from alter_peft.evaluation.results import ORACLE
+from alter_peft.evaluation.scores import Key, Scores
+
+from .drawing import COLOURS, SPECIAL, Figure, add_legend, new_axes, save, style, without
+from .request_table import FORGOTTEN, after_requests, requests_of
+from .summary import Benchmark, Model
 
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-# curves over requests one after another that are drawn as lines
-OF_REQUESTS = (f"{REQUESTS}retain", f"{REQUESTS}utility", f"{REQUESTS}forgotten")
+# sets whose curves over requests one after another are drawn as lines; `plot_requests` has each request by itself
+OF_REQUESTS = ("retain", "utility", FORGOTTEN)
 
 
 def plot_curves(benchmark: Benchmark, folder: Path) -> list[Figure]:
     """One picture a curve, and for each method that was given requests one of them all."""
+    curves = dict.fromkeys(key._replace(step=None) for key in benchmark.keys if key.step is not None)
     figures = []
-    curves = dict.fromkeys(key for model in benchmark.measured for cell in model.results for key in cell.curves)
-    for key in curves:
-        if key.startswith(REQUESTS) and key not in OF_REQUESTS:
-            continue  # `plot_requests` has each request by itself
-        name = key.replace("/", "-").replace(" ", "-")
-        figures.append(plot_curve(benchmark, key, folder / f"{name}.png"))
+    for curve in curves:
+        if curve.attack is not None or curve.set in OF_REQUESTS:
+            parts = (curve.attack, curve.set, curve.metric) if curve.attack else ("requests", curve.set)
+            figures.append(plot_curve(benchmark, curve, folder / f"{'-'.join(parts).replace(' ', '-')}.png"))
     for model in benchmark.measured:
         figure = plot_requests(model, folder / f"requests-each-{model.name}.png")
         figures += [] if figure is None else [figure]
@@ -39,13 +40,11 @@ def plot_curves(benchmark: Benchmark, folder: Path) -> list[Figure]:
 
 def plot_requests(model: Model, path: Path) -> Figure | None:
     """What is left of each request after each: rows are what was asked to be forgotten, columns how many were made."""
-    means = after_requests(model)
-    requests = request_numbers(means)
+    requests = requests_of(after_requests(model))
     if not requests:
         return None
-    curves = [means[f"{REQUEST}{number}"] for number in requests]
-    counts = sorted({count for curve in curves for count in curve})
-    values = [[curve[count].mean if count in curve else math.nan for count in counts] for curve in curves]
+    counts = sorted({count for curve in requests.values() for count in curve})
+    values = [[curve[count].mean if count in curve else math.nan for count in counts] for curve in requests.values()]
     axes = new_axes(2 + 0.5 * len(counts), 1.2 + 0.34 * len(requests))
     axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for row, column in product(range(len(requests)), range(len(counts))):
@@ -68,51 +67,56 @@ def plot_requests(model: Model, path: Path) -> Figure | None:
     return Figure(f"Each request: {model.label}", caption, path)
 
 
-def plot_curve(benchmark: Benchmark, key: str, path: Path) -> Figure:
+def plot_curve(benchmark: Benchmark, curve: Key, path: Path) -> Figure:
     """
     One curve of every model that has it, a line a seed: relearning by step, or what requests one after another leave
     (as the paper's Fig. 5).
+
+    Args:
+        curve: the key of its points without their step.
     """
-    of_requests = key.startswith(REQUESTS)
+    of_requests = curve.attack is None
     axes = new_axes()
-    ends, ticks = _draw_curves(axes, benchmark, key)
-    level = benchmark.oracle.estimate("forget/probability") if key == f"{REQUESTS}forgotten" else None
+    ticks = _draw_curves(axes, benchmark, curve)
+    level = benchmark.oracle.estimate(Key("forget", "probability")) if of_requests and curve.set == FORGOTTEN else None
     if level is not None:
-        axes.axhline(level.mean, color=SPECIAL[ORACLE], linestyle="--", linewidth=1.6)
-        ends.append(Label(ticks[-1], level.mean, benchmark.oracle.label, SPECIAL[ORACLE]))
+        axes.axhline(level.mean, color=SPECIAL[ORACLE], linestyle="--", linewidth=1.6, label=benchmark.oracle.label)
     if not of_requests:
         axes.set_xscale("symlog", linthresh=1, linscale=0.4)
     axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
     axes.minorticks_off()
     axes.set_xlim(ticks[0], ticks[-1] if len(ticks) > 1 else ticks[0] + 1)
-    name, _, metric = key.removeprefix(REQUESTS).rpartition("/")
-    is_probability = of_requests or metric == "probability"
+    is_probability = of_requests or curve.metric == "probability"
     axes.set_ylim(0, 1.02 if is_probability else 1.1 * axes.dataLim.y1)
     axes.set_xlabel("requests so far" if of_requests else "steps of relearning")
-    asked = metric if of_requests else name.rpartition("/")[2].replace("_", " ")
-    axes.set_ylabel(f"{'answer probability' if is_probability else metric} ({asked})")
-    label_ends(axes, ends)
+    axes.set_ylabel(f"{'answer probability' if is_probability else curve.metric} ({curve.set})")
+    add_legend(axes)
     save(axes, path)
     models = benchmark.methods if of_requests else benchmark.measured
-    missing = [cell for model in models for cell in model.results if not cell.curves.get(key)]
-    dashed = level is not None or any(cell.curves.get(key) for cell in benchmark.oracle.results)
+    missing = [cell for model in models for cell in model.results if not _points(cell.scores, curve)]
+    dashed = level is not None or any(_points(cell.scores, curve) for cell in benchmark.oracle.results)
     caption = f"Each line is a seed{'; the oracle is dashed' if dashed else ''}." + without(missing, "such curve")
-    title = f"Requests: {metric}" if of_requests else name.replace("_", " ").replace("/", ", ").capitalize()
-    return Figure(title, caption, path)
+    title = "Requests" if curve.attack is None else curve.attack.replace("_", " ").capitalize()
+    return Figure(f"{title}: {curve.set}", caption, path)
 
 
-def _draw_curves(axes: Axes, benchmark: Benchmark, key: str) -> tuple[list[Label], list[float]]:
-    """A line a seed; where each model's end, and all places on the horizontal axis."""
-    ends, ticks = [], set()
+def _points(scores: Scores, curve: Key) -> list[tuple[float, float]]:
+    """Step and value, by step."""
+    found = {key.step: score.value for key, score in scores.items() if key._replace(step=None) == curve}
+    return sorted((step, value) for step, value in found.items() if step is not None)
+
+
+def _draw_curves(axes: Axes, benchmark: Benchmark, curve: Key) -> list[float]:
+    """A line a seed; all places on the horizontal axis."""
+    ticks = set()
     for model in benchmark.measured:
-        curves = [sorted(cell.curves[key]) for cell in model.results if cell.curves.get(key)]
-        if not curves:
-            continue
+        curves = [points for cell in model.results if (points := _points(cell.scores, curve))]
         colour, marker = style(benchmark, model)
-        look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.6, "clip_on": False}
-        for points in curves:
-            axes.plot(*zip(*points, strict=True), "--" if model.name == ORACLE else "-", **look)
+        dashes = "--" if model.name == ORACLE else "-"
+        for number, points in enumerate(curves):
+            axes.plot(
+                *zip(*points, strict=True), dashes, color=colour, marker=marker, markersize=5, linewidth=1.6,
+                clip_on=False, label=None if number else model.label_of(len(curves)),
+            )  # fmt: skip
             ticks |= {x for x, _ in points}
-        last = [points[-1] for points in curves]
-        ends.append(Label(*middle(last), model.label_of(len(curves)), colour))
-    return ends, sorted(ticks)
+    return sorted(ticks)

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from alter_peft.evaluation.results import Result
+from alter_peft.evaluation.results import ORACLE, TARGET, Result
 
-from .summary import ORACLE, TARGET, Benchmark, Model
+from .summary import Benchmark, Model
 
 
 if TYPE_CHECKING:
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#3FA34D", "#E7298A", "#5C4400", "#9966FF", "#004D40", "#332288")
 SPECIAL = {TARGET: "#666666", ORACLE: "#000000"}
 MARKERS = "osD^vPXp<>h"
-
-
-Point = tuple[float, float]
 
 
 class Figure(NamedTuple):
@@ -42,7 +38,7 @@ def style(benchmark: Benchmark, model: Model) -> tuple[str, str]:
     return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]  # numbers without a common divisor
 
 
-def new_axes(width: float = 7.5, height: float = 4.5) -> Axes:
+def new_axes(width: float = 8.5, height: float = 4.5) -> Axes:
     """An empty picture, in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
@@ -56,6 +52,11 @@ def new_axes(width: float = 7.5, height: float = 4.5) -> Axes:
     return axes
 
 
+def add_legend(axes: Axes) -> None:
+    """The names of what is drawn, beside the axes."""
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+
+
 def save(axes: Axes, path: Path) -> None:
     """Write the picture."""
     axes.get_figure().savefig(path, dpi=150)  # type: ignore[union-attr]
@@ -65,14 +66,3 @@ def without(cells: Sequence[Result], what: str) -> str:
     """Which cells are not drawn, for they have no such thing; nothing if all are."""
     names = ", ".join(f"{cell.name} of seed {cell.seed}" for cell in cells)
     return f" Without {names}: no {what}." if cells else ""
-
-
-def middle(points: Sequence[Point]) -> Point:
-    """The point that is nearest to their mean, each axis in units of its range."""
-    means = [sum(values) / len(points) for values in zip(*points, strict=True)]
-    ranges = [max(values) - min(values) or 1.0 for values in zip(*points, strict=True)]
-
-    def distance(point: Point) -> float:
-        return math.hypot(*((x - mean) / size for x, mean, size in zip(point, means, ranges, strict=True)))
-
-    return min(points, key=distance)

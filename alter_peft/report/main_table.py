@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from alter_peft.evaluation.metrics import ForgetQuality
+from alter_peft.evaluation.metrics.truth_ratio import ForgetQuality
 from alter_peft.evaluation.oracle import (
+    AUC,
     RATIOS,
     SIMILARITIES,
     null_ratio_tests,
@@ -17,11 +18,14 @@ from alter_peft.evaluation.oracle import (
     similarity_gap,
     spread_of,
 )
+from alter_peft.evaluation.results import ORACLE, Result
+from alter_peft.evaluation.scores import Key
 from alter_peft.evaluation.tables import Table
+from alter_peft.evaluation.tasks.tofu import MODEL_UTILITY
 
-from .formatting import estimate_text, part_text
-from .model_tables import absent, error_text
-from .summary import AUC, MODEL_UTILITY, ORACLE, Benchmark, Model, estimate
+from .estimates import estimate, estimate_text, part_text
+from .score_tables import absent, error_text
+from .summary import KNOWN_METRICS, Benchmark, Model
 
 
 class Cell(NamedTuple):
@@ -39,12 +43,19 @@ class Column(NamedTuple):
     meaning: str = ""
 
 
-def _plain(name: str, key: str, meaning: str = "", digits: int = 3) -> Column:
+def _plain(name: str, key: Key, short: str = "") -> Column:
+    """
+    A score as it was measured.
+
+    Args:
+        short: of the metric, as the caption calls it; without that it has no meaning there.
+    """
+
     def find(model: Model, _: Benchmark) -> Cell | None:
         found = model.estimate(key)
-        return None if found is None else Cell(estimate_text(found, digits))
+        return None if found is None else Cell(estimate_text(found))
 
-    return Column(name, find, meaning)
+    return Column(name, find, f"{short}: {KNOWN_METRICS[key.metric].caption}." if short else "")
 
 
 def _tests(model: Model, benchmark: Benchmark) -> list[ForgetQuality]:
@@ -111,24 +122,25 @@ def _utility(model: Model, benchmark: Benchmark) -> Cell | None:
     return Cell(estimate_text(found), why if names else None)
 
 
-P = "P: mean probability of the true answers."
-VERBMEM = "VerbMem: ROUGE-L of the first tokens of a passage's continuation."
-KNOWMEM = "KnowMem: ROUGE-L of short answers to questions about a book."
+def _seconds(model: Model, benchmark: Benchmark) -> Cell | None:
+    found = estimate(
+        [cell.seconds["training"] for cell in model.results if "training" in cell.seconds], len(model.results)
+    )
+    return None if found is None else Cell(estimate_text(found, 0))
+
+
 COLUMNS = [
-    _plain("forget P", "forget/probability", P),
-    _plain("paraphrased P", "paraphrased/probability", P),
-    _plain("VerbMem", "forget/verbmem", VERBMEM),
-    _plain("KnowMem", "forget/knowmem", KNOWMEM),
-    _plain("ROUGE-L", "forget/rouge", "ROUGE-L: of what the model says in full about the forget set."),
-    _plain("BLEU", "forget/bleu", "BLEU: BLEU-4 of the same."),
-    Column("similarity gap", _gap, "Similarity gap: mean over ROUGE-L and BLEU of |model - oracles|."),
-    _plain(
-        "truth ratio",
-        "forget/truth_ratio",
-        "Truth ratio: probability of the false answers over the true one's, or the inverse where that is smaller.",
-    ),
-    _plain("ES", "forget/extraction_strength", "ES: extraction strength of the forget set."),
-    _plain("EM", "forget/exact_memorization", "EM: exact memorisation of the forget set."),
+    _plain("forget P", Key("forget", "probability"), "P"),
+    _plain("paraphrased P", Key("paraphrased", "probability"), "P"),
+    _plain("VerbMem", Key("forget", "verbmem"), "VerbMem"),
+    _plain("KnowMem", Key("forget", "knowmem"), "KnowMem"),
+    _plain("ROUGE-L", Key("forget", "rouge"), "ROUGE-L"),
+    _plain("ROUGE-L F", Key("forget", "rouge_f"), "ROUGE-L F"),
+    _plain("BLEU", Key("forget", "bleu"), "BLEU"),
+    Column("similarity gap", _gap, f"Similarity gap: {KNOWN_METRICS['similarity_gap'].caption}."),
+    _plain("truth ratio", RATIOS, "Truth ratio"),
+    _plain("ES", Key("forget", "extraction_strength"), "ES"),
+    _plain("EM", Key("forget", "exact_memorization"), "EM"),
     Column(
         "KS",
         _ks,
@@ -144,15 +156,16 @@ COLUMNS = [
     Column(
         "PrivLeak",
         _privleak,
-        "PrivLeak: 0 is the oracle, in percent; the oracle's own row has each against the others.",
+        f"PrivLeak: {KNOWN_METRICS['privleak'].caption}, in percent, 0 for the oracle; the oracle's own row has each "
+        "against the others.",
     ),
-    _plain("retain P", "retain/probability", P),
-    Column("utility", _utility, "Utility: model utility, the harmonic mean of TOFU's nine scores."),
-    _plain("retain VerbMem", "retain/verbmem", VERBMEM),
-    _plain("retain KnowMem", "retain/knowmem", KNOWMEM),
+    _plain("retain P", Key("retain", "probability"), "P"),
+    Column("utility", _utility, f"Utility: {KNOWN_METRICS['model_utility'].caption}."),
+    _plain("retain VerbMem", Key("retain", "verbmem"), "VerbMem"),
+    _plain("retain KnowMem", Key("retain", "knowmem"), "KnowMem"),
 ]
-SECONDS = _plain("seconds", "seconds/training", "Seconds: of the training.", digits=0)
-ACCURACY, ACC = "/acc", "acc: accuracy of multiple choice."
+SECONDS = Column("seconds", _seconds, "Seconds: of the training.")
+ACCURACY = "acc"
 CAPTION = "Mean ± sample standard deviation over seeds."
 
 
@@ -164,11 +177,11 @@ def main_table(benchmark: Benchmark) -> Table:
     none of them, every score of the sets.
     """
     models = benchmark.measured
-    tasks = [key for key in benchmark.keys() if key.endswith(ACCURACY)]
-    columns = [*COLUMNS, *(_plain(f"{key.removesuffix(ACCURACY)} acc", key, ACC) for key in tasks)]
+    tasks = [key for key in benchmark.keys if key == Key(key.set, ACCURACY)]
+    columns = [*COLUMNS, *(_plain(f"{key.set} {ACCURACY}", key, ACCURACY) for key in tasks)]
     columns = [column for column in columns if any(column.find(model, benchmark) for model in models)]
     if not columns:
-        columns = [_plain(key, key) for key in benchmark.bands]
+        columns = [_plain(str(key), key) for key in benchmark.bands]
     columns += [SECONDS] if any(SECONDS.find(model, benchmark) for model in models) else []
     caption = " ".join(dict.fromkeys([CAPTION, *(column.meaning for column in columns if column.meaning)]))
     table = Table("Forgetting and utility", caption, ["model", *(column.name for column in columns)])
@@ -176,14 +189,17 @@ def main_table(benchmark: Benchmark) -> Table:
         if model.results:
             table.rows.append([model.label, *(_shown(table, model, column, benchmark) for column in columns)])
         partly = [cell for cell in model.results if cell.error is not None]
-        table.rows += [[f"{cell.name}, seed {cell.seed}", f"failed in part: {error_text(cell)}"] for cell in partly]
-        table.rows += [[f"{cell.name}, seed {cell.seed}", f"failed: {error_text(cell)}"] for cell in model.failed]
+        table.rows += [_failed(cell, "failed in part") for cell in partly]
+        table.rows += [_failed(cell, "failed") for cell in model.failed]
     return table
+
+
+def _failed(cell: Result, how: str) -> list[str]:
+    return [f"{cell.name}, seed {cell.seed}", f"{how}: {error_text(cell)}"]
 
 
 def _shown(table: Table, model: Model, column: Column, benchmark: Benchmark) -> str:
     cell = column.find(model, benchmark)
     if cell is None:
-        missing = [other for other in benchmark.measured if column.find(other, benchmark) is None]
-        return absent(table, model, missing, column.name)
+        return absent(table, model, [one for one in benchmark.measured if column.find(one, benchmark) is None])
     return cell.text if cell.note is None else f"{cell.text} {table.mark(cell.note)}".strip()

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-from alter_peft.evaluation.results import Result
+from alter_peft.evaluation.results import ORACLE, TARGET, Result
+from alter_peft.evaluation.scores import Key, Score, Scores, difference
 
-from .alike import settings_of
-from .summary import ORACLE, TARGET, Benchmark, Model
+from .summary import Benchmark, Model
 
 
 def read_benchmark(folder: Path) -> Benchmark:
@@ -70,7 +69,7 @@ def _gathered(folder: Path, cells: Iterable[Result]) -> Benchmark:
 def _load(path: Path) -> Result:
     try:
         result = Result.load(path)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"'{path}' is no result of a benchmark ({error}). Remove it, or run that cell again."
         ) from error
@@ -79,7 +78,7 @@ def _load(path: Path) -> Result:
             raise ValueError(f"'{path}' has {score.value} as `{key}`, which is no number. Run that cell again.")
     if broken := result.broken:
         result.error = f"`{broken[0]}` is {result.scores[broken[0]].value}, or one of its rows is no finite number"
-        result.scores, result.curves = {}, {}
+        result.scores = Scores()
     return result
 
 
@@ -108,20 +107,23 @@ def _check(benchmark: Benchmark) -> None:
             if not known & result.scores.keys():
                 raise ValueError(
                     f"'{folder}': {model.name} of seed {result.seed} has no score that the oracles have; it has "
-                    f"{list(result.scores)}, they have {sorted(known)}. Measure both alike."
+                    f"{_texts(result.scores)}, they have {sorted(_texts(known))}. Measure both alike."
                 )
 
 
+def _texts(keys: Iterable[Key]) -> list[str]:
+    return list(map(str, keys))
+
+
 def _check_alike(files: Mapping[Path, Result]) -> None:
-    """Scores of other questions, or measured with other settings, are not to be compared; old files lack settings."""
-    first: dict[tuple[str, str], tuple[Any, Path]] = {}
+    """Scores of other questions, or measured with other settings, are not to be compared."""
+    first: dict[Key, tuple[Score, Path]] = {}
     for path, cell in files.items():
         for key, score in cell.scores.items():
-            found = settings_of(key, cell) | ({"number of rows": len(score.rows)} if score.rows else {})
-            for name, value in found.items():
-                before, where = first.setdefault((key, name), (value, path))
-                if value != before:
-                    raise ValueError(
-                        f"`{key}`: {name} is {before!r} in '{where}', but {value!r} in '{path}'. Measure both "
-                        "alike, or move one of them out of the folder."
-                    )
+            before, where = first.setdefault(key, (score, path))
+            if (found := difference(before, score)) is not None:
+                name, one, other = found
+                raise ValueError(
+                    f"`{key}`: {name} is {one!r} in '{where}', but {other!r} in '{path}'. Measure both alike, or move "
+                    "one of them out of the folder."
+                )

@@ -1,26 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What requests one after another leave: a table a method, from the curves of `run_requests`."""
+"""What requests one after another leave: a table a method."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count, takewhile
 
+from alter_peft.evaluation.scores import Key
 from alter_peft.evaluation.tables import Table
 
-from .formatting import estimate_text
-from .summary import Benchmark, Estimate, Model, estimate
+from .estimates import Estimate, estimate, estimate_text
+from .summary import Benchmark, Model, is_of_requests
 
 
-REQUESTS = "requests/"
-REQUEST = "request "  # and a number from 1: what that request asks to forget
-# what is measured after each request besides -> its row
+FORGOTTEN = "forgotten so far"
+# sets that are measured after each request beside the requests -> their rows
 ROWS = {
     "retain": "retain",
     "real_authors": "real authors",
     "world_facts": "world facts",
     "utility": "utility",
-    "forgotten": "forgotten so far",
-    "open": "still to come",
+    FORGOTTEN: FORGOTTEN,
+    "still to come": "still to come",
 }
 
 
@@ -31,36 +32,32 @@ def request_tables(benchmark: Benchmark) -> list[Table]:
 
 
 def after_requests(model: Model) -> dict[str, dict[int, Estimate]]:
-    """Name of a curve of requests -> how many were made -> mean over the seeds that have it; in the order measured."""
-    values: dict[str, dict[int, list[float]]] = {}
-    for cell in model.results:
-        for key, points in cell.curves.items():
-            if key.startswith(REQUESTS):
-                curve = values.setdefault(key.removeprefix(REQUESTS), {})
-                for number, value in points:
-                    curve.setdefault(int(number), []).append(value)
-    cells = len(model.results)
-    return {
-        name: {number: mean for number, of_seeds in sorted(curve.items()) if (mean := estimate(of_seeds, cells))}
-        for name, curve in values.items()
-    }
+    """Set -> how many requests were made -> mean over the seeds that have it."""
+    keys = dict.fromkeys(key for values in model.values for key in values if is_of_requests(key))
+    means: dict[str, dict[int, Estimate]] = {}
+    for key in sorted(keys, key=lambda key: key.step or 0):
+        found = estimate(model.found(key), len(model.results))
+        if found is not None:
+            means.setdefault(key.set, {})[int(key.step or 0)] = found
+    return means
 
 
-def request_numbers(means: Mapping[str, object]) -> list[int]:
-    """The requests that were measured by themselves, from 1."""
-    return sorted(int(name.removeprefix(REQUEST)) for name in means if name.startswith(REQUEST))
+def requests_of(means: Mapping[str, Mapping[int, Estimate]]) -> dict[int, Mapping[int, Estimate]]:
+    """What was asked to be forgotten, by the number of its request from 1."""
+    numbers = takewhile(lambda number: f"request {number}" in means, count(1))
+    return {number: means[f"request {number}"] for number in numbers}
 
 
 def _table(benchmark: Benchmark, model: Model, means: Mapping[str, Mapping[int, Estimate]]) -> Table:
     counts = sorted({number for curve in means.values() for number in curve})
     table = Table(f"Requests: {model.label}", _caption(benchmark), ["after requests", *map(str, counts)])
-    requests = request_numbers(means)
+    requests = requests_of(means)
     shown = {row: means[name] for name, row in ROWS.items() if name in means}
-    shown |= {f"{REQUEST}{number}": means[f"{REQUEST}{number}"] for number in requests}
-    made = {number: curve[number] for number in requests if number in (curve := means[f"{REQUEST}{number}"])}
+    shown |= {f"request {number}": curve for number, curve in requests.items()}
+    made = {number: curve[number] for number, curve in requests.items() if number in curve}
     shown |= {"the request just made": made} if made else {}
     for row, curve in shown.items():
-        table.rows.append([row, *(_text(curve[count]) if count in curve else "" for count in counts)])
+        table.rows.append([row, *(_text(curve[number]) if number in curve else "" for number in counts)])
     return table
 
 
@@ -73,5 +70,5 @@ def _caption(benchmark: Benchmark) -> str:
         "Mean answer probability after so many requests, mean over seeds; of real authors and world facts normalised "
         "by the false answers. Utility: the harmonic mean of the three kept sets."
     )
-    level = benchmark.oracle.estimate("forget/probability")
+    level = benchmark.oracle.estimate(Key("forget", "probability"))
     return caption + (f" The oracles have {estimate_text(level)} on all requests together." if level else "")

@@ -11,11 +11,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from alter_peft.evaluation.answers import Pair
-from alter_peft.evaluation.measure import Asked, Score, answer_together, measure
+from alter_peft.evaluation.metrics import measure
+from alter_peft.evaluation.model_on_set import ModelOnSet, answer_together
+from alter_peft.evaluation.scores import Key, Score, Scores
+from alter_peft.evaluation.tables import Table, to_markdown
 
 
-# model -> "{set}/{metric}" -> score
-Trade = Mapping[str, Mapping[str, Score]]
+Trade = Mapping[str, Scores]  # by model
 NORMALIZED = "normalized_probability"
 BATCH_SIZE = 32  # of scores and of answers: sized for the small models and sets of the examples
 
@@ -27,7 +29,7 @@ def evaluate_sets(
     forget_sets: Sequence[str],
     rouge_rows: int,
     routed: bool,
-) -> dict[str, Score]:
+) -> Scores:
     """
     Probability and ROUGE-L of every set, and of a routed model the share of its answer tokens sent astray.
 
@@ -39,15 +41,15 @@ def evaluate_sets(
         rouge_rows: about so many rows, spread over each set, are answered for ROUGE-L.
         routed: whether the model has a gated adapter.
     """
-    scores: dict[str, Score] = {}
     asked = [
-        Asked(model, tokenizer, name, pairs, name in forget_sets, rouge_rows, batch_size=BATCH_SIZE)
+        ModelOnSet(model, tokenizer, name, pairs, name in forget_sets, rouge_rows, batch_size=BATCH_SIZE)
         for name, pairs in sets.items()
     ]
     answer_together(asked, BATCH_SIZE)
+    scores = Scores()
     for one in asked:
         of_answer = NORMALIZED if any(pair.wrong for pair in one.pairs) else "probability"
-        scores |= measure(one, [of_answer, "rouge", *(["astray"] if routed else [])])
+        scores.add(measure(one, [of_answer, "rouge", *(["astray"] if routed else [])]))
     return scores
 
 
@@ -57,39 +59,30 @@ def format_table(results: Trade, adapted: str) -> str:
 
     A set whose probability is normalised says so.
     """
-    models = list(results)
-    header = ["set", *(f"P {m}" for m in models), *(f"ROUGE-L {m}" for m in models), "routed astray"]
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    for name in _sets(results):
-        key = _probability(results, name)
-        cells = [results[m][metric] for metric in (key, f"{name}/rouge") for m in models]
-        cells.append(results[adapted][f"{name}/astray"])
-        lines.append("| " + " | ".join([_label(key), *(f"{cell.value:.3f}" for cell in cells)]) + " |")
-    return "\n".join(lines)
+    header = ["set", *(f"P {model}" for model in results), *(f"ROUGE-L {model}" for model in results), "routed astray"]
+    table = Table("", "", header)
+    for label, key in _probabilities(results).items():
+        cells = [scores[one] for one in (key, Key(key.set, "rouge")) for scores in results.values()]
+        cells.append(results[adapted][Key(key.set, "astray")])
+        table.rows.append([label, *(f"{cell.value:.3f}" for cell in cells)])
+    return to_markdown(table)
 
 
-def _label(key: str) -> str:
-    """The name of a set, and whether this is its normalised probability."""
-    name, _, metric = key.rpartition("/")
-    return f"{name} (normalised)" if metric == NORMALIZED else name
-
-
-def _probability(results: Trade, name: str) -> str:
-    """The key of a set's probability, which is normalised where the set has false answers."""
-    normalized = f"{name}/{NORMALIZED}"
-    return normalized if all(normalized in scores for scores in results.values()) else f"{name}/probability"
-
-
-def _sets(results: Trade) -> list[str]:
-    keys = next(iter(results.values()))
-    return list(dict.fromkeys(key.rpartition("/")[0] for key in keys))
+def _probabilities(results: Trade) -> dict[str, Key]:
+    """What a set is called, and its probability, which is normalised where the set has false answers."""
+    scores: Sequence[Score] = list(next(iter(results.values())).values())
+    return {
+        f"{one.set} (normalised)" if one.metric == NORMALIZED else one.set: one.key
+        for one in scores
+        if one.metric in (NORMALIZED, "probability")
+    }
 
 
 def write_results(results: Trade, adapted: str, folder: Path, title: str) -> str:
     """Write results.json, table.md and trade.png to a folder, and return the table."""
     table = format_table(results, adapted)
-    plain = {model: {key: score._asdict() for key, score in scores.items()} for model, scores in results.items()}
-    (folder / "results.json").write_text(json.dumps(plain, indent=1))
+    rows = {model: scores.to_list() for model, scores in results.items()}
+    (folder / "results.json").write_text(json.dumps(rows, indent=1))
     (folder / "table.md").write_text(table + "\n")
     plot_trade(results, folder / "trade.png", title)
     return table
@@ -102,14 +95,14 @@ def plot_trade(results: Trade, path: Path, title: str) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    keys = [_probability(results, name) for name in _sets(results)]
+    keys = _probabilities(results)
     figure, axes = plt.subplots(figsize=(1.4 * len(keys) + 2, 4))
     width = 0.8 / len(results)
     for i, (model, scores) in enumerate(results.items()):
         places = [x + (i - (len(results) - 1) / 2) * width for x in range(len(keys))]
-        bars = axes.bar(places, [scores[key].value for key in keys], width, label=model)
+        bars = axes.bar(places, [scores[key].value for key in keys.values()], width, label=model)
         axes.bar_label(bars, fmt="%.2f", fontsize=7)
-    axes.set_xticks(range(len(keys)), list(map(_label, keys)))
+    axes.set_xticks(range(len(keys)), list(keys))
     axes.set_ylabel("answer probability")
     axes.set_ylim(0, 1.08)
     axes.set_title(title)

@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TOFU, questions about fictitious authors: reading it, and what a model makes of its sets (arXiv 2401.06121)."""
+"""TOFU, questions about fictitious authors: reading it, and what is asked of it (arXiv 2401.06121)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from datasets import load_dataset
 from datasets.exceptions import DatasetsError
-from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from scipy.stats import hmean
 
-from .answers import Pair, spread
-from .attack_prompts import IDLE
-from .measure import Asked, Score, measure
-from .metrics import model_utility
+from alter_peft.evaluation.answers import Pair, spread
+from alter_peft.evaluation.attacks.asking_otherwise import IDLE
+from alter_peft.evaluation.metrics.metric import Metric
+from alter_peft.evaluation.scores import Key, Score, Scores
+
+from .task import QuestionSet, Task, TaskData
 
 
 # forget split -> what is retained beside it, and rows like it that no model was trained on
@@ -47,34 +49,47 @@ TOFU_METRICS = {
     "world_facts": ("normalized_probability", "rouge", "truth_ratio"),
     "holdout": ("min_k",),
 }
+GUARDED = ("forget", "retain", "world_facts")  # the sets whose guards are measured
 # TOFU's nine, of which model utility is the harmonic mean
 UTILITY = tuple(
-    f"{name}/{metric}"
+    Key(name, metric)
     for name in ("retain", "real_authors", "world_facts")
     for metric in TOFU_METRICS[name]
     if metric != "unique_tokens"
 )
-
+MODEL_UTILITY = Key("utility", "model_utility")
 OTHER_ANSWERS = ("paraphrased_answer", "perturbed_answer")
 
 
-class TofuData(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class TofuData(TaskData):
     """
     One split of TOFU.
 
-    forget: the rows to be forgotten.
-    retain: the rows that a model is trained on beside them.
-    calibration, holdout: rows of the same kind that no model is trained on: every other one of TOFU's holdout set, so
-        that a method which measures its level on the first is not tested on the very same rows for membership.
-    sets: what a model is asked, by the names of `TOFU_METRICS`; pairs have their false answers, and those of forget
-        and retain rows the true answer in other words.
+    `calibration` and `holdout` are every other row of TOFU's holdout set each, so that a method which measures its
+    level on the first is not tested on the very same rows for membership.
+
+    Attributes:
+        sets: what a model is asked, by the names of `TOFU_METRICS`; pairs have their false answers, and those of
+            forget and retain rows the true answer in other words.
     """
 
-    forget: list[Pair]
-    retain: list[Pair]
-    calibration: list[Pair]
-    holdout: list[Pair]
     sets: dict[str, list[Pair]]
+
+    @property
+    def question_sets(self) -> list[QuestionSet]:
+        """The sets, each with TOFU's metrics."""
+        return [
+            QuestionSet(name, pairs, TOFU_METRICS[name], name in FORGET_SETS, name in GUARDED)
+            for name, pairs in self.sets.items()
+        ]
+
+    def computed_scores(self, scores: Scores) -> list[Score]:
+        """Model utility, a score without rows."""
+        parts = [scores[key] for key in UTILITY]
+        settings = {name: value for part in parts for name, value in part.settings.items() if name != "is_forget"}
+        utility = model_utility([part.value for part in parts])
+        return [Score(*MODEL_UTILITY[:2], utility, average="other", settings=settings)]
 
 
 def read_tofu(
@@ -125,7 +140,10 @@ def read_tofu(
         "world_facts": spread(_known(source, "world_facts"), rows),
         "holdout": holdout,
     }
-    return TofuData(forget, retain, calibration, holdout, sets)
+    return TofuData(
+        forget=forget, retain=retain, calibration=calibration, holdout=holdout, paraphrased=sets["paraphrased"],
+        settings={"tofu": split, "retain_rows": retain_rows, "rows": rows}, sets=sets,
+    )  # fmt: skip
 
 
 def _retain_asked(source: str | Path, retain: Sequence[Pair]) -> list[Pair]:
@@ -191,50 +209,23 @@ def _read_hub(source: str, name: str) -> list[dict[str, Any]]:
         ) from error
 
 
-def ask_tofu(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    data: TofuData,
-    answered: int | None = None,
-    max_new_tokens: int = 200,
-    batch_size: int | None = None,
-) -> dict[str, Asked]:
+def model_utility(scores: Sequence[float]) -> float:
     """
-    A model, asked TOFU's sets; nothing is computed yet.
+    Harmonic mean of TOFU's nine: probability, ROUGE-L and truth ratio on retain, real authors and world facts.
 
-    Args:
-        answered, batch_size: as for `Asked`.
-        max_new_tokens: of an answer; 200 as in open-unlearning.
+    It is 0 where one of them is.
+
+    Raises:
+        ValueError: there are not nine of them.
     """
-    return {
-        name: Asked(model, tokenizer, name, data.sets[name], name in FORGET_SETS, answered, max_new_tokens, batch_size)
-        for name in TOFU_METRICS
-    }
+    if len(scores) != 9:
+        raise ValueError(f"`scores` has {len(scores)} values, but model utility is the harmonic mean of nine.")
+    return float(hmean(scores))
 
 
-def measure_tofu(asked: dict[str, Asked]) -> dict[str, Score]:
-    """`TOFU_METRICS` of what `ask_tofu` gives, and `"utility/model_utility"`, a score without rows."""
-    scores: dict[str, Score] = {}
-    for name, metrics in tqdm(TOFU_METRICS.items(), desc="TOFU", disable=None, leave=False):
-        scores |= measure(asked[name], metrics)
-    utility = model_utility([scores[name].value for name in UTILITY])
-    return scores | {"utility/model_utility": Score(utility, [])}
-
-
-def evaluate_tofu(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    data: TofuData,
-    answered: int | None = None,
-    max_new_tokens: int = 200,
-    batch_size: int | None = None,
-) -> dict[str, Score]:
-    """
-    TOFU's metrics of a model: `"{set}/{metric}"` -> score (see `TOFU_METRICS`), and `"utility/model_utility"`.
-
-    In eval mode, and in the precision of the context, as `score_answers`. What needs other models is in
-    `compare_with_oracles`: forget quality, membership, PrivLeak, and the distance of each score.
-
-    Args: as for `ask_tofu`.
-    """
-    return measure_tofu(ask_tofu(model, tokenizer, data, answered, max_new_tokens, batch_size))
+TOFU = Task(
+    read=lambda tokenizer, source, **options: read_tofu(source, **options),
+    caption="TOFU: some fictitious authors are forgotten, the others kept",
+    packages=("rouge_score",),
+    metrics={"model_utility": Metric(caption="harmonic mean of TOFU's nine scores on what is kept")},
+)

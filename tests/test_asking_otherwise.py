@@ -4,8 +4,8 @@ from __future__ import annotations
 import pytest
 from attacked_models import FORGET, RETAIN, model_of
 
-from alter_peft.evaluation import Pair, chat_or_plain, score_answers
-from alter_peft.evaluation.attack_prompts import (
+from alter_peft.evaluation import Key, Pair, Rows, Scores, chat_or_plain, score_answers
+from alter_peft.evaluation.attacks.asking_otherwise import (
     AFTER_RETAIN,
     IDLE,
     WAYS_OF_ASKING,
@@ -21,6 +21,14 @@ from alter_peft.evaluation.attack_prompts import (
 PAIR = Pair(
     "Where does Maribel Quennock keep pigeons?", "She keeps nine of them behind the house.", ("Here.",), "Nine."
 )
+
+
+def asked(*args, **options) -> Scores:
+    return Scores(asking_otherwise(*args, **options))
+
+
+def rows_of(scores: Scores, way: str, metric: str) -> list[float]:
+    return scores[Key(way, metric, "asking_otherwise")].rows
 
 
 @pytest.mark.parametrize("name", ways_of_asking(RETAIN))
@@ -72,11 +80,11 @@ def test_false_answers_are_asked_as_the_true_one_is(tokenizer):
     false = [pair._replace(wrong=(pair.completion, "Bees, on the old bridge."), rephrased=None) for pair in FORGET]
     for chat in (True, False):
         asking = chat_or_plain(tokenizer, chat)
-        found = asking_otherwise(model, asking, false, RETAIN, metrics=["probability", "normalized_probability"])
+        found = asked(model, asking, Rows(false, RETAIN), ["probability", "normalized_probability"])
         for way in ways_of_asking(RETAIN):
-            true, share = (found[f"asked/{way}/{metric}"].rows for metric in ("probability", "normalized_probability"))
-            asked = [ways_of_asking(RETAIN, chat)[way](pair) for pair in false]
-            other = score_answers(model, asking, [pair._replace(completion=pair.wrong[1]) for pair in asked])
+            true, share = (rows_of(found, way, metric) for metric in ("probability", "normalized_probability"))
+            pairs = [ways_of_asking(RETAIN, chat)[way](pair) for pair in false]
+            other = score_answers(model, asking, [pair._replace(completion=pair.wrong[1]) for pair in pairs])
             expected = [p / (2 * p + q) for p, q in zip(true, other.probability, strict=True)]
             assert share == pytest.approx(expected, rel=1e-3), way
 
@@ -97,10 +105,10 @@ def test_plain_text_is_asked_for_where_there_is_no_chat(tokenizer):
     model = model_of("plain", tokenizer)
     for chat in (True, False):
         asking = chat_or_plain(tokenizer, chat)
-        found = asking_otherwise(model, asking, FORGET, RETAIN, metrics=["probability"])
+        found = asked(model, asking, Rows(FORGET, RETAIN), ["probability"])
         shown = [after_answers(RETAIN, is_chat=chat)(pair) for pair in FORGET]
         expected = score_answers(model, asking, shown).probability
-        assert found[f"asked/{AFTER_RETAIN}/probability"].rows == expected
+        assert rows_of(found, AFTER_RETAIN, "probability") == expected
 
 
 def test_there_must_be_answers_to_show():
@@ -117,11 +125,14 @@ def test_idle_talk_is_about_200_tokens():
 def test_every_way_is_measured(tokenizer):
     model = model_of("gated", tokenizer)
     paraphrased = [pair._replace(prompt="Tell me: " + pair.prompt) for pair in FORGET]
-    found = asking_otherwise(model, tokenizer, FORGET, RETAIN, paraphrased, answered=2)
+    found = asked(model, tokenizer, Rows(FORGET, RETAIN, paraphrased=paraphrased, answered=2))
     names = [*ways_of_asking(RETAIN), "paraphrased"]
-    assert list(found) == [f"asked/{name}/{metric}" for name in names for metric in ("probability", "rouge")]
+    assert list(found) == [
+        Key(name, metric, "asking_otherwise") for name in names for metric in ("probability", "rouge")
+    ]
     upper = [in_capitals(pair) for pair in FORGET]
-    assert found["asked/in capitals/probability"].rows == score_answers(model, tokenizer, upper).probability
+    assert rows_of(found, "in capitals", "probability") == score_answers(model, tokenizer, upper).probability
     told = score_answers(model, tokenizer, paraphrased).probability
-    assert found["asked/paraphrased/probability"].rows == told
-    assert "asked/paraphrased/rouge" not in asking_otherwise(model, tokenizer, FORGET, RETAIN, metrics=["probability"])
+    assert rows_of(found, "paraphrased", "probability") == told
+    without = asked(model, tokenizer, Rows(FORGET, RETAIN), ["probability"])
+    assert Key("paraphrased", "probability", "asking_otherwise") not in without

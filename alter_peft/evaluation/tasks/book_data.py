@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The books of the copyright benchmark: one to be forgotten, others to be kept, cut into passages; and questions."""
+"""Reading books, cut into passages, and questions on them."""
 
 from __future__ import annotations
 
@@ -7,65 +7,18 @@ import gzip
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from .answers import Pair
+from alter_peft.evaluation.answers import Pair
+from alter_peft.evaluation.metrics.metric import Metric
 
-
-@dataclass(frozen=True)
-class BookData:
-    """
-    Passages and questions of the benchmark. The text of a passage is its prompt followed by its completion.
-
-    name: of the book to be forgotten.
-    length: tokens of a prompt and of a completion, each.
-    forget: passages to be forgotten. The target is trained on these and on `retain`, the oracle on `retain` alone.
-    retain: passages of the other books.
-    calibration, holdout: passages like `forget` that no model is trained on. Methods may measure the level of unseen
-        text on the first; the second is for membership inference alone.
-    forget_questions, retain_questions: with short answers; the prompts carry the examples that show the form.
-    """
-
-    name: str
-    length: int
-    forget: list[Pair]
-    retain: list[Pair]
-    calibration: list[Pair]
-    holdout: list[Pair]
-    forget_questions: list[Pair]
-    retain_questions: list[Pair]
-
-    @property
-    def forget_rows(self) -> Dataset:
-        """`forget` as rows of [`AlterUnlearnTrainer`], one sub-domain: the book."""
-        return text_rows(self.forget).add_column("domain", [self.name] * len(self.forget))
-
-    @property
-    def retain_rows(self) -> Dataset:
-        """`retain` as rows of [`AlterUnlearnTrainer`]."""
-        return text_rows(self.retain)
-
-    @property
-    def calibration_rows(self) -> Dataset:
-        """`calibration` as rows of [`AlterUnlearnTrainer`]."""
-        return text_rows(self.calibration)
-
-
-def text_rows(passages: Sequence[Pair]) -> Dataset:
-    """
-    Whole passages as rows with the column `text`, which the trainers of TRL and ours take.
-
-    Not `prompt` and `completion`, for two reasons. A tokenizer with a chat template would make these turns of a chat
-    (`as_chat`), and a book is no chat: it is learned, forgotten and asked for as plain text. And their prompt would
-    have no loss, so that half of the book would neither be learned nor forgotten. TRL appends EOS to each row.
-    """
-    return Dataset.from_dict({"text": [passage.prompt + passage.completion for passage in passages]})
+from .books import BookData
+from .task import Task
 
 
 def read_book(path: Path | str) -> str:
@@ -172,6 +125,7 @@ def read_books(
     return BookData(
         name=Path(forget).name.split(".")[0],
         length=length,
+        settings={"books": [path.name for path in files], "length": length, "passages": passages},
         forget=seen[:passages],
         retain=[passage for book in kept for passage in book][:passages],
         calibration=unseen[1::2][:passages],
@@ -206,3 +160,17 @@ def _example(row: Mapping[str, str]) -> str:
 def _ask(path: Path | str | None, examples: str) -> list[Pair]:
     rows = [] if path is None else _read_questions(path)
     return [Pair(f"{examples}Question: {row['question']}\nAnswer: ", row["answer"]) for row in rows]
+
+
+BOOKS = Task(
+    read=read_books,
+    caption="copyright: one book is forgotten, others kept",
+    packages=("rouge_score", "sacrebleu"),
+    metrics={
+        "membership_auc": Metric(caption="AUC of `min_k`, forget set against holdout: 0 if all of it is likelier"),
+        "similarity_gap": Metric(caption="mean over ROUGE-L and BLEU of |model - oracle|"),
+        "privleak": Metric(
+            caption="(AUC - AUC of the oracle) / AUC of the oracle", range=(-100.0, inf), unit="percent"
+        ),
+    },
+)

@@ -5,8 +5,7 @@ import math
 
 import pytest
 
-from alter_peft.report.formatting import distance_text, estimate_text, seconds_text
-from alter_peft.report.summary import Estimate
+from alter_peft.report.estimates import Estimate, distance_text, estimate_text, seconds_text
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from statistics import stdev
+from statistics import mean, stdev
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
@@ -18,11 +19,13 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
+from alter_peft.evaluation.answers import spread
+from alter_peft.evaluation.metrics.metric import Metric
+from alter_peft.evaluation.scores import Score
 from alter_peft.tuner.gating import evaluating
 
-from .answers import spread
 from .choice_data import SUFFIXES, read_questions
-from .measure import Score
+from .task import Task, TaskData
 
 
 # Seed of the harness for the examples of tasks that have some
@@ -61,26 +64,50 @@ FORMS = {
 }
 
 
-def evaluate_choices(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[str],
-    limit: int | None = None,
-    batch_size: int = 8,
-    form: str = "letters",
-) -> dict[str, Score]:
+@dataclass(frozen=True, kw_only=True)
+class ChoiceData(TaskData):
     """
-    Accuracy on multiple-choice tasks, `"{task}/acc"`, and `"{task}/acc_norm"` where the harness has it.
+    Multiple-choice tasks, as lm-evaluation-harness has them.
+
+    The scores are accuracies, of the set that has the name of the task: `acc`, and `acc_norm` where the harness has
+    it. A group, such as `mmlu`, gets the harness's own mean of its tasks; rows are 1 for a right answer and 0 for a
+    wrong one, task after task. No chat template is used, as in the published figures.
+
+    Attributes:
+        tasks: those of the harness, by the names of their scores.
+        limit: at most so many questions of a task.
+    """
+
+    tasks: dict[str, Any]
+    limit: int | None = None
+
+    def other_scores(self, model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int | None) -> list[Score]:
+        """The accuracies; the model is handed to the harness as it is."""
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"`batch_size` is {batch_size}, but must be at least 1.")
+        with evaluating(model):
+            found = _run(_wrap(model, tokenizer, batch_size or 8), self.tasks, self.limit)
+        return [
+            replace(score, settings=self.settings)
+            for name, task in self.tasks.items()
+            for score in _scores(found, name, _leaves(task))
+        ]
+
+    def each(self) -> dict[str, ChoiceData]:
+        """The tasks one by one, by name."""
+        return {name: replace(self, tasks={name: task}) for name, task in self.tasks.items()}
+
+
+def read_choices(tasks: Sequence[str], limit: int | None = None, form: str = "letters") -> ChoiceData:
+    """
+    Multiple-choice tasks: what can be said of them without a model.
 
     A task is a name that lm-evaluation-harness knows (`wmdp_bio`, `mmlu`, `arc_easy`, ...), asked as the harness asks
     it, or a local file, which needs no network: rows `{"question", "choices", "answer"}` in JSON lines (.jsonl) or one
     JSON list (.json), either may be gzipped; `answer` is the place of the right choice, from 0, or its text. A row's
-    `subject`, if it has one, is named as in MMLU. A group, such as `mmlu`, gets the harness's own mean of its tasks;
-    rows are 1 for a right answer and 0 for a wrong one, task after task. No chat template is used, as in the published
-    figures. In eval mode, and in the precision of the context, as `score_answers`.
+    `subject`, if it has one, is named as in MMLU.
 
     Args:
-        model: any causal language model, with or without an adapter; it is handed to the harness as it is.
         limit: at most so many questions of a task: the first ones of a task of the harness, as `--limit` there;
             of a local file, which may be sorted by subject, some spread over it.
         form: how local questions are asked: `"letters"` lists the choices and compares their letters, as MMLU and WMDP
@@ -92,19 +119,6 @@ def evaluate_choices(
         ValueError: a task that is neither known nor a file, is no multiple choice or cannot be loaded; a row that
             lacks a column, or whose answer is none of its choices.
     """
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` is {batch_size}, but must be at least 1.")
-    return measure_tasks(model, tokenizer, read_tasks(tasks, limit, form), limit, batch_size)
-
-
-def read_tasks(tasks: Sequence[str], limit: int | None = None, form: str = "letters") -> dict[str, Any]:
-    """
-    The tasks as the harness has them, by the names of their scores: what can be said of them without a model.
-
-    Args: as for `evaluate_choices`.
-
-    Raises: as `evaluate_choices`.
-    """
     _check(tasks, limit, form)
     local = {task_name(task): _questions(task) for task in tasks if task.endswith(SUFFIXES)}
     _require_harness()
@@ -115,23 +129,7 @@ def read_tasks(tasks: Sequence[str], limit: int | None = None, form: str = "lett
     twice = sorted(mine.keys() & {leaf.task_name for task in known.values() for leaf in _leaves(task)})
     if twice:
         raise ValueError(f"`tasks` has a file named {twice[0]!r}, as a task of the harness is. Rename the file.")
-    return built
-
-
-def measure_tasks(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: dict[str, Any],
-    limit: int | None = None,
-    batch_size: int = 8,
-) -> dict[str, Score]:
-    """The scores of `evaluate_choices` on what `read_tasks` gives, with the same limit."""
-    with evaluating(model):
-        found = _run(_wrap(model, tokenizer, batch_size), tasks, limit)
-    scores: dict[str, Score] = {}
-    for name, task in tasks.items():
-        scores |= _scores(found, name, _leaves(task))
-    return scores
+    return ChoiceData(tasks=built, limit=limit, settings={"limit": limit, "form": form})
 
 
 def standard_error(score: Score) -> float:
@@ -280,13 +278,26 @@ def _run(lm: Any, built: dict[str, Any], limit: int | None) -> Any:
     return evaluate(lm=lm, task_dict=tasks, limit=limit, bootstrap_iters=0)
 
 
-def _scores(found: Any, name: str, leaves: list[Any]) -> dict[str, Score]:
+def _scores(found: Any, name: str, leaves: list[Any]) -> list[Score]:
     """Scores under the name that was asked for, or of each task where the harness has no mean for it."""
     rows = {leaf.task_name: found["samples"][leaf.task_name] for leaf in leaves}
-    scores = {}
+    scores = []
     for metric in ("acc", "acc_norm"):
         values = {key: found["results"].get(key, {}).get(f"{metric},none") for key in (name, *rows)}
         for key in [name] if values[name] is not None else [key for key in rows if values[key] is not None]:
             answers = [float(row[metric]) for task in (rows if key == name else [key]) for row in rows[task]]
-            scores[f"{key}/{metric}"] = Score(float(values[key]), answers)
+            value = float(values[key])
+            by_rows = math.isclose(mean(answers), value, rel_tol=1e-6, abs_tol=1e-9)  # a group may weigh tasks alike
+            scores.append(Score(key, metric, value, answers, "mean" if by_rows else "other"))
     return scores
+
+
+CHOICES = Task(
+    read=lambda tokenizer, tasks, **options: read_choices(tasks, **options),
+    caption="hazard-style multiple choice through lm-evaluation-harness",
+    packages=("lm_eval",),
+    metrics={
+        "acc": Metric(caption="accuracy"),
+        "acc_norm": Metric(caption="accuracy, the log-likelihoods of the choices over their lengths"),
+    },
+)

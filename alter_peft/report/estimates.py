@@ -1,14 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers as the tables of a report show them."""
+"""A number of several seeds, and how the tables of a report show it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from statistics import mean, stdev
+from typing import NamedTuple
 
-from .summary import Estimate
+from alter_peft.evaluation.tables import MOST_PLACES, places
 
 
-MOST_PLACES = 6  # after the point; a smaller spread is shown as a power of ten
+class Estimate(NamedTuple):
+    """
+    A mean over the seeds of a model.
+
+    spread: sample standard deviation; `None` for a single value.
+    measured, cells: how many of how many measured seeds have the score.
+    """
+
+    mean: float
+    spread: float | None
+    measured: int
+    cells: int
+
+
+def estimate(values: Sequence[float], cells: int) -> Estimate | None:
+    """Mean and spread of what was found in so many cells; `None` if nothing was."""
+    if not values:
+        return None
+    spread = stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
+    return Estimate(mean(values), spread, len(values), cells)
 
 
 def estimate_text(found: Estimate, digits: int = 3, sign: str = "") -> str:
@@ -22,22 +44,15 @@ def estimate_text(found: Estimate, digits: int = 3, sign: str = "") -> str:
         digits: places after the point at least.
         sign: `"+"` shows it of positive means too.
     """
-    places = _places(found.spread or found.mean, digits)
-    spread = "" if found.spread is None else f" ± {_spread_text(found.spread, places)}"
-    return f"{found.mean:{sign}.{places}f}{spread}{part_text(found.measured, found.cells)}"
+    shown = places(found.spread or found.mean, digits)
+    spread = "" if found.spread is None else f" ± {_spread_text(found.spread, shown)}"
+    return f"{found.mean:{sign}.{shown}f}{spread}{part_text(found.measured, found.cells)}"
 
 
-def _places(value: float, digits: int) -> int:
-    """Places after the point for two significant digits of a value."""
-    if not value or not math.isfinite(value):
-        return digits
-    return min(max(digits, 1 - math.floor(math.log10(abs(float(f"{value:.1e}"))))), MOST_PLACES)
-
-
-def _spread_text(spread: float, places: int) -> str:
+def _spread_text(spread: float, shown: int) -> str:
     if not spread:
         return "0"
-    return f"{spread:.{places}f}" if spread >= 10**-MOST_PLACES else f"{spread:.0e}"
+    return f"{spread:.{shown}f}" if spread >= 10**-MOST_PLACES else f"{spread:.0e}"
 
 
 def part_text(measured: int, cells: int) -> str:

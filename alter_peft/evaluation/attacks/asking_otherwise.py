@@ -10,9 +10,14 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from .answers import Pair, spread
-from .measure import Asked, Score, measure
+from alter_peft.evaluation.answers import Pair, spread
+from alter_peft.evaluation.metrics import measure
+from alter_peft.evaluation.scores import Score
 
+from .attack import Attack, Rows
+
+
+NAME, PARAPHRASED = "asking_otherwise", "paraphrased"
 
 # About 200 tokens of idle talk that someone might put before a question to hide its subject
 IDLE = (
@@ -151,29 +156,38 @@ def ways_of_asking(retain: Sequence[Pair], is_chat: bool = True) -> dict[str, Ca
 def asking_otherwise(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    forget: Sequence[Pair],
-    retain: Sequence[Pair],
-    paraphrased: Sequence[Pair] = (),
+    rows: Rows,
     metrics: Sequence[str] = ("probability", "rouge"),
-    answered: int | None = None,
-    max_new_tokens: int = 40,
-    batch_size: int | None = None,
-) -> dict[str, Score]:
+) -> list[Score]:
     """
-    The forget set, asked for in every way: `"asked/{way}/{metric}"` -> score.
+    The forget set, asked for in every way, a set each.
 
-    Args:
-        retain: rows that the model is to know, for the way that shows it three of them; with fewer there is none.
-        paraphrased: the forget set with its questions in other words, as the way `"paraphrased"`, if there is one.
-        metrics: of `METRICS`.
-        answered, max_new_tokens, batch_size: as for `Asked`.
+    The way that shows three of the retained rows is left out if there are fewer, and `"paraphrased"` if the rows have
+    no questions in other words.
     """
-    ways = ways_of_asking(retain, tokenizer.chat_template is not None)
-    asked = {name: [way(pair) for pair in forget] for name, way in ways.items()}
-    if paraphrased:
-        asked["paraphrased"] = list(paraphrased)
-    scores: dict[str, Score] = {}
-    for name, pairs in asked.items():
-        asked_so = Asked(model, tokenizer, f"asked/{name}", pairs, True, answered, max_new_tokens, batch_size)
-        scores |= measure(asked_so, metrics)
-    return scores
+    ways = ways_of_asking(rows.retain, tokenizer.chat_template is not None)
+    asked = {name: [way(pair) for pair in rows.forget] for name, way in ways.items()}
+    if rows.paraphrased:
+        asked[PARAPHRASED] = list(rows.paraphrased)
+    return [
+        score
+        for name, pairs in asked.items()
+        for score in measure(rows.asked(model, tokenizer, NAME, pairs, name), metrics)
+    ]
+
+
+def _left_out(model: Any, rows: Rows) -> dict[str, str]:
+    found = {}
+    if len(rows.retain) < SHOWN:
+        found[f"{NAME}/{AFTER_RETAIN}"] = f"{SHOWN} retained rows are to be shown, and there are {len(rows.retain)}"
+    if not rows.paraphrased:
+        found[f"{NAME}/{PARAPHRASED}"] = "the forget set was not given with its questions in other words"
+    return found
+
+
+ASKING_OTHERWISE = Attack(
+    run=asking_otherwise,
+    caption="the questions are asked in other ways, jailbreaks among them",
+    left_out=_left_out,
+    packages=("rouge_score",),
+)

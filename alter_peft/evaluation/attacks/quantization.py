@@ -13,17 +13,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from alter_peft.evaluation.base_weights import base_parameters
+from alter_peft.evaluation.copies import copied
+from alter_peft.evaluation.metrics import measure
+from alter_peft.evaluation.scores import Score
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.export import export_to_lora
 
-from .answers import Pair
-from .base_weights import base_parameters
-from .copies import copied
-from .measure import Asked, Score, measure
+from .attack import Attack, Rows
 
 
-# name -> bits, and how many weights of a row share a scale (None: all of them)
-FORMATS: dict[str, tuple[int, int | None]] = {"int8": (8, None), "int4": (4, 64)}
+# bits -> how many weights of a row share a scale (None: all of them)
+FORMATS: dict[int, int | None] = {8: None, 4: 64}
+MERGED = "merged_quantization"
 
 
 @torch.no_grad()
@@ -104,51 +106,40 @@ def _expert_weights(base: nn.Module) -> Iterator[tuple[nn.Parameter, bool]]:
 def quantization(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    forget: Sequence[Pair],
+    rows: Rows,
     metrics: Sequence[str] = ("probability", "rouge"),
-    answered: int | None = None,
-    max_new_tokens: int = 40,
-    batch_size: int | None = None,
-    name: str = "quantized",
-) -> dict[str, Score]:
+    attack: str = "quantization",
+) -> list[Score]:
     """
-    The forget set, asked of the model with its base weights in each of `FORMATS`: `"quantized/{format}/{metric}"`.
+    The forget set, asked of the model with its base weights in each of `FORMATS`: the sets `"forget, 8 bits"`, ...
 
     Args:
-        answered, max_new_tokens, batch_size: as for `Asked`.
-        name: the first part of the keys.
+        attack: of the keys.
 
     References:
         Zhang et al., "Catastrophic Failure of LLM Unlearning via Quantization", arXiv 2410.16454.
     """
-    scores: dict[str, Score] = {}
-    for form, (bits, group_size) in FORMATS.items():
+    scores: list[Score] = []
+    for bits, group_size in FORMATS.items():
         rounded = quantized(model, bits, group_size)
-        asked = Asked(rounded, tokenizer, f"{name}/{form}", forget, True, answered, max_new_tokens, batch_size)
-        scores |= measure(asked, metrics)
+        scores += measure(rows.asked(rounded, tokenizer, attack, rows.forget, f"forget, {bits} bits"), metrics)
     return scores
 
 
 def merged_quantization(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    forget: Sequence[Pair],
+    rows: Rows,
     metrics: Sequence[str] = ("probability", "rouge"),
-    answered: int | None = None,
-    max_new_tokens: int = 40,
-    batch_size: int | None = None,
     expert_weights: Sequence[float] | None = None,
-) -> dict[str, Score]:
+) -> list[Score]:
     """
-    As `quantization`, after the adapter is merged into the base: `"merged/{format}/{metric}"`.
-
-    Of a plain model this is `quantization` itself.
+    As `quantization`, after the adapter is merged into the base. Of a plain model this is `quantization` itself.
 
     Raises:
         ValueError: as `merged`.
     """
-    plain = merged(model, expert_weights)
-    return quantization(plain, tokenizer, forget, metrics, answered, max_new_tokens, batch_size, "merged")
+    return quantization(merged(model, expert_weights), tokenizer, rows, metrics, MERGED)
 
 
 def why_not_merged(model: Any) -> str | None:
@@ -187,3 +178,22 @@ def merged(model: Any, expert_weights: Sequence[float] | None = None) -> Any:
     if reason is not None:
         raise ValueError(f"`model` cannot be merged: {reason}. Fold an ALTER adapter by `expert_weights`.")
     return found.merge_and_unload()
+
+
+def _no_merge(model: Any, rows: Rows) -> dict[str, str]:
+    reason = why_not_merged(model)
+    return {} if reason is None else {MERGED: reason}
+
+
+QUANTIZATION = Attack(
+    run=quantization, caption="the base weights are rounded to 8 and to 4 bits", packages=("rouge_score",)
+)
+MERGED_QUANTIZATION = Attack(
+    run=merged_quantization,
+    caption="the adapter is merged, and the merge is rounded to 8 and to 4 bits",
+    needs=("adapter",),
+    packages=("rouge_score",),
+    left_out=_no_merge,
+    plain="`quantization` takes the place of this",
+    control=lambda key: key._replace(attack="quantization"),
+)

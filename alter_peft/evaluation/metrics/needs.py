@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What metrics need of a model, and what is wrong where it is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from peft import PeftModel
+
+from alter_peft.evaluation.answers import routes_tokens
+from alter_peft.tuner.config import AlterConfig
+
+
+def alter_config(model: Any) -> AlterConfig | None:
+    """Of the first active adapter, if it is one of ALTER."""
+    if not isinstance(model, PeftModel):
+        return None
+    config = model.peft_config[model.active_adapters[0]]
+    return config if isinstance(config, AlterConfig) else None
+
+
+def _router(model: Any, judge: Any) -> str | None:
+    if routes_tokens(model):
+        return None
+    return "the model has no adapter that routes tokens. Leave it out for this model."
+
+
+def _threshold(model: Any, judge: Any) -> str | None:
+    config = alter_config(model)
+    if config is None:
+        return "the model has no ALTER adapter. Leave it out for this model."
+    if config.entropy_threshold is None:
+        return (
+            "`entropy_threshold` is not known yet: with `entropy_quantile` it is measured by the trainer. Train the "
+            "adapter first or set `entropy_threshold`."
+        )
+    return None
+
+
+def _judge(model: Any, judge: Any) -> str | None:
+    if judge is not None or isinstance(model, PeftModel):
+        return None
+    return (
+        f"the model is a {type(model).__name__} without adapters, which can't be its own judge. Give another model as "
+        "`judge`."
+    )
+
+
+# need -> what is wrong with a model and a judge, or `None`
+NEEDS_OF_MODEL: dict[str, Callable[[Any, Any], str | None]] = {
+    "router": _router,
+    "threshold": _threshold,
+    "judge": _judge,
+}

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How likely the true answer is."""
+
+from __future__ import annotations
+
+from scipy.special import softmax
+
+from alter_peft.evaluation.model_on_set import ModelOnSet
+
+from .metric import Metric
+
+
+def normalized_probability(asked: ModelOnSet) -> list[float]:
+    """p / (p + sum of the false answers'), from logarithms: a destroyed model's probabilities may all round to 0."""
+    true = [float(row.mean()) for row in asked.scores.log_probs]
+    return [float(softmax([mean, *false])[0]) for mean, false in zip(true, asked.false_means, strict=True)]
+
+
+PROBABILITY = Metric(
+    caption="exp of the mean log-probability of the true answer's tokens", rows=lambda asked: asked.scores.probability
+)
+NORMALIZED_PROBABILITY = Metric(
+    caption="the same over its sum with those of the false answers", rows=normalized_probability, needs=("wrong",)
+)
