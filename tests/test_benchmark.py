@@ -550,6 +550,8 @@ def test_a_missing_package_is_named_first(arguments, monkeypatch, package, chang
 
 TWO_PROCESSES = """
 import sys, torch
+from types import SimpleNamespace
+from alter_peft import UnlearnTrainer
 from alter_peft.cli import main
 from alter_peft.benchmark import cell as cells
 
@@ -558,7 +560,7 @@ if "broken" in sys.argv.pop():
         if torch.distributed.get_rank() == 1:
             raise RuntimeError("no such luck")
         torch.distributed.barrier()
-    cells.METHODS["lora_ga"] = as_method(fail)
+    cells.METHODS["lora_ga"] = SimpleNamespace(run=fail, trainer=UnlearnTrainer)
 main()
 group = torch.distributed.distributed_c10d._get_default_group()
 print("they wait for", group._get_backend(torch.device("cpu")).options._timeout, flush=True)
