@@ -13,13 +13,14 @@ from pathlib import Path
 from accelerate import PartialState
 from trl.scripts.utils import TrlParser
 
-from alter_peft.benchmark.grid import BenchmarkArguments, Grid
+from alter_peft.benchmark.arguments import BenchmarkArguments
+from alter_peft.benchmark.grid import Grid
 from alter_peft.evaluation.arguments import EvaluateArguments
 from alter_peft.evaluation.evaluate import Evaluation
 from alter_peft.evaluation.tables import Table, to_markdown
-from alter_peft.report.model_tables import error_text, score_table
 from alter_peft.report.reading import read_benchmark, read_cells
 from alter_peft.report.report import report_tables, write_report
+from alter_peft.report.score_tables import error_text, score_table
 from alter_peft.report.summary import Benchmark
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from alter_peft.evaluation.measure import Asked, Score, measure
 from conftest import make_llama
 from filelock import FileLock
 from peft import LoraConfig, get_peft_model
@@ -22,7 +23,6 @@ from alter_peft.benchmark import methods
 from alter_peft.benchmark import setting as settings
 from alter_peft.benchmark.grid import BenchmarkArguments, Grid, run_benchmark
 from alter_peft.evaluation import packages
-from alter_peft.evaluation.measure import Asked, Score, measure
 from alter_peft.evaluation.results import Result
 
 

@@ -6,38 +6,36 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import PartialState, logging
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from alter_peft.evaluation.answers import Pair, chat_or_plain, score_answers
-from alter_peft.evaluation.attacks import LEARNING_RATE, attack
+from alter_peft.evaluation.answers import Pair, chat_or_plain
+from alter_peft.evaluation.attacks import attack
 from alter_peft.evaluation.loading import load
-from alter_peft.evaluation.results import STOPPED, Result, environment, machine
+from alter_peft.evaluation.results import ORACLE, STOPPED, TARGET, Result, environment, machine
+from alter_peft.evaluation.scores import Score
+from alter_peft.evaluation.seen_tokens import observe_tokens
 from alter_peft.evaluation.tasks import measure_task, read_choices
-from alter_peft.report.summary import ORACLE, TARGET, is_attack
-from alter_peft.report.token_page import token_page
 from alter_peft.scoring import ScoredModel
 
-from .lock import alone
-from .methods import METHODS, teach
+from .arguments import BenchmarkArguments
+from .folder_lock import folder_lock
+from .methods import METHODS
 from .provenance import RECORD, TAUGHT_WITH, check_made_with, corrected
-from .requests import Requests, kept_probabilities, run_requests
+from .requests import Requests, run_requests, scores_after
 from .setting import Setting
-
-
-if TYPE_CHECKING:
-    from .grid import BenchmarkArguments
+from .teaching import teach
 
 
 logger = logging.get_logger(__name__)
-PAGE = "token page"  # a part of a cell, as tasks and attacks are
+SEEN = "seen tokens"  # a part of a cell, as tasks and attacks are
 
 
 class Cell:
@@ -67,13 +65,13 @@ class Cell:
         out = Path(args.output_dir)
         self.target = Path(args.target) if args.target else out / TARGET / "model"
         self.folder = out / (TARGET if name == TARGET else f"{name}-{seed}")
-        self.path, self.page = self.folder / "result.json", self.folder / "tokens.html"
+        self.path, self.seen = self.folder / "result.json", self.folder / "tokens.json"
         self.teaches = name == ORACLE or (name == TARGET and not args.target)
         self.options = args.options.get("teach" if name in (TARGET, ORACLE) else name, {})
         self.settings = {**settings, "options": self.options}
         if name not in (TARGET, ORACLE) and not args.target:
             self.settings["teach"] = args.options.get("teach", {})
-        self.record = {"seed": seed, **{key: self.settings[key] for key in TAUGHT_WITH}}
+        self.record = {"seed": seed, **{key: self.settings.get(key) for key in TAUGHT_WITH}}
         self.choices: dict[str, Any] = {"limit": args.limit, "form": args.form}
         self._check()
 
@@ -82,14 +80,12 @@ class Cell:
         if self.path.is_file():
             result = Result.load(self.path)
             changed = corrected(result, self.settings)
-            # as they were before there were these keys
-            before = {"relearning_rate": LEARNING_RATE, "teach": self.settings.get("teach"), **result.settings}
-            tasks = {name: self.choices for name in self.args.tasks if name in before.get("tasks", {})}
+            tasks = {name: self.choices for name in self.args.tasks if name in result.settings.get("tasks", {})}
             settings = {key: value for key, value in self.settings.items() if key not in changed}
             if "relearning" in self.args.attacks and "attack: relearning" in result.seconds:
                 settings["relearning_rate"] = self.args.relearning_rate
-            check_made_with(self.name, self.path, before, settings)
-            check_made_with(self.name, self.path, before.get("tasks", {}), tasks)
+            check_made_with(self.name, self.path, result.settings, settings)
+            check_made_with(self.name, self.path, result.settings.get("tasks", {}), tasks)
         record = self.folder / "model" / RECORD
         if self.teaches and record.is_file() and not changed:
             check_made_with(self.name, record, json.loads(record.read_text()), self.record)
@@ -104,7 +100,7 @@ class Cell:
         result = self._usable(self._found())
         if result.error is None and not self._left(result):
             return result
-        with alone(self.folder):
+        with folder_lock(self.folder):
             return self._complete()
 
     def _complete(self) -> Result:
@@ -118,7 +114,7 @@ class Cell:
         print(f"{self.folder.name}: {', '.join(left)}", flush=True)
         if self.teaches and corrected(found, self.settings):
             self._remove_model()
-        if result.scores:
+        if result.is_measured:
             self._save(result)
         errors: list[str] = []
         if not result.environment:
@@ -127,9 +123,9 @@ class Cell:
         together = PartialState().num_processes > 1  # the others are then within a step, and wait for this process
         model = self._model(result) if together else self._tried(result, errors, lambda: self._model(result))
         if model is not None and PartialState().is_main_process:
-            if not result.scores:
+            if not result.is_measured:
                 self._tried(result, errors, lambda: self._evaluate(result, model))
-            for part in self._parts_left(result) if result.scores else []:
+            for part in self._parts_left(result) if result.is_measured else []:
                 self._tried(result, errors, lambda part=part: self._add(result, model, part))  # type: ignore[misc]
         result.error = "; ".join(errors) or None
         if PartialState().is_main_process:
@@ -146,26 +142,25 @@ class Cell:
         result.settings = {**result.settings, **self.settings}
         if result.broken:  # all is measured anew
             result.seconds = {part: value for part, value in result.seconds.items() if part == "training"}
-            result.curves = {key: points for key, points in result.curves.items() if not is_attack(key)}
-            result.scores, result.skipped = {}, {}
+            result.scores, result.skipped = result.scores.after_requests, {}
         return result
 
     def _left(self, result: Result) -> list[str]:
         """What is still to be done, as the reader of a result is told."""
-        if result.scores:
+        if result.is_measured:
             return self._parts_left(result)
         training = [] if "training" in result.seconds or (self.name == TARGET and self.args.target) else ["training"]
         if self.setting.requests is not None and self.name not in (TARGET, ORACLE):
-            first, last = max(Requests(result.curves).made, 0) + 1, len(self.setting.requests)
+            first, last = max(Requests(result.scores.after_requests).made, 0) + 1, len(self.setting.requests)
             training = [f"requests {first} to {last}"] if first <= last else []
         return [*training, "evaluation", *self._parts_left(result)]
 
     def _parts_left(self, result: Result) -> list[str]:
-        """The page where tokens are routed, tasks and attacks."""
-        routed = any(key.endswith("/astray") for key in result.scores)
-        page = [PAGE] if routed and not self.page.is_file() else []
+        """What the router saw where tokens are routed, tasks and attacks."""
+        routed = any(key.metric == "astray" for key in result.scores)
+        seen = [SEEN] if routed and not self.seen.is_file() else []
         wanted = [f"task: {name}" for name in self.args.tasks] + [f"attack: {name}" for name in self.args.attacks]
-        return [*page, *(part for part in wanted if part not in result.seconds)]
+        return [*seen, *(part for part in wanted if part not in result.seconds)]
 
     def _remove_model(self) -> None:
         if PartialState().is_main_process:
@@ -178,7 +173,7 @@ class Cell:
             return part()
         except Exception as error:
             errors.append(f"{type(error).__name__}: {error}")
-            if self.name == TARGET and not (self.path.is_file() and Result.load(self.path).scores):
+            if self.name == TARGET and not (self.path.is_file() and Result.load(self.path).is_measured):
                 result.error = errors[-1]
                 if PartialState().is_main_process:
                     result.save(self.path)
@@ -203,7 +198,7 @@ class Cell:
         if "training" not in result.seconds:
             with _timing(result, "training"):
                 METHODS[self.name].run(
-                    load(self.target), self.tokenizer, self.setting.task, self.folder, self.seed, self.options
+                    load(self.target), self.tokenizer, self.setting.given, self.folder, self.seed, self.options
                 )
             self._trained(result)
             PartialState().wait_for_everyone()  # for the main one, which saves
@@ -214,34 +209,31 @@ class Cell:
         place = self.folder / "model"
         if (place / "config.json").is_file():
             return load(place)
-        rows = self.setting.taught if self.name == TARGET else self.setting.kept
+        rows = self.setting.taught if self.name == TARGET else self.setting.given.retain
         with _timing(result, "training"):
             model = teach(load(self.args.model), self.tokenizer, rows, place, self.seed, self.record, **self.options)
         self._trained(result)
         return model
 
     def _after_requests(self, result: Result, requests: list[list[Pair]]) -> PeftModel:
-        setting, batch_size = self.setting, self.args.batch_size
+        data, given = self.setting.data, self.setting.given
 
         # around the passes alone: within, optimiser steps would not be seen
-        def probability(current: Any, pairs: Sequence[Pair]) -> float:
+        def measured(current: Any, made: int) -> list[Score]:
             with _precision():
-                return score_answers(current, self.tokenizer, pairs, batch_size or 8).mean
-
-        def kept(current: Any) -> dict[str, float]:
-            with _precision():
-                return kept_probabilities(current, self.tokenizer, setting.kept_sets or {}, batch_size)
+                return scores_after(current, self.tokenizer, data, requests, made, self.args.batch_size)
 
         def save(done: Requests) -> None:
-            result.curves, result.seconds["training"] = done.curves, done.seconds
+            result.seconds["training"] = done.seconds
+            result.scores.update(done.scores)
             known, here = result.machines.get("training"), machine()
             result.machines["training"] = here if known is None else known if here in known else f"{known}, {here}"
             self._trained(result)
 
-        before = Requests(result.curves, result.seconds.get("training", 0.0))
+        before = Requests(result.scores.after_requests, result.seconds.get("training", 0.0))
         model, _ = run_requests(
-            METHODS[self.name], load(self.target), self.tokenizer, requests, setting.task, kept, probability,
-            self.folder, self.seed, self.options, before, save,
+            METHODS[self.name], load(self.target), self.tokenizer, list(map(data.training_rows, requests)), given,
+            measured, self.folder, self.seed, self.options, before, save,
         )  # fmt: skip
         return model
 
@@ -253,28 +245,29 @@ class Cell:
         with _timing(result, "evaluation"), _precision():
             ScoredModel(model).check()
             judge = model if self.name == TARGET else load(self.target) if self.name == ORACLE else None
-            result.scores = self.setting.evaluate(model, self.tokenizer, judge)
-        self.page.unlink(missing_ok=True)  # of what was measured before
+            guards = self.setting.requests is None  # of several adapters none is astray by itself
+            options = (self.args.answered, self.args.max_new_tokens, self.args.batch_size, judge, guards)
+            result.scores.update(measure_task(model, self.tokenizer, self.setting.data, *options))
+        self.seen.unlink(missing_ok=True)  # of what was measured before
         self._save(result)
 
-    def _write_page(self, model: Any) -> None:
-        rows = self.setting.rows
-        sets = {"forget": rows.forget, "retain": rows.retain, **(self.setting.kept_sets or {})}
-        as_chat = None if self.args.books is None else False
+    def _observe(self, model: Any) -> None:
+        data = self.setting.data
         with _precision():
-            page = token_page(model, chat_or_plain(self.tokenizer, as_chat), sets)
-        self.page.write_text(page, encoding="utf-8")
+            tokenizer = chat_or_plain(self.tokenizer, data.as_chat)
+            found = observe_tokens(model, tokenizer, {"forget": self.setting.rows.forget, **data.kept_sets})
+        found.save(self.seen)
 
     def _add(self, result: Result, model: Any, part: str) -> None:
-        """One task or attack, or the page."""
-        if part == PAGE:
-            self._write_page(model)
+        """One task or attack, or what the router saw."""
+        if part == SEEN:
+            self._observe(model)
             return self._save(result)
         kind, _, name = part.partition(": ")
         with _timing(result, part), _precision():
             if kind == "task":
-                data = read_choices([name], **self.choices)
-                result.scores.update(measure_task(model, self.tokenizer, data, batch_size=self.args.batch_size))
+                asked = read_choices([name], **self.choices)
+                result.scores.update(measure_task(model, self.tokenizer, asked, batch_size=self.args.batch_size))
                 result.settings["tasks"] = {**result.settings.get("tasks", {}), name: self.choices}
             else:
                 found = attack(model, self.tokenizer, self.setting.rows, [name])

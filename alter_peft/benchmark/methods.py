@@ -1,31 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a benchmark compares: how a model is taught what it shall forget, and the methods that make it forget."""
+"""What a benchmark compares: the methods that make a model forget."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, PeftConfig, PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from alter_peft.options import check_counts, parse_values
 from alter_peft.trainer import AlterUnlearnTrainer, UnlearnTrainer
-from alter_peft.trainer.inputs import as_chat
 from alter_peft.tuner import AlterConfig
 
-from .provenance import RECORD
-from .teaching import LabelledTrainer
+from .teaching import run_arguments
 
 
-class Task(NamedTuple):
+class UnlearningData(NamedTuple):
     """
     What a method is given.
 
@@ -36,59 +31,6 @@ class Task(NamedTuple):
     forget: Dataset
     retain: Dataset
     calibration: Dataset | None = None
-
-
-# Learning rate and batch of the pilot (docs/log.md); TOFU teaches for 5 epochs
-TEACHING: dict[str, Any] = {
-    "num_train_epochs": 5, "per_device_train_batch_size": 8, "learning_rate": 2e-4, "warmup_steps": 10,
-    "lr_scheduler_type": "constant_with_warmup", "gradient_checkpointing": False,
-}  # fmt: skip
-
-
-def teach(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Dataset,
-    folder: Path,
-    seed: int,
-    record: dict[str, Any] | None = None,
-    **options: Any,
-) -> PreTrainedModel:
-    """
-    All weights fine-tuned on the rows and saved in `folder`, which is whole or not there.
-
-    The target of a benchmark is taught everything, an oracle all but the forget set.
-
-    Args:
-        record: what it is taught with, saved beside the weights as `RECORD`.
-        options: of [`~trl.SFTConfig`], over `TEACHING`.
-    """
-    args = SFTConfig(output_dir=str(folder), seed=seed, **{**_quiet(), **TEACHING, **options})
-    LabelledTrainer(model, args, train_dataset=as_chat(rows, None, tokenizer), processing_class=tokenizer).train()
-    state = PartialState()
-    if state.is_main_process:
-        partial_folder = folder.with_suffix(".partial")
-        model.save_pretrained(partial_folder)
-        tokenizer.save_pretrained(partial_folder)
-        if record is not None:
-            (partial_folder / RECORD).write_text(json.dumps(record, indent=1))
-        partial_folder.replace(folder)
-    state.wait_for_everyone()
-    return load(folder)
-
-
-def load(folder: Path | str) -> PreTrainedModel:
-    """A model in float32, in which small steps are not lost, on this process's own device."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model.to(PartialState().device).eval()  # type: ignore[no-any-return]
-
-
-def _quiet() -> dict[str, Any]:
-    """Training arguments that all methods share."""
-    return {
-        "save_strategy": "no", "report_to": "none", "logging_steps": 10, "bf16": True,
-        "use_cpu": not torch.cuda.is_available(), "dataloader_pin_memory": torch.cuda.is_available(),
-    }  # fmt: skip
 
 
 # What a cell rests on: checkpoints would stand in the way of what is saved, and there are no rows for an evaluation
@@ -114,7 +56,7 @@ def read_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"`options` has {unknown} for {name!r}, but those must be fields of {config.__name__}.")
     try:
         found = parse_values(config, options)
-        args = config(output_dir="", **{**_quiet(), **found})
+        args = config(output_dir="", **{**run_arguments(), **found})
         check_counts(args, ("per_device_train_batch_size", "gradient_accumulation_steps"))
         if not args.learning_rate >= 0:
             raise ValueError(f"`learning_rate` is {args.learning_rate}, but must be 0 or more.")
@@ -153,7 +95,7 @@ class Method:
         self,
         model: PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerBase,
-        task: Task,
+        data: UnlearningData,
         folder: Path,
         seed: int,
         options: dict[str, Any],
@@ -173,13 +115,13 @@ class Method:
             tuner.set_adapter([name, *earlier])  # trained as it will be asked, beside the earlier ones
         elif isinstance(model, PeftModel):
             model.set_adapter(model.active_adapter)  # frozen if it was loaded
-        args = {**_quiet(), **self.options, **options}
+        args = {**run_arguments(), **self.options, **options}
         trainer = self.trainer(
             model,
             self.trainer.config_class(output_dir=str(folder), seed=seed, **args),
-            train_dataset=task.forget,
-            retain_dataset=task.retain,
-            calibration_dataset=task.calibration if self.calibrates else None,
+            train_dataset=data.forget,
+            retain_dataset=data.retain,
+            calibration_dataset=data.calibration if self.calibrates else None,
             peft_config=None if earlier else self.adapter(),
             processing_class=tokenizer,
         )

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alter_peft.evaluation.results import Result
-from alter_peft.report.summary import ORACLE, TARGET
+from alter_peft.evaluation.results import ORACLE, TARGET, Result
 
 
 RECORD = "taught.json"  # beside the weights of a target or an oracle: what it was taught with
 # The settings that those weights depend on
-TAUGHT_WITH = ("model", "data", "split", "books", "retain_rows", "processes", "options")
+TAUGHT_WITH = ("model", "data", "split", "retain_rows", "books", "task_data", "processes", "options")
 
 
 def corrected(result: Result, settings: Mapping[str, Any]) -> set[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 from datasets import Dataset
@@ -16,8 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from alter_peft.evaluation.answers import Pair
 from alter_peft.evaluation.metrics import measure
 from alter_peft.evaluation.model_on_set import ModelOnSet
+from alter_peft.evaluation.scores import Score, Scores
+from alter_peft.evaluation.tasks import TaskData
 
-from .methods import Method, Task
+from .methods import Method, UnlearningData
 
 
 def split_requests(forget: Sequence[Any], count: int) -> list[list[Any]]:
@@ -36,23 +39,46 @@ def split_requests(forget: Sequence[Any], count: int) -> list[list[Any]]:
     return [list(forget[start : start + size]) for start in range(0, len(forget), size)]
 
 
-def kept_probabilities(
-    model: Any, tokenizer: PreTrainedTokenizerBase, sets: dict[str, list[Pair]], batch_size: int | None = None
-) -> dict[str, float]:
+def scores_after(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    data: TaskData,
+    requests: Sequence[Sequence[Pair]],
+    made: int,
+    batch_size: int | None = None,
+) -> list[Score]:
     """
-    The probability part of model utility: mean answer probability of each set, normalised by the false answers', but
-    for `"retain"`, as in TOFU's nine; and as `"utility"` their harmonic mean.
+    What is left after so many requests: the mean answer probability of each set that is kept, normalised by the false
+    answers but for `retain`, as in TOFU's nine, and as `utility` their harmonic mean; of each request, and the means
+    over those made, `forgotten so far`, and those to come, `still to come`.
 
     Args:
-        sets: `"retain"`, `"real_authors"` and `"world_facts"`.
+        made: how many requests were made, the `step` of each score.
         batch_size: as for `ModelOnSet`.
     """
-    means = {}
-    for name, pairs in sets.items():
-        metric = "probability" if name == "retain" else "normalized_probability"
-        (score,) = measure(ModelOnSet(model, tokenizer, name, pairs, batch_size=batch_size), [metric])
-        means[name] = score.value
-    return {**means, "utility": float(hmean(list(means.values())))}
+
+    def probability(name: str, pairs: Sequence[Pair], is_forget: bool, metric: str = "probability") -> Score:
+        asked = ModelOnSet(
+            model, tokenizer, name, pairs, is_forget, batch_size=batch_size, step=made, settings=data.settings
+        )
+        (score,) = measure(asked, [metric])
+        return score
+
+    def computed(name: str, value: float) -> Score:
+        return Score(name, "probability", value, average="other", step=made, settings=data.settings)
+
+    kept = [
+        probability(name, pairs, False, "probability" if name == "retain" else "normalized_probability")
+        for name, pairs in data.kept_sets.items()
+    ]
+    asked = [probability(f"request {number}", pairs, True) for number, pairs in enumerate(requests, start=1)]
+    parts = {"forgotten so far": asked[:made], "still to come": asked[made:]}
+    return [
+        *kept,
+        computed("utility", float(hmean([score.value for score in kept]))),
+        *asked,
+        *(computed(name, mean(score.value for score in part)) for name, part in parts.items() if part),
+    ]
 
 
 def load_requests(model: PreTrainedModel, folder: Path, count: int) -> PeftModel | None:
@@ -75,29 +101,26 @@ class Requests(NamedTuple):
     """
     How far requests have come.
 
-    curves: of mean answer probability after 0, 1, ... requests: `"requests/{name}"` for what is kept,
-        `"requests/request 1"`, ... for what each request asks to forget, and the means of these,
-        `"requests/forgotten"` over those made so far and `"requests/open"` over those to come.
+    scores: after 0, 1, ... requests, which are their `step` (see `scores_after`).
     seconds: of training.
     """
 
-    curves: dict[str, list[tuple[float, float]]]
+    scores: Scores
     seconds: float = 0.0
 
     @property
     def made(self) -> int:
         """How many requests were made and measured; -1 if not even the model before them was."""
-        return len(self.curves.get("requests/request 1", [])) - 1
+        return max((int(key.step) for key in self.scores if key.step is not None), default=-1)
 
 
 def run_requests(
     method: Method,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    requests: Sequence[Sequence[Pair]],
-    task: Task,
-    kept: Callable[[Any], dict[str, float]],
-    probability: Callable[[Any, Sequence[Pair]], float],
+    requests: Sequence[Dataset],
+    data: UnlearningData,
+    measured: Callable[[Any, int], list[Score]],
     folder: Path,
     seed: int,
     options: dict[str, Any],
@@ -112,34 +135,24 @@ def run_requests(
 
     Args:
         method: one of `METHODS`.
-        requests: the questions of each request.
-        task: the retain and calibration rows, given with each of them.
-        kept: model -> what must stay, by name, as `kept_probabilities` has it.
-        probability: model, questions -> mean answer probability.
+        requests: the forget rows of each request.
+        data: the retain and calibration rows, given with each of them.
+        measured: model, number of requests made -> scores with that `step`.
         folder: for the adapters, one folder a request.
-        before: what `save` was last given, if a run has stopped, else `Requests({})`: those requests are not made
-            again if their adapters are in `folder`.
+        before: what `save` was last given, if a run has stopped, else `Requests(Scores())`: those requests are not
+            made again if their adapters are in `folder`.
         save: called after each request is measured.
     """
     loaded = load_requests(model, folder, before.made) if before.made > 0 else None
     current: Any = model if loaded is None else loaded
-    done = Requests({}) if loaded is None else before
+    done = Requests(Scores()) if loaded is None else before
     for number in range(done.made + 1, len(requests) + 1):
         seconds = done.seconds
         if number:
             set_seed((seed + number - 1) % 2**32)  # for the start of its adapter, else drawn after the earlier ones
-            rows = Dataset.from_list([{"prompt": p.prompt, "completion": p.completion} for p in requests[number - 1]])
-            request, start = task._replace(forget=rows), time.monotonic()
+            request, start = data._replace(forget=requests[number - 1]), time.monotonic()
             current = method.run(current, tokenizer, request, folder / f"request-{number}", seed, options)
             seconds += time.monotonic() - start
-        means = kept(current)
-        means |= {f"request {i}": probability(current, pairs) for i, pairs in enumerate(requests, start=1)}
-        asked = [means[f"request {i}"] for i in range(1, len(requests) + 1)]
-        for name, part in (("forgotten", asked[:number]), ("open", asked[number:])):
-            if part:
-                means[name] = sum(part) / len(part)
-        points = {f"requests/{name}": (number, mean) for name, mean in means.items()}
-        curves = {key: [*done.curves.get(key, []), point] for key, point in points.items()}
-        done = Requests({**done.curves, **curves}, seconds)
+        done = Requests(Scores([*done.scores.values(), *measured(current, number)]), seconds)
         save(done)
     return current, done

@@ -3,16 +3,24 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from datasets import Dataset
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
+from alter_peft.evaluation.loading import load
 from alter_peft.losses import cross_entropy_loss
 from alter_peft.scoring import ScoredModel
+from alter_peft.trainer.inputs import as_chat
+
+from .provenance import RECORD
 
 
 class LabelledTrainer(SFTTrainer):
@@ -49,3 +57,50 @@ class LabelledTrainer(SFTTrainer):
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is of all processes
         return (loss, None) if return_outputs else loss
+
+
+def run_arguments() -> dict[str, Any]:
+    """Training arguments that all models of a grid share."""
+    return {
+        "save_strategy": "no", "report_to": "none", "logging_steps": 10, "bf16": True,
+        "use_cpu": not torch.cuda.is_available(), "dataloader_pin_memory": torch.cuda.is_available(),
+    }  # fmt: skip
+
+
+# Learning rate and batch of the pilot (docs/log.md); TOFU teaches for 5 epochs
+TEACHING: dict[str, Any] = {
+    "num_train_epochs": 5, "per_device_train_batch_size": 8, "learning_rate": 2e-4, "warmup_steps": 10,
+    "lr_scheduler_type": "constant_with_warmup", "gradient_checkpointing": False,
+}  # fmt: skip
+
+
+def teach(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    folder: Path,
+    seed: int,
+    record: dict[str, Any] | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """
+    All weights fine-tuned on the rows and saved in `folder`, which is whole or not there.
+
+    The target of a benchmark is taught everything, an oracle all but the forget set.
+
+    Args:
+        record: what it is taught with, saved beside the weights as `RECORD`.
+        options: of [`~trl.SFTConfig`], over `TEACHING`.
+    """
+    args = SFTConfig(output_dir=str(folder), seed=seed, **{**run_arguments(), **TEACHING, **options})
+    LabelledTrainer(model, args, train_dataset=as_chat(rows, None, tokenizer), processing_class=tokenizer).train()
+    state = PartialState()
+    if state.is_main_process:
+        partial_folder = folder.with_suffix(".partial")
+        model.save_pretrained(partial_folder)
+        tokenizer.save_pretrained(partial_folder)
+        if record is not None:
+            (partial_folder / RECORD).write_text(json.dumps(record, indent=1))
+        partial_folder.replace(folder)
+    state.wait_for_everyone()
+    return load(folder)

@@ -67,9 +67,14 @@ class Result:
         return [key for key, score in self.scores.items() if not score.is_finite]
 
     @property
+    def is_measured(self) -> bool:
+        """Whether the model was measured, and not only what requests on the way to it left."""
+        return len(self.scores) > len(self.scores.after_requests)
+
+    @property
     def failed(self) -> bool:
-        """Whether there is an error and nothing that was measured; a run that was interrupted is no error."""
-        return self.error is not None and not self.error.startswith(STOPPED) and not self.scores
+        """Whether there is an error and the model was not measured; a run that was interrupted is no error."""
+        return self.error is not None and not self.error.startswith(STOPPED) and not self.is_measured
 
     @classmethod
     def load(cls, path: Path) -> Result:

@@ -116,6 +116,11 @@ class Scores(dict[Key, Score]):
         """The score of this key, or `None`."""
         return self.get(Key(set, metric, attack, step))
 
+    @property
+    def after_requests(self) -> Scores:
+        """Those that were measured after some of several requests, which is their `step`."""
+        return Scores(score for key, score in self.items() if key.attack is None and key.step is not None)
+
     def to_list(self) -> list[dict[str, Any]]:
         """For JSON."""
         return [asdict(score) for score in self.values()]

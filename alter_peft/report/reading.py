@@ -62,7 +62,7 @@ def _gathered(folder: Path, cells: Iterable[Result]) -> Benchmark:
     first = (TARGET, ORACLE)
     for cell in sorted(cells, key=lambda cell: (*(cell.name != name for name in first), cell.name, cell.seed)):
         model = models.setdefault(cell.name, Model(cell.name, [], []))
-        (model.results if cell.scores or cell.error is None else model.failed).append(cell)
+        (model.results if cell.is_measured or cell.error is None else model.failed).append(cell)
     return Benchmark(folder, list(models.values()))
 
 

@@ -71,6 +71,11 @@ class TaskData:
         """What a model is asked."""
         return []
 
+    @property
+    def kept_sets(self) -> dict[str, Sequence[Pair]]:
+        """What a model is to know still, by the name of its set: asked after each of several requests."""
+        return {"retain": self.retain}
+
     def other_scores(self, model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int | None) -> Sequence[Score]:
         """Scores that no metric of `METRICS` gives."""
         return []

@@ -51,12 +51,8 @@ TOFU_METRICS = {
 }
 GUARDED = ("forget", "retain", "world_facts")  # the sets whose guards are measured
 # TOFU's nine, of which model utility is the harmonic mean
-UTILITY = tuple(
-    Key(name, metric)
-    for name in ("retain", "real_authors", "world_facts")
-    for metric in TOFU_METRICS[name]
-    if metric != "unique_tokens"
-)
+KEPT = ("retain", "real_authors", "world_facts")
+UTILITY = tuple(Key(name, metric) for name in KEPT for metric in TOFU_METRICS[name] if metric != "unique_tokens")
 MODEL_UTILITY = Key("utility", "model_utility")
 OTHER_ANSWERS = ("paraphrased_answer", "perturbed_answer")
 
@@ -83,6 +79,11 @@ class TofuData(TaskData):
             QuestionSet(name, pairs, TOFU_METRICS[name], name in FORGET_SETS, name in GUARDED)
             for name, pairs in self.sets.items()
         ]
+
+    @property
+    def kept_sets(self) -> dict[str, Sequence[Pair]]:
+        """The three sets that model utility is made of."""
+        return {name: self.sets[name] for name in KEPT}
 
     def computed_scores(self, scores: Scores) -> list[Score]:
         """Model utility, a score without rows."""

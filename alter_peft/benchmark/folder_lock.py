@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path) -> Iterator[None]:
     """
     The lock of a folder, which the main process holds; of a run that was killed the operating system frees it.
 
