@@ -20,8 +20,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
-from alter_peft.benchmark import methods
 from alter_peft.evaluation import IDLE, Pair
+from alter_peft.evaluation.loading import load
 from alter_peft.report import write_results
 
 
@@ -91,7 +91,7 @@ def main(seed: int = 0) -> None:
     trainer.train()
     unlearning = time.time() - unlearning
     trainer.save_model()
-    adapted = PeftModel.from_pretrained(methods.load(folder / "target"), str(folder / "adapter"))  # as any user would
+    adapted = PeftModel.from_pretrained(load(folder / "target"), str(folder / "adapter"))  # as any user would
     results["after"] = smollm2.measured(adapted, tokenizer, sets, FORGET_SETS, routed=True)
     results["oracle"] = smollm2.measured(oracle, tokenizer, sets, FORGET_SETS)
 

@@ -27,8 +27,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from alter_peft.benchmark import methods
+from alter_peft.benchmark.teaching import teach
 from alter_peft.evaluation import Pair, Score
+from alter_peft.evaluation.loading import load as load_model
 from alter_peft.report import evaluate_sets
 
 
@@ -96,10 +97,10 @@ def measured(
 def taught(folder: Path, pairs: list[Pair], epochs: int, seed: int) -> PreTrainedModel:
     """SmolLM2 with all weights fine-tuned until it knows the pairs by heart; kept in `folder` for the next run."""
     if (folder / "config.json").exists():
-        model = methods.load(folder)
+        model = load_model(folder)
     else:
         print(f"Teaching {folder.name}: {len(pairs)} pairs, {epochs} epochs", flush=True)
-        model = methods.teach(*load(), chats(pairs), folder, seed, num_train_epochs=epochs)
+        model = teach(*load(), chats(pairs), folder, seed, num_train_epochs=epochs)
     model.set_attn_implementation(ATTENTION)
     return model
 

@@ -17,8 +17,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
-from alter_peft.benchmark import methods
 from alter_peft.evaluation import FORGET_SETS, TofuData, read_tofu
+from alter_peft.evaluation.loading import load
 from alter_peft.report import write_results
 
 
@@ -79,7 +79,7 @@ def main(folder: Path = DATA) -> dict:
     trainer = make_trainer(target, tokenizer, data)
     trainer.train()
     trainer.save_model()
-    adapted = PeftModel.from_pretrained(methods.load(OUT / "target"), str(OUT / "adapter"))  # as any user would
+    adapted = PeftModel.from_pretrained(load(OUT / "target"), str(OUT / "adapter"))  # as any user would
     results["after"] = smollm2.measured(adapted, tokenizer, sets, FORGET_SETS, routed=True)
     results["oracle"] = smollm2.measured(oracle, tokenizer, sets, FORGET_SETS)
     table = write_results(results, "after", OUT, "TOFU forget01, pilot setting")

@@ -6,30 +6,35 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from alter_peft.evaluation.measure import Asked, Score, measure
 from conftest import make_llama
 from filelock import FileLock
 from peft import LoraConfig, get_peft_model
 from tiny_tofu import write_tofu
 
 from alter_peft import UnlearnTrainer
+from alter_peft.benchmark import arguments as benchmark
 from alter_peft.benchmark import cell as cells
-from alter_peft.benchmark import grid as benchmark
 from alter_peft.benchmark import methods
-from alter_peft.benchmark import setting as settings
-from alter_peft.benchmark.grid import BenchmarkArguments, Grid, run_benchmark
-from alter_peft.evaluation import packages
+from alter_peft.benchmark.arguments import BenchmarkArguments
+from alter_peft.benchmark.grid import Grid, run_benchmark
+from alter_peft.evaluation import Key, Score, Scores, packages
+from alter_peft.evaluation.attacks import Attack
 from alter_peft.evaluation.results import Result
+from alter_peft.evaluation.seen_tokens import SeenTokens
+from alter_peft.evaluation.tasks import tofu
 
 
 calls: list[tuple[str, int]] = []
+FORGET = Key("forget", "probability")
+FAKE = Score("forget", "probability", 0.5, [0.5], attack="fake")
 
 
-def random_adapter(model, tokenizer, task, folder, seed, options):
+def random_adapter(model, tokenizer, data, folder, seed, options):
     """A method that takes no time: random LoRA weights."""
     calls.append(("random", seed))
     config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
@@ -38,7 +43,7 @@ def random_adapter(model, tokenizer, task, folder, seed, options):
     return adapted
 
 
-def broken(model, tokenizer, task, folder, seed, options):
+def broken(model, tokenizer, data, folder, seed, options):
     calls.append(("broken", seed))
     raise RuntimeError("no such luck")
 
@@ -49,7 +54,15 @@ def stop_at_once(*args):
 
 def fake_attack(model, tokenizer, rows):
     calls.append(("attack", len(rows.forget)))
-    return {"fake/probability": Score(0.5, [0.5])}
+    return [FAKE]
+
+
+def as_attacks(monkeypatch, **attacks) -> dict[str, Attack]:
+    """These instead of `ATTACKS`."""
+    entries = {name: Attack(run=run, caption=name) for name, run in attacks.items()}
+    monkeypatch.setattr(benchmark, "ATTACKS", entries)
+    monkeypatch.setattr("alter_peft.evaluation.attacks.ATTACKS", entries)
+    return entries
 
 
 def as_method(run) -> SimpleNamespace:
@@ -73,8 +86,7 @@ def arguments(base, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     for module in (benchmark, cells, methods):
         monkeypatch.setattr(module, "METHODS", {"random": as_method(random_adapter), "broken": as_method(broken)})
-    monkeypatch.setattr(benchmark, "ATTACKS", {"fake": fake_attack})
-    monkeypatch.setattr("alter_peft.evaluation.attacks.ATTACKS", {"fake": fake_attack})
+    as_attacks(monkeypatch, fake=fake_attack)
     original = cells.teach
 
     def counted(model, tokenizer, rows, folder, seed, record, **options):
@@ -97,13 +109,12 @@ def arguments(base, tmp_path, monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """One score instead of TOFU's, the probability of the forget set."""
-
-    def ask(model, tokenizer, data, *args):
-        return {name: Asked(model, tokenizer, name, data.sets[name]) for name in settings.GUARDED}
-
-    monkeypatch.setattr(settings, "ask_tofu", ask)
-    monkeypatch.setattr(settings, "measure_tofu", lambda asked: measure(asked["forget"], ["probability"]))
-    monkeypatch.setattr(settings, "measure_guards", lambda asked, judge: {})
+    monkeypatch.setattr(tofu, "TOFU_METRICS", {"forget": ("probability",)})
+    monkeypatch.setattr(tofu.TofuData, "computed_scores", lambda data, scores: [])
+    monkeypatch.setattr(tofu, "GUARDED", ())
+    original = tofu.TofuData.question_sets.fget
+    sets = property(lambda data: original(replace(data, sets={"forget": data.sets["forget"]})))
+    monkeypatch.setattr(tofu.TofuData, "question_sets", sets)
 
 
 def test_every_cell_is_measured_once(arguments, tmp_path):
@@ -115,7 +126,7 @@ def test_every_cell_is_measured_once(arguments, tmp_path):
     for result, folder in zip(results, ("target", "oracle-0", "oracle-1", "random-3", "random-4"), strict=True):
         assert Result.load(tmp_path / "out" / folder / "result.json") == result
         assert set(result.seconds) == {"training", "evaluation"} and result.settings["split"] == "forget01"
-    first, second = (result.scores["forget/probability"].rows for result in results[3:])
+    first, second = (result.scores[FORGET].rows for result in results[3:])
     assert len(first) == 4 and first != second
     calls.clear()
     assert run_benchmark(arguments(seeds=[3, 4])) == results and calls == []
@@ -124,14 +135,14 @@ def test_every_cell_is_measured_once(arguments, tmp_path):
 def test_methods_seeds_tasks_and_attacks_join_later(arguments, quick, monkeypatch, tmp_path):
     before = run_benchmark(arguments())
     calls.clear()
-    asked = Score(0.25, [0.0, 0.0, 0.0, 1.0])
+    asked = Score("mcq", "acc", 0.25, [0.0, 0.0, 0.0, 1.0])
     task = str(tmp_path / "mcq.jsonl")
     Path(task).write_text(json.dumps({"question": "Who?", "choices": ["Bob", "Eve"], "answer": 0}))
-    monkeypatch.setattr(cells, "evaluate_choices", lambda model, *args, **kwargs: {"mcq/acc": asked})
+    monkeypatch.setattr("alter_peft.evaluation.tasks.choices.ChoiceData.other_scores", lambda *args: [asked])
     after = run_benchmark(arguments(seeds=[0, 1], attacks=["fake"], tasks=[task]))
     assert calls == [("attack", 4)] * 4 + [("random", 1), ("attack", 4)]
     for old, new in zip(before, after, strict=False):
-        assert new.scores == {**old.scores, "fake/probability": Score(0.5, [0.5]), "mcq/acc": asked}
+        assert new.scores == {**old.scores, FAKE.key: FAKE, asked.key: asked}
         assert {"attack: fake", f"task: {task}"} <= set(new.seconds)
     with pytest.raises(ValueError, match=r"`.*mcq.jsonl` is .*'limit': 3.* was made with .*'limit': None"):
         run_benchmark(arguments(tasks=[task], limit=3))
@@ -153,14 +164,15 @@ def test_a_failed_cell_can_be_corrected(arguments, quick, monkeypatch):
     run_benchmark(arguments(methods=["broken"], options={"broken": {"learning_rate": 9.0}}))
     seen = []
 
-    def mended(model, tokenizer, task, folder, seed, options):
+    def mended(model, tokenizer, data, folder, seed, options):
         seen.append(options)
-        return random_adapter(model, tokenizer, task, folder, seed, options)
+        return random_adapter(model, tokenizer, data, folder, seed, options)
 
     monkeypatch.setitem(cells.METHODS, "broken", as_method(mended))
     path = Path(arguments().output_dir) / "broken-0" / "result.json"
     failed = Result.load(path)
-    failed.seconds, failed.curves = {"training": 3.0}, {"requests/retain": [(0.0, 0.5)]}  # it was trained: a NaN
+    failed.seconds = {"training": 3.0}  # it was trained: a NaN
+    failed.scores = Scores([Score("retain", "probability", 0.5, step=0)])
     failed.save(path)
     options = {"broken": {"learning_rate": 1e-3}, "teach": {"max_steps": 1}}
     with pytest.raises(ValueError, match=r"`options` for 'teach' is {'max_steps': 1}, but .*target.result.json"):
@@ -168,18 +180,18 @@ def test_a_failed_cell_can_be_corrected(arguments, quick, monkeypatch):
     del options["teach"]
     result = run_benchmark(arguments(methods=["broken"], options=options))[-1]
     assert seen == [{"learning_rate": 1e-3}] and result.error is None and result.scores
-    assert result.settings["options"] == {"learning_rate": 1e-3} and result.curves == {}
+    assert result.settings["options"] == {"learning_rate": 1e-3} and not result.scores.after_requests
     message = r"`options` for 'broken' is {}, but .* or remove the folder .*broken-0\."
     with pytest.raises(ValueError, match=message):
         Grid(arguments(methods=["broken"], options={}))
 
 
 def test_a_target_that_failed_can_be_taught_otherwise(arguments, quick, monkeypatch, tmp_path):
-    def refuse(model):
+    def refuse(*args):
         raise ValueError("NaN")
 
     with monkeypatch.context() as patch, pytest.raises(ValueError, match="NaN"):
-        patch.setattr(cells, "check_scored", refuse)
+        patch.setattr(cells, "measure_task", refuse)
         run_benchmark(arguments())
     assert (tmp_path / "out" / "target" / "model" / "config.json").is_file()
     calls.clear()
@@ -193,12 +205,12 @@ def test_what_was_trained_is_not_trained_again(arguments, quick, monkeypatch):
     """A run that stopped while it measured."""
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(settings, "measure_tofu", stop_at_once)
+        patch.setattr(cells, "measure_task", stop_at_once)
         run_benchmark(arguments())
     assert calls == [("target", 10)]
     with pytest.raises(ValueError, match=r"`options` for 'teach' is {'max_steps': 2}, but .*target.result.json"):
         Grid(arguments(options={"teach": {"max_steps": 2}}))  # it has weights, which no error speaks against
-    stopped = settings.measure_tofu
+    stopped = cells.measure_task
     count = []
 
     def later(*args):
@@ -208,7 +220,7 @@ def test_what_was_trained_is_not_trained_again(arguments, quick, monkeypatch):
         return stopped(*args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(settings, "measure_tofu", later)
+        patch.setattr(cells, "measure_task", later)
         run_benchmark(arguments())
     assert calls == [("target", 10), ("oracle-0", 6), ("oracle-1", 6), ("random", 0)]
     unmeasured = Result.load(Path(arguments().output_dir) / "random-0" / "result.json")
@@ -223,52 +235,49 @@ def test_one_failed_attack_leaves_the_others_alone(arguments, quick, monkeypatch
     def fail(model, tokenizer, rows):
         raise RuntimeError("a fault")
 
-    attacks = {"bad": fail, "fake": fake_attack}
-    monkeypatch.setattr(benchmark, "ATTACKS", attacks)
-    monkeypatch.setattr("alter_peft.evaluation.attacks.ATTACKS", attacks)
+    as_attacks(monkeypatch, bad=fail, fake=fake_attack)
     for result in run_benchmark(arguments(attacks=["bad", "fake"])):
-        assert result.error == "RuntimeError: a fault" and result.scores["fake/probability"].value == 0.5
-        assert "forget/probability" in result.scores and "attack: bad" not in result.seconds
-    attacks["bad"] = lambda model, tokenizer, rows: {"bad/probability": Score(0.1, [0.1])}
+        assert result.error == "RuntimeError: a fault" and result.scores[FAKE.key] == FAKE
+        assert FORGET in result.scores and "attack: bad" not in result.seconds
+    bad = replace(FAKE, attack="bad")
+    as_attacks(monkeypatch, bad=lambda model, tokenizer, rows: [bad], fake=fake_attack)
     for result in run_benchmark(arguments(attacks=["bad", "fake"])):
-        assert result.error is None and result.scores["bad/probability"].value == 0.1
+        assert result.error is None and result.scores[bad.key] == bad
 
 
 def test_a_cell_that_stopped_says_before_what(arguments, quick, monkeypatch):
     """Also one that was whole, while an attack joins it."""
 
     run_benchmark(arguments())
-    attacks = {"fake": fake_attack, "slow": stop_at_once}
-    monkeypatch.setattr(benchmark, "ATTACKS", attacks)
-    monkeypatch.setattr("alter_peft.evaluation.attacks.ATTACKS", attacks)
+    as_attacks(monkeypatch, fake=fake_attack, slow=stop_at_once)
     path = Path(arguments().output_dir) / "target" / "result.json"
     for wanted, left in ((["slow", "fake"], "attack: slow, attack: fake"), (["fake", "slow"], "attack: slow")):
         with pytest.raises(KeyboardInterrupt):
             run_benchmark(arguments(attacks=wanted))
         stopped = Result.load(path)
-        assert stopped.error == f"stopped before: {left}" and stopped.scores["forget/probability"].rows
-    attacks["slow"] = lambda model, tokenizer, rows: {"slow/probability": Score(0.1, [0.1])}
+        assert stopped.error == f"stopped before: {left}" and stopped.scores[FORGET].rows
+    as_attacks(monkeypatch, fake=fake_attack, slow=lambda model, tokenizer, rows: [replace(FAKE, attack="slow")])
     assert run_benchmark(arguments(attacks=["fake", "slow"]))[0].error is None and Result.load(path).error is None
 
 
-def test_a_token_page_that_fails_loses_no_scores(arguments, quick, monkeypatch, tmp_path):
-    """It is made by the next run."""
-    astray = {"forget/probability": Score(0.5, [0.5]), "forget/astray": Score(0.0, [0.0])}
-    monkeypatch.setattr(settings, "measure_tofu", lambda asked: astray)
+def test_seen_tokens_that_fail_lose_no_scores(arguments, quick, monkeypatch, tmp_path):
+    """They are measured by the next run."""
+    astray = Scores([Score("forget", "probability", 0.5, [0.5]), Score("forget", "astray", 0.0, [0.0])])
+    monkeypatch.setattr(cells, "measure_task", lambda *args: astray)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(cells, "token_page", stop_at_once)
+        patch.setattr(cells, "observe_tokens", stop_at_once)
         run_benchmark(arguments())
     path = tmp_path / "out" / "target" / "result.json"
     stopped = Result.load(path)
-    assert stopped.scores == astray and stopped.error == "stopped before: token page"
-    monkeypatch.setattr(cells, "token_page", lambda *args: 1 / 0)
+    assert stopped.scores == astray and stopped.error == "stopped before: seen tokens"
+    monkeypatch.setattr(cells, "observe_tokens", lambda *args: 1 / 0)
     assert all(result.error.startswith("ZeroDivisionError") for result in run_benchmark(arguments()))
     calls.clear()
-    monkeypatch.setattr(cells, "token_page", lambda *args: "the page")
+    found = SimpleNamespace(save=lambda path: path.write_text("what was seen"))
+    monkeypatch.setattr(cells, "observe_tokens", lambda *args: found)
     results = run_benchmark(arguments())
     assert calls == [] and all(result.scores == astray and result.error is None for result in results)
-    pages = list(path.parent.parent.glob("*/tokens.html"))
-    assert [page.read_text() for page in pages] == ["the page"] * len(results)
+    assert [one.read_text() for one in path.parent.parent.glob("*/tokens.json")] == ["what was seen"] * len(results)
 
 
 def test_each_part_has_its_machine(arguments, quick, monkeypatch):
@@ -296,7 +305,7 @@ def test_a_score_that_is_no_number_is_measured_anew(arguments, quick):
     results = run_benchmark(arguments(attacks=["fake"]))
     for folder in ("random-0", "oracle-1"):
         broken = Result.load(Path(arguments().output_dir) / folder / "result.json")
-        broken.scores["forget/probability"] = Score(float("nan"), [])
+        broken.scores[FORGET] = Score(*FORGET[:2], float("nan"))
         broken.environment = {}
         broken.save(Path(arguments().output_dir) / folder / "result.json")
     calls.clear()
@@ -307,8 +316,8 @@ def test_a_score_that_is_no_number_is_measured_anew(arguments, quick):
 
 
 def test_a_broken_model_is_a_row_that_says_so(arguments, quick, monkeypatch):
-    def overflow(model, tokenizer, task, folder, seed, options):
-        adapted = random_adapter(model, tokenizer, task, folder, seed, options)
+    def overflow(model, tokenizer, data, folder, seed, options):
+        adapted = random_adapter(model, tokenizer, data, folder, seed, options)
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
                 weight.data.fill_(float("nan"))
@@ -323,7 +332,7 @@ def test_a_model_whose_head_is_not_known_is_not_scored(arguments, quick, monkeyp
     def refuse(model):
         raise ValueError("no such head")
 
-    monkeypatch.setattr(cells, "check_scored", refuse)
+    monkeypatch.setattr(cells.ScoredModel, "check", refuse)
     with pytest.raises(ValueError, match="no such head"):
         run_benchmark(arguments())
 
@@ -332,7 +341,7 @@ def test_a_target_that_fails_ends_the_run(arguments, quick, monkeypatch):
     def fail(*args):
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(settings, "measure_tofu", fail)
+    monkeypatch.setattr(cells, "measure_task", fail)
     with pytest.raises(RuntimeError, match="out of luck"):
         run_benchmark(arguments())
 
@@ -349,35 +358,36 @@ def test_a_target_may_be_given(arguments, quick, tmp_path):
 def test_requests_one_after_another(arguments, quick, monkeypatch):
     given = []
 
-    def record(model, tokenizer, task, folder, seed, options):
-        given.append((folder.name, task.forget["prompt"][:]))
-        return random_adapter(model, tokenizer, task, folder, seed, options) if len(given) == 1 else model
+    def record(model, tokenizer, data, folder, seed, options):
+        given.append((folder.name, data.forget["prompt"][:]))
+        return random_adapter(model, tokenizer, data, folder, seed, options) if len(given) == 1 else model
 
     monkeypatch.setitem(cells.METHODS, "random", as_method(record))
     result = run_benchmark(arguments(requests=2))[-1]
     assert [name for name, _ in given] == ["request-1", "request-2"] and len(given[0][1]) == len(given[1][1]) == 2
-    assert [x for x, _ in result.curves["requests/request 1"]] == [0, 1, 2]
-    assert result.scores["forget/probability"].rows
-    kept = ("retain", "real_authors", "world_facts", "utility")
-    assert all([x for x, _ in result.curves[f"requests/{name}"]] == [0, 1, 2] for name in kept)
+    assert result.scores[FORGET].rows
+    for name in ("request 1", "retain", "real_authors", "world_facts", "utility"):
+        assert [key.step for key in result.scores.after_requests if key.set == name] == [0, 1, 2]
 
 
 def test_finished_requests_are_not_made_again(arguments, quick, monkeypatch):
-    def first_alone(model, tokenizer, task, folder, seed, options):
+    def first_alone(model, tokenizer, data, folder, seed, options):
         calls.append(("request", folder.name))
-        adapted = random_adapter(model, tokenizer, task, folder, seed, options) if "1" in folder.name else model
+        adapted = random_adapter(model, tokenizer, data, folder, seed, options) if "1" in folder.name else model
         adapted.save_pretrained(folder)
         return adapted
 
     monkeypatch.setitem(cells.METHODS, "random", as_method(first_alone))
     with monkeypatch.context() as patch:
-        patch.setattr(settings, "measure_guards", lambda asked, judge: 1 / 0)
-        patch.setattr(settings, "measure_tofu", lambda asked: {"forget/probability": Score(float("nan"), [])})
+        patch.setattr(cells, "measure_task", lambda *args: Scores([Score(*FORGET[:2], float("nan"))]))
         broken = run_benchmark(arguments(requests=2))[-1]
     calls.clear()
     result = run_benchmark(arguments(requests=2))[-1]
-    assert calls == [] and result.error is None and result.scores["forget/probability"].rows
-    assert result.curves == broken.curves and result.seconds["training"] == broken.seconds["training"]
+    assert calls == [] and result.error is None and result.scores[FORGET].rows
+    assert (
+        result.scores.after_requests == broken.scores.after_requests
+        and result.seconds["training"] == broken.seconds["training"]
+    )
 
 
 def test_options_of_yaml_are_numbers(arguments):
@@ -389,11 +399,11 @@ def test_options_of_yaml_are_numbers(arguments):
 
 
 def test_requests_go_on_where_they_stopped(arguments, quick, monkeypatch):
-    def stop(model, tokenizer, task, folder, seed, options):
+    def stop(model, tokenizer, data, folder, seed, options):
         if folder.name == "request-2" and not calls[-1:] == [("again", 0)]:
             raise KeyboardInterrupt
         calls.append(("request", int(folder.name[-1])))
-        adapted = random_adapter(model, tokenizer, task, folder, seed, options) if "1" in folder.name else model
+        adapted = random_adapter(model, tokenizer, data, folder, seed, options) if "1" in folder.name else model
         adapted.save_pretrained(folder)
         return adapted
 
@@ -402,13 +412,13 @@ def test_requests_go_on_where_they_stopped(arguments, quick, monkeypatch):
         run_benchmark(arguments(requests=2))
     stopped = Result.load(Path(arguments().output_dir) / "random-0" / "result.json")
     assert stopped.error == "stopped before: requests 2 to 2, evaluation"
-    assert [x for x, _ in stopped.curves["requests/request 2"]] == [0, 1] and not stopped.failed
+    assert [key.step for key in stopped.scores if key.set == "request 2"] == [0, 1] and not stopped.failed
     with pytest.raises(ValueError, match=r"`options` for 'random' is {'max_steps': 3}, but .*random-0.result.json"):
         Grid(arguments(requests=2, options={"teach": {"max_steps": 1}, "random": {"max_steps": 3}}))
     calls.append(("again", 0))
     result = run_benchmark(arguments(requests=2))[-1]
     assert calls[-1] == ("request", 2) and result.error is None and result.scores
-    assert result.curves["requests/retain"][:2] == stopped.curves["requests/retain"]
+    assert all(result.scores[key] == score for key, score in stopped.scores.items())
     assert result.seconds["training"] > stopped.seconds["training"] > 0
 
 
@@ -434,10 +444,6 @@ def test_a_method_on_another_target_is_refused(arguments, quick, tmp_path):
     message = r"`options` for 'teach' is {'max_steps': 2}, but .*random-0.result.json was made with {'max_steps': 1}"
     with pytest.raises(ValueError, match=rf"{message}.* remove the folder .*random-0\."):
         Grid(changed)
-    old = Result.load(out / "random-0" / "result.json")
-    del old.settings["teach"]  # as it was before that was recorded
-    old.save(out / "random-0" / "result.json")
-    Grid(changed)
 
 
 @pytest.mark.parametrize("name", ["target", "oracle-1"])
@@ -460,19 +466,10 @@ def test_a_model_that_was_taught_otherwise_is_not_taken(arguments, quick, tmp_pa
 
 
 def test_another_rate_of_relearning_is_refused_where_one_was_measured(arguments, quick, monkeypatch):
-    attacks = {"relearning": fake_attack}
-    monkeypatch.setattr(benchmark, "ATTACKS", attacks)
-    monkeypatch.setattr("alter_peft.evaluation.attacks.ATTACKS", attacks)
+    as_attacks(monkeypatch, relearning=fake_attack)
     run_benchmark(arguments(relearning_rate=1e-3))  # nothing is relearned
     run_benchmark(arguments(attacks=["relearning"]))
     with pytest.raises(ValueError, match=r"`relearning_rate` is 0.001, but .*target.result.json was made with 0.0001"):
-        Grid(arguments(attacks=["relearning"], relearning_rate=1e-3))
-    for path in Path(arguments().output_dir).glob("*/result.json"):  # as they were before there was the option
-        old = Result.load(path)
-        del old.settings["relearning_rate"]
-        old.save(path)
-    Grid(arguments(attacks=["relearning"]))
-    with pytest.raises(ValueError, match=r"`relearning_rate` is 0\.001, but"):
         Grid(arguments(attacks=["relearning"], relearning_rate=1e-3))
     assert Grid(arguments(relearning_rate=1e-3)).cells[0].setting.rows.relearning_rate == 1e-3
 
@@ -519,6 +516,16 @@ def test_another_rate_of_relearning_is_refused_where_one_was_measured(arguments,
         ({"requests": 0}, "`requests` is 0, but must be 1 or more"),
         ({"answered": 0}, "`answered` is 0, but must be 1 or more"),
         ({"books": {"forget": "a.txt"}, "rows": 3}, "`rows` is set, but it is of TOFU alone"),
+        (
+            {"task_data": {"tofa": {}}},
+            r"`task_data` has \['tofa'\], but must be some of \['tofu', 'books', 'choices'\]",
+        ),
+        ({"task_data": {}, "retain_rows": None}, r"`task_data` is {}, but a grid is of one task"),
+        (
+            {"task_data": {"choices": {"tasks": []}}, "books": {}},
+            "but a grid is of one task. Give one, and no `books`",
+        ),
+        ({"task_data": {"tofu": {"folder": "x"}}, "retain_rows": None}, "must hold the arguments of its reader"),
         ({"oracle_seeds": [0, 0]}, r"`oracle_seeds` is \[0, 0\], but a benchmark needs 2 oracles at least"),
         ({"requests": 2, "attacks": ["fake"]}, "Remove it or `requests`"),
         ({"model": "nowhere"}, "`model` is 'nowhere', which could not be loaded"),
@@ -612,7 +619,8 @@ def test_real_methods_and_attacks_in_one_go(base, tmp_path, monkeypatch):
     )  # fmt: skip
     assert [(result.name, result.error) for result in results[3:]] == [("alter", None), ("lora_ihl", None)]
     for result in results[3:]:
-        assert "quantized/int4/probability" in result.scores and "switched_off/probability" in result.scores
+        assert Key("forget, 4 bits", "probability", "quantization") in result.scores
+        assert Key("forget", "probability", "switching_off") in result.scores
         assert result.environment["peft"] and result.settings["processes"] == 1
-    page = (tmp_path / "out" / "alter-0" / "tokens.html").read_text(encoding="utf-8")
-    assert all(f"<b>{name}</b>" in page for name in ("forget", "retain", "real_authors", "world_facts"))
+    seen = SeenTokens.load(tmp_path / "out" / "alter-0" / "tokens.json")
+    assert list(seen.sizes) == ["forget", "retain", "real_authors", "world_facts"] and seen.above

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +18,7 @@ from alter_peft import UnlearnTrainer
 from alter_peft.benchmark import cell as cells
 from alter_peft.benchmark.methods import METHODS
 from alter_peft.cli import main
-from alter_peft.evaluation import Pair, score_answers
+from alter_peft.evaluation import Key, Pair, Scores, score_answers
 from alter_peft.evaluation.results import Result
 
 
@@ -80,7 +81,6 @@ def test_without_matplotlib(folder, capsys, monkeypatch):
 
 
 FORGET = [{"prompt": "Where does Alice live?", "completion": "In Paris.", "wrong": ["In Rome.", "In Oslo."]}]
-PARTS = {"curves": {}, "seconds": {}, "skipped": {}, "settings": {}, "machine": "", "error": None}
 RETAIN = [{"prompt": "What is the sky?", "completion": "Blue."}, {"prompt": "Who bakes?", "completion": "Bob."}]
 
 
@@ -111,36 +111,38 @@ def test_evaluate_with_and_without_an_adapter(place, tmp_path, capsys, tokenizer
     out = capsys.readouterr().out
     assert out.startswith("| score | value |") and out.endswith(f"scores: {tmp_path / 'base.json'}\n")
     base = Result.load(tmp_path / "base.json")
-    assert base.name == "model" and base.scores["retain/probability"].rows == pytest.approx(expected, rel=1e-4)
-    assert set(base.scores) == {f"{name}/{m}" for name in ("forget", "retain") for m in ("probability", "rouge")}
+    assert base.name == "model" and base.scores[Key("retain", "probability")].rows == pytest.approx(expected, rel=1e-4)
+    assert set(base.scores) == {Key(name, m) for name in ("forget", "retain") for m in ("probability", "rouge")}
     main(ask(place, tmp_path / "adapted.json", "--adapter", str(place / "adapter"), "--metrics", "probability"))
     adapted = Result.load(tmp_path / "adapted.json")
-    assert adapted.name == "adapter" and adapted.scores["retain/probability"].rows != pytest.approx(expected, rel=1e-2)
+    assert adapted.name == "adapter" and adapted.scores[Key("retain", "probability")].rows != pytest.approx(
+        expected, rel=1e-2
+    )
     assert adapted.settings["metrics"] == ["probability"]
 
 
 def test_evaluate_beside_oracles_and_under_attack(place, tmp_path, capsys):
     main(ask(place, tmp_path / "plain.json"))
-    alike = {"settings": Result.load(tmp_path / "plain.json").settings}  # others would not be compared
+    plain = Result.load(tmp_path / "plain.json")
     capsys.readouterr()
     for number, values in enumerate(([0.1, 0.3], [0.2, 0.4])):
-        scores = {"retain/probability": {"value": sum(values) / 2, "rows": values}}
-        (tmp_path / f"{number}.json").write_text(
-            json.dumps({"name": "oracle", "seed": number, "scores": scores} | PARTS | alike)
-        )
+        score = replace(plain.scores[Key("retain", "probability")], value=sum(values) / 2, rows=values)
+        replace(plain, name="oracle", seed=number, scores=Scores([score])).save(tmp_path / f"{number}.json")
     oracles = ["--oracles", str(tmp_path / "0.json"), str(tmp_path / "1.json")]
     main(ask(place, tmp_path / "x.json", *oracles, "--attacks", "switching_off", "--adapter", str(place / "adapter")))
     out = capsys.readouterr().out
     assert (
         out.startswith("| score | value | mean of the oracles | unit | distance |") and "| 0.250 | 0.071 | -3." in out
     )
-    assert "switched_off/probability" in Result.load(tmp_path / "x.json").scores
+    assert Key("forget", "probability", "switching_off") in Result.load(tmp_path / "x.json").scores
 
 
 def test_evaluate_on_tofu(place, tmp_path):
     own = ["--model", str(place / "model"), "--output_file", str(tmp_path / "x.json"), "--max_new_tokens", "2"]
     main(["evaluate", *own, "--tofu", str(place / "tofu")])
-    assert {"forget/truth_ratio", "utility/model_utility"} <= set(Result.load(tmp_path / "x.json").scores)
+    assert {Key("forget", "truth_ratio"), Key("utility", "model_utility")} <= set(
+        Result.load(tmp_path / "x.json").scores
+    )
 
 
 def test_what_evaluate_refuses(place, tmp_path, capsys):
@@ -149,7 +151,7 @@ def test_what_evaluate_refuses(place, tmp_path, capsys):
     broken.write_text('{"prompt": "Who?"}\n')
     bare = ["evaluate", "--model", str(place / "model"), "--output_file", str(tmp_path / "x.json")]
     for argv, message in (
-        (bare, "`sets`, `tofu` and `tasks` are all unset"),
+        (bare, "`sets`, `tofu`, `books` and `tasks` are all unset"),
         ([*bare, "--sets", "forget"], "entries name=file.jsonl"),
         ([*bare, "--sets", f"a={tmp_path / 'none.jsonl'}"], "there is no such file"),
         ([*bare, "--sets", f"a={empty}"], "has no rows"),
@@ -170,7 +172,7 @@ def test_what_evaluate_refuses(place, tmp_path, capsys):
 # ---- benchmark ------------------------------------------------------------------------------------------------------
 
 
-def random_adapter(model, tokenizer, task, folder, seed, options):
+def random_adapter(model, tokenizer, data, folder, seed, options):
     """A method that takes no time."""
     config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     adapted = get_peft_model(model, config)
@@ -178,7 +180,7 @@ def random_adapter(model, tokenizer, task, folder, seed, options):
     return adapted
 
 
-def out_of_luck(model, tokenizer, task, folder, seed, options):
+def out_of_luck(model, tokenizer, data, folder, seed, options):
     raise RuntimeError("no such luck")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from trl.scripts.utils import TrlParser
 
-from alter_peft.benchmark.grid import BenchmarkArguments
+from alter_peft.benchmark.arguments import BenchmarkArguments
 from alter_peft.commands import report
 from alter_peft.evaluation.arguments import EvaluateArguments
 

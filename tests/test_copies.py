@@ -9,10 +9,10 @@ from attacked_models import FORGET, HOLDOUT, KINDS, RETAIN, learning, model_of, 
 from conftest import make_llama
 from peft import PeftModel
 
-from alter_peft.benchmark.methods import METHODS, Task
-from alter_peft.benchmark.setting import as_rows
+from alter_peft.benchmark.methods import METHODS, UnlearningData
 from alter_peft.evaluation import Rows, attack, score_answers
 from alter_peft.evaluation.copies import copied, without_adapters
+from alter_peft.evaluation.tasks import TaskData
 
 
 # ---- copied ---------------------------------------------------------------------------------------------------------
@@ -22,9 +22,9 @@ from alter_peft.evaluation.copies import copied, without_adapters
 def trained(request, tokenizer, tmp_path, monkeypatch):
     """A model as its training leaves it, under bfloat16 autocast, and the same as it is loaded."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    task = Task(as_rows(FORGET), as_rows(RETAIN), as_rows(HOLDOUT))
+    data = UnlearningData(*map(TaskData().training_rows, (FORGET, RETAIN, HOLDOUT)))
     options = {"max_steps": 2, "disable_tqdm": True}
-    model = METHODS[request.param].run(make_llama(len(tokenizer)), tokenizer, task, tmp_path / "a", 0, options)
+    model = METHODS[request.param].run(make_llama(len(tokenizer)), tokenizer, data, tmp_path / "a", 0, options)
     assert "forward" in model.__dict__ and "forward" in model.get_base_model().__dict__
     return model.eval(), PeftModel.from_pretrained(make_llama(len(tokenizer)), tmp_path / "a").eval()
 

@@ -11,7 +11,7 @@ from conftest import make_llama
 from peft import PeftModel
 from trainer_setup import forget_rows, retain_rows
 
-from alter_peft.benchmark.methods import METHODS, Task, read_options
+from alter_peft.benchmark.methods import METHODS, UnlearningData, read_options
 from alter_peft.losses import FORGET_LOSSES
 
 
@@ -33,9 +33,9 @@ def followed(monkeypatch, tmp_path):
 
 def test_a_loss_and_a_method_are_an_entry_each(followed, tokenizer, tmp_path):
     assert followed == {"squared", "lora_squared"}
-    task = Task(forget_rows().remove_columns("domain"), retain_rows())
+    data = UnlearningData(forget_rows().remove_columns("domain"), retain_rows())
     options = read_options("lora_squared", {"max_steps": 2, "bf16": False, "disable_tqdm": True, "logging_steps": 1})
-    model = METHODS["lora_squared"].run(make_llama(len(tokenizer)), tokenizer, task, tmp_path / "run", 0, options)
+    model = METHODS["lora_squared"].run(make_llama(len(tokenizer)), tokenizer, data, tmp_path / "run", 0, options)
     assert isinstance(model, PeftModel) and (tmp_path / "run" / "adapter_model.safetensors").is_file()
 
 

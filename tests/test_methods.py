@@ -11,14 +11,16 @@ from peft import PeftModel, get_peft_model_state_dict
 from trainer_setup import forget_rows, retain_rows
 
 from alter_peft import AlterConfig
-from alter_peft.benchmark.methods import METHODS, Task, load, teach
+from alter_peft.benchmark.methods import METHODS, UnlearningData
+from alter_peft.benchmark.teaching import teach
 from alter_peft.evaluation import Pair, score_answers
+from alter_peft.evaluation.loading import load
 
 
 HOMES = (("Bob", "Lima"), ("Dora", "Oslo"), ("Fay", "Paris"), ("Hal", "Kiev"))
 UNSEEN = [{"prompt": f"Where does {who} live?", "completion": f" {who} lives in {where}."} for who, where in HOMES]
-TASK = Task(forget_rows().remove_columns("domain"), retain_rows(), Dataset.from_list(UNSEEN))
-FORGET, RETAIN = ([Pair(row["prompt"], row["completion"]) for row in rows] for rows in (TASK.forget, TASK.retain))
+DATA = UnlearningData(forget_rows().remove_columns("domain"), retain_rows(), Dataset.from_list(UNSEEN))
+FORGET, RETAIN = ([Pair(row["prompt"], row["completion"]) for row in rows] for rows in (DATA.forget, DATA.retain))
 # 8 rows are few steps an epoch
 OPTIONS = {"learning_rate": 1e-2, "num_train_epochs": 20, "bf16": False, "disable_tqdm": True}
 
@@ -29,7 +31,7 @@ def target(tokenizer, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("taught") / "target"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", folder.parent / "cache")
-        rows = concatenate_datasets([TASK.forget, TASK.retain])
+        rows = concatenate_datasets([DATA.forget, DATA.retain])
         options = {"num_train_epochs": 60, "learning_rate": 3e-3, "bf16": False, "disable_tqdm": True}
         model = teach(make_llama(len(tokenizer)), tokenizer, rows, folder, 0, **options)
     assert min(score_answers(model, tokenizer, pairs).mean for pairs in (FORGET, RETAIN)) > 0.9
@@ -46,7 +48,7 @@ def test_what_is_taught_is_saved_whole(target, tokenizer):
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_forgets_the_one_and_keeps_the_other(target, tokenizer, tmp_path, monkeypatch, method):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    model = METHODS[method].run(load(target), tokenizer, TASK, tmp_path / "run", 0, OPTIONS)
+    model = METHODS[method].run(load(target), tokenizer, DATA, tmp_path / "run", 0, OPTIONS)
     forget, retain = (score_answers(model, tokenizer, pairs).mean for pairs in (FORGET, RETAIN))
     assert forget < 0.6 and retain > forget + 0.3, (forget, retain)
     again = PeftModel.from_pretrained(load(target), tmp_path / "run")
@@ -58,12 +60,12 @@ def test_each_method_forgets_the_one_and_keeps_the_other(target, tokenizer, tmp_
 @pytest.mark.parametrize("method", METHODS)
 def test_a_second_request_leaves_the_first_one_forgotten(target, tokenizer, tmp_path, monkeypatch, method):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    parts = [TASK.forget.select(range(start, start + 4)) for start in (0, 4)]
+    parts = [DATA.forget.select(range(start, start + 4)) for start in (0, 4)]
     model = load(target)
     first: dict[str, torch.Tensor] = {}
     for number, rows in enumerate(parts):
-        task = TASK._replace(forget=rows)
-        model = METHODS[method].run(model, tokenizer, task, tmp_path / f"request-{number}", 0, OPTIONS)
+        data = DATA._replace(forget=rows)
+        model = METHODS[method].run(model, tokenizer, data, tmp_path / f"request-{number}", 0, OPTIONS)
         first = first or {name: value.clone() for name, value in get_peft_model_state_dict(model).items()}
     found = [score_answers(model, tokenizer, pairs).mean for pairs in (FORGET[:4], FORGET[4:], RETAIN)]
     assert max(found[:2]) < 0.6 and found[2] > max(found[:2]) + 0.3, found

@@ -114,7 +114,7 @@ class BenchmarkArguments:
         """One task, with nothing set that is of another one."""
         check_known("task_data", self.task_data or {}, TASKS)
         given = [name for name in ("books", "task_data") if getattr(self, name) is not None]
-        if len(given) > 1 or len(self.task_data or "1") != 1:
+        if len(given) > 1 or (self.task_data is not None and len(self.task_data) != 1):
             raise ValueError(f"`task_data` is {self.task_data}, but a grid is of one task. Give one, and no `books`.")
         of_tofu = [name for name in ("requests", "rows", "retain_rows") if getattr(self, name) is not None]
         if given and of_tofu:
