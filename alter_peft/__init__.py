@@ -4,10 +4,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-
-__version__ = "0.1.0.dev0"  # before the imports: AlterConfig writes it into what it saves
-
 from .tuner import AlterConfig, AlterModel
+from .version import __version__
 
 
 if TYPE_CHECKING:

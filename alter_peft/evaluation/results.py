@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from alter_peft import __version__
+from alter_peft.version import __version__
 
 from .scores import Key, Scores
 

@@ -25,7 +25,7 @@ from alter_peft.evaluation.tasks.tofu import MODEL_UTILITY
 
 from .estimates import estimate, estimate_text, part_text
 from .score_tables import absent, error_text
-from .summary import KNOWN_METRICS, Benchmark, Model
+from .summary import Benchmark, Model, known_metrics
 
 
 class Cell(NamedTuple):
@@ -55,7 +55,7 @@ def _plain(name: str, key: Key, short: str = "") -> Column:
         found = model.estimate(key)
         return None if found is None else Cell(estimate_text(found))
 
-    return Column(name, find, f"{short}: {KNOWN_METRICS[key.metric].caption}." if short else "")
+    return Column(name, find, f"{short}: {known_metrics()[key.metric].caption}." if short else "")
 
 
 def _tests(model: Model, benchmark: Benchmark) -> list[ForgetQuality]:
@@ -137,7 +137,7 @@ COLUMNS = [
     _plain("ROUGE-L", Key("forget", "rouge"), "ROUGE-L"),
     _plain("ROUGE-L F", Key("forget", "rouge_f"), "ROUGE-L F"),
     _plain("BLEU", Key("forget", "bleu"), "BLEU"),
-    Column("similarity gap", _gap, f"Similarity gap: {KNOWN_METRICS['similarity_gap'].caption}."),
+    Column("similarity gap", _gap, f"Similarity gap: {known_metrics()['similarity_gap'].caption}."),
     _plain("truth ratio", RATIOS, "Truth ratio"),
     _plain("ES", Key("forget", "extraction_strength"), "ES"),
     _plain("EM", Key("forget", "exact_memorization"), "EM"),
@@ -156,11 +156,11 @@ COLUMNS = [
     Column(
         "PrivLeak",
         _privleak,
-        f"PrivLeak: {KNOWN_METRICS['privleak'].caption}, in percent, 0 for the oracle; the oracle's own row has each "
-        "against the others.",
+        f"PrivLeak: {known_metrics()['privleak'].caption}, in percent, 0 for the oracle; the oracle's own row has "
+        "each against the others.",
     ),
     _plain("retain P", Key("retain", "probability"), "P"),
-    Column("utility", _utility, f"Utility: {KNOWN_METRICS['model_utility'].caption}."),
+    Column("utility", _utility, f"Utility: {known_metrics()['model_utility'].caption}."),
     _plain("retain VerbMem", Key("retain", "verbmem"), "VerbMem"),
     _plain("retain KnowMem", Key("retain", "knowmem"), "KnowMem"),
 ]

@@ -15,7 +15,7 @@ from alter_peft.evaluation.tasks import FORGET_SETS
 from alter_peft.evaluation.tasks.tofu import MODEL_UTILITY
 
 from .estimates import distance_text, estimate, estimate_text
-from .summary import KNOWN_METRICS, Benchmark, Model, is_of_set
+from .summary import Benchmark, Model, is_of_set, known_metrics
 
 
 PLAIN = Key("forget", "probability")  # what attacks are to raise
@@ -61,7 +61,7 @@ def note_failed(table: Table, benchmark: Benchmark) -> Table:
 def metric_captions(keys: Iterable[Key]) -> str:
     """What the metrics of some scores are, and their units."""
     wanted = {key.metric for key in keys}
-    found = {name: metric for name, metric in KNOWN_METRICS.items() if name in wanted}
+    found = {name: metric for name, metric in known_metrics().items() if name in wanted}
     units = {name: f", in {metric.unit}" if metric.unit else "" for name, metric in found.items()}
     return " ".join(f"{name}: {metric.caption}{units[name]}." for name, metric in found.items())
 

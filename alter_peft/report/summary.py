@@ -23,12 +23,13 @@ from .estimates import Estimate, estimate
 
 
 LARGEST, MEAN = "largest", "mean of the sets"
-# every metric that a score may have but for the shares of the experts
-KNOWN_METRICS: dict[str, Metric] = {
-    **METRICS,
-    **{name: metric for task in TASKS.values() for name, metric in task.metrics.items()},
-    **{name: metric for attack in ATTACKS.values() for name, metric in attack.metrics.items()},
-}
+
+
+def known_metrics() -> dict[str, Metric]:
+    """Every metric that a score may have but for the shares of the experts."""
+    of_tasks = {name: metric for task in TASKS.values() for name, metric in task.metrics.items()}
+    of_attacks = {name: metric for attack in ATTACKS.values() for name, metric in attack.metrics.items()}
+    return {**METRICS, **of_tasks, **of_attacks}
 
 
 def is_of_set(key: Key) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from alter_peft import __version__
 from alter_peft.tuner.files import LOADING
+from alter_peft.version import __version__
 
 
 TEMPLATE = """---

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from peft.config import PeftConfig
 
-from alter_peft import __version__
 from alter_peft.entropy import max_tsallis_entropy
 from alter_peft.registration import ALTER
+from alter_peft.version import __version__
 
 from .files import FORMAT_VERSION, check_format_version, explain_loading, refuse_pickle_on_load, refuse_pickle_on_save
 
