@@ -31,21 +31,22 @@ def test_every_row_of_the_features_names_its_test():
     assert len(rows) > 60 and [row for row in rows if not NAMED.search(row)] == []
 
 
-def test_the_readmes_tree_is_the_package():
-    tree = re.search(r"^alter_peft/\n(.*?)^examples/", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+def test_the_tree_shows_every_file():
+    """That of CONTRIBUTING.md: folders by their indentation, one file or several a line."""
+    tree = re.search(
+        r"^alter_peft/\n(.*?)^examples/", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE | re.DOTALL
+    )
     assert tree is not None
-    folder, named = "", set()
+    folders, named = [], []
     for line in tree[1].splitlines():
-        depth, name = len(line) - len(line.lstrip()), line.split()[0]
-        folder = name if depth == 2 and name.endswith("/") else folder if depth > 2 else ""
-        named.add(name if depth == 2 else folder + name)
-    files = {path.relative_to(ROOT / "alter_peft").as_posix() for path in (ROOT / "alter_peft").rglob("*.py")}
-    files = {
-        path
-        for path in files
-        if not path.endswith("__init__.py") and not path.startswith(("evaluation/", "benchmark/", "report/"))
-    }
-    assert {name for name in named if name.endswith(".py")} == files
+        depth = (len(line) - len(line.lstrip())) // 2 - 1
+        names = re.split(r"\s{2,}", line.strip())[0].split()
+        folders = folders[:depth]
+        named += ["".join([*folders, name]) for name in names if name.endswith(".py")]
+        if names[0].endswith("/"):
+            folders.append(names[0])
+    files = [path.relative_to(ROOT / "alter_peft").as_posix() for path in (ROOT / "alter_peft").rglob("*.py")]
+    assert sorted(named) == sorted(path for path in files if not path.endswith("__init__.py"))
 
 
 def test_what_ci_calls_has_a_recipe():

@@ -10,6 +10,7 @@ from .model_on_set import ModelOnSet
 from .oracle import Band, Comparison, Distance, band, compare_with_oracles, distances
 from .results import Result
 from .scores import Key, Score, Scores
+from .seen_tokens import SeenTokens, observe_tokens
 from .tasks import (
     FORGET_SETS,
     TASKS,
@@ -53,6 +54,7 @@ __all__ = [
     "Rows",
     "Score",
     "Scores",
+    "SeenTokens",
     "Task",
     "TaskData",
     "TofuData",
@@ -68,6 +70,7 @@ __all__ = [
     "measure",
     "measure_guards",
     "measure_task",
+    "observe_tokens",
     "read_books",
     "read_choices",
     "read_tofu",
