@@ -60,7 +60,7 @@ def fake_attack(model, tokenizer, rows):
 def as_attacks(monkeypatch, **attacks) -> dict[str, Attack]:
     """These instead of `ATTACKS`."""
     entries = {name: Attack(run=run, caption=name) for name, run in attacks.items()}
-    monkeypatch.setattr(benchmark, "ATTACKS", entries)
+    monkeypatch.setattr("alter_peft.evaluation.arguments.ATTACKS", entries)
     monkeypatch.setattr("alter_peft.evaluation.attacks.ATTACKS", entries)
     return entries
 

@@ -6,12 +6,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from accelerate import PartialState
 
-from alter_peft.evaluation.attacks import ATTACKS, LEARNING_RATE
-from alter_peft.evaluation.tasks import TASKS
+from alter_peft.evaluation.arguments import MeasureArguments
 from alter_peft.options import check_counts, check_known, json_object, parse_values
 
 from .methods import METHODS, read_options
@@ -24,52 +23,19 @@ OF_TOFU = {"data", "split", "retain_rows", "rows"}
 WAIT = timedelta(days=1)  # of the other processes for the main one, which measures
 
 
-@dataclass
-class BenchmarkArguments:
+@dataclass(kw_only=True)
+class BenchmarkArguments(MeasureArguments):
     """A grid: every method with every seed, beside the target and the oracles."""
 
     model: str = field(metadata={"help": "Folder or Hub id of the model that is taught and then made to forget."})
     output_dir: str = field(metadata={"help": "Folder of the results, one folder a cell inside."})
     data: str = field(default="locuslab/TOFU", metadata={"help": "Folder of TOFU's JSON lines, or a Hub data set."})
-    split: Literal["forget01", "forget05", "forget10"] = field(
-        default="forget01", metadata={"help": "What of TOFU is forgotten."}
-    )
-    books: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Books instead of TOFU: arguments of `read_books`, as JSON."}
-    )
-    task_data: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": f"Another task that has something to forget instead of TOFU, of {', '.join(TASKS)}: task -> "
-            "arguments of its reader, as JSON."
-        },
-    )
-    retain_rows: int | None = field(
-        default=None, metadata={"help": "Of TOFU: retain rows taught and kept (default: all)."}
-    )
-    rows: int | None = field(
-        default=None, metadata={"help": "Of TOFU: questions asked of each other set (default: all)."}
-    )
-    answered: int | None = field(default=None, metadata={"help": "Questions answered in full (default: all)."})
-    max_new_tokens: int = field(default=200, metadata={"help": "Tokens of such an answer."})
-    batch_size: int | None = field(default=None, metadata={"help": "Rows of an evaluation batch."})
     requests: int | None = field(default=None, metadata={"help": "Split the forget set into so many requests."})
     methods: list[str] = field(
         default_factory=lambda: list(METHODS), metadata={"help": f"Some of {', '.join(METHODS)}."}
     )
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds of the methods."})
     oracle_seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the oracles."})
-    attacks: list[str] = field(
-        default_factory=list, metadata={"help": f"Some of {', '.join(ATTACKS)} (default: none)."}
-    )
-    relearning_rate: float = field(default=LEARNING_RATE, metadata={"help": "Learning rate of the attack relearning."})
-    tasks: list[str] = field(
-        default_factory=list, metadata={"help": "Multiple choice: tasks of lm-evaluation-harness, or files."}
-    )
-    limit: int | None = field(default=None, metadata={"help": "Questions of each task, at most."})
-    form: Literal["letters", "texts"] = field(
-        default="letters", metadata={"help": "Whether letters or texts of a file's choices are compared."}
-    )
     options: dict[str, Any] | str | None = field(
         default=None, metadata={"help": 'Method, or "teach" -> training options, as JSON.'}
     )
@@ -84,13 +50,9 @@ class BenchmarkArguments:
         others = {name: value for name, value in vars(self).items() if name != "options"}
         for name, value in parse_values(BenchmarkArguments, others).items():
             setattr(self, name, value)
-        for name in ("books", "task_data"):
-            if isinstance(getattr(self, name), str):
-                setattr(self, name, json_object(name, getattr(self, name)))
-        check_counts(self, ("answered", "rows", "retain_rows", "limit", "max_new_tokens", "batch_size", "requests"))
-        if not self.relearning_rate > 0:
-            raise ValueError(f"`relearning_rate` is {self.relearning_rate}, but must be above 0.")
-        for name, known in (("methods", METHODS), ("attacks", ATTACKS), ("options", {**METHODS, "teach": None})):
+        super().__post_init__()
+        check_counts(self, ("requests",))
+        for name, known in (("methods", METHODS), ("options", {**METHODS, "teach": None})):
             check_known(name, getattr(self, name), known)
         for name in ("methods", "seeds"):
             if not getattr(self, name):
@@ -112,7 +74,6 @@ class BenchmarkArguments:
 
     def _check_task(self) -> None:
         """One task, with nothing set that is of another one."""
-        check_known("task_data", self.task_data or {}, TASKS)
         given = [name for name in ("books", "task_data") if getattr(self, name) is not None]
         if len(given) > 1 or (self.task_data is not None and len(self.task_data) != 1):
             raise ValueError(f"`task_data` is {self.task_data}, but a grid is of one task. Give one, and no `books`.")
@@ -132,8 +93,7 @@ class BenchmarkArguments:
             return next(iter(self.task_data.items()))
         if isinstance(self.books, dict):
             return "books", self.books
-        tofu = {"source": self.data, "split": self.split, "retain_rows": self.retain_rows, "rows": self.rows}
-        return "tofu", tofu
+        return "tofu", self.tofu_options(self.data)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -22,8 +22,68 @@ HOLDOUT = "holdout"  # the set of rows that were never trained on
 PARAPHRASED = "paraphrased"  # the forget set with its questions in other words
 
 
-@dataclass
-class EvaluateArguments:
+@dataclass(kw_only=True)
+class MeasureArguments:
+    """What `alter-peft evaluate` and `alter-peft benchmark` are both told: which data, and how models are measured."""
+
+    split: Literal["forget01", "forget05", "forget10"] = field(
+        default="forget01", metadata={"help": "What of TOFU is forgotten."}
+    )
+    retain_rows: int | None = field(
+        default=None, metadata={"help": "Of TOFU: how many retain rows the model was taught, if not all."}
+    )
+    rows: int | None = field(
+        default=None, metadata={"help": "Of TOFU: how many questions of each other set are asked, if not all."}
+    )
+    books: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Books, one of them to be forgotten: arguments of `read_books`, as JSON."}
+    )
+    tasks: list[str] = field(
+        default_factory=list, metadata={"help": "Multiple choice: tasks of lm-evaluation-harness, or files."}
+    )
+    limit: int | None = field(default=None, metadata={"help": "How many questions of each task, if not all."})
+    form: Literal["letters", "texts"] = field(
+        default="letters", metadata={"help": "Whether letters or texts of a file's choices are compared."}
+    )
+    task_data: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": f"Others of the tasks {', '.join(TASKS)}: task -> arguments of its reader, as JSON."},
+    )
+    answered: int | None = field(
+        default=None, metadata={"help": "How many questions of each set are answered in full, if not all."}
+    )
+    max_new_tokens: int = field(default=200, metadata={"help": "Tokens of an answer, also under attack."})
+    batch_size: int | None = field(
+        default=None, metadata={"help": "Rows of a batch; unset: 8 of a pass, 12 of answers."}
+    )
+    attacks: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "On what is to be forgotten of the sets, or else on TOFU's: "
+            f"{'; '.join(f'{name}: {one.caption}' for name, one in ATTACKS.items())}."
+        },
+    )
+    relearning_rate: float = field(
+        default=LEARNING_RATE, metadata={"help": "Learning rate of the attack relearning: try several."}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("books", "task_data"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, json_object(name, getattr(self, name)))
+        for name, known in (("attacks", ATTACKS), ("task_data", TASKS)):
+            check_known(name, getattr(self, name) or (), known)
+        check_counts(self, ("answered", "max_new_tokens", "batch_size", "limit", "rows", "retain_rows"))
+        if not self.relearning_rate > 0:
+            raise ValueError(f"`relearning_rate` is {self.relearning_rate}, but must be above 0.")
+
+    def tofu_options(self, source: str) -> dict[str, Any]:
+        """Arguments of TOFU's reader."""
+        return {"source": source, "split": self.split, "retain_rows": self.retain_rows, "rows": self.rows}
+
+
+@dataclass(kw_only=True)
+class EvaluateArguments(MeasureArguments):
     """What is measured of a model. At least one of `sets`, `tofu`, `books`, `tasks` and `task_data`."""
 
     model: str = field(metadata={"help": "Folder or Hub id of the model."})
@@ -61,29 +121,6 @@ class EvaluateArguments:
         },
     )
     tofu: str | None = field(default=None, metadata={"help": "Folder of TOFU's JSON lines, or a Hub data set."})
-    split: Literal["forget01", "forget05", "forget10"] = field(
-        default="forget01", metadata={"help": "What of TOFU is forgotten."}
-    )
-    retain_rows: int | None = field(
-        default=None, metadata={"help": "Of TOFU: how many retain rows the model was taught, if not all."}
-    )
-    rows: int | None = field(
-        default=None, metadata={"help": "Of TOFU: how many questions of each other set are asked, if not all."}
-    )
-    books: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Books, one of them to be forgotten: arguments of `read_books`, as JSON."}
-    )
-    tasks: list[str] = field(
-        default_factory=list, metadata={"help": "Multiple choice: tasks of lm-evaluation-harness, or files."}
-    )
-    limit: int | None = field(default=None, metadata={"help": "How many questions of each task, if not all."})
-    form: Literal["letters", "texts"] = field(
-        default="letters", metadata={"help": "Whether letters or texts of a file's choices are compared."}
-    )
-    task_data: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": f"Others of the tasks {', '.join(TASKS)}: task -> arguments of its reader, as JSON."},
-    )
     guards: bool = field(
         default=False,
         metadata={"help": "Also guards against false success: fluency, and of ALTER adapters the experts' usage."},
@@ -92,16 +129,6 @@ class EvaluateArguments:
         default=None,
         metadata={"help": "Folder or Hub id of the judge of fluency; unset: the model without its adapter."},
     )
-    attacks: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "On what is to be forgotten of the sets, or else on TOFU's: "
-            f"{'; '.join(f'{name}: {one.caption}' for name, one in ATTACKS.items())}."
-        },
-    )
-    relearning_rate: float = field(
-        default=LEARNING_RATE, metadata={"help": "Learning rate of the attack relearning: try several."}
-    )
     oracles: list[str] = field(
         default_factory=list,
         metadata={
@@ -109,30 +136,16 @@ class EvaluateArguments:
             "of a set `forget` and min_k of a set `holdout`, forget quality and PrivLeak are printed, too."
         },
     )
-    answered: int | None = field(
-        default=None, metadata={"help": "How many questions of each set are answered in full, if not all."}
-    )
-    max_new_tokens: int = field(default=200, metadata={"help": "Tokens of an answer, also under attack."})
-    batch_size: int | None = field(
-        default=None, metadata={"help": "Rows of a batch; unset: 8 of a pass, 12 of answers."}
-    )
     bf16: bool = field(default=True, metadata={"help": "--bf16: under bfloat16 autocast. --no_bf16: in float32."})
 
     def __post_init__(self) -> None:
         for name in ("sets", "forget", "metrics", "tasks", "attacks", "oracles"):
             if isinstance(getattr(self, name), str):  # of a YAML file
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, but must be a list.")
-        for name in ("books", "task_data"):
-            if isinstance(getattr(self, name), str):
-                setattr(self, name, json_object(name, getattr(self, name)))
-        check_known("task_data", self.task_data or {}, TASKS)
+        super().__post_init__()
         if not (self.sets or self.task_options):
             raise ValueError("`sets`, `tofu`, `books` and `tasks` are all unset. Give one of them to measure.")
-        for name, known in (("metrics", METRICS), ("attacks", ATTACKS)):
-            check_known(name, getattr(self, name), known)
-        check_counts(self, ("answered", "max_new_tokens", "batch_size", "limit", "rows", "retain_rows"))
-        if not self.relearning_rate > 0:
-            raise ValueError(f"`relearning_rate` is {self.relearning_rate}, but must be above 0.")
+        check_known("metrics", self.metrics, METRICS)
         self._check_output()
         self._check_sets()
         self._check_guards()
@@ -146,9 +159,12 @@ class EvaluateArguments:
     @property
     def task_options(self) -> dict[str, dict[str, Any]]:
         """Each of `TASKS` that is asked for -> arguments of its reader."""
-        tofu = {"source": self.tofu, "split": self.split, "retain_rows": self.retain_rows, "rows": self.rows}
         choices = {"tasks": self.tasks, "limit": self.limit, "form": self.form}
-        found = {"tofu": self.tofu and tofu, "books": self.books, "choices": self.tasks and choices}
+        found = {
+            "tofu": self.tofu and self.tofu_options(self.tofu),
+            "books": self.books,
+            "choices": self.tasks and choices,
+        }
         others = self.task_data if isinstance(self.task_data, dict) else {}
         return {name: options for name, options in {**found, **others}.items() if isinstance(options, dict)}
 

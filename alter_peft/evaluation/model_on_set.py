@@ -4,20 +4,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from alter_peft.options import check_counts
+
 from .answers import AnswerScores, Pair, generate_answers, score_answers, spread
 
 
+@dataclass(eq=False)
 class ModelOnSet:
     """
     A model, asked one set of questions.
 
-    Args:
+    Attributes:
         name: of the set.
         is_forget: whether the set is to be forgotten.
         answered: so many questions, spread evenly over the set, are answered in full; all by default.
@@ -28,44 +32,39 @@ class ModelOnSet:
         attack, step: under which it is asked (see [`Key`]).
         settings: of the questions, such as the file that they are from, for the scores.
 
-    Attributes:
-        answered_pairs: the questions that are answered in full.
-
     Raises:
         ValueError: `pairs` is empty, or a number is below 1.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: PreTrainedTokenizerBase,
-        name: str,
-        pairs: Sequence[Pair],
-        is_forget: bool = False,
-        answered: int | None = None,
-        max_new_tokens: int = 40,
-        batch_size: int | None = None,
-        judge: Any = None,
-        attack: str | None = None,
-        step: float | None = None,
-        settings: Mapping[str, Any] | None = None,
-    ) -> None:
-        for argument, value in (
-            ("answered", answered),
-            ("max_new_tokens", max_new_tokens),
-            ("batch_size", batch_size),
-        ):
-            if value is not None and value < 1:
-                raise ValueError(f"`{argument}` is {value}, but must be 1 or more.")
-        if not pairs:
-            raise ValueError(f"The set {name!r}: `pairs` is empty. Give at least one question and answer.")
-        self.model, self.tokenizer, self.name, self.pairs, self.is_forget = model, tokenizer, name, pairs, is_forget
-        self.answered_pairs = spread(pairs, answered)
-        self.max_new_tokens = max_new_tokens
-        self.batches = {} if batch_size is None else {"batch_size": batch_size}
-        self.judge, self.attack, self.step, self._settings = judge, attack, step, dict(settings or {})
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    pairs: Sequence[Pair]
+    is_forget: bool = False
+    answered: int | None = None
+    max_new_tokens: int = 40
+    batch_size: int | None = None
+    judge: Any = None
+    attack: str | None = None
+    step: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def settings(self, of_answers: bool) -> dict[str, Any]:
+    def __post_init__(self) -> None:
+        check_counts(self, ("answered", "max_new_tokens", "batch_size"))
+        if not self.pairs:
+            raise ValueError(f"The set {self.name!r}: `pairs` is empty. Give at least one question and answer.")
+
+    @property
+    def answered_pairs(self) -> list[Pair]:
+        """The questions that are answered in full."""
+        return spread(self.pairs, self.answered)
+
+    @property
+    def batches(self) -> dict[str, int]:
+        """The size of a batch, where it is not left to what computes."""
+        return {} if self.batch_size is None else {"batch_size": self.batch_size}
+
+    def settings_of_score(self, of_answers: bool) -> dict[str, Any]:
         """
         What a score that is measured now depends on beside the model.
 
@@ -76,7 +75,7 @@ class ModelOnSet:
         in_bf16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
         asked = {"as_chat": self.tokenizer.chat_template is not None, "bf16": in_bf16, "is_forget": self.is_forget}
         own = {"answered": len(self.answered_pairs), "max_new_tokens": self.max_new_tokens} if of_answers else {}
-        return {**asked, **own, **self._settings}
+        return {**asked, **own, **self.settings}
 
     @cached_property
     def scores(self) -> AnswerScores:

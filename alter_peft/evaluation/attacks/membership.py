@@ -32,7 +32,7 @@ def membership(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> li
         "loss": [loss(scores.log_probs, scores.content) for scores, _ in found],
         "loss_per_byte": [loss_per_byte(scores.log_probs, scores.content, texts) for scores, texts in found],
     }
-    settings = asked[0].settings(of_answers=False)
+    settings = asked[0].settings_of_score(of_answers=False)
     return [
         Score.averaged("forget", f"{name}_auc", above_holdout(*of_sets), attack="membership", settings=settings)
         for name, of_sets in statistics.items()

@@ -48,7 +48,7 @@ def sampling(
         )  # fmt: skip
     every = rouge_l(answers, [truth for truth in asked.true_texts for _ in range(samples)])
     found = [every[start : start + samples] for start in range(0, len(every), samples)]
-    settings = asked.settings(of_answers=True)
+    settings = asked.settings_of_score(of_answers=True)
     return [
         Score.averaged("forget", metric, [of_rows(row) for row in found], attack="sampling", settings=settings)
         for metric, of_rows in (("best_rouge", max), ("mean_rouge", lambda row: sum(row) / samples))

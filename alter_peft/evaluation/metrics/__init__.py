@@ -100,7 +100,7 @@ def measure(asked: ModelOnSet, metrics: Sequence[str]) -> list[Score]:
 
 
 def _scores(asked: ModelOnSet, name: str, metric: Metric) -> list[Score]:
-    settings = asked.settings("answers" in metric.needs)
+    settings = asked.settings_of_score("answers" in metric.needs)
     about: dict[str, Any] = {"attack": asked.attack, "step": asked.step, "settings": settings}
     if metric.tokens is not None:
         return [
