@@ -18,8 +18,9 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from alter_peft.entropy import log_probabilities, map_row_chunks
+from alter_peft.tuner.base_pass import evaluating
 from alter_peft.tuner.decoder import Decoder, LanguageModelHead, check_head, find_decoder, last_hidden_states
-from alter_peft.tuner.gating import GatingContext, evaluating
+from alter_peft.tuner.gating import GatingContext
 from alter_peft.tuner.layer import AlterLayer
 
 

@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
-from alter_peft.tuner.gating import evaluating
+from alter_peft.tuner.base_pass import evaluating
 
 from .answers import spread
 from .choice_data import SUFFIXES, read_questions

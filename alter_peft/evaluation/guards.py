@@ -12,9 +12,9 @@ from peft import PeftModel
 from torch import Tensor
 
 from alter_peft.entropy import chunked_tsallis_entropy
+from alter_peft.tuner.base_pass import base_model
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder import LanguageModelHead
-from alter_peft.tuner.gating import base_model
 from alter_peft.tuner.layer import AlterLayer
 
 from .answers import encode_pair, labelled_batches, score_answers, scored_decoder

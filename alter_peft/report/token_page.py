@@ -16,9 +16,10 @@ from transformers import PreTrainedTokenizerBase
 from alter_peft.entropy import max_tsallis_entropy
 from alter_peft.evaluation.answers import Pair, encode_texts, scored_decoder, spread
 from alter_peft.evaluation.guards import base_entropies
+from alter_peft.tuner.base_pass import base_entropy, evaluating
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder import LanguageModelHead
-from alter_peft.tuner.gating import GatingContext, base_entropy, evaluating
+from alter_peft.tuner.gating import GatingContext
 from alter_peft.tuner.layer import AlterLayer
 
 from .drawing import COLOURS
