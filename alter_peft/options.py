@@ -3,14 +3,34 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import textwrap
 import types
 from argparse import ArgumentError
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
+
+
+Class = TypeVar("Class", bound=type)
+
+
+def arguments_doc(cls: Class) -> Class:
+    """The dataclass, with `Args:` in its docstring: type, default and help text of the fields that it declares."""
+    own, lines = inspect.get_annotations(cls), [inspect.cleandoc(cls.__doc__ or ""), "\nArgs:"]
+    for field in fields(cls):
+        if field.name in own:
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            optional = "" if default is MISSING else ", *optional*"
+            says = "" if default in (MISSING, None) else f", defaults to `{default!r}`"
+            lines.append(f"    {field.name} (`{own[field.name]}`{optional}{says}):")
+            text = textwrap.fill(field.metadata["help"], 111, break_on_hyphens=False)
+            lines.append(textwrap.indent(text, " " * 8))
+    cls.__doc__ = "\n".join(lines)
+    return cls
 
 
 def json_object(name: str, text: str) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from .losses.scores import TokenScores, score_tokens
+from .tuner.base_pass import base_model, evaluating, original_modules
 from .tuner.decoder import Decoder, LanguageModelHead, check_head, find_decoder, last_hidden_states
-from .tuner.gating import GatingContext, base_model, evaluating, original_modules
+from .tuner.gating import GatingContext
 from .tuner.layer import AlterLayer
 
 

@@ -25,7 +25,7 @@ from alter_peft.evaluation import Pair, encode_pair, read_tofu
 from alter_peft.evaluation.answers import labelled_row
 from alter_peft.scoring import pad_rows
 from alter_peft.subdomains import discover_subdomains
-from alter_peft.tuner.router import moving_average
+from alter_peft.tuner.moving_average import moving_average
 
 
 LAYER, HALF_LIFE = 12, 8.0

@@ -56,7 +56,7 @@ from transformers import (
 from alter_peft import AlterConfig
 from alter_peft.tuner.export import export_to_lora
 from alter_peft.tuner.layer import AlterLinear
-from alter_peft.tuner.router import AlterRouter
+from alter_peft.tuner.token_router import AlterRouter
 
 
 routers = pytest.mark.parametrize("router", ROUTERS, ids=ROUTER_IDS)
@@ -366,7 +366,7 @@ def test_layers_that_peft_knows_as_gptq(monkeypatch):
     def resolve(layer, **kwargs):
         return ForwardOnlyQuantizationBackend("gptq") if isinstance(layer, Packed) else None
 
-    monkeypatch.setattr("alter_peft.tuner.model.resolve_quantization_backend", resolve)
+    monkeypatch.setattr("alter_peft.tuner.targets.resolve_quantization_backend", resolve)
     monkeypatch.setattr("alter_peft.tuner.layer.resolve_quantization_backend", resolve)
     expected = logits(make_llama(VOCAB))
     torch.testing.assert_close(

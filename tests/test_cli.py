@@ -170,7 +170,7 @@ def test_flags_override_yaml(files, tmp_path):
         (["--r", "0"], "`r`"),
         (["--structural_q", "-1"], "`structural_q`"),
         (["--top_k", "0"], "`top_k`"),
-        (["--router", "magic"], "--router"),
+        (["--router", "magic"], "`router` is 'magic', but must be 'context' or"),
         (["--init_weights", "maybe"], "init_weights"),
         (["--rank_pattern", "q_proj=4"], "`rank_pattern`"),
         (["--forget", "nowhere.jsonl"], "`forget`"),

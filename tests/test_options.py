@@ -10,7 +10,7 @@ import pytest
 from trl import SFTConfig
 
 from alter_peft.benchmark.methods import read_options
-from alter_peft.options import parse_values
+from alter_peft.options import arguments_doc, parse_values
 from alter_peft.trainer import AlterUnlearnConfig
 
 
@@ -77,3 +77,31 @@ def test_the_configurations_of_the_trainers_are_read():
         parse_values(AlterUnlearnConfig, {"structural_interval": "often"})
     with pytest.raises(ValueError, match=r"`forget_loss` is 'flat', but must be one of \['level', 'profile'"):
         read_options("alter", {"forget_loss": "flat"})
+
+
+def test_the_docstring_lists_the_help_of_the_fields_that_a_class_declares():
+    @dataclass
+    class Parent:
+        inherited: int = field(default=0, metadata={"help": "Not said again."})
+
+    @arguments_doc
+    @dataclass
+    class Child(Parent):
+        """
+        A summary.
+
+        Raises:
+            ValueError: a value out of its range.
+        """
+
+        rate: float = field(default=0.1, metadata={"help": "How fast."})
+        rows: int | None = field(default=None, metadata={"help": "How many. " + "All by default. " * 8})
+        names: list[str] = field(default_factory=list, metadata={"help": "Which."})
+
+    assert Child.__doc__ is not None
+    lines = Child.__doc__.splitlines()
+    assert lines[:5] == ["A summary.", "", "Raises:", "    ValueError: a value out of its range.", ""]
+    assert lines[5:8] == ["Args:", "    rate (`float`, *optional*, defaults to `0.1`):", "        How fast."]
+    assert lines[8] == "    rows (`int | None`, *optional*):" and lines[9].startswith("        How many. All by")
+    assert lines[-2:] == ["    names (`list[str]`, *optional*, defaults to `[]`):", "        Which."]
+    assert max(map(len, lines)) <= 119 and Child(rate=0.2).rate == 0.2

@@ -14,7 +14,7 @@ from tiny_models import adapted, add, base_model, config, generate, outputs
 from torch import nn
 
 from alter_peft.tuner.layer import AlterLayer, AlterLinear
-from alter_peft.tuner.router import AlterRouter
+from alter_peft.tuner.token_router import AlterRouter
 
 
 ROUTERS = ["context", "static"]

@@ -31,7 +31,7 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from alter_peft import AlterConfig
 from alter_peft.tuner.layer import AlterLayer
-from alter_peft.tuner.router import AlterRouter
+from alter_peft.tuner.token_router import AlterRouter
 
 
 CASES = [("mlp", "static"), ("bert", "static"), ("t5", "static"), ("llama", "context")]

@@ -16,8 +16,6 @@ from conftest import make_llama
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
-from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_info, threadpool_limits
 from trainer_setup import PEOPLE, adapter_state, forget_rows, make_args, make_trainer, retain_rows
 from transformers import TrainerCallback
 
@@ -26,7 +24,7 @@ from alter_peft.losses import TokenScores
 from alter_peft.subdomains import discover_subdomains
 from alter_peft.trainer.inputs import row_text
 from alter_peft.trainer.isolation import clip_by_source
-from alter_peft.trainer.phase_one import class_weights, fit_router, labelled_rows, observe, sample_positions
+from alter_peft.trainer.phase_one import labelled_rows, observe
 
 
 @pytest.fixture(autouse=True)
@@ -679,47 +677,6 @@ def test_a_static_router_evaluates_batches_of_any_size_after_training(tmp_path, 
     trainer.train()
     ids = torch.arange(4, 10).unsqueeze(0)
     assert torch.isfinite(trainer.model(input_ids=ids).logits).all()
-
-
-def test_sample_of_positions_keeps_small_sub_domains_whole():
-    experts = np.repeat([0, 1, 2], [1000, 10, 500])
-    everything = sample_positions(experts, seed=0, limit=10_000)
-    assert everything.tolist() == list(range(1510))
-    sample = sample_positions(experts, seed=0, limit=400)
-    assert np.bincount(experts[sample]).tolist() == [200, 10, 100] and (np.diff(sample) > 0).all()
-    assert not np.array_equal(sample, sample_positions(experts, seed=1, limit=400))
-
-
-@pytest.mark.parametrize("counts", [[1000, 10, 500], [5, 100, 100, 0, 1], [7, 7]])
-def test_retained_text_has_half_of_the_weight_and_sub_domains_share_the_rest(counts):
-    experts = np.repeat(np.arange(len(counts)), counts)
-    totals = {expert: weight * counts[expert] / len(experts) for expert, weight in class_weights(experts).items()}
-    present = [expert for expert, count in enumerate(counts) if expert and count]
-    assert totals == pytest.approx({0: 0.5, **dict.fromkeys(present, 0.5 / len(present))})
-
-
-def test_many_sub_domains_do_not_draw_retained_text_to_themselves():
-    """Text of no clear kind: with equal weights for all 21 experts, nearly all of it would go to a forget expert."""
-    generator = np.random.default_rng(0)
-    experts = np.repeat(np.arange(21), [400, *[20] * 20])
-    averages = torch.tensor(generator.normal(size=(800, 2)), dtype=torch.float32)
-    weight, bias = fit_router(averages, torch.zeros(800), experts, 21, threshold=1.2)
-    sent = (averages @ weight[:, :2].T + bias).argmax(dim=1)
-    assert (sent[:400] == 0).float().mean() > 0.9
-
-
-def test_the_router_is_the_same_on_any_number_of_cores(monkeypatch):
-    """BLAS adds up in another order with other numbers of threads."""
-    threads, fit = [], LogisticRegression.fit
-
-    def recorded(regression, *args):
-        threads.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
-        return fit(regression, *args)
-
-    monkeypatch.setattr(LogisticRegression, "fit", recorded)
-    with threadpool_limits(2, user_api="blas"):
-        fit_router(torch.randn(8, 2), torch.zeros(8), np.arange(8) % 2, 2, threshold=1.2)
-    assert set(threads) == {1}
 
 
 def test_observed_averages_are_those_of_the_sample(tmp_path, tokenizer):

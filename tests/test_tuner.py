@@ -32,7 +32,7 @@ from transformers import (
 from alter_peft import AlterConfig
 from alter_peft.entropy import tsallis_entropy
 from alter_peft.tuner.layer import AlterLinear
-from alter_peft.tuner.router import AlterRouter
+from alter_peft.tuner.token_router import AlterRouter
 
 
 VOCAB = 120

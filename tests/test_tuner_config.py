@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+from dataclasses import fields
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from alter_peft import AlterConfig
 from alter_peft.entropy import max_tsallis_entropy
 from alter_peft.registration import ALTER
 from alter_peft.tuner.layer import AlterLinear
+from alter_peft.tuner.router import ROUTERS
 
 
 def tiny_t5() -> T5ForConditionalGeneration:
@@ -135,6 +138,14 @@ def test_threshold_above_the_maximum_of_the_vocabulary(llama, q):
     with pytest.raises(ValueError, match=r"`entropy_threshold` is .* cannot exceed .* Lower"):
         get_peft_model(llama, AlterConfig(entropy_q=q, entropy_threshold=highest + 1e-6))
     get_peft_model(llama, AlterConfig(entropy_q=q, entropy_threshold=highest - 1e-3))
+
+
+def test_help_lists_every_field_and_every_router():
+    own, words = inspect.get_annotations(AlterConfig), " ".join(AlterConfig.__doc__.split())
+    for field in fields(AlterConfig):
+        if field.name in own:
+            assert field.name + " (`" in words and field.metadata["help"] in words, field.name
+    assert all(f'"{name}" {router.caption}' in words for name, router in ROUTERS.items())
 
 
 def test_router_layer_out_of_range(llama):

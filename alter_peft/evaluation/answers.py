@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from alter_peft.entropy import log_probabilities, map_row_chunks
 from alter_peft.scoring import Row, ScoredModel
-from alter_peft.tuner.gating import evaluating
+from alter_peft.tuner.base_pass import evaluating
 from alter_peft.tuner.layer import AlterLayer
 
 

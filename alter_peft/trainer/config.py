@@ -8,7 +8,7 @@ import torch
 from trl import SFTConfig
 
 from alter_peft.losses import FORGET_LOSSES, RETAIN_LOSSES, ForgetLoss
-from alter_peft.tuner.config import is_finite_number, is_integer, is_positive
+from alter_peft.tuner.values import is_finite_number, is_integer, is_positive, require
 
 
 def _listed(losses: dict[str, Any]) -> str:
@@ -201,9 +201,3 @@ class AlterUnlearnConfig(UnlearnConfig):
     def term_weights(self) -> dict[str, float]:
         """The weight of each term of the loss, by the field's name."""
         return {**super().term_weights, "structural_weight": self.structural_weight}
-
-
-def require(condition: bool, name: str, value: object, fix: str) -> None:
-    """Raise a `ValueError` that names the field, its value and the fix unless the condition holds."""
-    if not condition:
-        raise ValueError(f"`{name}` is {value!r}, but must be {fix}.")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from alter_peft.data import PairCollator
 from alter_peft.losses import kl_to_base_loss
 from alter_peft.scoring import ScoredModel
-from alter_peft.tuner.gating import evaluating
+from alter_peft.tuner.base_pass import evaluating
 from alter_peft.tuner.layer import AlterLayer
 
 

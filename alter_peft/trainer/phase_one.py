@@ -15,26 +15,20 @@ import numpy as np
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from alter_peft.entropy import entropy_quantile
 from alter_peft.scoring import Row, ScoredModel, pad_rows
+from alter_peft.tuner.base_pass import observe_base
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder import check_head
-from alter_peft.tuner.gating import observe_base
 from alter_peft.tuner.layer import AlterLayer
-from alter_peft.tuner.router import AlterRouter
+from alter_peft.tuner.router import ROUTERS
+from alter_peft.tuner.router_fit import fit_router, sample_positions
+from alter_peft.tuner.token_router import AlterRouter
 
 from .distributed import zero3_gathered
-
-
-# Positions that the router is fitted on at most, half of them of retain rows and as many of each sub-domain
-MAX_ROUTER_POSITIONS = 80_000
-# Positions on which the router that an adapter brings is compared with the one fitted on the data
-PROBE_POSITIONS = 512
 
 
 class Observations(NamedTuple):
@@ -53,25 +47,6 @@ class Observations(NamedTuple):
     def rows(self) -> list[list[float]]:
         """S_q as one list a row."""
         return [part.tolist() for part in self.entropy.split(self.lengths.tolist())]
-
-
-def sample_positions(experts: np.ndarray, seed: int, limit: int = MAX_ROUTER_POSITIONS) -> np.ndarray:
-    """
-    Ascending indices of the positions that the router is fitted on: all of them, or where they are too many a uniform
-    sample of each expert's, so that a small sub-domain beside a large retain set loses none.
-
-    Args:
-        experts: the expert of each position, 0 for retain, (total tokens,).
-        seed: of the sample.
-        limit: positions at most, half of them for retain.
-    """
-    generator = np.random.default_rng(seed)
-    forget = max(1, len(np.unique(experts[experts > 0])))
-    picked = []
-    for expert in np.unique(experts):
-        share = limit // 2 if expert == 0 else limit // 2 // forget
-        picked.append(generator.permutation(np.flatnonzero(experts == expert))[:share])
-    return np.sort(np.concatenate(picked))
 
 
 def observe(
@@ -103,56 +78,6 @@ def observe(
                 average = contexts[adapter_name].average()
                 averages[row] = average[i, torch.as_tensor(kept[row], device=average.device)].cpu()
     return Observations(torch.cat(entropies), torch.tensor(lengths), torch.cat(averages))
-
-
-def class_weights(experts: np.ndarray) -> dict[int, float]:
-    """
-    Weight of each position by its expert: half of the total for retain, the other half shared by the sub-domains.
-
-    Args:
-        experts: the expert of each position, 0 for retain, (n,); at least one of retain and one of a sub-domain.
-    """
-    present, counts = np.unique(experts, return_counts=True)
-    forget = len(present) - 1
-    shares = (0.5 if expert == 0 else 0.5 / forget for expert in present)
-    return {
-        int(expert): share * len(experts) / count for expert, share, count in zip(present, shares, counts, strict=True)
-    }
-
-
-def fit_router(
-    averages: Tensor, entropy: Tensor, experts: np.ndarray, num_outputs: int, threshold: float
-) -> tuple[Tensor, Tensor]:
-    """
-    Weights (1+N, k+1) and bias (1+N,) of the context router: multinomial logistic regression of each position's
-    expert on [c_t ; S_t - threshold].
-
-    Every position counts twice, once with its S and once without (as one at the threshold), so that the router needs
-    no S where there is none. Retained text has half of the weight and the sub-domains share the other half: with equal
-    weights for all experts, many sub-domains would draw retained text to themselves (`docs/log.md`).
-
-    Args:
-        averages: c_t of the sampled positions, (n, k).
-        entropy: S_q there, (n,).
-        experts: 0 for a position in a retain row, d for one in sub-domain d, (n,).
-        num_outputs: 1 + N.
-        threshold: of the entropy.
-    """
-    surprise = (entropy.numpy() - threshold)[:, None]
-    known = np.concatenate([averages.numpy(), surprise], axis=1)
-    unknown = np.concatenate([averages.numpy(), np.zeros_like(surprise)], axis=1)
-    regression = LogisticRegression(C=100.0, class_weight=class_weights(experts), max_iter=1000)
-    with threadpool_limits(1, user_api="blas"):  # more are no faster on such narrow matrices, and end elsewhere
-        regression.fit(np.concatenate([known, unknown]), np.tile(experts, 2))
-    weight = torch.zeros(num_outputs, known.shape[1])
-    bias = torch.full((num_outputs,), -1e4)  # an expert without rows is never chosen
-    coefficients, intercepts = regression.coef_, regression.intercept_
-    if len(regression.classes_) == 2:  # scikit-learn keeps one row for two classes
-        coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])
-        intercepts = np.concatenate([np.zeros_like(intercepts), intercepts])
-    weight[regression.classes_] = torch.as_tensor(coefficients, dtype=torch.float32)
-    bias[regression.classes_] = torch.as_tensor(intercepts, dtype=torch.float32)
-    return weight, bias
 
 
 def measure_threshold(observations: Observations, labels: Sequence[Sequence[int]], quantile: float) -> float:
@@ -259,17 +184,10 @@ class PhaseOne:
         found["log_probability"] = torch.cat(of_forget_rows)
         found["labelled"] = torch.tensor([len(row) for row in of_forget_rows])
         found["threshold"] = torch.tensor(threshold, dtype=torch.float64)
-        if self.config.router == "context":
+        if self.config.is_gated:
             outputs = 1 + (self.config.num_forget_experts or 1)
-            found["weight"], found["bias"] = fit_router(
-                seen.averages, seen.entropy[sample], experts[sample], outputs, threshold
-            )
-            probe = np.linspace(0, len(sample) - 1, min(len(sample), PROBE_POSITIONS)).astype(int)
-            found["probe"] = nn.functional.pad(seen.averages[probe], (0, 1))  # as at the threshold
-        elif self.config.router == "entropy":
-            outputs = 1 + (self.config.num_forget_experts or 1)
-            found["weight"] = _fit_entropy_router(seen.entropy[sample], experts[sample], outputs)
-            found["probe"] = seen.entropy[sample][:PROBE_POSITIONS].unsqueeze(1)
+            of_sample = seen.averages, seen.entropy[sample], experts[sample]
+            found |= fit_router(ROUTERS[self.config.router], *of_sample, outputs, threshold)
         return found
 
     def _cache_path(self, forget: Dataset, retain: Dataset, seed: int) -> Path:
@@ -288,20 +206,6 @@ class PhaseOne:
         base: Any = self.scored.decoder
         digest.update(base.config.to_json_string().encode())
         return Path(datasets.config.HF_DATASETS_CACHE) / "alter_peft" / f"{digest.hexdigest()}.safetensors"
-
-
-def _fit_entropy_router(entropy: Tensor, experts: np.ndarray, num_outputs: int) -> Tensor:
-    """Eq. 7's W_g on S_q alone, (1+N, 1): it cannot tell sub-domains apart (design), and is here for the ablation."""
-    weights = class_weights(experts)
-    regression = LogisticRegression(C=100.0, class_weight=weights, fit_intercept=False, max_iter=1000)
-    with threadpool_limits(1, user_api="blas"):
-        regression.fit(entropy.numpy()[:, None], experts)
-    coefficients = regression.coef_
-    if len(regression.classes_) == 2:
-        coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])
-    weight = torch.zeros(num_outputs, 1)
-    weight[regression.classes_] = torch.as_tensor(coefficients, dtype=torch.float32)
-    return weight
 
 
 def _base_bytes(model: nn.Module) -> Iterator[Any]:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from alter_peft.entropy import chunked_tsallis_entropy
 from alter_peft.losses import structural_invariance
 from alter_peft.scoring import ScoredModel
-from alter_peft.tuner.gating import evaluating
-from alter_peft.tuner.layer import SharedProjection
+from alter_peft.tuner.base_pass import evaluating
+from alter_peft.tuner.expert_bank import SharedProjection
 
 from .config import AlterUnlearnConfig
 from .distributed import gathers_layers, is_sharded, local_shard, shard_like, zero3_gathered

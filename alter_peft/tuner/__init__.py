@@ -4,7 +4,7 @@ from alter_peft.registration import register
 from .config import AlterConfig
 from .layer import AlterLayer, AlterLinear
 from .model import AlterModel
-from .router import AlterRouter
+from .token_router import AlterRouter
 
 
 __all__ = ["AlterConfig", "AlterLayer", "AlterLinear", "AlterModel", "AlterRouter"]

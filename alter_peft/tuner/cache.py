@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, StaticLayer
 
-from .router import Context
+from .moving_average import Context
 
 
 KEPT = 256  # positions of a moving average that outlive a pass

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -9,12 +8,16 @@ from typing import Any, Literal
 from peft.config import PeftConfig
 
 from alter_peft.entropy import max_tsallis_entropy
+from alter_peft.options import arguments_doc
 from alter_peft.registration import ALTER
 from alter_peft.version import __version__
 
 from .files import FORMAT_VERSION, check_format_version, explain_loading, refuse_pickle_on_load, refuse_pickle_on_save
+from .router import ROUTERS
+from .values import is_finite_number, is_index, is_integer, is_positive, require
 
 
+@arguments_doc
 @dataclass
 class AlterConfig(PeftConfig):
     """
@@ -23,162 +26,173 @@ class AlterConfig(PeftConfig):
     What concerns optimisation is in [`AlterUnlearnConfig`]; no field is in both. The method is described in
     https://huggingface.co/papers/2603.01792; `docs/paper.md` says where and why this implementation departs from it.
 
-    Args:
-        r (`int`, *optional*, defaults to `8`):
-            Rank of the shared matrix A (r x k) and of every expert B (d x r).
-        lora_alpha (`int`, *optional*, defaults to `16`):
-            Scale of the update: `s = lora_alpha / r` (Eq. 2), or `lora_alpha / sqrt(r)` with `use_rslora`.
-        lora_dropout (`float`, *optional*, defaults to `0.0`):
-            Dropout probability on the input of A, in training.
-        use_rslora (`bool`, *optional*, defaults to `False`):
-            Rank-stabilised scale, https://huggingface.co/papers/2312.03732.
-        target_modules (`list[str]` or `str`, *optional*):
-            Names of the linear layers to adapt, a regular expression, or `"all-linear"`, which is also the default
-            for every architecture that LoRA has a default for. A gated router adapts the decoder layers from
-            `router_layer` up and leaves the others alone.
-        exclude_modules (`list[str]` or `str`, *optional*):
-            Names (or a regular expression) of modules that are not adapted.
-        layers_to_transform (`list[int]` or `int`, *optional*):
-            Indices of the layers to adapt; with a gated router, none below `router_layer` (its default: all from
-            `router_layer` up).
-        layers_pattern (`list[str]` or `str`, *optional*):
-            Name of the list of layers, if it isn't found by itself; used with `layers_to_transform`.
-        rank_pattern (`dict`, *optional*):
-            Other ranks for some layers: name or regular expression -> rank.
-        alpha_pattern (`dict`, *optional*):
-            Other `lora_alpha` for some layers: name or regular expression -> alpha.
-        modules_to_save (`list[str]`, *optional*):
-            Modules that are trained and saved whole beside the adapter.
-        trainable_token_indices (`list[int]` or `dict[str, list[int]]`, *optional*):
-            Tokens whose embeddings are trained and saved beside the adapter: indices into the input embedding, or
-            name of an embedding layer -> indices.
-        ensure_weight_tying (`bool`, *optional*, defaults to `False`):
-            Whether `modules_to_save` and `trainable_token_indices` keep tied embeddings tied. Embeddings themselves
-            are no `target_modules` of ALTER.
-        bias (`str`, *optional*, defaults to `"none"`):
-            Biases that are trained: `"none"`, `"all"` or `"alter_only"`.
-        fan_in_fan_out (`bool`, *optional*, defaults to `False`):
-            Whether the target stores its weight as (in, out); set by itself for transformers' `Conv1D`.
-        num_forget_experts (`int`, *optional*):
-            N, the number of forget experts B_f^1..B_f^N, one for each sub-domain. Defaults to the number of `domains`;
-            without them the trainer takes the number of sub-domains that it finds, and a plain `get_peft_model` 1.
-        entropy_q (`float`, *optional*, defaults to `1.5`):
-            Order q > 0 of the Tsallis entropy S_q (Eq. 5); 1 is Shannon (Eq. 3), in nats.
-        entropy_threshold (`float`, *optional*, defaults to `1.2`):
-            Tokens with S_q above it are high-entropy tokens. Must be below the maximum of S_q for the
-            vocabulary, `(1 - V^(1-q)) / (q - 1)`.
-        entropy_quantile (`float`, *optional*):
-            Instead of a fixed threshold: the share of answer tokens that count as low-entropy. The trainer measures
-            the threshold on its data, in phase I, and stores it in `entropy_threshold`.
-        temperature_high (`float`, *optional*, defaults to `0.8`):
-            Router temperature for high-entropy tokens (Eq. 7).
-        temperature_low (`float`, *optional*, defaults to `0.01`):
-            Router temperature for the other tokens: nearly the single best expert.
-        top_k (`int`, *optional*, defaults to `3`):
-            Forget experts that a high-entropy token keeps, beside the retain expert; the gates are renormalised.
-        router (`str`, *optional*, defaults to `"context"`):
-            `"context"` gates each token by the moving average of the residual stream and its entropy; `"entropy"` is
-            Eq. 7 as printed, S_q alone, for ablations; `"static"` uses fixed `expert_weights` (AsymLoRA, Eqs. 2 and 6)
-            and works on any model with linear layers.
-        router_layer (`int`, *optional*):
-            l0, the decoder layer whose input the router reads. Defaults to `round(0.4 * number of layers)`. The layers
-            below are not adapted.
-        router_half_life (`float`, *optional*, defaults to `8.0`):
-            Half-life of the router's moving average, in tokens.
-        inference_entropy (`str`, *optional*):
-            Where S_q comes from outside training. `"none"` (default with the context router): nowhere, every token is
-            gated at `temperature_low` by its context alone, at no cost. `"base"` (reference mode; default, and the
-            only choice, with `router="entropy"`): from a second pass of the base model with a cache of its own.
-        expert_weights (`list[float]`, *optional*):
-            omega_1..omega_N of the static router (Eq. 6); all 1 by default.
-        domains (`list[str]`, *optional*):
-            Names of the sub-domains, in the order of the forget experts.
-        expert_scales (`dict[str, float]`, *optional*):
-            What the forget experts of some domains are multiplied by after the gates: 0 switches one off, the others
-            count 1. Set it on a model by `set_expert_scale`.
-        init_weights (`bool` or `str`, *optional*, defaults to `True`):
-            `True`: every B starts at zero, so that a fresh adapter is the base model bit for bit. `False`: random,
-            for tests. `"cluster"`: as `True`, and the trainer starts each forget expert from the centre of its
-            sub-domain.
-        format_version (`int`, *optional*, defaults to `1`):
-            Version of the saved format, written and checked by itself. Every version up to the present one can be
-            read; a file without it counts as version 1.
-        alter_peft_version (`str`, *optional*):
-            The alter-peft version that made the adapter, filled in by itself, as `peft_version` is.
-
     Raises:
         `ValueError`: a value out of its range; the message names the field, the value and the fix.
     """
 
-    r: int = field(default=8, metadata={"help": "Rank of A and of every expert B."})
-    lora_alpha: int = field(default=16, metadata={"help": "Scale of the update is lora_alpha / r."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout probability on the input of A."})
-    use_rslora: bool = field(default=False, metadata={"help": "Scale by lora_alpha / sqrt(r) instead."})
-    target_modules: list[str] | str | None = field(
-        default=None, metadata={"help": "Layers to adapt: names, a regular expression or 'all-linear' (the default)."}
+    r: int = field(default=8, metadata={"help": "Rank of the shared matrix A (r x k) and of every expert B (d x r)."})
+    lora_alpha: int = field(
+        default=16,
+        metadata={
+            "help": "Scale of the update: `s = lora_alpha / r` (Eq. 2), or `lora_alpha / sqrt(r)` with `use_rslora`."
+        },
     )
-    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Layers that are not adapted."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout probability on the input of A, in training."})
+    use_rslora: bool = field(
+        default=False,
+        metadata={
+            "help": "Scale by `lora_alpha / sqrt(r)` instead: rank-stabilised, "
+            "https://huggingface.co/papers/2312.03732."
+        },
+    )
+    target_modules: list[str] | str | None = field(
+        default=None,
+        metadata={
+            "help": 'Names of the linear layers to adapt, a regular expression, or `"all-linear"`, which is also '
+            "the default for every architecture that LoRA has a default for. A gated router adapts the decoder "
+            "layers from `router_layer` up and leaves the others alone."
+        },
+    )
+    exclude_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Names (or a regular expression) of modules that are not adapted."}
+    )
     layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "Indices of the layers to adapt (default: from router_layer up)."}
+        default=None,
+        metadata={
+            "help": "Indices of the layers to adapt; with a gated router, none below `router_layer` (its default: "
+            "all from `router_layer` up)."
+        },
     )
     layers_pattern: list[str] | str | None = field(
-        default=None, metadata={"help": "Name of the list of layers; used with layers_to_transform."}
+        default=None,
+        metadata={"help": "Name of the list of layers, if it isn't found by itself; used with `layers_to_transform`."},
     )
     rank_pattern: dict[str, int] = field(
-        default_factory=dict, metadata={"help": "Other ranks for some layers, name or regular expression -> rank."}
+        default_factory=dict, metadata={"help": "Other ranks for some layers: name or regular expression -> rank."}
     )
     alpha_pattern: dict[str, int] = field(
-        default_factory=dict, metadata={"help": "Other lora_alpha for some layers, name or regex -> alpha."}
+        default_factory=dict,
+        metadata={"help": "Other `lora_alpha` for some layers: name or regular expression -> alpha."},
     )
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Modules that are trained and saved whole beside the adapter."}
     )
     trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
-        default=None, metadata={"help": "Tokens whose embeddings are trained and saved beside the adapter."}
+        default=None,
+        metadata={
+            "help": "Tokens whose embeddings are trained and saved beside the adapter: indices into the input "
+            "embedding, or name of an embedding layer -> indices."
+        },
     )
     ensure_weight_tying: bool = field(
-        default=False, metadata={"help": "Whether modules that are saved whole stay tied to the embeddings."}
+        default=False,
+        metadata={
+            "help": "Whether `modules_to_save` and `trainable_token_indices` keep tied embeddings tied. Embeddings "
+            "themselves are no `target_modules` of ALTER."
+        },
     )
-    bias: Literal["none", "all", "alter_only"] = field(default="none", metadata={"help": "Biases that are trained."})
-    fan_in_fan_out: bool = field(default=False, metadata={"help": "The target stores its weight as (in, out)."})
+    bias: Literal["none", "all", "alter_only"] = field(
+        default="none", metadata={"help": 'Biases that are trained: `"none"`, `"all"` or `"alter_only"`.'}
+    )
+    fan_in_fan_out: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether the target stores its weight as (in, out); set by itself for transformers' `Conv1D`."
+        },
+    )
     num_forget_experts: int | None = field(
-        default=None, metadata={"help": "N, one forget expert for each sub-domain (default: number of domains)."}
+        default=None,
+        metadata={
+            "help": "N, the number of forget experts B_f^1..B_f^N, one for each sub-domain. Defaults to the number "
+            "of `domains`; without them the trainer takes the number of sub-domains that it finds, and a plain "
+            "`get_peft_model` 1."
+        },
     )
-    entropy_q: float = field(default=1.5, metadata={"help": "Order q of the Tsallis entropy S_q."})
+    entropy_q: float = field(
+        default=1.5,
+        metadata={"help": "Order q > 0 of the Tsallis entropy S_q (Eq. 5); 1 is Shannon (Eq. 3), in nats."},
+    )
     entropy_threshold: float | None = field(
-        default=None, metadata={"help": "Tokens with S_q above it are high-entropy tokens (default 1.2)."}
+        default=None,
+        metadata={
+            "help": "Tokens with S_q above it are high-entropy tokens; 1.2 by default. Must be below the maximum of "
+            "S_q for the vocabulary, `(1 - V^(1-q)) / (q - 1)`."
+        },
     )
     entropy_quantile: float | None = field(
-        default=None, metadata={"help": "Instead of a threshold: share of answer tokens that are low-entropy."}
+        default=None,
+        metadata={
+            "help": "Instead of a fixed threshold: the share of answer tokens that count as low-entropy. The "
+            "trainer measures the threshold on its data, in phase I, and stores it in `entropy_threshold`."
+        },
     )
-    temperature_high: float = field(default=0.8, metadata={"help": "Router temperature of high-entropy tokens."})
-    temperature_low: float = field(default=0.01, metadata={"help": "Router temperature of the other tokens."})
-    top_k: int = field(default=3, metadata={"help": "Forget experts that a high-entropy token keeps."})
-    router: Literal["context", "entropy", "static"] = field(
-        default="context", metadata={"help": "What the gates depend on: context, entropy or static weights."}
+    temperature_high: float = field(
+        default=0.8, metadata={"help": "Router temperature for high-entropy tokens (Eq. 7)."}
+    )
+    temperature_low: float = field(
+        default=0.01, metadata={"help": "Router temperature for the other tokens: nearly the single best expert."}
+    )
+    top_k: int = field(
+        default=3,
+        metadata={
+            "help": "Forget experts that a high-entropy token keeps, beside the retain expert; the gates are "
+            "renormalised."
+        },
+    )
+    router: str = field(
+        default="context",
+        metadata={"help": "; ".join(f'"{name}" {router.caption}' for name, router in ROUTERS.items()) + "."},
     )
     router_layer: int | None = field(
-        default=None, metadata={"help": "Decoder layer whose input the router reads (default 0.4 of the depth)."}
+        default=None,
+        metadata={
+            "help": "l0, the decoder layer whose input the router reads. Defaults to `round(0.4 * number of "
+            "layers)`. The layers below are not adapted."
+        },
     )
     router_half_life: float = field(
         default=8.0, metadata={"help": "Half-life of the router's moving average, in tokens."}
     )
     inference_entropy: Literal["none", "base"] | None = field(
-        default=None, metadata={"help": "Where S_q comes from at inference: 'none' (fast) or 'base' (reference)."}
+        default=None,
+        metadata={
+            "help": 'Where S_q comes from outside training. `"none"` (default with the context router): nowhere, '
+            'every token is gated at `temperature_low` by its context alone, at no cost. `"base"` (reference mode; '
+            'default, and the only choice, with `router="entropy"`): from a second pass of the base model with a '
+            "cache of its own."
+        },
     )
     expert_weights: list[float] | None = field(
-        default=None, metadata={"help": "omega_1..omega_N of the static router (default: all 1)."}
+        default=None, metadata={"help": "omega_1..omega_N of the static router (Eq. 6); all 1 by default."}
     )
-    domains: list[str] | None = field(default=None, metadata={"help": "Names of the sub-domains, in expert order."})
+    domains: list[str] | None = field(
+        default=None, metadata={"help": "Names of the sub-domains, in the order of the forget experts."}
+    )
     expert_scales: dict[str, float] | None = field(
-        default=None, metadata={"help": "Domain -> factor of its forget expert: 0 is off (default: all 1)."}
+        default=None,
+        metadata={
+            "help": "What the forget experts of some domains are multiplied by after the gates: 0 switches one off, "
+            "the others count 1 (the default). Set it on a model by `set_expert_scale`."
+        },
     )
     init_weights: bool | Literal["cluster"] = field(
-        default=True, metadata={"help": "True: start as the base model; False: random; 'cluster': from the domains."}
+        default=True,
+        metadata={
+            "help": "`True`: every B starts at zero, so that a fresh adapter is the base model bit for bit. "
+            '`False`: random, for tests. `"cluster"`: as `True`, and the trainer starts each forget expert from the '
+            "centre of its sub-domain."
+        },
     )
-    format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the saved format."})
+    format_version: int = field(
+        default=FORMAT_VERSION,
+        metadata={
+            "help": "Version of the saved format, written and checked by itself. Every version up to the present "
+            "one can be read; a file without it counts as version 1."
+        },
+    )
     alter_peft_version: str | None = field(
-        default=None, metadata={"help": "alter-peft version, leave empty to auto-fill."}
+        default=None,
+        metadata={"help": "The alter-peft version that made the adapter, filled in by itself, as `peft_version` is."},
     )
 
     def __post_init__(self) -> None:
@@ -195,8 +209,10 @@ class AlterConfig(PeftConfig):
             self.modules_to_tie: set[str] | None = None  # as LoraConfig: where PEFT keeps what it finds to tie
         if self.entropy_threshold is None and self.entropy_quantile is None:
             self.entropy_threshold = 1.2
+        known = isinstance(self.router, str) and self.router in ROUTERS
+        require(known, "router", self.router, " or ".join(map(repr, ROUTERS)))
         if self.inference_entropy is None:
-            self.inference_entropy = "base" if self.router == "entropy" else "none"
+            self.inference_entropy = ROUTERS[self.router].entropy_sources[0]
         if self.num_forget_experts is None:
             if self.domains is not None:
                 self.num_forget_experts = len(self.domains)
@@ -227,7 +243,7 @@ class AlterConfig(PeftConfig):
     @property
     def is_gated(self) -> bool:
         """Whether the gates depend on the token (context and entropy routers)."""
-        return self.router != "static"
+        return ROUTERS[self.router].is_gated
 
     @property
     def expert_names(self) -> list[str]:
@@ -251,106 +267,73 @@ class AlterConfig(PeftConfig):
             )
 
     def _check_ranges(self) -> None:
-        _require(is_integer(self.r) and self.r > 0, "r", self.r, "a positive integer")
-        _require(is_positive(self.lora_alpha), "lora_alpha", self.lora_alpha, "a positive number")
+        require(is_integer(self.r) and self.r > 0, "r", self.r, "a positive integer")
+        require(is_positive(self.lora_alpha), "lora_alpha", self.lora_alpha, "a positive number")
         dropout = self.lora_dropout
-        _require(is_finite_number(dropout) and 0 <= dropout < 1, "lora_dropout", dropout, "at least 0 and below 1")
+        require(is_finite_number(dropout) and 0 <= dropout < 1, "lora_dropout", dropout, "at least 0 and below 1")
         for name in ("rank_pattern", "alpha_pattern"):
             pattern = getattr(self, name)
             names = isinstance(pattern, dict) and all(isinstance(key, str) for key in pattern)
-            _require(names, name, pattern, "a dict, name or regular expression of layers -> number")
+            require(names, name, pattern, "a dict, name or regular expression of layers -> number")
         for name, rank in self.rank_pattern.items():
-            _require(is_integer(rank) and rank > 0, f"rank_pattern[{name!r}]", rank, "a positive integer")
+            require(is_integer(rank) and rank > 0, f"rank_pattern[{name!r}]", rank, "a positive integer")
         for name, alpha in self.alpha_pattern.items():
-            _require(is_positive(alpha), f"alpha_pattern[{name!r}]", alpha, "a positive number")
-        _require(self.bias in ("none", "all", "alter_only"), "bias", self.bias, "'none', 'all' or 'alter_only'")
+            require(is_positive(alpha), f"alpha_pattern[{name!r}]", alpha, "a positive number")
+        require(self.bias in ("none", "all", "alter_only"), "bias", self.bias, "'none', 'all' or 'alter_only'")
         q = self.entropy_q
-        _require(is_positive(q), "entropy_q", q, "above 0 and finite (1 is Shannon's entropy)")
+        require(is_positive(q), "entropy_q", q, "above 0 and finite (1 is Shannon's entropy)")
         threshold, quantile = self.entropy_threshold, self.entropy_quantile
         at_least_0 = threshold is None or (is_finite_number(threshold) and threshold >= 0)
-        _require(at_least_0, "entropy_threshold", threshold, "at least 0")
+        require(at_least_0, "entropy_threshold", threshold, "at least 0")
         between = quantile is None or (is_finite_number(quantile) and 0 < quantile < 1)
-        _require(between, "entropy_quantile", quantile, "between 0 and 1, exclusive")
+        require(between, "entropy_quantile", quantile, "between 0 and 1, exclusive")
         for name in ("temperature_high", "temperature_low"):
-            _require(is_positive(getattr(self, name)), name, getattr(self, name), "above 0 and finite")
-        _require(is_integer(self.top_k) and self.top_k > 0, "top_k", self.top_k, "a positive integer")
+            require(is_positive(getattr(self, name)), name, getattr(self, name), "above 0 and finite")
+        require(is_integer(self.top_k) and self.top_k > 0, "top_k", self.top_k, "a positive integer")
         half_life = self.router_half_life
-        _require(is_positive(half_life), "router_half_life", half_life, "above 0 and finite, in tokens")
+        require(is_positive(half_life), "router_half_life", half_life, "above 0 and finite, in tokens")
         weights = self.init_weights
-        _require(
-            isinstance(weights, bool) or weights == "cluster", "init_weights", weights, "True, False or 'cluster'"
-        )
+        require(isinstance(weights, bool) or weights == "cluster", "init_weights", weights, "True, False or 'cluster'")
         for name in ("use_rslora", "fan_in_fan_out", "ensure_weight_tying"):
-            _require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
+            require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
 
     def _check_experts(self) -> None:
         n = self.num_forget_experts
-        _require(n is None or (is_integer(n) and n > 0), "num_forget_experts", n, "a positive integer")
-        routers = ("context", "entropy", "static")
-        _require(self.router in routers, "router", self.router, "'context', 'entropy' or 'static'")
-        source = self.inference_entropy
-        _require(source in ("none", "base"), "inference_entropy", source, "'none' or 'base'")
-        if self.router == "entropy":
-            _require(source == "base", "inference_entropy", source, "'base' when `router` is 'entropy'")
-        if self.router == "static":
-            _require(
-                source == "none", "inference_entropy", source, "unset when `router` is 'static', which takes none"
-            )
+        require(n is None or (is_integer(n) and n > 0), "num_forget_experts", n, "a positive integer")
+        source, sources = self.inference_entropy, ROUTERS[self.router].entropy_sources
+        fix = f"{' or '.join(map(repr, sources))} when `router` is {self.router!r}"
+        require(source in sources, "inference_entropy", source, fix)
         if self.domains is not None:
             domains = self.domains
             texts = isinstance(domains, list) and all(isinstance(name, str) for name in domains)
-            _require(texts, "domains", domains, "a list of names")
-            _require(len(set(domains)) == len(domains), "domains", domains, "a list without duplicates")
-            _require(len(domains) == n, "domains", domains, f"a list of `num_forget_experts`={n} names")
+            require(texts, "domains", domains, "a list of names")
+            require(len(set(domains)) == len(domains), "domains", domains, "a list without duplicates")
+            require(len(domains) == n, "domains", domains, f"a list of `num_forget_experts`={n} names")
         if self.expert_weights is not None:
             weights = self.expert_weights
             numbers = isinstance(weights, (list, tuple)) and all(map(is_finite_number, weights))
-            _require(numbers, "expert_weights", weights, "a list of finite numbers")
-            _require(self.router == "static", "expert_weights", weights, "unset unless `router` is 'static'")
-            _require(len(weights) == n, "expert_weights", weights, f"a list of `num_forget_experts`={n} numbers")
+            require(numbers, "expert_weights", weights, "a list of finite numbers")
+            require(not self.is_gated, "expert_weights", weights, "unset unless `router` is 'static'")
+            require(len(weights) == n, "expert_weights", weights, f"a list of `num_forget_experts`={n} numbers")
         if self.expert_scales is not None:
             scales, names = self.expert_scales, self.expert_names
             known = isinstance(scales, dict) and set(scales) <= set(names)
-            _require(known, "expert_scales", scales, f"a dict of numbers by domain, out of {names}")
+            require(known, "expert_scales", scales, f"a dict of numbers by domain, out of {names}")
             for name, scale in scales.items():
-                _require(is_finite_number(scale), f"expert_scales[{name!r}]", scale, "a finite number: 1 on, 0 off")
+                require(is_finite_number(scale), f"expert_scales[{name!r}]", scale, "a finite number: 1 on, 0 off")
 
     def _check_layers(self) -> None:
         pattern, layers = self.layers_pattern, self.layers_to_transform
         listed = list(layers) if isinstance(layers, (list, tuple, range)) else [layers]
-        indices = layers is None or (bool(listed) and all(_is_index(index) for index in listed))
-        _require(indices, "layers_to_transform", layers, "the index of a layer, 0 or positive, or a list of indices")
-        _require(
+        indices = layers is None or (bool(listed) and all(is_index(index) for index in listed))
+        require(indices, "layers_to_transform", layers, "the index of a layer, 0 or positive, or a list of indices")
+        require(
             not pattern or layers is not None, "layers_pattern", pattern, "unset unless `layers_to_transform` is set"
         )
         is_regex = isinstance(self.target_modules, str) and self.target_modules.lower() != "all-linear"
         # a gated router keeps to its layers with a regex too, and fills them in
         allowed = not is_regex or layers is None or self.is_gated
-        _require(allowed, "layers_to_transform", layers, "unset if `target_modules` is a regex and `router` 'static'")
+        require(allowed, "layers_to_transform", layers, "unset if `target_modules` is a regex and `router` 'static'")
         layer = self.router_layer
-        _require(layer is None or _is_index(layer), "router_layer", layer, "0 or a positive integer")
-        _require(layer is None or self.is_gated, "router_layer", layer, "unset when `router` is 'static'")
-
-
-def is_integer(value: object) -> bool:
-    """Whether it is an int, and no bool."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_index(value: object) -> bool:
-    return is_integer(value) and value >= 0  # type: ignore[operator]
-
-
-def is_finite_number(value: object) -> bool:
-    """Whether it is an int or a float (no bool), and finite."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def is_positive(value: object) -> bool:
-    """Whether it is a finite number above 0."""
-    return is_finite_number(value) and value > 0  # type: ignore[operator]
-
-
-def _require(condition: bool, name: str, value: object, fix: str) -> None:
-    if not condition:
-        raise ValueError(f"`{name}` is {value!r}, but must be {fix}.")
+        require(layer is None or is_index(layer), "router_layer", layer, "0 or a positive integer")
+        require(layer is None or self.is_gated, "router_layer", layer, "unset when `router` is 'static'")

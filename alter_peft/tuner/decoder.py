@@ -10,10 +10,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from alter_peft.registration import PREFIX
-
-from .config import AlterConfig
-
 
 class Decoder(NamedTuple):
     """The decoder stack of a causal language model, `path` being the name of `layers` in it."""
@@ -128,18 +124,6 @@ def last_hidden_states(model: nn.Module, decoder: nn.Module, input_ids: Tensor, 
     finally:
         handle.remove()
     return tapped[0]
-
-
-def check_targets(state_dict: dict[str, Tensor], config: AlterConfig, decoder: Decoder) -> None:
-    """Raise a `ValueError` if a state dict has adapted layers below the router."""
-    branch = tuple(f"{decoder.path}.{i}." for i in range(config.router_layer or 0, len(decoder.layers)))
-    adapted = {key.partition(f".{PREFIX}")[0] + "." for key in state_dict if f".{PREFIX}" in key}
-    wrong = sorted(name[:-1] for name in adapted if not name.removeprefix("base_model.model.").startswith(branch))
-    if wrong:
-        raise ValueError(
-            f"`state_dict` has an adapter on {wrong[0]!r}, but a gated router adapts the layers from `router_layer`="
-            f"{config.router_layer} up alone. Set `router_layer` to that of the adapter that the state dict is of."
-        )
 
 
 def padding_mask(args: tuple[Any, ...], kwargs: dict[str, Any], masks_are_made: bool) -> Tensor | None:

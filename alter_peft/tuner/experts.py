@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .config import AlterConfig, is_finite_number
+from .config import AlterConfig
 from .gating import GatingContext
 from .layer import AlterLayer
-from .router import AlterRouter
+from .token_router import AlterRouter
+from .values import is_finite_number
 
 
 Scale = float | Sequence[float] | Tensor

@@ -20,8 +20,9 @@ from transformers.pytorch_utils import Conv1D
 
 from alter_peft.registration import PREFIX
 
-from .config import AlterConfig, is_finite_number
+from .config import AlterConfig
 from .layer import NO_FIXED_WEIGHT, AlterLayer
+from .values import is_finite_number
 
 
 def export_to_lora(

@@ -4,24 +4,20 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft.tuners.tuners_utils import _get_in_out_features, check_adapters_to_merge
 from peft.utils import resolve_quantization_backend
 from peft.utils.other import transpose
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .gating import GateState
-from .router import AlterTunerLayer
-
-
-if TYPE_CHECKING:
-    from .config import AlterConfig
-    from .gating import GatingContext
-    from .mixed_batch import RowAdapters
+from .config import AlterConfig
+from .expert_bank import ExpertBank, SharedProjection, check_rows, scale_gates
+from .gating import GateState, GatingContext
+from .mixed_batch import RowAdapters
+from .token_router import AlterTunerLayer
 
 
 # Why a gated adapter isn't merged, and the ways out
@@ -29,99 +25,6 @@ NO_FIXED_WEIGHT = (
     "no merged weight equals it. Keep it as an adapter, train with `AlterConfig(router='static')`, or fold it at "
     "fixed `expert_weights` with `alter_peft.tuner.export.export_to_lora`, which changes what it does."
 )
-
-
-class SharedProjection(nn.Linear):
-    """A of Eq. 2: (r, k), shared by all experts of a layer. `learn=False` lets no gradient reach A."""
-
-    def __init__(self, in_features: int, r: int) -> None:
-        super().__init__(in_features, r, bias=False)
-
-    def forward(self, input: Tensor, learn: bool = True) -> Tensor:
-        return F.linear(input, self.weight if learn else self.weight.detach())
-
-
-class ExpertBank(nn.Module):
-    """B_r and B_f^1..B_f^N of one layer: separate Parameters (d, r), so that an optimiser step on one moves no other.
-
-    The experts are read in this module's own `forward` alone, where ZeRO-3 and FSDP have gathered them.
-    """
-
-    def __init__(self, out_features: int, r: int, num_forget_experts: int) -> None:
-        super().__init__()
-        self.num_forget_experts = num_forget_experts
-        for name in self.names():
-            self.register_parameter(name, nn.Parameter(torch.empty(out_features, r)))
-
-    def names(self) -> list[str]:
-        """Names of the Parameters, the retain expert first, then the forget experts in the order of the domains."""
-        return ["retain", *(f"forget_{d}" for d in range(self.num_forget_experts))]
-
-    def experts(self) -> list[nn.Parameter]:
-        """B_r, B_f^1, ..., B_f^N."""
-        return [self.get_parameter(name) for name in self.names()]
-
-    def forward(self, h: Tensor, gates: Tensor, owner: Tensor | None, learn: bool = True) -> Tensor:
-        """
-        sum_e g_e B_e h (Eq. 9) in one matrix product over all experts.
-
-        Args:
-            h: A x, (..., r).
-            gates: g, (..., 1+N), retain expert first.
-            owner: (B, 1+N), 1 where expert e learns from row b and 0 elsewhere; `None` if all learn from all rows.
-            learn: whether gradients reach the experts at all.
-        """
-        stacked = torch.cat(tuple(self.experts()), dim=1)  # (d, (1+N) r)
-        if not learn:
-            stacked, owner = stacked.detach(), None
-        gated = gates.unsqueeze(-1) * h.unsqueeze(-2)  # (..., 1+N, r)
-        if owner is not None and owner.shape[0] != h.shape[0]:
-            raise ValueError(
-                f"A layer was given an input of shape {tuple(h.shape[:-1])} before its last dimension, in which the "
-                f"{owner.shape[0]} rows of the batch cannot be told apart. Exclude this layer by `exclude_modules`."
-            )
-        if owner is None:
-            return F.linear(gated.flatten(-2), stacked)
-        taught = gated * owner.to(gated.dtype).view(owner.shape[0], *[1] * (gated.dim() - 3), owner.shape[1], 1)
-        both = torch.cat([taught.flatten(-2), (gated - taught).flatten(-2)], dim=-1)  # (..., 2 (1+N) r)
-        return F.linear(both, torch.cat([stacked, stacked.detach()], dim=1))
-
-    def delete(self, d: int) -> None:
-        """Remove B_f^(d+1); the forget experts behind it move up by one."""
-        for later in range(d + 1, self.num_forget_experts):
-            self.register_parameter(f"forget_{later - 1}", self.get_parameter(f"forget_{later}"))
-        self.num_forget_experts -= 1
-        delattr(self, f"forget_{self.num_forget_experts}")
-
-
-def scale_gates(gates: Tensor, saved: tuple[float, ...], temporary: Tensor | None) -> Tensor:
-    """
-    What an expert's share of a token is multiplied by, after the router's choice.
-
-    Args:
-        gates: g, (B, T, 1+N) or (..., 1+N).
-        saved: the scale of every expert, the retain expert first.
-        temporary: scales in their place, (1+N,) or one row for each of the batch, (B, 1+N); `None` without any.
-
-    Raises:
-        ValueError: rows of scales for a batch of another size.
-    """
-    if temporary is None:
-        return gates if set(saved) == {1.0} else gates * gates.new_tensor(saved)
-    scales = temporary.to(gates)
-    if scales.dim() == 2:
-        _check_rows(scales, gates.shape[0])
-        scales = scales.view(len(scales), *[1] * (gates.dim() - 2), -1)
-    return gates * scales
-
-
-def _check_rows(scales: Tensor, batch: int) -> None:
-    if len(scales) != batch:
-        raise ValueError(
-            f"`experts` was given scales for {len(scales)} rows, but the batch has {batch}. Give one number for all "
-            "rows, or one for each; beams and `num_return_sequences` are rows of their own, so repeat each row's "
-            "scale for them (`repeat_interleave(num_beams)`)."
-        )
 
 
 def _refuse_packed(layer: Any) -> None:
@@ -290,7 +193,7 @@ class AlterLinear(nn.Module, AlterLayer):
                     self.context.gates_for(name, x)  # raises if the gates are of another shape
                 temporary = self.context.expert_scales.get(name)
                 if temporary is not None and temporary.dim() == 2:
-                    _check_rows(temporary, x.shape[0])
+                    check_rows(temporary, x.shape[0])
                     temporary = temporary[rows]
                 with self.context.replaying(state.of_rows(rows)):
                     result[rows] += self._delta(name, x[rows], temporary).to(result.dtype)

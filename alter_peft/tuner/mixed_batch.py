@@ -5,16 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import GenerationMixin
 
-
-if TYPE_CHECKING:
-    from .gating import GatingContext
 
 BASE = "__base__"  # PEFT's name for "no adapter"
 
@@ -100,14 +97,12 @@ def copies_of_a_row(model: nn.Module, kwargs: dict[str, Any]) -> int:
 
 
 @contextmanager
-def mixed_batch(model: nn.Module, context: GatingContext, mixed: RowAdapters) -> Iterator[None]:
-    """In the forward passes inside, each row has an adapter of its own."""
+def adapters_of_wrappers(model: nn.Module, mixed: RowAdapters) -> Iterator[None]:
+    """Inside, PEFT's own wrappers (`modules_to_save`, trainable tokens) give each row those of its adapter."""
     wrappers = [module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
     handles = [wrapper.register_forward_pre_hook(_RowHook(mixed), with_kwargs=True) for wrapper in wrappers]
-    context.mixed = mixed
     try:
         yield
     finally:
-        context.mixed = None
         for handle in handles:
             handle.remove()

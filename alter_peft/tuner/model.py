@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,27 +12,29 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
     get_quantization_kwargs,
-    resolve_quantization_backend,
 )
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from alter_peft.registration import PREFIX
 
 from .config import AlterConfig
-from .decoder import Decoder, LanguageModelHead, check_targets, find_decoder
+from .decoder import Decoder, LanguageModelHead, find_decoder
 from .experts import ExpertControl
-from .gating import DecoderHook, GatingContext, RouterHook
+from .gating import GatingContext
+from .hooks import DecoderHook, RouterHook
 from .layer import NO_FIXED_WEIGHT, AlterLayer, AlterLinear
-from .mixed_batch import RowAdapters, check_adapter_names, copies_of_a_row, mixed_batch
-from .router import AlterRouter, AlterTunerLayer
-
-
-# Models whose fused kernels read `out_proj.weight`
-MAMBAS = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
+from .mixed_batch import RowAdapters, adapters_of_wrappers, check_adapter_names, copies_of_a_row
+from .targets import (
+    check_name,
+    check_targets,
+    refuse_split_weights,
+    refuse_unfelt,
+    refuse_unsupported,
+    resolve_layers,
+)
+from .token_router import AlterRouter, AlterTunerLayer
 
 
 class AlterModel(ExpertControl, BaseTuner):
@@ -85,8 +86,8 @@ class AlterModel(ExpertControl, BaseTuner):
         Raises:
             ValueError: the model, the layers or the adapter's name don't suit this adapter.
         """
-        _check_name(adapter_name)
-        _refuse_split_weights(model)
+        check_name(adapter_name)
+        refuse_split_weights(model)
         # what is filled in or changed later is of this adapter alone: the caller's config serves for others too
         config: AlterConfig = copy.deepcopy(self.peft_config[adapter_name])
         self.peft_config[adapter_name] = config
@@ -98,7 +99,7 @@ class AlterModel(ExpertControl, BaseTuner):
         self._decoder: Decoder | None = None
         if config.is_gated:
             self._decoder = find_decoder(model)
-            _resolve_layers(config, self._decoder)
+            resolve_layers(config, self._decoder)
             config.check_threshold(LanguageModelHead(model).vocab_size)
         if state_dict is not None:  # the router has its place already, whatever its keys say
             state_dict = {key: value for key, value in state_dict.items() if ".alter_router." not in key}
@@ -166,30 +167,14 @@ class AlterModel(ExpertControl, BaseTuner):
         if isinstance(target, AlterLayer):
             target.update_layer(adapter_name, config=config, **sizes)
             return
-        self._refuse_unfelt(parent, target_name, current_key)
+        refuse_unfelt(self.model, parent, target_name, current_key)
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         quantization = get_quantization_kwargs(self.model)
-        if not isinstance(base, (nn.Linear, Conv1D)) and not _is_quantized_linear(base, quantization):
-            raise ValueError(
-                f"Target module {current_key!r} is a {type(base).__name__}, which ALTER does not support. Restrict "
-                "`target_modules` to `torch.nn.Linear` (optionally quantised) and "
-                "`transformers.pytorch_utils.Conv1D`; for a quantised layer, install the package that made it."
-            )
+        refuse_unsupported(base, current_key, quantization)
         new_module = AlterLinear(target, adapter_name, self.context, config, **sizes, **quantization)
         if adapter_name not in self.active_adapters:
             new_module.requires_grad_(False)  # adding an adapter must not make it trainable
         self._replace_module(parent, target_name, new_module, target)
-
-    def _refuse_unfelt(self, parent: nn.Module, target_name: str, key: str) -> None:
-        """Raise a `ValueError` for a layer whose weight is read past its forward, as PEFT does for LoRA."""
-        config = self.model.config if isinstance(self.model, PreTrainedModel) else None
-        if isinstance(parent, nn.MultiheadAttention) or (
-            config is not None and config.model_type in MAMBAS and target_name == "out_proj"
-        ):
-            raise ValueError(
-                f"Target module {key!r}: {type(parent).__name__} reads its weight without calling it, so that an "
-                f"adapter there would do nothing. Exclude it, by `exclude_modules=[{target_name!r}]`."
-            )
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -198,7 +183,8 @@ class AlterModel(ExpertControl, BaseTuner):
             yield
             return
         check_adapter_names(self, names)
-        with mixed_batch(self.model, self.context, RowAdapters(tuple(names), copies_of_a_row(self.model, kwargs))):
+        mixed = RowAdapters(tuple(names), copies_of_a_row(self.model, kwargs))
+        with adapters_of_wrappers(self.model, mixed), self.context.mixing(mixed):
             yield
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -313,55 +299,9 @@ class AlterModel(ExpertControl, BaseTuner):
         return remapped
 
 
-def _refuse_split_weights(model: nn.Module) -> None:
-    """Raise a `ValueError` if the base weights are in parts already, as after a tensor-parallel load."""
-    split = next((name for name, weight in model.named_parameters() if isinstance(weight, DTensor)), None)
-    if split is not None or (isinstance(model, PreTrainedModel) and (model.tp_size or 1) > 1):
-        raise ValueError(
-            f"The model's weights are split over processes (the first is {split!r}), as by `tp_plan` or "
-            "`distributed_config`, which ALTER does not support. Load it without these; for training in parts, launch "
-            "with FSDP 2 (`examples/accelerate_configs/fsdp2.yaml`)."
-        )
-
-
-def _check_name(adapter_name: str) -> None:
-    if re.fullmatch(r"retain|forget_\d+", adapter_name):
-        raise ValueError(
-            f"The adapter's name is {adapter_name!r}, which is the name of an expert, so that its weights could not "
-            "be told from those of other adapters. Choose another name."
-        )
-
-
 def _context_of(model: nn.Module) -> GatingContext:
     """The context that this model's ALTER layers share, new if it has none."""
     for module in model.modules():
         if isinstance(module, AlterLayer):
             return module.context
     return GatingContext()
-
-
-def _is_quantized_linear(layer: nn.Module, kwargs: dict[str, Any]) -> bool:
-    backend = resolve_quantization_backend(layer, **kwargs)
-    return backend is not None and backend.layer_type == "linear"
-
-
-def _resolve_layers(config: AlterConfig, decoder: Decoder) -> None:
-    """Fill in `router_layer` and `layers_to_transform`, or raise a `ValueError` if they don't fit the model."""
-    depth = len(decoder.layers)
-    if config.router_layer is None:
-        config.router_layer = round(0.4 * depth)
-    first = config.router_layer
-    if first >= depth:
-        raise ValueError(f"`router_layer` is {first}, but the model has {depth} layers. Set it below {depth}.")
-    layers = config.layers_to_transform
-    if layers is None:
-        config.layers_to_transform = list(range(first, depth))
-        return
-    layers = [layers] if isinstance(layers, int) else list(layers)
-    wrong = [layer for layer in layers if not first <= layer < depth]
-    if wrong:
-        raise ValueError(
-            f"`layers_to_transform` contains {wrong}, but a gated router adapts layers from `router_layer`={first} to "
-            f"{depth - 1}. Remove them or lower `router_layer`."
-        )
-    config.layers_to_transform = layers

@@ -1,75 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The router of Eq. 7: what the gates of a token depend on, and how they follow from it."""
+
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
-
-from .config import AlterConfig
-
-
-CHUNK = 128  # positions a chunk of the moving average, which holds CHUNK weights a position
-
-
-class Context(NamedTuple):
-    """The moving average at each position: `sum / weight` is c_t, `count` the tokens seen so far.
-
-    sum: (B, T, k); weight, count: (B, T), all float32.
-    """
-
-    sum: Tensor
-    weight: Tensor
-    count: Tensor  # type: ignore[assignment]  # hides tuple.count
-
-    def average(self) -> Tensor:
-        """c_t, (B, T, k); zero where no token but the first was seen."""
-        return self.sum / self.weight.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)
-
-
-def moving_average(hidden: Tensor, valid: Tensor, half_life: float, past: Context | None = None) -> Context:
-    """
-    Exponential moving average of the unit-normalised residual stream over the valid positions 1..t.
-
-    Each position depends on its own row's prefix alone; padding is passed over, on either side, and position 0 (the
-    attention sink) is left out.
-
-    Args:
-        hidden: residual stream, (B, T, k).
-        valid: bool (B, T), False at padding.
-        half_life: in tokens.
-        past: the last position of what came before, T = 1; `None` at the start of a text.
-    """
-    batch, length, width = hidden.shape
-    states = F.normalize(hidden.float(), dim=-1)
-    zero = states.new_zeros
-    total, weight, count = past or Context(zero(batch, 1, width), zero(batch, 1), zero(batch, 1))
-    counts = count + valid.cumsum(dim=1)
-    used = (valid & (counts > 1)).to(states.dtype)
-    decay = 0.5 ** (1.0 / half_life)
-    # chunks of positions, and no loop over them: a compiled graph then serves every length
-    size = min(length, CHUNK)
-    padding = -length % size
-    states = F.pad(states, (0, 0, 0, padding)).unflatten(1, (-1, size))  # (B, m, size, k)
-    used = F.pad(used, (0, padding)).unflatten(1, (-1, size))
-    n = torch.cat([counts, counts[:, -1:].expand(-1, padding)], dim=1).unflatten(1, (-1, size))
-    age = (n.unsqueeze(3) - n.unsqueeze(2)).clamp(min=0)  # (B, m, t, s)
-    share = (decay**age * used.unsqueeze(2)).tril()
-    sums, weights = share @ states, share.sum(dim=-1)
-
-    ends = n[..., -1]
-    starts = torch.cat([count, ends[:, :-1]], dim=1)
-    carry = (decay ** (starts.unsqueeze(2) - ends.unsqueeze(1)).clamp(min=0)).tril(-1)  # (B, m, m)
-    kept = decay ** (starts - count)
-    total = carry @ sums[:, :, -1] + kept.unsqueeze(-1) * total  # what each chunk begins with, (B, m, k)
-    weight = (carry @ weights[:, :, -1:]).squeeze(-1) + kept * weight
-    carried = decay ** (n - starts.unsqueeze(-1))
-    sums = sums + carried.unsqueeze(-1) * total.unsqueeze(2)
-    weights = weights + carried * weight.unsqueeze(-1)
-    return Context(sums.flatten(1, 2)[:, :length], weights.flatten(1, 2)[:, :length], counts)
+from torch import Tensor
 
 
 def gate(logits: Tensor, high: Tensor | None, temperature_high: float, temperature_low: float, top_k: int) -> Tensor:
@@ -96,101 +34,95 @@ def gate(logits: Tensor, high: Tensor | None, temperature_high: float, temperatu
     return torch.where(high.unsqueeze(-1), kept / kept.sum(dim=-1, keepdim=True), low_gates)
 
 
-class AlterTunerLayer(BaseTunerLayer):
-    """What every part of an adapter inside the base model is: PEFT switches, freezes and deletes them all alike."""
-
-
-class AlterRouter(nn.Module, AlterTunerLayer):
+class Router(ABC):
     """
-    The router of each adapter (Eq. 7), a child of decoder layer l0, whose input it reads.
+    What the gates depend on: z_t = W x_t (+ b), with the features x_t of a subclass. W and b are fitted in phase I.
 
-    z_t = W [c_t ; S_t - threshold] + b for the context router; z_t = W S_t, the letter of Eq. 7, for the entropy
-    router. An unknown S counts as one at the threshold. Always float32; fitted in phase I and frozen.
+    An entry of `ROUTERS` says of itself what `AlterConfig`, its help and phase I need to know.
+
+    caption: one sentence for the help, after the router's name.
+    is_gated: whether the gates depend on the token at all.
+    entropy_sources: values that `inference_entropy` may have, the default first.
+    has_bias: whether there is a b.
     """
 
-    # no `adapter_layer_names`: PEFT makes what is listed there trainable, and its status would call a model whose
-    # experts train while its router is frozen "irregular"
-    other_param_names: tuple[str, ...] = ("alter_router", "config")
+    caption: str
+    is_gated: bool = True
+    entropy_sources: tuple[Literal["none", "base"], ...] = ("none", "base")
+    has_bias: bool = True
 
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.alter_router: Any = nn.ModuleDict({})  # of nn.Linear
-        self.config: dict[str, AlterConfig] = {}
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
-        self._layer = (layer,)  # in a tuple, so that the parent is no child of its own child
+    @abstractmethod
+    def num_features(self, width: int) -> int:
+        """Entries of x_t where the residual stream has `width`."""
 
-    def update_layer(self, adapter_name: str, width: int, config: AlterConfig) -> None:
-        """Create the router of an adapter; its outputs start at zero."""
-        outputs = 1 + (config.num_forget_experts or 1)
-        context = config.router == "context"
-        linear = nn.Linear(width + 1 if context else 1, outputs, bias=context)
-        if not config.init_weights:
-            nn.init.normal_(linear.weight, std=4.0)  # for tests: gates that really differ from token to token
-        else:
-            nn.init.zeros_(linear.weight)
-        if context:
-            nn.init.zeros_(linear.bias)
-        self.alter_router[adapter_name] = linear.requires_grad_(False)
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.config[adapter_name] = config
+    @abstractmethod
+    def features(self, average: Tensor, entropy: Tensor | None, threshold: float | None) -> Tensor:
+        """
+        x_t of every position, float32.
 
-    def logits(self, name: str, context: Context, entropy: Tensor | None) -> Tensor:
-        """z, (B, T, 1+N), from the moving average and S_q (B, T), or `None` where it isn't known."""
-        config, linear = self.config[name], self.alter_router[name]
-        with torch.autocast(linear.weight.device.type, enabled=False):
-            if config.router == "entropy":
-                if entropy is None:
-                    raise ValueError("`router='entropy'` needs S_q; set `inference_entropy='base'`.")
-                features = entropy.float().unsqueeze(-1)
-            else:
-                surprise = torch.zeros_like(context.weight) if entropy is None else self._above(name, entropy)
-                features = torch.cat([context.average(), surprise.unsqueeze(-1)], dim=-1)
-            bias = None if linear.bias is None else linear.bias.float()
-            return F.linear(features, linear.weight.float(), bias)
+        Args:
+            average: c_t, (..., k).
+            entropy: S_q, (...); `None` where it isn't known.
+            threshold: of the entropy; `None` if it isn't known yet.
+        """
 
-    def forward(self, name: str, context: Context, entropy: Tensor | None) -> Tensor:
-        """Gates of every position, (B, T, 1+N), float32."""
-        config = self.config[name]
-        high = None if entropy is None else self._above(name, entropy) > 0
-        logits = self.logits(name, context, entropy)
-        return gate(logits, high, config.temperature_high, config.temperature_low, config.top_k)
 
-    def _above(self, name: str, entropy: Tensor) -> Tensor:
-        threshold = self.config[name].entropy_threshold
-        if threshold is None:
-            raise ValueError(
-                "`entropy_threshold` is not known yet: with `entropy_quantile` it is measured by the trainer. "
-                "Train the adapter first or set `entropy_threshold`."
-            )
-        return entropy.float() - threshold
+class ContextRouter(Router):
+    """x_t = [c_t ; S_t - threshold]; an unknown S counts as one at the threshold."""
 
-    def hold_as_buffers(self) -> None:
-        """Make buffers of all weights, for DeepSpeed, which rounds and splits Parameters, frozen ones too."""
-        for linear in self.alter_router.values():
-            for name, parameter in list(linear.named_parameters()):
-                delattr(linear, name)
-                linear.register_buffer(name, parameter.detach())
+    caption = "gates each token by the moving average of the residual stream and its entropy"
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Nothing to merge: a gated adapter is refused before this is reached."""
+    def num_features(self, width: int) -> int:
+        return width + 1
 
-    def unmerge(self) -> None:
-        """Nothing to unmerge."""
+    def features(self, average: Tensor, entropy: Tensor | None, threshold: float | None) -> Tensor:
+        unknown = average.new_zeros(average.shape[:-1])
+        surprise = unknown if entropy is None else above_threshold(entropy, threshold)
+        return torch.cat([average, surprise.unsqueeze(-1)], dim=-1)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AlterRouter:
-        """Moves to a device, never to another dtype: `model.half()` would round the gates."""
 
-        def moved(tensor: Tensor) -> Tensor:
-            found = fn(tensor)
-            return found if found.dtype == tensor.dtype else tensor.to(found.device)
+class EntropyRouter(Router):
+    """x_t = S_t, the letter of Eq. 7: it cannot tell sub-domains apart (design), and is here for the ablation."""
 
-        super()._apply(moved, recurse)
-        return self
+    caption = "is Eq. 7 as printed, S_q alone, for ablations"
+    entropy_sources = ("base",)
+    has_bias = False
 
-    def get_base_layer(self) -> nn.Module:
-        """The decoder layer whose input is read."""
-        return self._layer[0]
+    def num_features(self, width: int) -> int:
+        return 1
 
-    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]:
-        return next(base_layer.parameters()).device, torch.float32
+    def features(self, average: Tensor, entropy: Tensor | None, threshold: float | None) -> Tensor:
+        if entropy is None:
+            raise ValueError("`router='entropy'` needs S_q; set `inference_entropy='base'`.")
+        return entropy.float().unsqueeze(-1)
+
+
+class StaticRouter(Router):
+    """No gates: the experts have fixed weights."""
+
+    caption = "uses fixed `expert_weights` (AsymLoRA, Eqs. 2 and 6) and works on any model with linear layers"
+    is_gated = False
+    entropy_sources = ("none",)
+
+    def num_features(self, width: int) -> int:
+        return 0
+
+    def features(self, average: Tensor, entropy: Tensor | None, threshold: float | None) -> Tensor:
+        return average[..., :0]
+
+
+ROUTERS: dict[str, Router] = {
+    "context": ContextRouter(),
+    "entropy": EntropyRouter(),
+    "static": StaticRouter(),
+}
+
+
+def above_threshold(entropy: Tensor, threshold: float | None) -> Tensor:
+    """S_q - threshold, float32; a `ValueError` if no threshold was measured yet."""
+    if threshold is None:
+        raise ValueError(
+            "`entropy_threshold` is not known yet: with `entropy_quantile` it is measured by the trainer. "
+            "Train the adapter first or set `entropy_threshold`."
+        )
+    return entropy.float() - threshold

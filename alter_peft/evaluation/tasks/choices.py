@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from alter_peft.evaluation.answers import spread
 from alter_peft.evaluation.metrics.metric import Metric
 from alter_peft.evaluation.scores import Score
-from alter_peft.tuner.gating import evaluating
+from alter_peft.tuner.base_pass import evaluating
 
 from .choice_data import SUFFIXES, read_questions
 from .task import Task, TaskData

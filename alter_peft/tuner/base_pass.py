@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The base model's own pass, through the same modules: its entropy, and what is learned of a text on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from alter_peft.entropy import chunked_tsallis_entropy
+
+from .cache import base_layers
+from .decoder import LanguageModelHead
+from .gating import GatingContext
+from .moving_average import Context
+
+
+def base_entropy(
+    decoder: nn.Module,
+    head: LanguageModelHead,
+    context: GatingContext,
+    q: float,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """S_q (B, T) of the base model: a pass without adapters, in eval mode, with its own layers of the KV cache."""
+    cache = kwargs.get("past_key_values")
+    if cache is not None:
+        kwargs = {**kwargs, "past_key_values": Cache(layers=base_layers(cache, context.num_layers))}
+    with base_model(decoder, head, context):
+        hidden = decoder.forward(*args, **kwargs)[0]
+        entropy = chunked_tsallis_entropy(hidden.flatten(0, 1), head, q)
+    return entropy.view(hidden.shape[:2])
+
+
+@contextmanager
+def base_model(decoder: nn.Module, head: LanguageModelHead, context: GatingContext) -> Iterator[None]:
+    """Inside, decoder and head are the base model's own, in eval mode and without gradients."""
+    with torch.no_grad(), context.as_base(), evaluating(decoder), original_modules(decoder, head.module):
+        yield
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards exactly those modules train that did before."""
+    training = [child for child in module.modules() if child.training]
+    try:
+        for child in training:
+            child.training = False
+        yield
+    finally:
+        for child in training:
+            child.training = True
+
+
+@contextmanager
+def original_modules(*roots: nn.Module) -> Iterator[None]:
+    """Inside, `modules_to_save` are the base model's own; `enable_adapters` would touch their gradients too."""
+    kinds = (AuxiliaryTrainingWrapper, TrainableTokensLayer)  # the latter has a switch beside its wrapper's
+    wrappers = [module for root in roots for module in root.modules() if isinstance(module, kinds)]
+    switched = [wrapper for wrapper in wrappers if not wrapper._disable_adapters]
+    try:
+        for wrapper in switched:
+            wrapper._disable_adapters = True
+        yield
+    finally:
+        for wrapper in switched:
+            wrapper._disable_adapters = False
+
+
+def observe_base(
+    decoder: nn.Module, head: LanguageModelHead, context: GatingContext, q: float, inputs: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Context]]:
+    """S_q (B, T) of the base model and the moving averages of the active adapters, from one pass."""
+    averages: dict[str, Context] = {}
+    context.begin(inputs["attention_mask"])
+    context.observer = averages.__setitem__
+    try:
+        entropy = base_entropy(decoder, head, context, q, (), {**inputs, "use_cache": False})
+    finally:
+        context.observer = None
+    return entropy, averages

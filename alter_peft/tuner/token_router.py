@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Routers as a part of the model: weights of each adapter's, on the decoder layer whose input they read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from .config import AlterConfig
+from .moving_average import Context
+from .router import ROUTERS, above_threshold, gate
+
+
+class AlterTunerLayer(BaseTunerLayer):
+    """What every part of an adapter inside the base model is: PEFT switches, freezes and deletes them all alike."""
+
+
+class AlterRouter(nn.Module, AlterTunerLayer):
+    """
+    The router of each adapter (Eq. 7), a child of decoder layer l0, whose input it reads.
+
+    z_t = W x_t + b, with the x_t of its entry in `ROUTERS`. Always float32; fitted in phase I and frozen.
+    """
+
+    # no `adapter_layer_names`: PEFT makes what is listed there trainable, and its status would call a model whose
+    # experts train while its router is frozen "irregular"
+    other_param_names: tuple[str, ...] = ("alter_router", "config")
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.alter_router: Any = nn.ModuleDict({})  # of nn.Linear
+        self.config: dict[str, AlterConfig] = {}
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self._layer = (layer,)  # in a tuple, so that the parent is no child of its own child
+
+    def update_layer(self, adapter_name: str, width: int, config: AlterConfig) -> None:
+        """Create the router of an adapter; its outputs start at zero."""
+        outputs = 1 + (config.num_forget_experts or 1)
+        router = ROUTERS[config.router]
+        linear = nn.Linear(router.num_features(width), outputs, bias=router.has_bias)
+        if not config.init_weights:
+            nn.init.normal_(linear.weight, std=4.0)  # for tests: gates that really differ from token to token
+        else:
+            nn.init.zeros_(linear.weight)
+        if router.has_bias:
+            nn.init.zeros_(linear.bias)
+        self.alter_router[adapter_name] = linear.requires_grad_(False)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.config[adapter_name] = config
+
+    def logits(self, name: str, context: Context, entropy: Tensor | None) -> Tensor:
+        """z, (B, T, 1+N), from the moving average and S_q (B, T), or `None` where it isn't known."""
+        config, linear = self.config[name], self.alter_router[name]
+        with torch.autocast(linear.weight.device.type, enabled=False):
+            features = ROUTERS[config.router].features(context.average(), entropy, config.entropy_threshold)
+            bias = None if linear.bias is None else linear.bias.float()
+            return F.linear(features, linear.weight.float(), bias)
+
+    def forward(self, name: str, context: Context, entropy: Tensor | None) -> Tensor:
+        """Gates of every position, (B, T, 1+N), float32."""
+        config = self.config[name]
+        high = None if entropy is None else above_threshold(entropy, config.entropy_threshold) > 0
+        logits = self.logits(name, context, entropy)
+        return gate(logits, high, config.temperature_high, config.temperature_low, config.top_k)
+
+    def hold_as_buffers(self) -> None:
+        """Make buffers of all weights, for DeepSpeed, which rounds and splits Parameters, frozen ones too."""
+        for linear in self.alter_router.values():
+            for name, parameter in list(linear.named_parameters()):
+                delattr(linear, name)
+                linear.register_buffer(name, parameter.detach())
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Nothing to merge: a gated adapter is refused before this is reached."""
+
+    def unmerge(self) -> None:
+        """Nothing to unmerge."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AlterRouter:
+        """Moves to a device, never to another dtype: `model.half()` would round the gates."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            found = fn(tensor)
+            return found if found.dtype == tensor.dtype else tensor.to(found.device)
+
+        super()._apply(moved, recurse)
+        return self
+
+    def get_base_layer(self) -> nn.Module:
+        """The decoder layer whose input is read."""
+        return self._layer[0]
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]:
+        return next(base_layer.parameters()).device, torch.float32
