@@ -67,7 +67,7 @@ def as_attacks(monkeypatch, **attacks) -> dict[str, Attack]:
 
 def as_method(run) -> SimpleNamespace:
     """An entry of METHODS that does this."""
-    return SimpleNamespace(run=run, trainer=UnlearnTrainer)
+    return SimpleNamespace(run=run, trainer=UnlearnTrainer, options={})
 
 
 @pytest.fixture(scope="module")
@@ -567,7 +567,7 @@ if "broken" in sys.argv.pop():
         if torch.distributed.get_rank() == 1:
             raise RuntimeError("no such luck")
         torch.distributed.barrier()
-    cells.METHODS["lora_ga"] = SimpleNamespace(run=fail, trainer=UnlearnTrainer)
+    cells.METHODS["lora_ga"] = SimpleNamespace(run=fail, trainer=UnlearnTrainer, options={})
 main()
 group = torch.distributed.distributed_c10d._get_default_group()
 print("they wait for", group._get_backend(torch.device("cpu")).options._timeout, flush=True)

@@ -188,8 +188,8 @@ def out_of_luck(model, tokenizer, data, folder, seed, options):
 def grid(place, tmp_path, monkeypatch):
     """A small grid as a YAML file, and its folder."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setitem(METHODS, "lora_ga", SimpleNamespace(run=random_adapter, trainer=UnlearnTrainer))
-    monkeypatch.setitem(METHODS, "lora_npo", SimpleNamespace(run=out_of_luck, trainer=UnlearnTrainer))
+    monkeypatch.setitem(METHODS, "lora_ga", SimpleNamespace(run=random_adapter, trainer=UnlearnTrainer, options={}))
+    monkeypatch.setitem(METHODS, "lora_npo", SimpleNamespace(run=out_of_luck, trainer=UnlearnTrainer, options={}))
     teach = {"max_steps": 2, "warmup_steps": 0, "learning_rate": 1e-2, "disable_tqdm": True}
     options = {
         "model": str(place / "model"), "data": str(place / "tofu"), "methods": ["lora_ga"], "oracle_seeds": [0, 1],

@@ -56,7 +56,10 @@ def test_all_recipes_in_one_benchmark(followed, tokenizer, tmp_path, capsys):
         "model": str(tmp_path / "model"), "output_dir": str(tmp_path / "out"), "oracle_seeds": [0, 1],
         "methods": ["alter_squared"], "attacks": ["shouting"], "max_new_tokens": 3,
         "task_data": {"homes": {"file": str(tmp_path / "homes.json")}},
-        "options": {"teach": quick, "alter_squared": {**quick, "forget_loss_kwargs": {"scale": 2.0}}},
+        "options": {
+            "teach": {**quick, "warmup_steps": 0, "per_device_train_batch_size": 2},
+            "alter_squared": {**quick, "forget_loss_kwargs": {"scale": 2.0}},
+        },
     }  # fmt: skip
     (tmp_path / "grid.yaml").write_text(json.dumps(grid))
     main(["benchmark", "--config", str(tmp_path / "grid.yaml")])

@@ -48,6 +48,7 @@ def read_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
         ValueError: an option that is not known, is the benchmark's own, or has a value that is of no use.
     """
     config = SFTConfig if name == "teach" else METHODS[name].trainer.config_class
+    own = {} if name == "teach" else METHODS[name].options
     taken = sorted(OWN & options.keys())
     if taken:
         raise ValueError(f"`options` has {taken} for {name!r}, which the benchmark sets itself. Remove them.")
@@ -56,7 +57,7 @@ def read_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"`options` has {unknown} for {name!r}, but those must be fields of {config.__name__}.")
     try:
         found = parse_values(config, options)
-        args = config(output_dir="", **{**run_arguments(), **found})
+        args = config(output_dir="", **{**run_arguments(), **own, **found})
         check_counts(args, ("per_device_train_batch_size", "gradient_accumulation_steps"))
         if not args.learning_rate >= 0:
             raise ValueError(f"`learning_rate` is {args.learning_rate}, but must be 0 or more.")
