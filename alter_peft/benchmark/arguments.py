@@ -27,7 +27,6 @@ WAIT = timedelta(days=1)  # of the other processes for the main one, which measu
 class BenchmarkArguments(MeasureArguments):
     """A grid: every method with every seed, beside the target and the oracles."""
 
-    model: str = field(metadata={"help": "Folder or Hub id of the model that is taught and then made to forget."})
     output_dir: str = field(metadata={"help": "Folder of the results, one folder a cell inside."})
     data: str = field(default="locuslab/TOFU", metadata={"help": "Folder of TOFU's JSON lines, or a Hub data set."})
     requests: int | None = field(default=None, metadata={"help": "Split the forget set into so many requests."})

@@ -26,6 +26,9 @@ PARAPHRASED = "paraphrased"  # the forget set with its questions in other words
 class MeasureArguments:
     """What `alter-peft evaluate` and `alter-peft benchmark` are both told: which data, and how models are measured."""
 
+    model: str = field(
+        metadata={"help": "Folder or Hub id: of the model to measure, or that is taught and then made to forget."}
+    )
     split: Literal["forget01", "forget05", "forget10"] = field(
         default="forget01", metadata={"help": "What of TOFU is forgotten."}
     )
@@ -47,7 +50,7 @@ class MeasureArguments:
     )
     task_data: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": f"Others of the tasks {', '.join(TASKS)}: task -> arguments of its reader, as JSON."},
+        metadata={"help": f"Any of the tasks {', '.join(TASKS)}: task -> arguments of its reader, as JSON."},
     )
     answered: int | None = field(
         default=None, metadata={"help": "How many questions of each set are answered in full, if not all."}
@@ -86,7 +89,6 @@ class MeasureArguments:
 class EvaluateArguments(MeasureArguments):
     """What is measured of a model. At least one of `sets`, `tofu`, `books`, `tasks` and `task_data`."""
 
-    model: str = field(metadata={"help": "Folder or Hub id of the model."})
     output_file: str = field(
         metadata={"help": "The scores, row by row, as JSON; GRID/NAME/result.json joins the report of a grid."}
     )
