@@ -229,7 +229,7 @@ def unlearn(argv: Sequence[str]) -> Callable[[], None]:
             for name, value in final.items():
                 print(f"{name}: {value:.6g}")
             if args.forget_loss == "level":
-                print(f"forget_level: {trainer.described_level}")
+                print(f"forget_level: {trainer.measured.described_level}")
             if trainer.reached:
                 print(f"reached: the forget rows have come to their level (epoch {trainer.state.epoch:g})")
             print(f"{'model' if config is None else 'adapter'}: {args.output_dir}")

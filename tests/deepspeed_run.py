@@ -55,7 +55,7 @@ def started_from_clusters(trainer: AlterUnlearnTrainer) -> dict[str, torch.Tenso
             nn.init.zeros_(parameter)
     trainer.alter_config.init_weights = "cluster"
     trainer.prepare()
-    return {**adapter_state(trainer), "targets": trainer.targets}
+    return {**adapter_state(trainer), "targets": trainer.measured.targets}
 
 
 def router_of(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -93,7 +93,7 @@ def main(folder: Path) -> None:
     trainer = make(folder / "clusters", **CLUSTERS)
     spoil(trainer)
     trainer.prepare()
-    found = {**adapter_state(trainer), "targets": trainer.targets}
+    found = {**adapter_state(trainer), "targets": trainer.measured.targets}
     torch.save(found, folder / f"clusters-{trainer.accelerator.process_index}.pt")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
+from inspect import get_annotations
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from conftest import make_llama
 from transformers import AutoModelForCausalLM
 
+from alter_peft import AlterConfig, AlterUnlearnConfig, UnlearnConfig
 from alter_peft.cli import _adapter_arguments, _adapter_config, main
 
 
@@ -214,6 +217,11 @@ def test_help_lists_the_options_of_both_configs(capsys):
     out = capsys.readouterr().out
     for option in ("--router", "--structural_weight", "--forget", "--target_modules", "--learning_rate"):
         assert option in out
+    said = "".join(out.split())  # lines break at hyphens too
+    own = [*get_annotations(UnlearnConfig), *get_annotations(AlterUnlearnConfig)]
+    texts = [option.metadata["help"] for option in fields(AlterUnlearnConfig) if option.name in own]
+    texts += [option.metadata["help"] for option in fields(AlterConfig) if option.name in get_annotations(AlterConfig)]
+    assert len(texts) > 30 and all("".join(text.split()) in said for text in texts)
 
 
 def test_yaml_that_is_none(files, tmp_path, capsys):

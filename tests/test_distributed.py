@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeni
         trainer.state.save_to_json(place / "adapter-of-one" / "state.json")
         clusters = make_trainer(place / "one", tokenizer, **CLUSTERS)
         clusters.prepare()
-        torch.save({**adapter_state(clusters), "targets": clusters.targets}, place / "clusters.pt")
+        torch.save({**adapter_state(clusters), "targets": clusters.measured.targets}, place / "clusters.pt")
     return place
 
 

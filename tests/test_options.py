@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import inspect
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import pytest
@@ -11,7 +12,7 @@ from trl import SFTConfig
 
 from alter_peft.benchmark.methods import read_options
 from alter_peft.options import arguments_doc, parse_values
-from alter_peft.trainer import AlterUnlearnConfig
+from alter_peft.trainer import AlterUnlearnConfig, UnlearnConfig
 
 
 @dataclass
@@ -105,3 +106,12 @@ def test_the_docstring_lists_the_help_of_the_fields_that_a_class_declares():
     assert lines[8] == "    rows (`int | None`, *optional*):" and lines[9].startswith("        How many. All by")
     assert lines[-2:] == ["    names (`list[str]`, *optional*, defaults to `[]`):", "        Which."]
     assert max(map(len, lines)) <= 119 and Child(rate=0.2).rate == 0.2
+
+
+@pytest.mark.parametrize("config", [UnlearnConfig, AlterUnlearnConfig])
+def test_the_configurations_of_the_trainers_list_the_help_of_their_own_fields(config):
+    own, words = inspect.get_annotations(config), " ".join(config.__doc__.split())
+    assert len(own) > 6
+    for option in fields(config):
+        if option.name in own:
+            assert f"{option.name} (`" in words and option.metadata["help"] in words, option.name

@@ -154,11 +154,11 @@ def test_the_profile_is_reached_rank_by_rank(unlearn, plain):
     """The level of the same rows is reached by other tokens: its mean alone is."""
     options = {"calibration": Dataset.from_list(UNSEEN), "stopping_tolerance": None}
     trainer, course = unlearn(2 * EPOCHS, forget_loss="profile", **options)
-    profiles = trainer.profiles
+    profiles = trainer.measured.profiles
     reached = distance_from(profiles, trainer.model, plain)
     by_level = distance_from(profiles, unlearn(2 * EPOCHS, forget_loss="level", **options)[0].model, plain)
     assert reached < 0.5 < by_level
-    assert course.forget[-1] == pytest.approx(float(trainer.targets.exp().mean()), abs=0.05)
+    assert course.forget[-1] == pytest.approx(float(trainer.measured.targets.exp().mean()), abs=0.05)
     assert min(course.retain) > 0.97
 
 

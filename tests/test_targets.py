@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 
-from alter_peft.trainer.targets import geometric_mean, level_targets, unseen_profiles
+from alter_peft.losses import FORGET_LOSSES
+from alter_peft.trainer.targets import geometric_mean, level_targets, measure, unseen_profiles
 
 
 def test_level_by_hand():
@@ -37,3 +38,18 @@ def test_every_unseen_row_is_drawn_as_often_as_any_other():
     draws = [torch.cat(unseen_profiles([torch.zeros(1)] * 7, unseen, seed)).tolist() for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
     assert sorted(draws[0].count(-float(i)) for i in range(1, 4)) == [2, 2, 3]
+
+
+def test_what_is_measured_is_what_the_loss_needs():
+    known, unseen = [torch.tensor([-1.0, -2.0]), torch.tensor([-9.0])], [torch.tensor([-4.0])]
+    level = measure(FORGET_LOSSES["level"], known, [], 0.5, seed=0)
+    assert level.targets.tolist() == pytest.approx([-1.5, -9.0]) and level.described_level == "0.5 (a guess)"
+    seen = measure(FORGET_LOSSES["level"], known, unseen, 0.5, seed=0)
+    assert seen.level == pytest.approx(math.exp(-4)) and seen.targets.tolist() == pytest.approx([-4.0, -9.0])
+    assert seen.described_level == "0.01832 (measured on `calibration_dataset`)"
+    profile = measure(FORGET_LOSSES["profile"], known, unseen, 0.5, seed=0)
+    assert [row.tolist() for row in profile.profiles] == [[-4.0, -4.0], [-9.0]]
+    assert profile.targets.tolist() == [-4.0, -9.0] and len(profile.reference) == 0
+    assert measure(FORGET_LOSSES["npo"], known, [], 0.5, seed=0).reference.tolist() == [-3.0, -9.0]
+    nothing = measure(FORGET_LOSSES["ihl"], [], [], 0.5, seed=0)
+    assert len(nothing.targets) == len(nothing.profiles) == len(nothing.reference) == 0

@@ -25,6 +25,7 @@ from alter_peft.subdomains import discover_subdomains
 from alter_peft.trainer.inputs import row_text
 from alter_peft.trainer.isolation import clip_by_source
 from alter_peft.trainer.phase_one import labelled_rows, observe
+from alter_peft.trainer.terms import forget_term
 
 
 @pytest.fixture(autouse=True)
@@ -637,7 +638,7 @@ def test_the_level_raises_no_row_above_its_beginning(tmp_path, tokenizer):
     trainer.prepare()
     known = trainer.scored.label_log_probabilities(labelled_rows(trainer._forget), 4, base=True)
     start = torch.stack([row.mean() for row in known])
-    torch.testing.assert_close(trainer.targets, start)  # all far below the level
+    torch.testing.assert_close(trainer.measured.targets, start)  # all far below the level
     trainer.train()
     assert max(log["probability/forget"] for log in trainer.state.log_history if "loss" in log) < 0.05
 
@@ -660,7 +661,7 @@ def test_calibration_measures_the_level(tmp_path, tokenizer):
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text()
     assert f"| `forget_level` | {trainer.forget_level:.4g} (measured on `calibration_dataset`) |" in card
-    assert trainer.targets.max() <= math.log(trainer.forget_level) + 1e-6
+    assert trainer.measured.targets.max() <= math.log(trainer.forget_level) + 1e-6
 
 
 def test_a_router_of_other_data_is_refused(tmp_path, tokenizer):
@@ -756,7 +757,9 @@ def test_training_ends_when_the_forget_rows_have_landed(tmp_path, tokenizer):
     """Whatever the number of epochs, and not before: the gap is that of the model as it will be asked."""
     trainer = make_trainer(tmp_path, tokenizer, adapter={}, num_train_epochs=40, **LEVEL)
     trainer.prepare()
-    trainer.targets = trainer.targets - 2.0  # a random model has nothing to forget
+    trainer.measured = trainer.measured._replace(
+        targets=trainer.measured.targets - 2.0
+    )  # a random model has nothing to forget
     trainer.train()
     gaps = [entry["forget_gap"] for entry in trainer.state.log_history if "forget_gap" in entry]
     assert len(gaps) == trainer.state.epoch < 40 and trainer.reached
@@ -764,7 +767,7 @@ def test_training_ends_when_the_forget_rows_have_landed(tmp_path, tokenizer):
     asked = []
     with torch.no_grad():
         trainer.model.eval()
-        for row, target in zip(trainer._forget, trainer.targets, strict=True):
+        for row, target in zip(trainer._forget, trainer.measured.targets, strict=True):
             log_prob = trainer.model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].log_softmax(dim=-1)
             labels = torch.tensor(row["labels"][1:])
             said = log_prob[labels != -100].gather(1, labels[labels != -100].unsqueeze(1)).mean()
@@ -785,13 +788,14 @@ def test_of_many_forget_rows_some_are_measured(tmp_path, tokenizer):
     """Drawn at random: every other row of domains in turn would be those of one domain."""
     trainer = make_trainer(tmp_path, tokenizer, adapter={"init_weights": False}, **LEVEL)
     trainer.prepare()
-    rows, targets = trainer._forget, trainer.targets
+    rows, targets = trainer._forget, trainer.measured.targets
     whole, some = trainer._mean_gap(8), trainer._mean_gap(4)
     assert some == trainer._mean_gap(4) and some != pytest.approx(whole)
     gaps = []
     for picked in combinations(range(8), 4):
         if picked not in ((0, 2, 4, 6), (1, 3, 5, 7)):
-            trainer._forget, trainer.targets = rows.select(picked), targets[list(picked)]
+            trainer._forget = rows.select(picked)
+            trainer.measured = trainer.measured._replace(targets=targets[list(picked)])
             gaps.append(trainer._mean_gap(8))
     assert min(abs(gap - some) for gap in gaps) < 1e-5
 
@@ -839,6 +843,8 @@ def test_each_row_of_a_batch_comes_to_its_own_profile(tmp_path, tokenizer):
     scores = TokenScores(log_prob, torch.zeros_like(log_prob))
     expected, sizes = 0.0, masks.labelled.sum(dim=1).tolist()
     for row, reached in zip(picked, log_prob.split(sizes), strict=False):
-        distance = (reached.sort().values - trainer.profiles[row]).abs()
+        distance = (reached.sort().values - trainer.measured.profiles[row]).abs()
         expected += float(torch.where(distance < 0.5, distance**2, distance - 0.25).sum())
-    assert float(trainer._forget_term(scores, batch, masks)) == pytest.approx(expected, rel=1e-5)
+    assert float(forget_term(scores, batch, masks, trainer.args.loss, {}, trainer.measured)) == pytest.approx(
+        expected, rel=1e-5
+    )

@@ -115,9 +115,9 @@ def test_the_loss_is_that_of_a_loop_over_all_logits(tokenizer, tmp_path, forget_
                 rows.append(row)
     scores = TokenScores(*(torch.stack(part) for part in zip(*tokens, strict=True)))
     measured = [
-        trainer.targets[chosen] if len(trainer.targets) else torch.empty(0),
-        torch.cat([trainer.profiles[i] for i in chosen]) if trainer.profiles else torch.empty(0),
-        trainer.reference[chosen] if len(trainer.reference) else torch.full((4,), torch.nan),
+        trainer.measured.targets[chosen] if len(trainer.measured.targets) else torch.empty(0),
+        torch.cat([trainer.measured.profiles[i] for i in chosen]) if trainer.measured.profiles else torch.empty(0),
+        trainer.measured.reference[chosen] if len(trainer.measured.reference) else torch.full((4,), torch.nan),
     ]
     forget = loss.weight * loss.compute(ForgetBatch(scores, torch.tensor(rows), *measured), loss.options).mean()
     _, count = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
@@ -143,7 +143,7 @@ def test_the_reference_of_npo_is_the_model_as_it_was_given(tokenizer, tmp_path):
     """Its adapter included: the rows' log-probabilities, in batches that do not divide them."""
     first = make_trainer(tokenizer, tmp_path, "npo", max_steps=3)
     first.train()
-    base = first.reference.clone()
+    base = first.measured.reference.clone()
     second = make_trainer(tokenizer, tmp_path, "npo", model=first.model, per_device_train_batch_size=3)
     second.prepare()
     expected = []
@@ -151,8 +151,8 @@ def test_the_reference_of_npo_is_the_model_as_it_was_given(tokenizer, tmp_path):
         with torch.no_grad():
             log_p = first.model(input_ids=torch.tensor([row["input_ids"]])).logits[0].log_softmax(dim=-1)
         expected.append(sum(log_p[t, label] for t, label in enumerate(row["labels"][1:]) if label != -100))
-    torch.testing.assert_close(second.reference, torch.stack(expected), atol=1e-4, rtol=1e-5)
-    assert (second.reference - base).abs().min() > 0.1
+    torch.testing.assert_close(second.measured.reference, torch.stack(expected), atol=1e-4, rtol=1e-5)
+    assert (second.measured.reference - base).abs().min() > 0.1
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "all weights"])

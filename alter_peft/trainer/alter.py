@@ -27,6 +27,7 @@ from .inputs import Subdomain, assign_experts, check_unscaled
 from .isolation import clip_by_source, drop_gradients_without_rows, parameter_groups, skip_groups
 from .phase_one import PhaseOne, labelled_rows
 from .structural import StructuralTerm
+from .targets import measure
 from .unlearn import UnlearnTrainer
 
 
@@ -196,7 +197,8 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         if several:
             found, unseen = from_main_process((found, unseen))
         forget, retain = phase.use(found, self._forget, self._retain)
-        self._set_targets(list(phase.forget_log_probabilities), unseen)
+        known = list(phase.forget_log_probabilities)
+        self.measured = measure(self.args.loss, known, unseen, self.args.forget_level, self.args.seed)
         self.train_dataset = PairDataset(forget, retain)
         if self.alter_config.init_weights == "cluster" and looks:
             with gathering_layers(self.model):
@@ -354,7 +356,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         options: dict[str, Any] = {name: getattr(self.args, name) for name in OPTIONS}
         options["structural_weight"] = self.structural_weight
         if self.args.forget_loss == "level":
-            options["forget_level"] = self.described_level
+            options["forget_level"] = self.measured.described_level
         if self.state.epoch is not None:
             options["epochs trained"] = f"{self.state.epoch:g} ({self.state.global_step} steps)"
         name = self.adapter_name

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from alter_peft.entropy import entropy_masks
-from alter_peft.losses import ForgetBatch, ForgetLoss, TokenScores
+from alter_peft.losses import ForgetLoss, TokenScores
 
 
 class TokenMasks(NamedTuple):
@@ -64,39 +63,6 @@ def count_terms(
     rows = torch.bincount(batch["expert"][learns], minlength=num_experts)
     of_forget = aimed.sum() if loss.over == "tokens" else aimed.any(dim=1).sum()
     return torch.cat([torch.stack([of_forget, kept.sum(), masks.high.sum()]), rows]).float()
-
-
-def forget_batch(
-    scores: TokenScores,
-    batch: dict[str, Tensor],
-    masks: TokenMasks,
-    loss: ForgetLoss,
-    targets: Tensor,
-    profiles: Sequence[Tensor],
-    reference: Tensor,
-) -> ForgetBatch:
-    """
-    What a forget loss is given of a batch: its rows that have a token that the loss is of.
-
-    Args:
-        scores: of the batch's labelled tokens.
-        targets, profiles, reference: what was measured, for each forget row of the data set; empty where it wasn't.
-    """
-    aimed = masks.aimed(loss)
-    own = aimed[masks.labelled]
-    places = aimed.any(dim=1).nonzero().flatten()
-    numbers = torch.full((len(aimed),), -1, device=aimed.device)
-    numbers[places] = torch.arange(len(places), device=aimed.device)
-    rows = numbers.unsqueeze(1).expand_as(aimed)[aimed]
-    ids = batch["row_id"][places]
-    empty = scores.log_prob.new_empty(0)
-    return ForgetBatch(
-        TokenScores(*(part[own] for part in scores)),
-        rows,
-        targets.to(ids.device)[ids] if len(targets) else empty,
-        torch.cat([profiles[i] for i in ids.tolist()]).to(ids.device) if len(profiles) and len(ids) else empty,
-        reference.to(ids.device)[ids] if len(reference) else scores.log_prob.new_full((len(ids),), torch.nan),
-    )
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import torch
 from trl import SFTConfig
 
 from alter_peft.losses import FORGET_LOSSES, RETAIN_LOSSES, ForgetLoss
+from alter_peft.options import arguments_doc
 from alter_peft.tuner.values import is_finite_number, is_integer, is_positive, require
 
 
@@ -15,13 +16,14 @@ def _listed(losses: dict[str, Any]) -> str:
     return " ".join(f"{name!r}: {loss.caption}" for name, loss in losses.items())
 
 
+@arguments_doc
 @dataclass
 class UnlearnConfig(SFTConfig):
-    r"""
+    """
     Configuration of the [`UnlearnTrainer`]: unlearning by any PEFT adapter or all weights.
 
-    The only changes from [`~trl.SFTConfig`] are the fields below; what each does is its `help`. Symbols are those of
-    Eq. 8, `beta * L_IHL + gamma * L_retain + lambda * L_struct`, of https://huggingface.co/papers/2603.01792.
+    The only changes from [`~trl.SFTConfig`] are the arguments below. Symbols are those of Eq. 8 of
+    https://huggingface.co/papers/2603.01792, `beta * L_IHL + gamma * L_retain + lambda * L_struct`.
 
     Copied by pickle or `copy`, as for `training_args.bin`, the configuration comes without its `hub_token`.
 
@@ -151,12 +153,13 @@ class UnlearnConfig(SFTConfig):
         return {**self.__dict__, "hub_token": None}
 
 
+@arguments_doc
 @dataclass
 class AlterUnlearnConfig(UnlearnConfig):
-    r"""
+    """
     Configuration of the [`AlterUnlearnTrainer`]: the optimisation. The adapter's structure is in [`AlterConfig`].
 
-    The only changes from [`UnlearnConfig`] are the fields below; what each does is its `help`.
+    The only changes from [`UnlearnConfig`] are the arguments below.
 
     Raises:
         `ValueError`: as [`UnlearnConfig`].

@@ -14,8 +14,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, StateDictType
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 
+from alter_peft.scoring import ScoredModel
 from alter_peft.tuner.decoder import LanguageModelHead
 
 
@@ -124,6 +125,17 @@ class WholeHead(LanguageModelHead):
 
     def __call__(self, hidden: Tensor) -> Tensor:
         return super().__call__(hidden.to(self._whole.weight.dtype))
+
+
+class HeadGathering(TrainerCallback):
+    """Gives a model's scoring the whole head as training begins, where layers gather their weights as they run."""
+
+    def __init__(self, scored: ScoredModel, accelerator: Accelerator) -> None:
+        self.scored, self.accelerator = scored, accelerator
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if gathers_layers(self.accelerator):
+            self.scored.head = WholeHead(self.scored.base, self.accelerator.device)
 
 
 def set_up_distributed(accelerator: Accelerator, model: Any, max_grad_norm: float | None) -> None:

@@ -10,8 +10,11 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 from peft import PeftModel
+from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 
+from alter_peft.losses import RETAIN_LOSSES
+from alter_peft.scoring import ScoredModel
 from alter_peft.subdomains import discover_subdomains
 from alter_peft.tuner.config import AlterConfig
 
@@ -49,6 +52,50 @@ def check_model(model: Any) -> None:
         )
     if isinstance(model, PeftModel) and not model.active_adapters:
         raise ValueError("`model` has no active adapter. Choose the one to train by `model.set_adapter`.")
+
+
+def check_retain_loss(name: str, scored: ScoredModel) -> None:
+    """Raise a `ValueError` if this retain loss needs a base model, and there is none, or one under another head."""
+    if not RETAIN_LOSSES[name].needs_base:
+        return
+    if not isinstance(scored.model, PeftModel):
+        raise ValueError(
+            f"`retain_loss` is {name!r}, but all weights are trained, so that there is no base model beside them. Use "
+            "`retain_loss='cross_entropy'`, or train an adapter (`peft_config`)."
+        )
+    if isinstance(scored.head.module, AuxiliaryTrainingWrapper):
+        raise ValueError(
+            f"`modules_to_save` trains the LM head, but `retain_loss={name!r}` compares hidden states under one head. "
+            "Use `retain_loss='cross_entropy'`, or leave the head alone."
+        )
+    with scored.as_base():
+        pass  # raises for an adapter of no layers
+
+
+class Datasets(NamedTuple):
+    """The data sets that a trainer is given, checked."""
+
+    forget: Dataset
+    retain: Dataset
+    calibration: Dataset | None
+    held_out: Dataset | dict[str, Dataset] | None
+
+
+def checked_datasets(
+    forget: Any, retain: Any, calibration: Any, held_out: Any, text_field: str, formatting_func: Any
+) -> Datasets:
+    """As `checked_dataset`, of each; `held_out` may be several by name. The last two are optional."""
+
+    def checked(name: str, dataset: Any) -> Dataset:
+        return checked_dataset(name, dataset, text_field, formatting_func)
+
+    found = checked("train_dataset", forget), checked("retain_dataset", retain)
+    unseen = None if calibration is None else checked("calibration_dataset", calibration)
+    if isinstance(held_out, dict):
+        return Datasets(
+            *found, unseen, {name: checked(f"eval_dataset[{name!r}]", rows) for name, rows in held_out.items()}
+        )
+    return Datasets(*found, unseen, None if held_out is None else checked("eval_dataset", held_out))
 
 
 def checked_dataset(

@@ -1,14 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where forget rows are to come to: the log-probabilities of text that the model never saw."""
+"""Where forget rows are to come to, the log-probabilities of text that the model never saw, and where they began."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from alter_peft.losses import ForgetLoss
+
+
+class Measured(NamedTuple):
+    """
+    What a forget loss needs of the forget rows (`ForgetLoss.needs`); empty where it was not measured.
+
+    Attributes:
+        level: the answer probability that `"level"` aims at.
+        is_level_measured: whether rows that the model never saw have shown it.
+        targets: the mean log-probability that each row is to come to, in nats, (rows,).
+        profiles: the log-probabilities that each row's tokens are to come to, least likely first, (n_i,).
+        reference: ln p of each row before the training, the sum over its labels, (rows,).
+    """
+
+    level: float
+    is_level_measured: bool = False
+    targets: Tensor = torch.empty(0)
+    profiles: Sequence[Tensor] = ()
+    reference: Tensor = torch.empty(0)
+
+    @property
+    def described_level(self) -> str:
+        """The level, and whether it was measured."""
+        return f"{self.level:.4g} ({'measured on `calibration_dataset`' if self.is_level_measured else 'a guess'})"
+
+
+def measure(loss: ForgetLoss, known: Sequence[Tensor], unseen: Sequence[Tensor], level: float, seed: int) -> Measured:
+    """
+    What the forget loss needs, from log-probabilities before the training.
+
+    Args:
+        known: of each forget row's labels, (n_i,); may be none if the loss needs nothing.
+        unseen: of the labels of each row that the model was never trained on; may be none without profiles.
+        level: in place of that of unseen rows.
+        seed: draws an unseen row for each forget row.
+    """
+    targets, profiles, reference = torch.empty(0), list[Tensor](), torch.empty(0)
+    if unseen:
+        level = geometric_mean(unseen)
+    if known:
+        targets = level_targets(known, level)
+    if "profiles" in loss.needs:
+        profiles = unseen_profiles(known, unseen, seed)
+        targets = torch.stack([profile.mean() for profile in profiles])
+    if "reference" in loss.needs:
+        rows = torch.repeat_interleave(torch.arange(len(known)), torch.tensor([len(row) for row in known]))
+        reference = torch.zeros(len(known)).index_add(0, rows, torch.cat(list(known)))
+    return Measured(level, bool(unseen), targets, profiles, reference)
 
 
 def geometric_mean(rows: Sequence[Tensor]) -> float:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from accelerate import logging
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, set_seed
@@ -18,25 +16,27 @@ from transformers.trainer_utils import TrainOutput
 from trl import SFTTrainer
 
 from alter_peft.data import PairCollator, PairDataset, PairSampler, check_disjoint
-from alter_peft.losses import RETAIN_LOSSES, RetainBatch, TokenScores
+from alter_peft.losses import RETAIN_LOSSES
 from alter_peft.scoring import ScoredModel
 from alter_peft.tuner.config import AlterConfig
 
 from .active_adapters import others_frozen
-from .batch import TokenMasks, count_terms, forget_batch, token_masks, token_shares, token_sums
+from .batch import TokenMasks, count_terms, token_masks, token_shares, token_sums
 from .config import UnlearnConfig
-from .distributed import WholeHead, gathering_layers, gathers_layers, set_up_distributed
+from .distributed import HeadGathering, gathering_layers, set_up_distributed
 from .inputs import (
     as_chat,
     check_all_labelled,
     check_arguments,
     check_model,
-    checked_dataset,
+    check_retain_loss,
+    checked_datasets,
     keep_input_columns,
 )
 from .phase_one import labelled_rows
 from .stopping import Stopping, mean_gap
-from .targets import geometric_mean, level_targets, unseen_profiles
+from .targets import Measured, measure
+from .terms import forget_term, retain_term
 
 
 logger = logging.get_logger(__name__)
@@ -125,38 +125,34 @@ class UnlearnTrainer(SFTTrainer):
         check_arguments(kwargs)
         if not isinstance(model, str):
             check_model(model)
-        checked = partial(
-            checked_dataset, text_field=args.dataset_text_field, formatting_func=kwargs.pop("formatting_func", None)
+        data = checked_datasets(
+            train_dataset,
+            retain_dataset,
+            calibration_dataset,
+            kwargs.pop("eval_dataset", None),
+            args.dataset_text_field,
+            kwargs.pop("formatting_func", None),
         )
-        train_dataset = checked("train_dataset", train_dataset)
-        retain_dataset = checked("retain_dataset", retain_dataset)
-        if calibration_dataset is not None:
-            calibration_dataset = checked("calibration_dataset", calibration_dataset)
-        elif "profiles" in args.loss.needs:
+        if data.calibration is None and "profiles" in args.loss.needs:
             raise ValueError(
                 f"`forget_loss` is {args.forget_loss!r}, but there is no `calibration_dataset` to take profiles from. "
                 "Give rows like the forget set that the model was never trained on, or use `forget_loss='level'`."
             )
-        held_out = kwargs.pop("eval_dataset", None)
-        if isinstance(held_out, dict):
-            held_out = {name: checked(f"eval_dataset[{name!r}]", rows) for name, rows in held_out.items()}
-        elif held_out is not None:
-            held_out = checked("eval_dataset", held_out)
         has_adapter = isinstance(model, PeftModel)
         if has_adapter and peft_config is not None:
             raise ValueError("`peft_config` is given, but `model` has an adapter already. Pass either of them alone.")
-        peft_config, experts = self._assign_experts(model, peft_config, train_dataset, args)
-        train_dataset = keep_input_columns(train_dataset, args.dataset_text_field).add_column("expert", experts)
+        peft_config, experts = self._assign_experts(model, peft_config, data.forget, args)
+        forget = keep_input_columns(data.forget, args.dataset_text_field).add_column("expert", experts)
         set_seed(args.seed)  # as newer TRL does before it adds the adapter
         if peft_config is not None:
             peft_config.task_type = peft_config.task_type or "CAUSAL_LM"
             kwargs["peft_config"] = peft_config
         with others_frozen(model):  # before TRL casts what learns, as it does for a quantised base
-            super().__init__(model, args, train_dataset=train_dataset, eval_dataset=held_out, **kwargs)
+            super().__init__(model, args, train_dataset=forget, eval_dataset=data.held_out, **kwargs)
             try:
                 set_up_distributed(self.accelerator, self.model, args.max_grad_norm)
                 self._set_up_model()
-                self._set_up_data(train_dataset, retain_dataset, calibration_dataset)
+                self._set_up_data(forget, data.retain, data.calibration)
             except ValueError:
                 if peft_config is not None:  # the user's model as it was given, for another attempt
                     self.model.unload()
@@ -180,32 +176,15 @@ class UnlearnTrainer(SFTTrainer):
         self.scored = ScoredModel(self.model)
         if self.scored.gating is None:  # else phase I does
             self.scored.check()
-        adapted = isinstance(self.model, PeftModel)
         if not any(weight.requires_grad for weight in self.model.parameters()):
             raise ValueError("`model` has a frozen adapter. Load it with `is_trainable=True`.")
-        if RETAIN_LOSSES[self.args.retain_loss].needs_base:
-            if not adapted:
-                raise ValueError(
-                    f"`retain_loss` is {self.args.retain_loss!r}, but all weights are trained, so that there is no "
-                    "base model beside them. Use `retain_loss='cross_entropy'`, or train an adapter (`peft_config`)."
-                )
-            if isinstance(self.scored.head.module, AuxiliaryTrainingWrapper):
-                raise ValueError(
-                    "`modules_to_save` trains the LM head, but "
-                    f"`retain_loss={self.args.retain_loss!r}` compares hidden states under one head. Use "
-                    "`retain_loss='cross_entropy'`, or leave the head alone."
-                )
-            with self.scored.as_base():
-                pass  # raises for an adapter of no layers
-        self.forget_level: float = self.args.forget_level
-        self.has_measured_level = False
-        self.targets = torch.empty(0)
-        self.profiles: list[Tensor] = []
-        self.reference = torch.empty(0)
+        check_retain_loss(self.args.retain_loss, self.scored)
+        self.measured = Measured(self.args.forget_level)
         self._prepared = False
         self._token_sums: dict[str, float] = {}
         self._stopping: Stopping | None = None
-        self.add_callback(_Steps(self))
+        self.add_callback(HeadGathering(self.scored, self.accelerator))
+        self.add_callback(_Epochs(lambda epoch: self._sampler.set_epoch(epoch)))
 
     def _set_up_data(self, forget: Dataset, retain: Dataset, calibration: Dataset | None) -> None:
         check_all_labelled("train_dataset", forget, self.train_dataset, self.args.max_length)
@@ -228,6 +207,11 @@ class UnlearnTrainer(SFTTrainer):
         if self.args.loss.has_targets and tolerance is not None:
             self._stopping = Stopping(self._mean_gap, len(self._forget), tolerance, self._record_gap)
             self.add_callback(self._stopping)
+
+    @property
+    def forget_level(self) -> float:
+        """The level that `forget_loss="level"` aims at."""
+        return self.measured.level
 
     @property
     def reached(self) -> bool:
@@ -269,29 +253,9 @@ class UnlearnTrainer(SFTTrainer):
                 known = self.scored.label_log_probabilities(labelled_rows(self._forget), size, by_length=False)
             if self._calibration is not None:
                 unseen = self.scored.label_log_probabilities(labelled_rows(self._calibration), size, by_length=False)
-        self._set_targets(known, unseen)
+        self.measured = measure(self.args.loss, known, unseen, self.args.forget_level, self.args.seed)
         self.train_dataset = PairDataset(self._forget, self._retain)
         self._prepared = True
-
-    def _set_targets(self, known: list[Tensor], unseen: list[Tensor]) -> None:
-        """What the forget loss needs, from the log-probabilities of the forget rows' labels and of unseen rows'."""
-        needs = self.args.loss.needs
-        if unseen:
-            self.forget_level, self.has_measured_level = geometric_mean(unseen), True
-        if known:
-            self.targets = level_targets(known, self.forget_level)
-        if "profiles" in needs:
-            self.profiles = unseen_profiles(known, unseen, self.args.seed)
-            self.targets = torch.stack([profile.mean() for profile in self.profiles])
-        if "reference" in needs:
-            rows = torch.repeat_interleave(torch.arange(len(known)), torch.tensor([len(row) for row in known]))
-            self.reference = torch.zeros(len(known)).index_add(0, rows, torch.cat(known))
-
-    @property
-    def described_level(self) -> str:
-        """The level that the forget rows come to, and whether it was measured."""
-        source = "measured on `calibration_dataset`" if self.has_measured_level else "a guess"
-        return f"{self.forget_level:.4g} ({source})"
 
     def _record_gap(self, gap: float) -> None:
         self._metrics["train"]["forget_gap"].append(gap)
@@ -299,7 +263,7 @@ class UnlearnTrainer(SFTTrainer):
     def _mean_gap(self, max_rows: int) -> float:
         rows, args = labelled_rows(self._forget), self.args
         wrapped, size = self.model_wrapped, args.per_device_eval_batch_size
-        return mean_gap(self.scored, rows, self.targets, max_rows, args.seed, self.accelerator, size, wrapped)
+        return mean_gap(self.scored, rows, self.measured.targets, max_rows, args.seed, self.accelerator, size, wrapped)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As [`~transformers.Trainer.train`], after `prepare`."""
@@ -375,12 +339,10 @@ class UnlearnTrainer(SFTTrainer):
         hidden = self.hidden_states(model, inputs)[:, :-1]  # (B, T-1, k)
         with self.accelerator.autocast():
             scores = self.scored.score(hidden[masks.labelled], inputs["labels"][:, 1:][masks.labelled])
-            terms = {
-                "forget": self._forget_term(scores, inputs, masks) / count["forget"],
-                "retain": self._retain_term(scores, hidden, inputs, masks) / count["retain"],
-            }
+            forget = forget_term(scores, inputs, masks, self.args.loss, self.args.loss_options, self.measured)
+            retain = retain_term(scores, hidden, inputs, masks, RETAIN_LOSSES[self.args.retain_loss], self.scored)
         self._sums = token_sums(scores, masks, inputs["expert"], self._gates())
-        return terms
+        return {"forget": forget / count["forget"], "retain": retain / count["retain"]}
 
     def hidden_states(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """The decoder's last hidden states (B, T, k)."""
@@ -389,22 +351,6 @@ class UnlearnTrainer(SFTTrainer):
     def _gates(self) -> Tensor | None:
         """The gates of the last pass, (B, T, 1+N), where there is a router."""
         return None
-
-    def _forget_term(self, scores: TokenScores, inputs: dict[str, Any], masks: TokenMasks) -> Tensor:
-        loss = self.args.loss
-        batch = forget_batch(scores, inputs, masks, loss, self.targets, self.profiles, self.reference)
-        summed: Tensor = loss.compute(batch, self.args.loss_options).sum()
-        return summed if loss.weight == 1 else loss.weight * summed
-
-    def _retain_term(self, scores: TokenScores, hidden: Tensor, inputs: dict[str, Any], masks: TokenMasks) -> Tensor:
-        loss, kept, base = RETAIN_LOSSES[self.args.retain_loss], masks.kept, None
-        if loss.needs_base:
-            rows = inputs["expert"] == 0
-            with self.scored.as_base():
-                states = self.scored.base_hidden_states(inputs["input_ids"][rows], inputs["attention_mask"][rows])
-            base = states[:, :-1][kept[rows]]
-        of_kept = TokenScores(*(part[kept[masks.labelled]] for part in scores))
-        return loss.compute(RetainBatch(of_kept, hidden[kept], base, self.scored.head)).sum()
 
     # ---- logs -------------------------------------------------------------------------------------------------------
 
@@ -424,17 +370,11 @@ class UnlearnTrainer(SFTTrainer):
         super().log(logs, start_time)
 
 
-class _Steps(TrainerCallback):
-    """The trainer's own hooks into the loop."""
+class _Epochs(TrainerCallback):
+    """Tells the sampler of each epoch, also on a resume within it, where the data loader is another object."""
 
-    def __init__(self, trainer: UnlearnTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        trainer = self.trainer
-        if gathers_layers(trainer.accelerator):
-            trainer.scored.head = WholeHead(trainer.scored.base, trainer.accelerator.device)
+    def __init__(self, set_epoch: Callable[[int], None]) -> None:
+        self.set_epoch = set_epoch
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # also on a resume within the epoch, where the data loader is another object
-        self.trainer._sampler.set_epoch(int(state.epoch or 0))
+        self.set_epoch(int(state.epoch or 0))
