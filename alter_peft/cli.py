@@ -6,11 +6,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from inspect import get_annotations
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_type_hints
 
 import torch
 import yaml
@@ -21,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl.scripts.utils import TrlParser
 
 from .commands import benchmark, evaluate, report
-from .options import alternatives, json_object
+from .options import alternatives, option, parse_values
 from .trainer import AlterUnlearnTrainer, UnlearnTrainer
 from .tuner import AlterConfig
 
@@ -40,58 +41,85 @@ class ScriptArguments:
     retain: str = field(
         metadata={"help": "Rows to retain: a .jsonl, .json, .csv or .parquet file, or a Hub data set."}
     )
-    adapter: Literal["alter", "lora", "none"] = field(
-        default="alter", metadata={"help": "What is trained: an ALTER adapter, plain LoRA, or none: all weights."}
+    adapter: Literal["alter", "lora", "none"] = option(
+        "alter", "What is trained: an ALTER adapter, plain LoRA, or none: all weights."
     )
-    calibration: str | None = field(
-        default=None,
-        metadata={
-            "help": "Rows like those to forget that the model never saw: they measure forget_level, or are the "
-            "profiles of forget_loss=profile."
-        },
+    calibration: str | None = option(
+        None,
+        "Rows like those to forget that the model never saw: they measure forget_level, or are the profiles of "
+        "forget_loss=profile.",
     )
 
 
-@dataclass
-class LoraArguments:
-    """The plain adapter of `--adapter lora`, a `peft.LoraConfig`."""
+class Adapter(NamedTuple):
+    """
+    What `--adapter` names.
 
-    r: int = field(default=8, metadata={"help": "Rank."})
-    lora_alpha: int = field(default=16, metadata={"help": "The update is scaled by lora_alpha / r."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of its input."})
-    target_modules: list[str] = field(
-        default_factory=lambda: ["all-linear"], metadata={"help": "Names of the layers, or all-linear."}
-    )
-
-
-def _lora_config(arguments: LoraArguments) -> LoraConfig:
-    targets: Any = arguments.target_modules
-    if targets == ["all-linear"]:
-        targets = "all-linear"
-    return LoraConfig(
-        r=arguments.r,
-        lora_alpha=arguments.lora_alpha,
-        lora_dropout=arguments.lora_dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
-    )
-
-
-@dataclass
-class NoArguments:
-    """`--adapter none` has none of its own."""
-
-
-class Kind(NamedTuple):
-    """What `--adapter` names: the trainer, its own options, and what makes the adapter's config of them."""
+    trainer: the trainer, whose configuration has options of its own.
+    config: the adapter's configuration; `None` if all weights are trained.
+    options: those of its fields that are options, with their defaults; `None` leaves a field alone.
+    """
 
     trainer: type[UnlearnTrainer]
-    arguments: Callable[[], type]
-    config: Callable[[Any], PeftConfig | None]
+    config: type[PeftConfig] | None = None
+    options: Mapping[str, Any] = {}
+
+    def arguments(self) -> type:
+        """The options as a dataclass, with types that the parser knows."""
+        found = []
+        if self.config is not None:
+            hints, known = (
+                get_type_hints(self.config),
+                {inner.name: inner for inner in dataclasses.fields(self.config)},
+            )
+            for name, default in self.options.items():
+                found.append((name, _flag_type(hints[name]), option(default, known[name].metadata["help"])))
+        return dataclasses.make_dataclass("AdapterArguments", found, namespace={"_argument_group_name": "adapter"})
+
+    def make(self, arguments: Mapping[str, Any]) -> PeftConfig | None:
+        """The configuration that the flags and the YAML file describe."""
+        if self.config is None:
+            return None
+        # `--target_modules all-linear` is a name, not a list of one
+        given = {
+            name: value[0] if isinstance(value, list) and len(value) == 1 else value
+            for name, value in arguments.items()
+            if value is not None
+        }
+        return self.config(**parse_values(self.config, given))
 
 
-def _kind(argv: Sequence[str]) -> Kind:
-    """The kind of adapter that the flags, or else the YAML file, ask for."""
+ADAPTERS = {
+    "alter": Adapter(
+        AlterUnlearnTrainer,
+        AlterConfig,
+        {
+            inner.name: None if inner.default is dataclasses.MISSING else inner.default
+            for inner in dataclasses.fields(AlterConfig)
+            if inner.name in get_annotations(AlterConfig)
+        },
+    ),
+    "lora": Adapter(
+        UnlearnTrainer,
+        LoraConfig,
+        {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": ["all-linear"]},
+    ),
+    "none": Adapter(UnlearnTrainer),
+}
+
+
+def _flag_type(hint: Any) -> Any:
+    """The one type that a flag can parse, for a field that may be of several."""
+    kinds = alternatives(hint)
+    if list in kinds:
+        return kinds[list] | None
+    if dict in kinds:
+        return str | None  # JSON
+    return str if {bool, Literal} <= kinds.keys() else hint
+
+
+def _adapter(argv: Sequence[str]) -> Adapter:
+    """What the flags, or else the YAML file, ask for."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--adapter")
     first.add_argument("--config")
@@ -102,64 +130,6 @@ def _kind(argv: Sequence[str]) -> Kind:
             options = yaml.safe_load(file)
         name = options.get("adapter") if isinstance(options, dict) else None
     return ADAPTERS.get(name or "alter", ADAPTERS["alter"])  # an unknown name is the parser's to refuse
-
-
-def _flag_type(hint: Any) -> Any:
-    """The one type that a flag can parse, for a field that may be of several."""
-    options = alternatives(hint)
-    lists = [option for option in options if get_origin(option) is list]
-    if lists:
-        return lists[0] | None
-    if any(get_origin(option) is dict for option in options):
-        return str | None  # JSON
-    literals = [value for option in options if get_origin(option) is Literal for value in get_args(option)]
-    if literals and bool in options:
-        return str  # of which `_adapter_config` makes a bool again
-    return hint
-
-
-def _adapter_fields() -> list[dataclasses.Field[Any]]:
-    """AlterConfig's own fields, without those of every PEFT adapter."""
-    inherited = {inner.name for inner in dataclasses.fields(PeftConfig)}
-    return [inner for inner in dataclasses.fields(AlterConfig) if inner.name not in inherited]
-
-
-def _adapter_arguments() -> type:
-    """AlterConfig's own fields as a dataclass with types that the parser knows; one left alone is `None`."""
-    hints = get_type_hints(AlterConfig)
-    fields = []
-    for inner in _adapter_fields():
-        missing = inner.default is dataclasses.MISSING
-        option = field(default=None if missing else inner.default, metadata=dict(inner.metadata))
-        fields.append((inner.name, _flag_type(hints[inner.name]), option))
-    return dataclasses.make_dataclass("AdapterArguments", fields, namespace={"_argument_group_name": "adapter"})
-
-
-def _adapter_config(arguments: Any) -> AlterConfig:
-    """The AlterConfig that the flags and the YAML file describe."""
-    hints, values = get_type_hints(AlterConfig), {}
-    for inner in _adapter_fields():
-        value, options = getattr(arguments, inner.name), alternatives(hints[inner.name])
-        holds = {get_origin(option) or option for option in options}
-        if value is None:
-            continue
-        if bool in holds and str(value).lower() in ("true", "false"):
-            value = str(value).lower() == "true"
-        elif dict in holds and isinstance(value, str):
-            value = json_object(inner.name, value)
-        elif isinstance(value, list) and len(value) == 1 and not holds.isdisjoint({str, int}):
-            value = value[0]  # `--target_modules all-linear` is a name, not a list of one
-        elif list in holds and holds.isdisjoint({str, int}) and not isinstance(value, (list, dict)):
-            value = [value]
-        values[inner.name] = value
-    return AlterConfig(**values)
-
-
-ADAPTERS = {
-    "alter": Kind(AlterUnlearnTrainer, _adapter_arguments, _adapter_config),
-    "lora": Kind(UnlearnTrainer, lambda: LoraArguments, _lora_config),
-    "none": Kind(UnlearnTrainer, lambda: NoArguments, lambda arguments: None),
-}
 
 
 def _load_rows(name: str, source: str) -> Dataset:
@@ -193,8 +163,8 @@ def unlearn(argv: Sequence[str]) -> Callable[[], None]:
     argv = [part for flag in argv for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
     if argv and argv[-1] == "--config":
         raise ValueError("`config` has no value, but must be the path of a YAML file.")
-    kind = _kind(argv)
-    groups: Any = (ScriptArguments, kind.trainer.config_class, kind.arguments())
+    adapter = _adapter(argv)
+    groups: Any = (ScriptArguments, adapter.trainer.config_class, adapter.arguments())
     parser = TrlParser(
         groups,
         prog="alter-peft unlearn",
@@ -203,14 +173,14 @@ def unlearn(argv: Sequence[str]) -> Callable[[], None]:
         "loss (--forget_loss). Every option may also stand in a YAML file, given by --config; a flag overrides it.",
     )
     script, args, arguments = parser.parse_args_and_config(argv)
-    config = kind.config(arguments)
+    config = adapter.make(vars(arguments))
     try:
         AutoConfig.from_pretrained(script.model)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"`model` is {script.model!r}, which could not be loaded ({error}). Give a folder or a Hub id."
         ) from error
-    trainer = kind.trainer(
+    trainer = adapter.trainer(
         script.model,
         args,
         train_dataset=_load_rows("forget", script.forget),

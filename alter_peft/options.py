@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import textwrap
 import types
-from argparse import ArgumentError
+from argparse import ArgumentTypeError
 from collections.abc import Collection, Mapping
-from dataclasses import MISSING, fields
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import MISSING, field, fields
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 
 Class = TypeVar("Class", bound=type)
@@ -21,13 +22,13 @@ Class = TypeVar("Class", bound=type)
 def arguments_doc(cls: Class) -> Class:
     """The dataclass, with `Args:` in its docstring: type, default and help text of the fields that it declares."""
     own, lines = inspect.get_annotations(cls), [inspect.cleandoc(cls.__doc__ or ""), "\nArgs:"]
-    for field in fields(cls):
-        if field.name in own:
-            default = field.default if field.default_factory is MISSING else field.default_factory()
+    for inner in fields(cls):
+        if inner.name in own:
+            default = inner.default if inner.default_factory is MISSING else inner.default_factory()
             optional = "" if default is MISSING else ", *optional*"
             says = "" if default in (MISSING, None) else f", defaults to `{default!r}`"
-            lines.append(f"    {field.name} (`{own[field.name]}`{optional}{says}):")
-            text = textwrap.fill(field.metadata["help"], 111, break_on_hyphens=False)
+            lines.append(f"    {inner.name} (`{own[inner.name]}`{optional}{says}):")
+            text = textwrap.fill(inner.metadata["help"], 111, break_on_hyphens=False)
             lines.append(textwrap.indent(text, " " * 8))
     cls.__doc__ = "\n".join(lines)
     return cls
@@ -49,57 +50,61 @@ def json_object(name: str, text: str) -> dict[str, Any]:
     return value
 
 
-def alternatives(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type itself."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+def option(default: Any, text: str) -> Any:
+    """A field of a dataclass: its default, of which each instance gets a copy, and its help text."""
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: copy.copy(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+def alternatives(hint: Any) -> dict[Any, Any]:
+    """The members of a union, or the type itself, by what they are without their arguments (`list` of `list[int]`)."""
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return {get_origin(member) or member: member for member in members}
 
 
 def parse_values(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Values of fields of a dataclass as its flags take them: the text "5e-4", which it is to YAML, is a number there.
+    Values of fields of a dataclass in the types of these: the text "5e-4", which it is to YAML, is a number there.
 
     Args:
-        values: field -> value; all that have no default must be there. A dict, an empty list and
-            `None` are left as they are where they may be; a tuple is a list.
+        values: field -> value. A tuple is a list, an item may stand for a list of one, and text for a dict is JSON.
 
     Raises:
-        ValueError: a value that its flag does not take.
+        ValueError: a value that the field does not take.
     """
-    parser, hints = HfArgumentParser(config, exit_on_error=False), get_type_hints(config)
-    required = {field.name for field in fields(config) if field.default is field.default_factory is MISSING}
-    values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    flags: dict[str, list[str]] = {}
-    for name, value in values.items():
-        kinds = {get_origin(kind) or kind for kind in alternatives(hints[name])}
-        whole = value in (None, []) or isinstance(value, dict)  # there is no flag for it
-        # by its text, as True == 1
-        usual = name not in required and repr(value) == repr(parser.get_default(name))
-        if (whole and type(value) in kinds) or usual:
+    hints = get_type_hints(config)
+    return {name: _parsed(name, value, hints[name]) for name, value in values.items()}
+
+
+def _parsed(name: str, value: Any, hint: Any) -> Any:
+    kinds = alternatives(hint)
+    if isinstance(value, str) and dict in kinds and str not in kinds:
+        return json_object(name, value)
+    for origin in sorted(kinds, key=lambda origin: type(value) is not origin):  # what it is already comes first
+        try:
+            return _converted(value, origin, kinds[origin])
+        except (TypeError, ValueError, KeyError, ArgumentTypeError):
             continue
-        items = value if isinstance(value, list) else [value]
-        if whole or any(item is None or isinstance(item, (dict, list)) for item in items):
-            raise _refusal(name, value, hints[name])
-        flags[name] = [f"--{name}={item}" for item in items]  # a flag an item, which may then begin with "-"
-    found, every = dict(values), [flag for of_field in flags.values() for flag in of_field]
-    try:
-        for name, of_field in flags.items():
-            taken = [getattr(parser.parse_args([*every, flag]), name) for flag in of_field]  # the last one counts
-            if isinstance(values[name], list) and not all(isinstance(one, list) for one in taken):
-                raise _refusal(name, values[name], hints[name])
-            found[name] = [item for one in taken for item in one] if isinstance(taken[0], list) else taken[0]
-    except ArgumentError as error:
-        wrong = str(error.argument_name).partition("/")[0].lstrip("-")
-        raise _refusal(wrong, values[wrong], hints[wrong]) from None
-    # what is the same number stays as it was written: 3, not 3.0
-    return {
-        name: values[name] if value == values[name] and not isinstance(value, bool) else value
-        for name, value in found.items()
-    }
-
-
-def _refusal(name: str, value: Any, hint: Any) -> ValueError:
     kind = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-    return ValueError(f"`{name}` is {value!r}, but must be {kind}.")
+    raise ValueError(f"`{name}` is {value!r}, but must be {kind}.")
+
+
+def _converted(value: Any, origin: Any, kind: Any) -> Any:
+    """The value as a field of this type has it; an error if it takes no such value."""
+    if origin is list:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        (inner,) = get_args(kind)
+        return [_converted(item, inner, inner) for item in items]
+    if type(value) is origin:
+        return value
+    if value is None or isinstance(value, (list, tuple, dict)):
+        raise TypeError
+    if origin is Literal:
+        return {str(known): known for known in get_args(kind)}[str(value)]
+    found = string_to_bool(str(value)) if origin is bool else origin(str(value))
+    # what is the same number stays as it was written: 3, not 3.0
+    return value if found == value and not isinstance(value, bool) else found
 
 
 def check_known(name: str, values: Collection[str], known: Collection[str]) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -15,10 +15,10 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from .losses.scores import TokenScores, score_tokens
-from .tuner.base_pass import base_model, evaluating, original_modules
+from .tuner.base_pass import base_model, evaluating, without_adapters
 from .tuner.decoder import Decoder, LanguageModelHead, check_head, find_decoder, last_hidden_states
 from .tuner.gating import GatingContext
-from .tuner.layer import AlterLayer
+from .tuner.layer import AlterLayer, context_of, layers_of
 
 
 # token ids of a row, and the label of each, -100 where it has none
@@ -86,8 +86,7 @@ class ScoredModel:
         self.base: Any = base
         self.stack: Decoder = find_decoder(base, "Scoring answers", "Give a decoder with an LM head.")
         self.head = LanguageModelHead(base)
-        layers = (module for module in model.modules() if isinstance(module, AlterLayer))
-        self.gating: GatingContext | None = next((layer.context for layer in layers), None)
+        self.gating: GatingContext | None = context_of(model)
 
     @property
     def decoder(self) -> nn.Module:
@@ -101,8 +100,7 @@ class ScoredModel:
 
     def layers_of(self, adapter_name: str) -> list[AlterLayer]:
         """The layers that an ALTER adapter adapts."""
-        layers = (module for module in self.model.modules() if isinstance(module, AlterLayer))
-        return [layer for layer in layers if adapter_name in layer.alter_A]
+        return list(layers_of(self.model, adapter_name).values())
 
     @torch.no_grad()
     def check(self) -> None:
@@ -139,21 +137,17 @@ class ScoredModel:
         Raises:
             ValueError: the adapter is no change of layers (a virtual prompt), or there is none.
         """
-        with ExitStack() as stack:
-            for context in self._base_contexts():
-                stack.enter_context(context)
-            yield
-
-    def _base_contexts(self) -> list[AbstractContextManager[Any]]:
         if self.gating is not None:
-            return [base_model(self.decoder, self.head, self.gating)]
-        layers = [module for module in self.base.modules() if isinstance(module, BaseTunerLayer)]
-        if not layers:
+            with base_model(self.decoder, self.head, self.gating):
+                yield
+            return
+        if not any(isinstance(module, BaseTunerLayer) for module in self.base.modules()):
             raise ValueError(
                 f"`model` is a {type(self.model).__name__} without adapted layers, so that there is no base model "
                 "beside it. Give it an adapter of layers, such as LoRA or ALTER."
             )
-        return [torch.no_grad(), evaluating(self.base), original_modules(self.base), _switched_off(layers)]
+        with torch.no_grad(), evaluating(self.base), without_adapters(self.base, kinds=(BaseTunerLayer,)):
+            yield
 
     def base_hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The base model's last hidden states (B, T, k), inside of `as_base`."""
@@ -204,16 +198,3 @@ class ScoredModel:
             for place, log_prob in batch.split(self.score(batch.hidden, batch.labels).log_prob.float()):
                 found[place] = log_prob
         return found
-
-
-@contextmanager
-def _switched_off(layers: Sequence[BaseTunerLayer]) -> Iterator[None]:
-    """Inside, these layers are without their adapters; `enable_adapters` would touch what learns."""
-    switched = [layer for layer in layers if not layer._disable_adapters]
-    for layer in switched:
-        layer._disable_adapters = True
-    try:
-        yield
-    finally:
-        for layer in switched:
-            layer._disable_adapters = False

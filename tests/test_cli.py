@@ -15,7 +15,7 @@ from conftest import make_llama
 from transformers import AutoModelForCausalLM
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, UnlearnConfig
-from alter_peft.cli import _adapter_arguments, _adapter_config, main
+from alter_peft.cli import ADAPTERS, main
 
 
 FORGET = [
@@ -242,4 +242,4 @@ def test_what_fails_in_training_shows_where(files, monkeypatch):
 
 @pytest.mark.parametrize("given", [[5, 6], {"embed_tokens": [5, 6]}])
 def test_trained_tokens_are_a_list_or_an_object(given):
-    assert _adapter_config(_adapter_arguments()(trainable_token_indices=given)).trainable_token_indices == given
+    assert ADAPTERS["alter"].make({"trainable_token_indices": given}).trainable_token_indices == given

@@ -14,7 +14,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from alter_peft.tuner.decoder import find_decoder
-from alter_peft.tuner.layer import AlterLayer
+from alter_peft.tuner.layer import layers_of
 
 
 def check_active_together(model: PeftModel) -> None:
@@ -62,10 +62,7 @@ def check_active_together(model: PeftModel) -> None:
 def _lowest_layer(base: nn.Module, name: str) -> int:
     """The first decoder layer that an adapter adapts."""
     layers = find_decoder(base).layers
-    for i, layer in enumerate(layers):
-        if any(isinstance(module, AlterLayer) and name in module.alter_A for module in layer.modules()):
-            return i
-    return len(layers)
+    return next((i for i, layer in enumerate(layers) if layers_of(layer, name)), len(layers))
 
 
 @contextmanager

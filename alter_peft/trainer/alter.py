@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +9,11 @@ from accelerate import logging
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from alter_peft.data import PairDataset
 from alter_peft.tuner.config import AlterConfig
+from alter_peft.tuner.files import moved_into
 
 from .active_adapters import check_active_together, load_own, own_folder
 from .batch import TokenMasks, token_masks
@@ -24,7 +22,7 @@ from .config import AlterUnlearnConfig, UnlearnConfig
 from .distributed import from_main_process, gathering_layers, is_zero3_split
 from .initialization import start_from_clusters
 from .inputs import Subdomain, assign_experts, check_unscaled
-from .isolation import clip_by_source, drop_gradients_without_rows, parameter_groups, skip_groups
+from .isolation import Isolation, clip_by_source, parameter_groups
 from .phase_one import PhaseOne, labelled_rows
 from .structural import StructuralTerm
 from .targets import measure
@@ -53,25 +51,16 @@ class AlterUnlearnTrainer(UnlearnTrainer):
             The rows to forget: prompt-completion, conversational or text, with an optional column `domain` that names
             each row's sub-domain; without it, sub-domains are discovered and called `domain_1`, `domain_2`, ... An
             adapter that has several `domains` already needs the column.
-        retain_dataset ([`~datasets.Dataset`]):
-            Rows to keep, in any of these formats.
-        calibration_dataset ([`~datasets.Dataset`], *optional*):
-            Text like that of `train_dataset` that the model was never trained on. Its answer probability under the
-            model becomes the level that `forget_loss="level"` aims at, in place of `args.forget_level`; `"profile"`
-            needs it.
         peft_config ([`AlterConfig`], *optional*):
             Structure of the adapter if `model` has none yet.
-        kwargs:
-            As for [`~trl.SFTTrainer`].
+        retain_dataset, calibration_dataset, kwargs:
+            As for [`UnlearnTrainer`].
 
-    **Attributes**:
+    **Attributes**, beside those of [`UnlearnTrainer`]:
         - **subdomains** (`dict[str, Subdomain]`) -- For each name in `domains` that `train_dataset` has rows of, their
           indices (`rows`) and, of discovered sub-domains, the words that set them apart (`terms`), which are not
           saved.
-        - **forget_level** (`float`) -- The level that `forget_loss="level"` aims at: `args.forget_level`, until
-          `calibration_dataset` has been measured.
         - **structural_weight** (`float`) -- `args.structural_weight`, or 0 where L_struct is left out.
-        - **reached** (`bool`) -- Whether training ended because the forget rows had come to their targets.
 
     Example:
 
@@ -133,7 +122,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
             self.scored, self.adapter_name, self.args, self.structural_weight, self.accelerator
         )
         self._freeze_shared()
-        self.add_callback(_Isolation(self))
+        self.add_callback(Isolation(self.accelerator, self.skipped_groups))
 
     def _usable_structural_weight(self) -> float:
         """`structural_weight`, or 0 in a precision in which L_struct is noise."""
@@ -323,19 +312,13 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         self._activate()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Writes beside the target first and then moves each file into place, so that none is ever half written."""
+        """As the parent's, with the adapter's card; no file is ever half written."""
         if not self.args.should_save:  # under FSDP every process comes here
             return
         target = Path(output_dir or str(self.args.output_dir))
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as beside:
-            super()._save(beside, state_dict)
+        with moved_into(target) as beside:
+            super()._save(str(beside), state_dict)
             self._write_card(own_folder(beside, self.adapter_name), place=own_folder(target, self.adapter_name))
-            for file in sorted(Path(beside).rglob("*")):
-                if file.is_file():
-                    place = target / file.relative_to(beside)
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(file, place)
 
     def create_model_card(  # type: ignore[override]  # TRL's signature, not that of transformers
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
@@ -372,23 +355,3 @@ class AlterUnlearnTrainer(UnlearnTrainer):
             dataset_name=dataset_name,
             tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
         )
-
-
-class _Isolation(TrainerCallback):
-    """Before the optimiser's step, gradients that nothing of the step gave are taken away."""
-
-    def __init__(self, trainer: AlterUnlearnTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.trainer.is_deepspeed_enabled:
-            engine: Any = self.trainer.model_wrapped
-            skip_groups(engine.basic_optimizer, self.trainer.skipped_groups)
-
-    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        trainer = self.trainer
-        layers = trainer.scored.layers_of(trainer.adapter_name)
-        drop_gradients_without_rows(layers, trainer.adapter_name, trainer.experts_with_rows)
-        if not trainer._structural.due(trainer.state.global_step):
-            for weight in trainer.shared_matrices:
-                weight.grad = None

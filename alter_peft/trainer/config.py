@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from trl import SFTConfig
 
 from alter_peft.losses import FORGET_LOSSES, RETAIN_LOSSES, ForgetLoss
-from alter_peft.options import arguments_doc
+from alter_peft.options import arguments_doc, option
 from alter_peft.tuner.values import is_finite_number, is_integer, is_positive, require
 
 
@@ -34,55 +34,39 @@ class UnlearnConfig(SFTConfig):
 
     _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "forget_loss_kwargs"]  # noqa: RUF012 (TRL declares it so)
 
-    learning_rate: float = field(
-        default=1e-4, metadata={"help": "Initial learning rate. All weights want less than an adapter."}
+    learning_rate: float = option(1e-4, "Initial learning rate. All weights want less than an adapter.")
+    num_train_epochs: float = option(5.0, "Passes over the forget set, at most (TOFU's 5).")
+    per_device_train_batch_size: int = option(4, "Forget rows a step and device; as many retain rows join them.")
+    gradient_checkpointing: bool = option(False, "Recompute the adapted layers in backward to save memory.")
+    loss_type: str = option("nll", "The loss of `evaluate`; no other. The oldest TRL has another default.")
+    forget_weight: float = option(1.0, "beta of Eq. 8, the weight of the forget loss.")
+    retain_weight: float = option(1.0, "gamma of Eq. 8, the weight of the retain loss.")
+    forget_loss: str = option(
+        "level", f"What is minimised on forget rows, a name of `FORGET_LOSSES`. {_listed(FORGET_LOSSES)}"
     )
-    num_train_epochs: float = field(default=5.0, metadata={"help": "Passes over the forget set, at most (TOFU's 5)."})
-    per_device_train_batch_size: int = field(
-        default=4, metadata={"help": "Forget rows a step and device; as many retain rows join them."}
+    forget_loss_kwargs: dict[str, Any] | str | None = option(
+        None, "Options of the forget loss, as JSON on the command line: '{\"beta\": 0.1}'."
     )
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Recompute the adapted layers in backward to save memory."}
+    forget_level: float = option(
+        0.1,
+        "The answer probability, exp of the mean log-probability of its tokens, that 'level' aims at. A "
+        "`calibration_dataset` given to the trainer measures it instead.",
     )
-    loss_type: str = field(
-        default="nll", metadata={"help": "The loss of `evaluate`; no other. The oldest TRL has another default."}
+    stopping_tolerance: float | None = option(
+        0.25,
+        "With a forget loss that has targets ('level', 'profile'), training ends with the first epoch "
+        "after which the mean log-probability of a forget row lies within so many nats of its target, on average "
+        "over the rows (64 of them at most, and of these 8 alone while the average over those is more than twice "
+        "as large). None: it never ends early.",
     )
-    forget_weight: float = field(default=1.0, metadata={"help": "beta of Eq. 8, the weight of the forget loss."})
-    retain_weight: float = field(default=1.0, metadata={"help": "gamma of Eq. 8, the weight of the retain loss."})
-    forget_loss: str = field(
-        default="level",
-        metadata={"help": f"What is minimised on forget rows, a name of `FORGET_LOSSES`. {_listed(FORGET_LOSSES)}"},
+    retain_loss: str = option(
+        "cross_entropy", f"What is minimised on retain rows, a name of `RETAIN_LOSSES`. {_listed(RETAIN_LOSSES)}"
     )
-    forget_loss_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Options of the forget loss, as JSON on the command line: '{\"beta\": 0.1}'."}
-    )
-    forget_level: float = field(
-        default=0.1,
-        metadata={
-            "help": "The answer probability, exp of the mean log-probability of its tokens, that 'level' aims at. A "
-            "`calibration_dataset` given to the trainer measures it instead."
-        },
-    )
-    stopping_tolerance: float | None = field(
-        default=0.25,
-        metadata={
-            "help": "With a forget loss that has targets ('level', 'profile'), training ends with the first epoch "
-            "after which the mean log-probability of a forget row lies within so many nats of its target, on average "
-            "over the rows (64 of them at most, and of these 8 alone while the average over those is more than twice "
-            "as large). None: it never ends early."
-        },
-    )
-    retain_loss: str = field(
-        default="cross_entropy",
-        metadata={"help": f"What is minimised on retain rows, a name of `RETAIN_LOSSES`. {_listed(RETAIN_LOSSES)}"},
-    )
-    as_chat: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Whether `prompt` and `completion` strings become the turns of a chat. By default they do if the "
-            "tokenizer has a chat template, since that is how the model will be asked: made to forget the bare "
-            "strings, it still answers in its template (docs/log.md). False takes them as they are, as TRL does."
-        },
+    as_chat: bool | None = option(
+        None,
+        "Whether `prompt` and `completion` strings become the turns of a chat. By default they do if the "
+        "tokenizer has a chat template, since that is how the model will be asked: made to forget the bare "
+        "strings, it still answers in its template (docs/log.md). False takes them as they are, as TRL does.",
     )
 
     def __post_init__(self) -> None:
@@ -165,27 +149,17 @@ class AlterUnlearnConfig(UnlearnConfig):
         `ValueError`: as [`UnlearnConfig`].
     """
 
-    learning_rate: float = field(default=1e-3, metadata={"help": "eta_B, initial learning rate of the experts."})
-    lr_scheduler_type: str = field(
-        default="constant",
-        metadata={
-            "help": "The scheduler type to use. The loss itself ends the descent; a decay only makes the level be "
-            "reached later."
-        },
+    learning_rate: float = option(1e-3, "eta_B, initial learning rate of the experts.")
+    lr_scheduler_type: str = option(
+        "constant",
+        "The scheduler type to use. The loss itself ends the descent; a decay only makes the level be reached later.",
     )
-    num_train_epochs: float = field(
-        default=30.0, metadata={"help": "Passes over the forget set, at most: see `stopping_tolerance`."}
-    )
-    shared_learning_rate: float = field(
-        default=1e-5, metadata={"help": "eta_A, initial learning rate of the shared matrices A."}
-    )
-    structural_weight: float = field(
-        default=0.01, metadata={"help": "lambda of Eq. 8, the weight of L_struct; 0 freezes A."}
-    )
-    structural_q: float = field(default=0.5, metadata={"help": "Order of the Tsallis entropy in L_struct."})
-    structural_interval: int = field(
-        default=16,
-        metadata={"help": "Evaluate L_struct every so many steps, times this number (lazy regularisation)."},
+    num_train_epochs: float = option(30.0, "Passes over the forget set, at most: see `stopping_tolerance`.")
+    shared_learning_rate: float = option(1e-5, "eta_A, initial learning rate of the shared matrices A.")
+    structural_weight: float = option(0.01, "lambda of Eq. 8, the weight of L_struct; 0 freezes A.")
+    structural_q: float = option(0.5, "Order of the Tsallis entropy in L_struct.")
+    structural_interval: int = option(
+        16, "Evaluate L_struct every so many steps, times this number (lazy regularisation)."
     )
 
     def __post_init__(self) -> None:

@@ -69,8 +69,8 @@ def gathering_layers(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         for module in model.modules() if is_zero3_split(model) else ():
             if any(hasattr(parameter, "ds_id") for parameter in module.parameters(recurse=False)):
-                stack.callback(module.register_forward_pre_hook(before).remove)
-                stack.callback(module.register_forward_hook(after).remove)
+                stack.enter_context(module.register_forward_pre_hook(before))
+                stack.enter_context(module.register_forward_hook(after))
         yield
 
 

@@ -93,7 +93,7 @@ def _summing(layers: list[AlterLayer], share: Tensor, sums: dict[AlterLayer, Ten
     with ExitStack() as stack:
         for layer in layers:
             assert isinstance(layer, nn.Module)
-            stack.callback(layer.register_forward_pre_hook(add).remove)
+            stack.enter_context(layer.register_forward_pre_hook(add))
         yield
 
 

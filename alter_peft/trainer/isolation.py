@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from alter_peft.tuner.layer import AlterLayer
-
-from .distributed import full_tensor
+from .distributed import full_tensor, uses_deepspeed
 
 
 def source_of(name: str) -> str:
@@ -55,16 +55,29 @@ def skip_groups(optimizer: torch.optim.Optimizer, skipped: Callable[[], set[str]
     return optimizer.register_step_pre_hook(drop)
 
 
-def drop_gradients_without_rows(layers: Iterable[AlterLayer], adapter_name: str, with_rows: list[bool]) -> None:
-    """No row, no step: an optimiser would move an expert by momentum and weight decay on a gradient of zero.
+class Isolation(TrainerCallback):
+    """
+    No row, no step: an optimiser would move an expert by momentum and weight decay on a gradient of zero.
 
     Args:
-        with_rows: for each expert, the retain expert first, whether any row of the step teaches it.
+        accelerator: of the training.
+        skipped: which sources (see `source_of`) nothing of the present step teaches.
     """
-    for layer in layers:
-        for expert, has_rows in zip(layer.alter_B[adapter_name].experts(), with_rows, strict=True):
-            if not has_rows:
-                expert.grad = None
+
+    def __init__(self, accelerator: Accelerator, skipped: Callable[[], set[str]]) -> None:
+        self.accelerator, self.skipped = accelerator, skipped
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if uses_deepspeed(self.accelerator):
+            skip_groups(self.accelerator.deepspeed_engine_wrapped.engine.basic_optimizer, self.skipped)
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        names = self.skipped()
+        for name, parameter in model.named_parameters():
+            if source_of(name) in names:
+                parameter.grad = None
 
 
 def clip_by_source(model: nn.Module, max_norm: float) -> dict[str, Tensor]:

@@ -197,5 +197,5 @@ def _added(projections: Sequence[nn.Module], offsets: Sequence[Tensor]) -> Itera
 
     with ExitStack() as stack:
         for projection, offset in zip(projections, offsets, strict=True):
-            stack.callback(projection.register_forward_hook(hook_for(offset)).remove)
+            stack.enter_context(projection.register_forward_hook(hook_for(offset)))
         yield

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -42,36 +42,38 @@ def base_entropy(
 @contextmanager
 def base_model(decoder: nn.Module, head: LanguageModelHead, context: GatingContext) -> Iterator[None]:
     """Inside, decoder and head are the base model's own, in eval mode and without gradients."""
-    with torch.no_grad(), context.as_base(), evaluating(decoder), original_modules(decoder, head.module):
+    with torch.no_grad(), context.as_base(), evaluating(decoder), without_adapters(decoder, head.module):
         yield
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def _all_set(modules: Iterable[Any], name: str, value: bool) -> Iterator[None]:
+    """Inside, this switch of the modules has this value; afterwards exactly those that had the other one have it."""
+    changed = [module for module in modules if getattr(module, name) is not value]
+    try:
+        for module in changed:
+            setattr(module, name, value)
+        yield
+    finally:
+        for module in changed:
+            setattr(module, name, not value)
+
+
+def evaluating(module: nn.Module) -> AbstractContextManager[None]:
     """Eval mode inside; afterwards exactly those modules train that did before."""
-    training = [child for child in module.modules() if child.training]
-    try:
-        for child in training:
-            child.training = False
-        yield
-    finally:
-        for child in training:
-            child.training = True
+    return _all_set(module.modules(), "training", False)
 
 
-@contextmanager
-def original_modules(*roots: nn.Module) -> Iterator[None]:
-    """Inside, `modules_to_save` are the base model's own; `enable_adapters` would touch their gradients too."""
-    kinds = (AuxiliaryTrainingWrapper, TrainableTokensLayer)  # the latter has a switch beside its wrapper's
+def without_adapters(*roots: nn.Module, kinds: tuple[type, ...] = ()) -> AbstractContextManager[None]:
+    """
+    Inside, `modules_to_save` are the base model's own; `enable_adapters` would touch what learns too.
+
+    Args:
+        kinds: other modules that have an adapter each.
+    """
+    kinds = (AuxiliaryTrainingWrapper, TrainableTokensLayer, *kinds)  # the latter has a switch beside its wrapper's
     wrappers = [module for root in roots for module in root.modules() if isinstance(module, kinds)]
-    switched = [wrapper for wrapper in wrappers if not wrapper._disable_adapters]
-    try:
-        for wrapper in switched:
-            wrapper._disable_adapters = True
-        yield
-    finally:
-        for wrapper in switched:
-            wrapper._disable_adapters = False
+    return _all_set(wrappers, "_disable_adapters", True)
 
 
 def observe_base(

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from peft.config import PeftConfig
 
 from alter_peft.entropy import max_tsallis_entropy
-from alter_peft.options import arguments_doc
+from alter_peft.options import arguments_doc, option
 from alter_peft.registration import ALTER
 from alter_peft.version import __version__
 
@@ -30,169 +30,110 @@ class AlterConfig(PeftConfig):
         `ValueError`: a value out of its range; the message names the field, the value and the fix.
     """
 
-    r: int = field(default=8, metadata={"help": "Rank of the shared matrix A (r x k) and of every expert B (d x r)."})
-    lora_alpha: int = field(
-        default=16,
-        metadata={
-            "help": "Scale of the update: `s = lora_alpha / r` (Eq. 2), or `lora_alpha / sqrt(r)` with `use_rslora`."
-        },
+    r: int = option(8, "Rank of the shared matrix A (r x k) and of every expert B (d x r).")
+    lora_alpha: int = option(
+        16, "Scale of the update: `s = lora_alpha / r` (Eq. 2), or `lora_alpha / sqrt(r)` with `use_rslora`."
     )
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout probability on the input of A, in training."})
-    use_rslora: bool = field(
-        default=False,
-        metadata={
-            "help": "Scale by `lora_alpha / sqrt(r)` instead: rank-stabilised, "
-            "https://huggingface.co/papers/2312.03732."
-        },
+    lora_dropout: float = option(0.0, "Dropout probability on the input of A, in training.")
+    use_rslora: bool = option(
+        False, "Scale by `lora_alpha / sqrt(r)` instead: rank-stabilised, https://huggingface.co/papers/2312.03732."
     )
-    target_modules: list[str] | str | None = field(
-        default=None,
-        metadata={
-            "help": 'Names of the linear layers to adapt, a regular expression, or `"all-linear"`, which is also '
-            "the default for every architecture that LoRA has a default for. A gated router adapts the decoder "
-            "layers from `router_layer` up and leaves the others alone."
-        },
+    target_modules: list[str] | str | None = option(
+        None,
+        'Names of the linear layers to adapt, a regular expression, or `"all-linear"`, which is also '
+        "the default for every architecture that LoRA has a default for. A gated router adapts the decoder "
+        "layers from `router_layer` up and leaves the others alone.",
     )
-    exclude_modules: list[str] | str | None = field(
-        default=None, metadata={"help": "Names (or a regular expression) of modules that are not adapted."}
+    exclude_modules: list[str] | str | None = option(
+        None, "Names (or a regular expression) of modules that are not adapted."
     )
-    layers_to_transform: list[int] | int | None = field(
-        default=None,
-        metadata={
-            "help": "Indices of the layers to adapt; with a gated router, none below `router_layer` (its default: "
-            "all from `router_layer` up)."
-        },
+    layers_to_transform: list[int] | int | None = option(
+        None,
+        "Indices of the layers to adapt; with a gated router, none below `router_layer` (its default: "
+        "all from `router_layer` up).",
     )
-    layers_pattern: list[str] | str | None = field(
-        default=None,
-        metadata={"help": "Name of the list of layers, if it isn't found by itself; used with `layers_to_transform`."},
+    layers_pattern: list[str] | str | None = option(
+        None, "Name of the list of layers, if it isn't found by itself; used with `layers_to_transform`."
     )
-    rank_pattern: dict[str, int] = field(
-        default_factory=dict, metadata={"help": "Other ranks for some layers: name or regular expression -> rank."}
+    rank_pattern: dict[str, int] = option({}, "Other ranks for some layers: name or regular expression -> rank.")
+    alpha_pattern: dict[str, int] = option(
+        {}, "Other `lora_alpha` for some layers: name or regular expression -> alpha."
     )
-    alpha_pattern: dict[str, int] = field(
-        default_factory=dict,
-        metadata={"help": "Other `lora_alpha` for some layers: name or regular expression -> alpha."},
+    modules_to_save: list[str] | None = option(None, "Modules that are trained and saved whole beside the adapter.")
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = option(
+        None,
+        "Tokens whose embeddings are trained and saved beside the adapter: indices into the input "
+        "embedding, or name of an embedding layer -> indices.",
     )
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules that are trained and saved whole beside the adapter."}
+    ensure_weight_tying: bool = option(
+        False,
+        "Whether `modules_to_save` and `trainable_token_indices` keep tied embeddings tied. Embeddings "
+        "themselves are no `target_modules` of ALTER.",
     )
-    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
-        default=None,
-        metadata={
-            "help": "Tokens whose embeddings are trained and saved beside the adapter: indices into the input "
-            "embedding, or name of an embedding layer -> indices."
-        },
+    bias: Literal["none", "all", "alter_only"] = option(
+        "none", 'Biases that are trained: `"none"`, `"all"` or `"alter_only"`.'
     )
-    ensure_weight_tying: bool = field(
-        default=False,
-        metadata={
-            "help": "Whether `modules_to_save` and `trainable_token_indices` keep tied embeddings tied. Embeddings "
-            "themselves are no `target_modules` of ALTER."
-        },
+    fan_in_fan_out: bool = option(
+        False, "Whether the target stores its weight as (in, out); set by itself for transformers' `Conv1D`."
     )
-    bias: Literal["none", "all", "alter_only"] = field(
-        default="none", metadata={"help": 'Biases that are trained: `"none"`, `"all"` or `"alter_only"`.'}
+    num_forget_experts: int | None = option(
+        None,
+        "N, the number of forget experts B_f^1..B_f^N, one for each sub-domain. Defaults to the number "
+        "of `domains`; without them the trainer takes the number of sub-domains that it finds, and a plain "
+        "`get_peft_model` 1.",
     )
-    fan_in_fan_out: bool = field(
-        default=False,
-        metadata={
-            "help": "Whether the target stores its weight as (in, out); set by itself for transformers' `Conv1D`."
-        },
+    entropy_q: float = option(1.5, "Order q > 0 of the Tsallis entropy S_q (Eq. 5); 1 is Shannon (Eq. 3), in nats.")
+    entropy_threshold: float | None = option(
+        None,
+        "Tokens with S_q above it are high-entropy tokens; 1.2 by default. Must be below the maximum of "
+        "S_q for the vocabulary, `(1 - V^(1-q)) / (q - 1)`.",
     )
-    num_forget_experts: int | None = field(
-        default=None,
-        metadata={
-            "help": "N, the number of forget experts B_f^1..B_f^N, one for each sub-domain. Defaults to the number "
-            "of `domains`; without them the trainer takes the number of sub-domains that it finds, and a plain "
-            "`get_peft_model` 1."
-        },
+    entropy_quantile: float | None = option(
+        None,
+        "Instead of a fixed threshold: the share of answer tokens that count as low-entropy. The "
+        "trainer measures the threshold on its data, in phase I, and stores it in `entropy_threshold`.",
     )
-    entropy_q: float = field(
-        default=1.5,
-        metadata={"help": "Order q > 0 of the Tsallis entropy S_q (Eq. 5); 1 is Shannon (Eq. 3), in nats."},
+    temperature_high: float = option(0.8, "Router temperature for high-entropy tokens (Eq. 7).")
+    temperature_low: float = option(0.01, "Router temperature for the other tokens: nearly the single best expert.")
+    top_k: int = option(
+        3, "Forget experts that a high-entropy token keeps, beside the retain expert; the gates are renormalised."
     )
-    entropy_threshold: float | None = field(
-        default=None,
-        metadata={
-            "help": "Tokens with S_q above it are high-entropy tokens; 1.2 by default. Must be below the maximum of "
-            "S_q for the vocabulary, `(1 - V^(1-q)) / (q - 1)`."
-        },
+    router: str = option("context", "; ".join(f'"{name}" {router.caption}' for name, router in ROUTERS.items()) + ".")
+    router_layer: int | None = option(
+        None,
+        "l0, the decoder layer whose input the router reads. Defaults to `round(0.4 * number of "
+        "layers)`. The layers below are not adapted.",
     )
-    entropy_quantile: float | None = field(
-        default=None,
-        metadata={
-            "help": "Instead of a fixed threshold: the share of answer tokens that count as low-entropy. The "
-            "trainer measures the threshold on its data, in phase I, and stores it in `entropy_threshold`."
-        },
+    router_half_life: float = option(8.0, "Half-life of the router's moving average, in tokens.")
+    inference_entropy: Literal["none", "base"] | None = option(
+        None,
+        'Where S_q comes from outside training. `"none"` (default with the context router): nowhere, '
+        'every token is gated at `temperature_low` by its context alone, at no cost. `"base"` (reference mode; '
+        'default, and the only choice, with `router="entropy"`): from a second pass of the base model with a '
+        "cache of its own.",
     )
-    temperature_high: float = field(
-        default=0.8, metadata={"help": "Router temperature for high-entropy tokens (Eq. 7)."}
+    expert_weights: list[float] | None = option(
+        None, "omega_1..omega_N of the static router (Eq. 6); all 1 by default."
     )
-    temperature_low: float = field(
-        default=0.01, metadata={"help": "Router temperature for the other tokens: nearly the single best expert."}
+    domains: list[str] | None = option(None, "Names of the sub-domains, in the order of the forget experts.")
+    expert_scales: dict[str, float] | None = option(
+        None,
+        "What the forget experts of some domains are multiplied by after the gates: 0 switches one off, "
+        "the others count 1 (the default). Set it on a model by `set_expert_scale`.",
     )
-    top_k: int = field(
-        default=3,
-        metadata={
-            "help": "Forget experts that a high-entropy token keeps, beside the retain expert; the gates are "
-            "renormalised."
-        },
+    init_weights: bool | Literal["cluster"] = option(
+        True,
+        "`True`: every B starts at zero, so that a fresh adapter is the base model bit for bit. "
+        '`False`: random, for tests. `"cluster"`: as `True`, and the trainer starts each forget expert from the '
+        "centre of its sub-domain.",
     )
-    router: str = field(
-        default="context",
-        metadata={"help": "; ".join(f'"{name}" {router.caption}' for name, router in ROUTERS.items()) + "."},
+    format_version: int = option(
+        FORMAT_VERSION,
+        "Version of the saved format, written and checked by itself. Every version up to the present "
+        "one can be read; a file without it counts as version 1.",
     )
-    router_layer: int | None = field(
-        default=None,
-        metadata={
-            "help": "l0, the decoder layer whose input the router reads. Defaults to `round(0.4 * number of "
-            "layers)`. The layers below are not adapted."
-        },
-    )
-    router_half_life: float = field(
-        default=8.0, metadata={"help": "Half-life of the router's moving average, in tokens."}
-    )
-    inference_entropy: Literal["none", "base"] | None = field(
-        default=None,
-        metadata={
-            "help": 'Where S_q comes from outside training. `"none"` (default with the context router): nowhere, '
-            'every token is gated at `temperature_low` by its context alone, at no cost. `"base"` (reference mode; '
-            'default, and the only choice, with `router="entropy"`): from a second pass of the base model with a '
-            "cache of its own."
-        },
-    )
-    expert_weights: list[float] | None = field(
-        default=None, metadata={"help": "omega_1..omega_N of the static router (Eq. 6); all 1 by default."}
-    )
-    domains: list[str] | None = field(
-        default=None, metadata={"help": "Names of the sub-domains, in the order of the forget experts."}
-    )
-    expert_scales: dict[str, float] | None = field(
-        default=None,
-        metadata={
-            "help": "What the forget experts of some domains are multiplied by after the gates: 0 switches one off, "
-            "the others count 1 (the default). Set it on a model by `set_expert_scale`."
-        },
-    )
-    init_weights: bool | Literal["cluster"] = field(
-        default=True,
-        metadata={
-            "help": "`True`: every B starts at zero, so that a fresh adapter is the base model bit for bit. "
-            '`False`: random, for tests. `"cluster"`: as `True`, and the trainer starts each forget expert from the '
-            "centre of its sub-domain."
-        },
-    )
-    format_version: int = field(
-        default=FORMAT_VERSION,
-        metadata={
-            "help": "Version of the saved format, written and checked by itself. Every version up to the present "
-            "one can be read; a file without it counts as version 1."
-        },
-    )
-    alter_peft_version: str | None = field(
-        default=None,
-        metadata={"help": "The alter-peft version that made the adapter, filled in by itself, as `peft_version` is."},
+    alter_peft_version: str | None = option(
+        None, "The alter-peft version that made the adapter, filled in by itself, as `peft_version` is."
     )
 
     def __post_init__(self) -> None:

@@ -118,11 +118,8 @@ def last_hidden_states(model: nn.Module, decoder: nn.Module, input_ids: Tensor, 
     A wrapper (DDP, FSDP) wants to see that pass; of the head's logits only the last position's are made.
     """
     tapped: list[Tensor] = []
-    handle = decoder.register_forward_hook(lambda module, args, output: tapped.append(output[0]))
-    try:
+    with decoder.register_forward_hook(lambda module, args, output: tapped.append(output[0])):
         model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=1)
-    finally:
-        handle.remove()
     return tapped[0]
 
 

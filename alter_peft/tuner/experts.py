@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .config import AlterConfig
 from .gating import GatingContext
-from .layer import AlterLayer
+from .layer import AlterLayer, layers_of
 from .token_router import AlterRouter
 from .values import is_finite_number
 
@@ -165,8 +165,7 @@ class ExpertControl:
             adapter_name = active[0]
         if adapter_name not in self.peft_config:
             raise ValueError(f"`adapter_name` is {adapter_name!r}, but must be one of {list(self.peft_config)}.")
-        layers = [m for m in tuner.modules() if isinstance(m, AlterLayer) and adapter_name in m.alter_A]
-        return adapter_name, self.peft_config[adapter_name], layers
+        return adapter_name, self.peft_config[adapter_name], list(layers_of(tuner, adapter_name).values())
 
     def _refuse_merged(self, name: str, layers: list[AlterLayer]) -> None:
         if any(name in layer.merged_adapters for layer in layers):

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -15,13 +14,13 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, get_peft_model_state_dict
 from safetensors.torch import save_file
-from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from alter_peft.registration import PREFIX
 
 from .config import AlterConfig
-from .layer import NO_FIXED_WEIGHT, AlterLayer
+from .files import moved_into
+from .layer import NO_FIXED_WEIGHT, layers_of
 from .values import is_finite_number
 
 
@@ -51,11 +50,7 @@ def export_to_lora(
     """
     config = _checked(model, adapter_name, expert_weights)
     prefix = "base_model.model."
-    layers = {
-        name.removeprefix(prefix): module
-        for name, module in model.named_modules()
-        if isinstance(module, AlterLayer) and adapter_name in module.alter_A
-    }
+    layers = {name.removeprefix(prefix): layer for name, layer in layers_of(model, adapter_name).items()}
     state = {
         key: value
         for key, value in get_peft_model_state_dict(model, adapter_name=adapter_name).items()
@@ -65,7 +60,10 @@ def export_to_lora(
         for name, layer in layers.items():
             state[f"{prefix}{name}.lora_A.weight"] = layer.alter_A[adapter_name].weight
             state[f"{prefix}{name}.lora_B.weight"] = layer.combined_expert(adapter_name, expert_weights)
-    _save(state, _lora_config(model, config, layers), Path(path))
+    with moved_into(Path(path)) as folder:
+        tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+        save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        _lora_config(model, config, layers).save_pretrained(str(folder))
 
 
 def _checked(model: PeftModel, adapter_name: str, expert_weights: Sequence[float] | None) -> AlterConfig:
@@ -105,13 +103,3 @@ def _lora_config(model: PeftModel, config: AlterConfig, layers: dict[str, Any]) 
     if {name for name in names if check_target_module_exists(lora, name)} == set(layers):
         return lora
     return LoraConfig(**named)
-
-
-def _save(state: dict[str, Tensor], config: LoraConfig, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as partial:
-        tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
-        save_file(tensors, Path(partial) / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-        config.save_pretrained(partial)
-        for file in sorted(Path(partial).iterdir(), reverse=True):  # the config last: it says that all is there
-            os.replace(file, folder / file.name)

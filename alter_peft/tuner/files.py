@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +89,16 @@ def explain_loading(folder: Path) -> None:
             card.text = f"{before}{heading or '## Use'}\n\n{_GENERIC}{after}"
         card.save(readme)
         return
+
+
+@contextmanager
+def moved_into(folder: Path) -> Iterator[Path]:
+    """A folder to write to, whose files are moved into another one at the end, so that none is ever half written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
+        yield Path(beside)
+        for file in sorted(Path(beside).rglob("*"), reverse=True):  # the config last: it says that all is there
+            if file.is_file():
+                place = folder / file.relative_to(beside)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, place)

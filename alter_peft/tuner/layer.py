@@ -260,3 +260,14 @@ class AlterLinear(nn.Module, AlterLayer):
 
     def __repr__(self) -> str:
         return "alter." + super().__repr__()
+
+
+def layers_of(model: nn.Module, adapter_name: str) -> dict[str, AlterLayer]:
+    """The layers that an adapter adapts, by their names in the model."""
+    modules = model.named_modules()
+    return {name: m for name, m in modules if isinstance(m, AlterLayer) and adapter_name in m.alter_A}
+
+
+def context_of(model: nn.Module) -> GatingContext | None:
+    """The context that a model's ALTER layers share; `None` without one."""
+    return next((module.context for module in model.modules() if isinstance(module, AlterLayer)), None)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -99,10 +99,8 @@ def copies_of_a_row(model: nn.Module, kwargs: dict[str, Any]) -> int:
 @contextmanager
 def adapters_of_wrappers(model: nn.Module, mixed: RowAdapters) -> Iterator[None]:
     """Inside, PEFT's own wrappers (`modules_to_save`, trainable tokens) give each row those of its adapter."""
-    wrappers = [module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
-    handles = [wrapper.register_forward_pre_hook(_RowHook(mixed), with_kwargs=True) for wrapper in wrappers]
-    try:
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, AuxiliaryTrainingWrapper):
+                stack.enter_context(module.register_forward_pre_hook(_RowHook(mixed), with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

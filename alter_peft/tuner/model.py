@@ -24,7 +24,7 @@ from .decoder import Decoder, LanguageModelHead, find_decoder
 from .experts import ExpertControl
 from .gating import GatingContext
 from .hooks import DecoderHook, RouterHook
-from .layer import NO_FIXED_WEIGHT, AlterLayer, AlterLinear
+from .layer import NO_FIXED_WEIGHT, AlterLayer, AlterLinear, context_of
 from .mixed_batch import RowAdapters, adapters_of_wrappers, check_adapter_names, copies_of_a_row
 from .targets import (
     check_name,
@@ -93,7 +93,7 @@ class AlterModel(ExpertControl, BaseTuner):
         self.peft_config[adapter_name] = config
         if config.num_forget_experts is None:
             config.num_forget_experts = 1
-        self.context = _context_of(model)
+        self.context = context_of(model) or GatingContext()
         if isinstance(model, PreTrainedModel):
             self.context.flattens = model.config.get_text_config().model_type == "opt"
         self._decoder: Decoder | None = None
@@ -297,11 +297,3 @@ class AlterModel(ExpertControl, BaseTuner):
                     f"(`base_model_name_or_path`={config.base_model_name_or_path!r})."
                 )
         return remapped
-
-
-def _context_of(model: nn.Module) -> GatingContext:
-    """The context that this model's ALTER layers share, new if it has none."""
-    for module in model.modules():
-        if isinstance(module, AlterLayer):
-            return module.context
-    return GatingContext()
