@@ -119,17 +119,37 @@ def _flag_type(hint: Any) -> Any:
 
 
 def _adapter(argv: Sequence[str]) -> Adapter:
-    """What the flags, or else the YAML file, ask for."""
+    """
+    What the flags, or else the YAML file, ask for.
+
+    Raises:
+        ValueError: an adapter that is not known, or an option of another one.
+    """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--adapter")
     first.add_argument("--config")
     found, _ = first.parse_known_args(list(argv))
-    name = found.adapter
-    if name is None and found.config is not None:
+    given = {flag[2:].partition("=")[0].replace("-", "_"): None for flag in argv if flag.startswith("--")}
+    if found.config is not None:
         with Path(found.config).open(encoding="utf-8") as file:  # whose name an error of YAML's then has
             options = yaml.safe_load(file)
-        name = options.get("adapter") if isinstance(options, dict) else None
-    return ADAPTERS.get(name or "alter", ADAPTERS["alter"])  # an unknown name is the parser's to refuse
+        given = {**options, **given} if isinstance(options, dict) else given
+    name = str(found.adapter or given.get("adapter") or "alter")
+    if name not in ADAPTERS:
+        raise ValueError(f"`adapter` is {name!r}, but must be one of {list(ADAPTERS)}.")
+    known = {inner: _options(other) for inner, other in ADAPTERS.items()}
+    for option_name in given:
+        owners = [inner for inner, options in known.items() if option_name in options]
+        if owners and name not in owners:
+            raise ValueError(
+                f"`{option_name}` is an option of `adapter` {' and '.join(owners)}, but that is {name!r}."
+            )
+    return ADAPTERS[name]
+
+
+def _options(adapter: Adapter) -> set[str]:
+    """The options that an adapter and its trainer have, and others may not."""
+    return {*adapter.options, *(inner.name for inner in dataclasses.fields(adapter.trainer.config_class))}
 
 
 def _load_rows(name: str, source: str) -> Dataset:

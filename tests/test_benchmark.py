@@ -60,7 +60,8 @@ def fake_attack(model, tokenizer, rows):
 def as_attacks(monkeypatch, **attacks) -> dict[str, Attack]:
     """These instead of `ATTACKS`."""
     entries = {name: Attack(run=run, caption=name) for name, run in attacks.items()}
-    monkeypatch.setattr("alter_peft.evaluation.arguments.ATTACKS", entries)
+    for module in ("benchmark.grid", "evaluation.arguments"):
+        monkeypatch.setattr(f"alter_peft.{module}.ATTACKS", entries)
     monkeypatch.setattr("alter_peft.evaluation.attacks.ATTACKS", entries)
     return entries
 
@@ -89,9 +90,9 @@ def arguments(base, tmp_path, monkeypatch):
     as_attacks(monkeypatch, fake=fake_attack)
     original = cells.teach
 
-    def counted(model, tokenizer, rows, folder, seed, record, **options):
+    def counted(model, tokenizer, rows, folder, *others, **options):
         calls.append((folder.parent.name, len(rows)))
-        return original(model, tokenizer, rows, folder, seed, record, disable_tqdm=True, **options)
+        return original(model, tokenizer, rows, folder, *others, disable_tqdm=True, **options)
 
     monkeypatch.setattr(cells, "teach", counted)
 
@@ -315,6 +316,59 @@ def test_a_score_that_is_no_number_is_measured_anew(arguments, quick):
     assert all(result.environment["peft"] for result in again)
 
 
+@pytest.mark.parametrize("where", ["value", "row"])
+def test_a_score_that_stays_no_number_is_a_failed_cell(arguments, quick, monkeypatch, where):
+    bad = Score("forget", "probability", float("nan") if where == "value" else 0.5, [float("inf")])
+    monkeypatch.setattr(cells, "measure_task", lambda *args: Scores([bad]))
+    assert all(result.error.startswith("`forget/probability` is ") for result in run_benchmark(arguments()))
+
+
+def test_requests_are_made_again_from_a_broken_score_on(arguments, quick, monkeypatch):
+    made = []
+
+    def one_a_request(model, tokenizer, data, folder, seed, options):
+        made.append(folder.name)
+        adapted = (
+            random_adapter(model, tokenizer, data, folder, seed, options) if folder.name == "request-1" else model
+        )
+        adapted.save_pretrained(folder)
+        return adapted
+
+    monkeypatch.setitem(cells.METHODS, "random", as_method(one_a_request))
+    whole = run_benchmark(arguments(requests=2))[-1]
+    path = Path(arguments().output_dir) / "random-0" / "result.json"
+    broken = Result.load(path)
+    key = Key("request 1", "probability", step=2)
+    broken.scores[key] = replace(broken.scores[key], value=float("nan"))
+    broken.save(path)
+    made.clear()
+    again = run_benchmark(arguments(requests=2))[-1]
+    assert made == ["request-2"] and again.error is None
+    assert {key: score.value for key, score in again.scores.items()} == {
+        key: score.value for key, score in whole.scores.items()
+    }
+
+
+def test_plain_text_is_taught_unlearned_and_attacked_as_plain_text(arguments, quick, monkeypatch):
+    seen = []
+
+    def record(model, tokenizer, data, folder, seed, options):
+        seen.append(data.as_chat)
+        return random_adapter(model, tokenizer, data, folder, seed, options)
+
+    def look(model, tokenizer, rows):
+        seen.append(tokenizer.chat_template)
+        return [FAKE]
+
+    as_attacks(monkeypatch, fake=look)
+    monkeypatch.setitem(cells.METHODS, "random", as_method(record))
+    monkeypatch.setattr(tofu.TofuData, "as_chat", False)
+    taught = cells.teach
+    monkeypatch.setattr(cells, "teach", lambda *args, **options: [seen.append(args[6]), taught(*args, **options)][1])
+    run_benchmark(arguments(attacks=["fake"]))
+    assert seen == [False, None, False, None, False, None, False, None]
+
+
 def test_a_broken_model_is_a_row_that_says_so(arguments, quick, monkeypatch):
     def overflow(model, tokenizer, data, folder, seed, options):
         adapted = random_adapter(model, tokenizer, data, folder, seed, options)
@@ -515,17 +569,28 @@ def test_another_rate_of_relearning_is_refused_where_one_was_measured(arguments,
         ({"seeds": [0, -1]}, r"`seeds` has \[-1\], but must be from 0 to"),
         ({"requests": 0}, "`requests` is 0, but must be 1 or more"),
         ({"answered": 0}, "`answered` is 0, but must be 1 or more"),
-        ({"books": {"forget": "a.txt"}, "rows": 3}, "`rows` is set, but it is of TOFU alone"),
+        ({"books": {"forget": "a.txt"}, "rows": 3}, "`retain_rows` is set, but it is of TOFU alone"),
+        (
+            {"books": {"forget": "a"}, "retain_rows": None},
+            "`data` is set, but it is of TOFU alone. Remove it or `books`",
+        ),
+        (
+            {"task_data": {"books": {}}, "retain_rows": None, "data": "locuslab/TOFU", "attacks": ["fake"]},
+            "`attacks` is set, but they are for questions forgotten at once. Remove it or `task_data`",
+        ),
         (
             {"task_data": {"tofa": {}}},
             r"`task_data` has \['tofa'\], but must be some of \['tofu', 'books', 'choices'\]",
         ),
-        ({"task_data": {}, "retain_rows": None}, r"`task_data` is {}, but a grid is of one task"),
+        ({"task_data": {}}, r"`task_data` is {}, but a grid is of one task"),
         (
             {"task_data": {"choices": {"tasks": []}}, "books": {}},
             "but a grid is of one task. Give one, and no `books`",
         ),
-        ({"task_data": {"tofu": {"folder": "x"}}, "retain_rows": None}, "must hold the arguments of its reader"),
+        (
+            {"task_data": {"tofu": {"folder": "x"}}, "retain_rows": None, "data": "locuslab/TOFU"},
+            "must hold the arguments of its reader",
+        ),
         ({"oracle_seeds": [0, 0]}, r"`oracle_seeds` is \[0, 0\], but a benchmark needs 2 oracles at least"),
         ({"requests": 2, "attacks": ["fake"]}, "Remove it or `requests`"),
         ({"model": "nowhere"}, "`model` is 'nowhere', which could not be loaded"),
@@ -546,7 +611,7 @@ def test_unusable_arguments(arguments, changes, message):
     [
         ("rouge_score", {}),
         ("lm_eval", {"tasks": ["a.jsonl"]}),
-        ("sacrebleu", {"books": {"forget": "a.txt"}, "retain_rows": None}),
+        ("sacrebleu", {"books": {"forget": "a.txt"}, "retain_rows": None, "data": "locuslab/TOFU"}),
     ],
 )
 def test_a_missing_package_is_named_first(arguments, monkeypatch, package, changes):

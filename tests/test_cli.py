@@ -129,10 +129,23 @@ def test_all_weights_unlearn(files, capsys):
     AutoModelForCausalLM.from_pretrained(files["--output_dir"])
 
 
-def test_an_option_of_another_kind_of_adapter_is_refused(files, capsys):
+@pytest.mark.parametrize("flag", ["--router", "--structural_weight"])
+def test_an_option_of_another_kind_of_adapter_is_refused(files, capsys, flag):
     with pytest.raises(SystemExit) as stop:
-        main(plain_flags(files, "--adapter", "lora", "--router", "static"))
-    assert stop.value.code == 2 and "router" in capsys.readouterr().err
+        main(plain_flags(files, "--adapter", "lora", flag, "1"))
+    said = f"`{flag[2:]}` is an option of `adapter` alter, but that is 'lora'."
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_an_unknown_adapter_in_yaml_is_refused(files, tmp_path, capsys):
+    """As a flag it is the parser's to refuse, which does not look at defaults."""
+    (tmp_path / "options.yaml").write_text("adapter: dora\n")
+    with pytest.raises(SystemExit) as stop:
+        main(
+            ["unlearn", "--config", str(tmp_path / "options.yaml"), *(text for flag in files.items() for text in flag)]
+        )
+    assert stop.value.code == 2
+    assert "`adapter` is 'dora', but must be one of ['alter', 'lora', 'none']." in capsys.readouterr().err
 
 
 def test_flags_override_yaml(files, tmp_path):

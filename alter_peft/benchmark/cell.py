@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from alter_peft.evaluation.answers import Pair, chat_or_plain
 from alter_peft.evaluation.attacks import attack
 from alter_peft.evaluation.loading import load
 from alter_peft.evaluation.results import ORACLE, STOPPED, TARGET, Result, environment, machine
-from alter_peft.evaluation.scores import Score
+from alter_peft.evaluation.scores import Score, Scores
 from alter_peft.evaluation.seen_tokens import observe_tokens
 from alter_peft.evaluation.tasks import measure_task, read_choices
 from alter_peft.scoring import ScoredModel
@@ -127,6 +128,8 @@ class Cell:
                 self._tried(result, errors, lambda: self._evaluate(result, model))
             for part in self._parts_left(result) if result.is_measured else []:
                 self._tried(result, errors, lambda part=part: self._add(result, model, part))  # type: ignore[misc]
+        if broken := result.broken:
+            errors.append(f"`{broken[0]}` is {result.scores[broken[0]].value}, or one of its rows is no finite number")
         result.error = "; ".join(errors) or None
         if PartialState().is_main_process:
             result.save(self.path)
@@ -140,9 +143,12 @@ class Cell:
         """What is kept of an earlier result."""
         result = Result(self.name, self.seed) if corrected(found, self.settings) else found
         result.settings = {**result.settings, **self.settings}
-        if result.broken:  # all is measured anew
+        if result.broken:  # all is measured anew, and requests are made anew from the first broken one on
             result.seconds = {part: value for part, value in result.seconds.items() if part == "training"}
-            result.scores, result.skipped = result.scores.after_requests, {}
+            after = result.scores.after_requests
+            whole = min((key.step or 0 for key, score in after.items() if not score.is_finite), default=inf)
+            result.scores = Scores(score for key, score in after.items() if (key.step or 0) < whole)
+            result.skipped = {}
         return result
 
     def _left(self, result: Result) -> list[str]:
@@ -211,7 +217,10 @@ class Cell:
             return load(place)
         rows = self.setting.taught if self.name == TARGET else self.setting.given.retain
         with _timing(result, "training"):
-            model = teach(load(self.args.model), self.tokenizer, rows, place, self.seed, self.record, **self.options)
+            chat = self.setting.data.as_chat
+            model = teach(
+                load(self.args.model), self.tokenizer, rows, place, self.seed, self.record, chat, **self.options
+            )
         self._trained(result)
         return model
 
@@ -270,7 +279,8 @@ class Cell:
                 result.scores.update(measure_task(model, self.tokenizer, asked, batch_size=self.args.batch_size))
                 result.settings["tasks"] = {**result.settings.get("tasks", {}), name: self.choices}
             else:
-                found = attack(model, self.tokenizer, self.setting.rows, [name])
+                tokenizer = chat_or_plain(self.tokenizer, self.setting.data.as_chat)
+                found = attack(model, tokenizer, self.setting.rows, [name])
                 result.scores.update(found.scores)
                 result.skipped |= found.skipped
                 if name == "relearning":

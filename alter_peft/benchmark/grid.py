@@ -6,7 +6,8 @@ from __future__ import annotations
 from accelerate import PartialState
 from transformers import AutoConfig, AutoTokenizer
 
-from alter_peft.evaluation.attacks import check_rows
+from alter_peft.evaluation.attacks import ATTACKS, check_rows
+from alter_peft.evaluation.metrics import METRICS
 from alter_peft.evaluation.packages import require_packages
 from alter_peft.evaluation.results import Result
 from alter_peft.evaluation.tasks import TASKS, read_choices
@@ -34,10 +35,13 @@ class Grid:
             raise ValueError(
                 f"`{name}` is {source!r}, which could not be loaded ({error}). Give a folder or a Hub id."
             ) from error
-        require_packages(*TASKS[args.task[0]].packages, *(["lm_eval"] if args.tasks else []))
+        packages = [*TASKS[args.task[0]].packages, *(name for one in args.attacks for name in ATTACKS[one].packages)]
+        require_packages(*dict.fromkeys(packages), *(["lm_eval"] if args.tasks else []))
         if args.tasks:
             read_choices(args.tasks, args.limit, args.form)
         setting = read_setting(args, tokenizer)
+        metrics = [name for one in setting.data.question_sets for name in one.metrics]
+        require_packages(*dict.fromkeys(package for name in metrics for package in METRICS[name].packages))
         try:
             check_rows(setting.rows, args.attacks)
         except ValueError as error:

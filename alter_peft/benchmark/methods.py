@@ -26,11 +26,13 @@ class UnlearningData(NamedTuple):
 
     forget, retain: rows as [`AlterUnlearnTrainer`] takes them.
     calibration: text like the forget rows that was never trained on, for the methods that can use it.
+    as_chat: whether rows are turns of a chat, as in [`UnlearnConfig`].
     """
 
     forget: Dataset
     retain: Dataset
     calibration: Dataset | None = None
+    as_chat: bool | None = None
 
 
 # What a cell rests on: checkpoints would stand in the way of what is saved, and there are no rows for an evaluation
@@ -116,7 +118,7 @@ class Method:
             tuner.set_adapter([name, *earlier])  # trained as it will be asked, beside the earlier ones
         elif isinstance(model, PeftModel):
             model.set_adapter(model.active_adapter)  # frozen if it was loaded
-        args = {**run_arguments(), **self.options, **options}
+        args = {**run_arguments(), "as_chat": data.as_chat, **self.options, **options}
         trainer = self.trainer(
             model,
             self.trainer.config_class(output_dir=str(folder), seed=seed, **args),

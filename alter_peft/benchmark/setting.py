@@ -52,10 +52,11 @@ def read_setting(args: BenchmarkArguments, tokenizer: PreTrainedTokenizerBase) -
         raise ValueError(f"`{name}` is {options}, but must hold the arguments of its reader ({error}).") from error
     if not (data.forget and data.retain):
         raise ValueError(f"The task {name!r} has {len(data.forget)} rows to forget and {len(data.retain)} to retain.")
+    calibration = data.calibration_rows if data.calibration else None
     own = ("answered", "max_new_tokens", "batch_size", "relearning_rate")
     return Setting(
         data,
-        UnlearningData(data.forget_rows, data.retain_rows, data.calibration_rows if data.calibration else None),
+        UnlearningData(data.forget_rows, data.retain_rows, calibration, data.as_chat),
         data.training_rows([*data.forget, *data.retain]),
         data.attack_rows(**{name: getattr(args, name) for name in own}),
         None if args.requests is None else split_requests(data.forget, args.requests),

@@ -81,6 +81,7 @@ def teach(
     folder: Path,
     seed: int,
     record: dict[str, Any] | None = None,
+    chat: bool | None = None,
     **options: Any,
 ) -> PreTrainedModel:
     """
@@ -90,10 +91,11 @@ def teach(
 
     Args:
         record: what it is taught with, saved beside the weights as `RECORD`.
+        chat: whether questions are turns of a chat; by default if there is a template.
         options: of [`~trl.SFTConfig`], over `TEACHING`.
     """
     args = SFTConfig(output_dir=str(folder), seed=seed, **{**run_arguments(), **TEACHING, **options})
-    LabelledTrainer(model, args, train_dataset=as_chat(rows, None, tokenizer), processing_class=tokenizer).train()
+    LabelledTrainer(model, args, train_dataset=as_chat(rows, chat, tokenizer), processing_class=tokenizer).train()
     state = PartialState()
     if state.is_main_process:
         partial_folder = folder.with_suffix(".partial")
