@@ -54,19 +54,19 @@ class UnlearnConfig(SFTConfig):
     )
     stopping_tolerance: float | None = option(
         0.25,
-        "With a forget loss that has targets ('level', 'profile'), training ends with the first epoch "
-        "after which the mean log-probability of a forget row lies within so many nats of its target, on average "
-        "over the rows (64 of them at most, and of these 8 alone while the average over those is more than twice "
-        "as large). None: it never ends early.",
+        "With a forget loss that has targets ('level', 'profile'), training ends with the first epoch after which "
+        "the mean log-probability of a forget row lies within so many nats of its target, on average over the rows "
+        "(64 of them at most, and of these 8 alone while the average over those is more than twice as large). None: "
+        "it never ends early.",
     )
     retain_loss: str = option(
         "cross_entropy", f"What is minimised on retain rows, a name of `RETAIN_LOSSES`. {_listed(RETAIN_LOSSES)}"
     )
     as_chat: bool | None = option(
         None,
-        "Whether `prompt` and `completion` strings become the turns of a chat. By default they do if the "
-        "tokenizer has a chat template, since that is how the model will be asked: made to forget the bare "
-        "strings, it still answers in its template (docs/log.md). False takes them as they are, as TRL does.",
+        "Whether `prompt` and `completion` strings become the turns of a chat. By default they do if the tokenizer "
+        "has a chat template, since that is how the model will be asked: made to forget the bare strings, it still "
+        "answers in its template (docs/log.md). False takes them as they are, as TRL does.",
     )
 
     def __post_init__(self) -> None:

@@ -72,32 +72,6 @@ def check_retain_loss(name: str, scored: ScoredModel) -> None:
         pass  # raises for an adapter of no layers
 
 
-class Datasets(NamedTuple):
-    """The data sets that a trainer is given, checked."""
-
-    forget: Dataset
-    retain: Dataset
-    calibration: Dataset | None
-    held_out: Dataset | dict[str, Dataset] | None
-
-
-def checked_datasets(
-    forget: Any, retain: Any, calibration: Any, held_out: Any, text_field: str, formatting_func: Any
-) -> Datasets:
-    """As `checked_dataset`, of each; `held_out` may be several by name. The last two are optional."""
-
-    def checked(name: str, dataset: Any) -> Dataset:
-        return checked_dataset(name, dataset, text_field, formatting_func)
-
-    found = checked("train_dataset", forget), checked("retain_dataset", retain)
-    unseen = None if calibration is None else checked("calibration_dataset", calibration)
-    if isinstance(held_out, dict):
-        return Datasets(
-            *found, unseen, {name: checked(f"eval_dataset[{name!r}]", rows) for name, rows in held_out.items()}
-        )
-    return Datasets(*found, unseen, None if held_out is None else checked("eval_dataset", held_out))
-
-
 def checked_dataset(
     name: str, dataset: Any, text_field: str, formatting_func: Callable[[dict[str, Any]], str] | None = None
 ) -> Dataset:

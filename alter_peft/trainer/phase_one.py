@@ -44,10 +44,6 @@ class Observations(NamedTuple):
     lengths: Tensor
     averages: Tensor
 
-    def rows(self) -> list[list[float]]:
-        """S_q as one list a row."""
-        return [part.tolist() for part in self.entropy.split(self.lengths.tolist())]
-
 
 def observe(
     dataset: Dataset, scored: ScoredModel, adapter_name: str, q: float, batch_size: int, sample: np.ndarray
@@ -80,10 +76,10 @@ def observe(
     return Observations(torch.cat(entropies), torch.tensor(lengths), torch.cat(averages))
 
 
-def measure_threshold(observations: Observations, labels: Sequence[Sequence[int]], quantile: float) -> float:
+def measure_threshold(entropy: Tensor, labels: Sequence[Sequence[int]], quantile: float) -> float:
     """The entropy that a share `quantile` of the answer tokens does not exceed; S at t is of the label at t + 1."""
     valid = torch.cat([torch.tensor([*row[1:], -100]) != -100 for row in labels])
-    return entropy_quantile(observations.entropy, valid, quantile)
+    return entropy_quantile(entropy, valid, quantile)
 
 
 def labelled_rows(dataset: Dataset) -> list[Row]:
@@ -111,10 +107,6 @@ class PhaseOne:
         self.scored, self.config = scored, config
         self.router, self.adapter_name, self.agree = router, adapter_name, agree
 
-    def run(self, forget: Dataset, retain: Dataset, batch_size: int, seed: int) -> tuple[Dataset, Dataset]:
-        """The two sets with the column `entropy`; fits the router and sets the threshold on the way."""
-        return self.use(self.find(forget, retain, batch_size, seed), forget, retain)
-
     def find(self, forget: Dataset, retain: Dataset, batch_size: int, seed: int) -> dict[str, Tensor]:
         """What phase I measures, on the CPU; from the disk if it is there."""
         path = self._cache_path(forget, retain, seed)
@@ -132,16 +124,15 @@ class PhaseOne:
         self.config.entropy_threshold = float(found["threshold"])
         self.forget_log_probabilities = found["log_probability"].split(found["labelled"].tolist())
         if self.router is not None:
-            self._set_router(found)
-        rows = Observations(found["entropy"], found["lengths"], torch.empty(0)).rows()
+            self._set_router(self.router.alter_router[self.adapter_name], found)
+        rows = [part.tolist() for part in found["entropy"].split(found["lengths"].tolist())]
         return (
             forget.add_column("entropy", rows[: len(forget)]),
             retain.add_column("entropy", rows[len(forget) :]),
         )
 
-    def _set_router(self, found: dict[str, Tensor]) -> None:
+    def _set_router(self, linear: Any, found: dict[str, Tensor]) -> None:
         """Write the router, or check that the one that an adapter brings sends these very data to the same experts."""
-        linear: Any = self.router.alter_router[self.adapter_name] if self.router is not None else None
         if not linear.weight.any():
             linear.weight.data.copy_(found["weight"])
             if "bias" in found:
@@ -173,16 +164,14 @@ class PhaseOne:
         seen = observe(both, scored, self.adapter_name, self.config.entropy_q, batch_size, sample)
         threshold = self.config.entropy_threshold
         if self.config.entropy_quantile is not None:
-            count = int(seen.lengths[: len(forget)].sum())
-            of_forget = Observations(seen.entropy[:count], seen.lengths[: len(forget)], seen.averages)
+            of_forget = seen.entropy[: int(seen.lengths[: len(forget)].sum())]
             threshold = measure_threshold(of_forget, forget["labels"], self.config.entropy_quantile)
         assert threshold is not None
         # float64, so that a threshold that was given comes back as it is
         found = {"entropy": seen.entropy, "lengths": seen.lengths}
-        rows = labelled_rows(forget)
-        of_forget_rows = scored.label_log_probabilities(rows, batch_size, base=True, by_length=False)
-        found["log_probability"] = torch.cat(of_forget_rows)
-        found["labelled"] = torch.tensor([len(row) for row in of_forget_rows])
+        known = scored.label_log_probabilities(labelled_rows(forget), batch_size, base=True, by_length=False)
+        found["log_probability"] = torch.cat(known)
+        found["labelled"] = torch.tensor([len(row) for row in known])
         found["threshold"] = torch.tensor(threshold, dtype=torch.float64)
         if self.config.is_gated:
             outputs = 1 + (self.config.num_forget_experts or 1)

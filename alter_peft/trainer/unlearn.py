@@ -30,7 +30,7 @@ from .inputs import (
     check_arguments,
     check_model,
     check_retain_loss,
-    checked_datasets,
+    checked_dataset,
     keep_input_columns,
 )
 from .phase_one import labelled_rows
@@ -125,15 +125,20 @@ class UnlearnTrainer(SFTTrainer):
         check_arguments(kwargs)
         if not isinstance(model, str):
             check_model(model)
-        data = checked_datasets(
-            train_dataset,
-            retain_dataset,
-            calibration_dataset,
-            kwargs.pop("eval_dataset", None),
-            args.dataset_text_field,
-            kwargs.pop("formatting_func", None),
-        )
-        if data.calibration is None and "profiles" in args.loss.needs:
+        form = args.dataset_text_field, kwargs.pop("formatting_func", None)
+        forget = checked_dataset("train_dataset", train_dataset, *form)
+        retain = checked_dataset("retain_dataset", retain_dataset, *form)
+        calibration = calibration_dataset
+        if calibration is not None:
+            calibration = checked_dataset("calibration_dataset", calibration, *form)
+        held_out = kwargs.pop("eval_dataset", None)
+        if isinstance(held_out, dict):
+            held_out = {
+                name: checked_dataset(f"eval_dataset[{name!r}]", rows, *form) for name, rows in held_out.items()
+            }
+        elif held_out is not None:
+            held_out = checked_dataset("eval_dataset", held_out, *form)
+        if calibration is None and "profiles" in args.loss.needs:
             raise ValueError(
                 f"`forget_loss` is {args.forget_loss!r}, but there is no `calibration_dataset` to take profiles from. "
                 "Give rows like the forget set that the model was never trained on, or use `forget_loss='level'`."
@@ -141,18 +146,18 @@ class UnlearnTrainer(SFTTrainer):
         has_adapter = isinstance(model, PeftModel)
         if has_adapter and peft_config is not None:
             raise ValueError("`peft_config` is given, but `model` has an adapter already. Pass either of them alone.")
-        peft_config, experts = self._assign_experts(model, peft_config, data.forget, args)
-        forget = keep_input_columns(data.forget, args.dataset_text_field).add_column("expert", experts)
+        peft_config, experts = self._assign_experts(model, peft_config, forget, args)
+        forget = keep_input_columns(forget, args.dataset_text_field).add_column("expert", experts)
         set_seed(args.seed)  # as newer TRL does before it adds the adapter
         if peft_config is not None:
             peft_config.task_type = peft_config.task_type or "CAUSAL_LM"
             kwargs["peft_config"] = peft_config
         with others_frozen(model):  # before TRL casts what learns, as it does for a quantised base
-            super().__init__(model, args, train_dataset=forget, eval_dataset=data.held_out, **kwargs)
+            super().__init__(model, args, train_dataset=forget, eval_dataset=held_out, **kwargs)
             try:
                 set_up_distributed(self.accelerator, self.model, args.max_grad_norm)
                 self._set_up_model()
-                self._set_up_data(forget, data.retain, data.calibration)
+                self._set_up_data(forget, retain, calibration)
             except ValueError:
                 if peft_config is not None:  # the user's model as it was given, for another attempt
                     self.model.unload()

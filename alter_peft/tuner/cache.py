@@ -16,14 +16,23 @@ from .moving_average import Context
 KEPT = 256  # positions of a moving average that outlive a pass
 
 
-class RouterStateLayer(DynamicLayer):
-    """The moving average of one adapter in the KV cache: (B, 1, T, k) sums and (B, 1, T, 2) weights and counts.
-
-    Only the last position is needed to go on; the last `KEPT` are kept, because assisted decoding crops the cache.
-    """
+class RouterState(CacheLayerMixin):
+    """The moving average of one adapter in the KV cache: (B, 1, T, k) sums and (B, 1, T, 2) weights and counts."""
 
     keys: Any  # Tensor, or None before the first update
     values: Any
+    adapter_name: str
+
+    def past(self) -> Context | None:
+        """The last position, T = 1; at the start of a text `None`, or zeros."""
+        if not self.is_initialized:
+            return None
+        counts = self.values[:, 0, -1:]
+        return Context(self.keys[:, 0, -1:], counts[..., 0], counts[..., 1])
+
+
+class RouterStateLayer(RouterState, DynamicLayer):
+    """Only the last position is needed to go on; the last `KEPT` are kept, as assisted decoding crops the cache."""
 
     def __init__(self, adapter_name: str) -> None:
         super().__init__()
@@ -59,15 +68,11 @@ class RouterStateLayer(DynamicLayer):
         return self.cumulative_length > 0 and self.keys.shape[-2] == 0
 
     def past(self) -> Context | None:
-        """The last position, T = 1; `None` at the start of a text."""
-        return _context(self.keys, self.values) if self.get_seq_length() else None
+        return super().past() if self.get_seq_length() else None
 
 
-class StaticRouterStateLayer(StaticLayer):
+class StaticRouterStateLayer(RouterState, StaticLayer):
     """`RouterStateLayer` in a static cache, which cannot be cropped: the last position alone, at a fixed address."""
-
-    keys: Any
-    values: Any
 
     def __init__(self, adapter_name: str) -> None:
         super().__init__(max_cache_len=1)
@@ -81,15 +86,6 @@ class StaticRouterStateLayer(StaticLayer):
         self.values.copy_(value_states[:, :, -1:])
         self.cumulative_length.add_(key_states.shape[-2])
         return self.keys, self.values
-
-    def past(self) -> Context | None:
-        """The last position, T = 1: zeros, as at the start of a text, after a reset."""
-        return _context(self.keys, self.values) if self.is_initialized else None
-
-
-def _context(keys: Tensor, values: Tensor) -> Context:
-    counts = values[:, 0, -1:]
-    return Context(keys[:, 0, -1:], counts[..., 0], counts[..., 1])
 
 
 def with_cache(decoder: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -120,10 +116,6 @@ def _own_layers(cache: Cache, num_layers: int) -> list[Any]:
     return cache.layers[:num_layers]
 
 
-def _is_static(layers: list[Any]) -> bool:
-    return any(isinstance(layer, StaticLayer) for layer in layers)
-
-
 def _require_empty(layer: Any, missing: str) -> None:
     if isinstance(layer, CacheLayerMixin) and layer.is_initialized and int(layer.get_seq_length()) > 0:
         raise ValueError(
@@ -132,7 +124,7 @@ def _require_empty(layer: Any, missing: str) -> None:
         )
 
 
-def _require_same_length(state: RouterStateLayer | StaticRouterStateLayer, own: Any) -> None:
+def _require_same_length(state: RouterState, own: Any) -> None:
     """Raise a `ValueError` unless the router has seen what the model's own layers hold, and can go on from there."""
     if isinstance(state, RouterStateLayer) and state.is_lost:
         raise ValueError(
@@ -152,16 +144,17 @@ def _require_same_length(state: RouterStateLayer | StaticRouterStateLayer, own: 
         )
 
 
-def router_state(cache: Cache, name: str, num_layers: int) -> RouterStateLayer | StaticRouterStateLayer:
+def router_state(cache: Cache, name: str, num_layers: int) -> RouterState:
     """The moving average of an adapter in this cache, made if it isn't there; a `ValueError` if it is too late."""
     own = _own_layers(cache, num_layers)
     for layer in cache.layers[num_layers:]:
-        if isinstance(layer, (RouterStateLayer, StaticRouterStateLayer)) and layer.adapter_name == name:
+        if isinstance(layer, RouterState) and layer.adapter_name == name:
             _require_same_length(layer, own[-1])
             return layer
     # the layers below l0 already hold this pass; the last one can only hold an earlier one
     _require_empty(own[-1], "the router's moving average")
-    state = StaticRouterStateLayer(name) if _is_static(own) else RouterStateLayer(name)
+    is_static = any(isinstance(layer, StaticLayer) for layer in own)
+    state = (StaticRouterStateLayer if is_static else RouterStateLayer)(name)
     # so that stock code that looks for the first layer with or without a window finds one of the model's own
     state.is_sliding = any(getattr(layer, "is_sliding", False) for layer in own)
     cache.layers.append(state)
@@ -171,11 +164,7 @@ def router_state(cache: Cache, name: str, num_layers: int) -> RouterStateLayer |
 def base_layers(cache: Cache, num_layers: int) -> list[Any]:
     """The base model's own keys and values in this cache, as `router_state`."""
     own = _own_layers(cache, num_layers)
-    mirrored = [
-        layer
-        for layer in cache.layers[num_layers:]
-        if not isinstance(layer, (RouterStateLayer, StaticRouterStateLayer))
-    ]
+    mirrored = [layer for layer in cache.layers[num_layers:] if not isinstance(layer, RouterState)]
     if not mirrored:
         _require_empty(own[-1], "the base model's own part")
         mirrored = copy.deepcopy(own)

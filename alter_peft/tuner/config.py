@@ -40,17 +40,17 @@ class AlterConfig(PeftConfig):
     )
     target_modules: list[str] | str | None = option(
         None,
-        'Names of the linear layers to adapt, a regular expression, or `"all-linear"`, which is also '
-        "the default for every architecture that LoRA has a default for. A gated router adapts the decoder "
-        "layers from `router_layer` up and leaves the others alone.",
+        'Names of the linear layers to adapt, a regular expression, or `"all-linear"`, which is also the default for '
+        "every architecture that LoRA has a default for. A gated router adapts the decoder layers from "
+        "`router_layer` up and leaves the others alone.",
     )
     exclude_modules: list[str] | str | None = option(
         None, "Names (or a regular expression) of modules that are not adapted."
     )
     layers_to_transform: list[int] | int | None = option(
         None,
-        "Indices of the layers to adapt; with a gated router, none below `router_layer` (its default: "
-        "all from `router_layer` up).",
+        "Indices of the layers to adapt; with a gated router, none below `router_layer` (its default: all from "
+        "`router_layer` up).",
     )
     layers_pattern: list[str] | str | None = option(
         None, "Name of the list of layers, if it isn't found by itself; used with `layers_to_transform`."
@@ -62,13 +62,13 @@ class AlterConfig(PeftConfig):
     modules_to_save: list[str] | None = option(None, "Modules that are trained and saved whole beside the adapter.")
     trainable_token_indices: list[int] | dict[str, list[int]] | None = option(
         None,
-        "Tokens whose embeddings are trained and saved beside the adapter: indices into the input "
-        "embedding, or name of an embedding layer -> indices.",
+        "Tokens whose embeddings are trained and saved beside the adapter: indices into the input embedding, or name "
+        "of an embedding layer -> indices.",
     )
     ensure_weight_tying: bool = option(
         False,
-        "Whether `modules_to_save` and `trainable_token_indices` keep tied embeddings tied. Embeddings "
-        "themselves are no `target_modules` of ALTER.",
+        "Whether `modules_to_save` and `trainable_token_indices` keep tied embeddings tied. Embeddings themselves "
+        "are no `target_modules` of ALTER.",
     )
     bias: Literal["none", "all", "alter_only"] = option(
         "none", 'Biases that are trained: `"none"`, `"all"` or `"alter_only"`.'
@@ -78,20 +78,19 @@ class AlterConfig(PeftConfig):
     )
     num_forget_experts: int | None = option(
         None,
-        "N, the number of forget experts B_f^1..B_f^N, one for each sub-domain. Defaults to the number "
-        "of `domains`; without them the trainer takes the number of sub-domains that it finds, and a plain "
-        "`get_peft_model` 1.",
+        "N, the number of forget experts B_f^1..B_f^N, one for each sub-domain. Defaults to the number of `domains`; "
+        "without them the trainer takes the number of sub-domains that it finds, and a plain `get_peft_model` 1.",
     )
     entropy_q: float = option(1.5, "Order q > 0 of the Tsallis entropy S_q (Eq. 5); 1 is Shannon (Eq. 3), in nats.")
     entropy_threshold: float | None = option(
         None,
-        "Tokens with S_q above it are high-entropy tokens; 1.2 by default. Must be below the maximum of "
-        "S_q for the vocabulary, `(1 - V^(1-q)) / (q - 1)`.",
+        "Tokens with S_q above it are high-entropy tokens; 1.2 by default. Must be below the maximum of S_q for the "
+        "vocabulary, `(1 - V^(1-q)) / (q - 1)`.",
     )
     entropy_quantile: float | None = option(
         None,
-        "Instead of a fixed threshold: the share of answer tokens that count as low-entropy. The "
-        "trainer measures the threshold on its data, in phase I, and stores it in `entropy_threshold`.",
+        "Instead of a fixed threshold: the share of answer tokens that count as low-entropy. The trainer measures "
+        "the threshold on its data, in phase I, and stores it in `entropy_threshold`.",
     )
     temperature_high: float = option(0.8, "Router temperature for high-entropy tokens (Eq. 7).")
     temperature_low: float = option(0.01, "Router temperature for the other tokens: nearly the single best expert.")
@@ -101,16 +100,15 @@ class AlterConfig(PeftConfig):
     router: str = option("context", "; ".join(f'"{name}" {router.caption}' for name, router in ROUTERS.items()) + ".")
     router_layer: int | None = option(
         None,
-        "l0, the decoder layer whose input the router reads. Defaults to `round(0.4 * number of "
-        "layers)`. The layers below are not adapted.",
+        "l0, the decoder layer whose input the router reads. Defaults to `round(0.4 * number of layers)`. The layers "
+        "below are not adapted.",
     )
     router_half_life: float = option(8.0, "Half-life of the router's moving average, in tokens.")
     inference_entropy: Literal["none", "base"] | None = option(
         None,
-        'Where S_q comes from outside training. `"none"` (default with the context router): nowhere, '
-        'every token is gated at `temperature_low` by its context alone, at no cost. `"base"` (reference mode; '
-        'default, and the only choice, with `router="entropy"`): from a second pass of the base model with a '
-        "cache of its own.",
+        'Where S_q comes from outside training. `"none"` (default with the context router): nowhere, every token is '
+        'gated at `temperature_low` by its context alone, at no cost. `"base"` (reference mode; default, and the '
+        'only choice, with `router="entropy"`): from a second pass of the base model with a cache of its own.',
     )
     expert_weights: list[float] | None = option(
         None, "omega_1..omega_N of the static router (Eq. 6); all 1 by default."
@@ -118,19 +116,18 @@ class AlterConfig(PeftConfig):
     domains: list[str] | None = option(None, "Names of the sub-domains, in the order of the forget experts.")
     expert_scales: dict[str, float] | None = option(
         None,
-        "What the forget experts of some domains are multiplied by after the gates: 0 switches one off, "
-        "the others count 1 (the default). Set it on a model by `set_expert_scale`.",
+        "What the forget experts of some domains are multiplied by after the gates: 0 switches one off, the others "
+        "count 1 (the default). Set it on a model by `set_expert_scale`.",
     )
     init_weights: bool | Literal["cluster"] = option(
         True,
-        "`True`: every B starts at zero, so that a fresh adapter is the base model bit for bit. "
-        '`False`: random, for tests. `"cluster"`: as `True`, and the trainer starts each forget expert from the '
-        "centre of its sub-domain.",
+        "`True`: every B starts at zero, so that a fresh adapter is the base model bit for bit. `False`: random, for "
+        'tests. `"cluster"`: as `True`, and the trainer starts each forget expert from the centre of its sub-domain.',
     )
     format_version: int = option(
         FORMAT_VERSION,
-        "Version of the saved format, written and checked by itself. Every version up to the present "
-        "one can be read; a file without it counts as version 1.",
+        "Version of the saved format, written and checked by itself. Every version up to the present one can be "
+        "read; a file without it counts as version 1.",
     )
     alter_peft_version: str | None = option(
         None, "The alter-peft version that made the adapter, filled in by itself, as `peft_version` is."

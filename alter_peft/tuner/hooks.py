@@ -94,19 +94,8 @@ class RouterHook:
         return average
 
 
-class _Replay:
-    """A checkpointed function that sees, also when it is recomputed in backward, the gates of its first run."""
-
-    def __init__(self, function: Callable[..., Any], context: GatingContext) -> None:
-        self.function, self.context, self.state = function, context, context.state
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.context.replaying(self.state):
-            return self.function(*args, **kwargs)
-
-
 class _ReplayingCheckpoint:
-    """Stands before a layer's own checkpoint function."""
+    """A layer's own checkpoint function, whose recomputation in backward sees the gates of the first run."""
 
     def __init__(self, checkpoint: Callable[..., Any], context: GatingContext) -> None:
         self.checkpoint, self.context = checkpoint, context
@@ -114,7 +103,13 @@ class _ReplayingCheckpoint:
     def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
         if torch.compiler.is_compiling():  # the graph recomputes with the gates that it traced
             return self.checkpoint(function, *args)
-        return self.checkpoint(_Replay(function, self.context), *args)
+        state = self.context.state
+
+        def replayed(*args: Any, **kwargs: Any) -> Any:
+            with self.context.replaying(state):
+                return function(*args, **kwargs)
+
+        return self.checkpoint(replayed, *args)
 
 
 def _replay_gates_in_checkpoints(decoder: Any, context: GatingContext) -> None:
