@@ -9,7 +9,8 @@ import textwrap
 import types
 from argparse import ArgumentError
 from collections.abc import Collection, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, field, fields
+from importlib.util import find_spec
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
@@ -18,16 +19,22 @@ from transformers import HfArgumentParser
 Class = TypeVar("Class", bound=type)
 
 
+def option(default: Any, help: str) -> Any:
+    """A field of a dataclass: its default, or what makes it, and its help text."""
+    own: dict[str, Any] = {"default_factory" if callable(default) else "default": default}
+    return field(**own, metadata={"help": help})
+
+
 def arguments_doc(cls: Class) -> Class:
     """The dataclass, with `Args:` in its docstring: type, default and help text of the fields that it declares."""
     own, lines = inspect.get_annotations(cls), [inspect.cleandoc(cls.__doc__ or ""), "\nArgs:"]
-    for field in fields(cls):
-        if field.name in own:
-            default = field.default if field.default_factory is MISSING else field.default_factory()
+    for one in fields(cls):
+        if one.name in own:
+            default = one.default if one.default_factory is MISSING else one.default_factory()
             optional = "" if default is MISSING else ", *optional*"
             says = "" if default in (MISSING, None) else f", defaults to `{default!r}`"
-            lines.append(f"    {field.name} (`{own[field.name]}`{optional}{says}):")
-            text = textwrap.fill(field.metadata["help"], 111, break_on_hyphens=False)
+            lines.append(f"    {one.name} (`{own[one.name]}`{optional}{says}):")
+            text = textwrap.fill(one.metadata["help"], 111, break_on_hyphens=False)
             lines.append(textwrap.indent(text, " " * 8))
     cls.__doc__ = "\n".join(lines)
     return cls
@@ -109,9 +116,18 @@ def check_known(name: str, values: Collection[str], known: Collection[str]) -> N
         raise ValueError(f"`{name}` has {unknown}, but must be some of {list(known)}.")
 
 
-def check_counts(arguments: Any, names: Collection[str]) -> None:
+def check_counts(**options: int | None) -> None:
     """Raise a `ValueError` if one of these options is neither unset nor at least 1."""
-    for name in names:
-        value = getattr(arguments, name)
+    for name, value in options.items():
         if value is not None and value < 1:
             raise ValueError(f"`{name}` is {value}, but must be 1 or more.")
+
+
+def require_packages(*names: str) -> None:
+    """Raise a `ValueError` if one of these packages is not installed; all are of the extra `eval`."""
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"The packages {missing} are needed for what is to be measured, and not installed. Install them with `pip "
+            "install alter-peft[eval]`."
+        )

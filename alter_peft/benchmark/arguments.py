@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import PartialState
 
 from alter_peft.evaluation.arguments import MeasureArguments
-from alter_peft.options import check_counts, check_known, json_object, parse_values
+from alter_peft.options import check_counts, check_known, json_object, option, parse_values
 
 from .methods import METHODS, read_options
 
@@ -29,17 +29,13 @@ class BenchmarkArguments(MeasureArguments):
 
     model: str = field(metadata={"help": "Folder or Hub id of the model that is taught and then made to forget."})
     output_dir: str = field(metadata={"help": "Folder of the results, one folder a cell inside."})
-    data: str = field(default="locuslab/TOFU", metadata={"help": "Folder of TOFU's JSON lines, or a Hub data set."})
-    requests: int | None = field(default=None, metadata={"help": "Split the forget set into so many requests."})
-    methods: list[str] = field(
-        default_factory=lambda: list(METHODS), metadata={"help": f"Some of {', '.join(METHODS)}."}
-    )
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds of the methods."})
-    oracle_seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the oracles."})
-    options: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": 'Method, or "teach" -> training options, as JSON.'}
-    )
-    target: str | None = field(default=None, metadata={"help": "A model that was taught the data already."})
+    data: str = option("locuslab/TOFU", "Folder of TOFU's JSON lines, or a Hub data set.")
+    requests: int | None = option(None, "Split the forget set into so many requests.")
+    methods: list[str] = option(lambda: list(METHODS), f"Some of {', '.join(METHODS)}.")
+    seeds: list[int] = option(lambda: [0], "Seeds of the methods.")
+    oracle_seeds: list[int] = option(lambda: [0, 1, 2], "Seeds of the oracles.")
+    options: dict[str, Any] | str | None = option(None, 'Method, or "teach" -> training options, as JSON.')
+    target: str | None = option(None, "A model that was taught the data already.")
 
     def __post_init__(self) -> None:
         if isinstance(self.options, str):
@@ -51,7 +47,7 @@ class BenchmarkArguments(MeasureArguments):
         for name, value in parse_values(BenchmarkArguments, others).items():
             setattr(self, name, value)
         super().__post_init__()
-        check_counts(self, ("requests",))
+        check_counts(requests=self.requests)
         for name, known in (("methods", METHODS), ("options", {**METHODS, "teach": None})):
             check_known(name, getattr(self, name), known)
         for name in ("methods", "seeds"):
