@@ -11,6 +11,7 @@ import types
 from argparse import ArgumentTypeError
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, field, fields
+from importlib.util import find_spec
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from transformers.hf_argparser import string_to_bool
@@ -114,9 +115,18 @@ def check_known(name: str, values: Collection[str], known: Collection[str]) -> N
         raise ValueError(f"`{name}` has {unknown}, but must be some of {list(known)}.")
 
 
-def check_counts(arguments: Any, names: Collection[str]) -> None:
+def check_counts(**options: int | None) -> None:
     """Raise a `ValueError` if one of these options is neither unset nor at least 1."""
-    for name in names:
-        value = getattr(arguments, name)
+    for name, value in options.items():
         if value is not None and value < 1:
             raise ValueError(f"`{name}` is {value}, but must be 1 or more.")
+
+
+def require_packages(*names: str) -> None:
+    """Raise a `ValueError` if one of these packages is not installed; all are of the extra `eval`."""
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"The packages {missing} are needed for what is to be measured, and not installed. Install them with `pip "
+            "install alter-peft[eval]`."
+        )

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -123,6 +123,11 @@ class ScoredModel:
         hidden = last_hidden_states(model or self.model, self.decoder, input_ids, attention_mask)
         return hidden[:, -input_ids.shape[1] :]  # a virtual prompt makes it longer
 
+    def sent_to(self, batch: Pass, adapter_name: str) -> Tensor:
+        """Of the pass just made: the expert of this gated adapter that each labelled token was sent to, (n,)."""
+        assert self.gating is not None
+        return self.gating.state.gates[adapter_name][:, :-1].argmax(dim=-1)[batch.labelled]
+
     def score(self, hidden: Tensor, labels: Tensor) -> TokenScores:
         """Log-probabilities of labels (n,) and of their strongest rivals, from hidden states (n, k)."""
         return score_tokens(hidden, self.head, labels)
@@ -186,15 +191,26 @@ class ScoredModel:
                     hidden = self.hidden_states(batch["input_ids"], batch["attention_mask"], model)
                 yield Pass(places, labelled, hidden[:, :-1][labelled], labels[labelled])
 
-    def label_log_probabilities(self, rows: Sequence[Row], batch_size: int, **options: Any) -> list[Tensor]:
+    def of_rows(
+        self, rows: Sequence[Row], batch_size: int, compute: Callable[[Pass], Tensor], **options: Any
+    ) -> list[Tensor]:
         """
-        ln p of each row's labels, in nats: float32 (labels,), on the CPU.
+        What is computed of each row's labelled tokens, (labels, ...), on the CPU.
 
         Args:
+            compute: a batch -> (n, ...) of its labelled tokens.
             options: of `passes`.
         """
         found: list[Tensor] = [torch.empty(0)] * len(rows)
         for batch in self.passes(rows, batch_size, **options):
-            for place, log_prob in batch.split(self.score(batch.hidden, batch.labels).log_prob.float()):
-                found[place] = log_prob
+            for place, part in batch.split(compute(batch)):
+                found[place] = part
         return found
+
+    def label_log_probabilities(self, rows: Sequence[Row], batch_size: int, **options: Any) -> list[Tensor]:
+        """ln p of each row's labels, in nats: float32 (labels,), on the CPU, with `options` of `passes`."""
+
+        def log_prob(batch: Pass) -> Tensor:
+            return self.score(batch.hidden, batch.labels).log_prob.float()
+
+        return self.of_rows(rows, batch_size, log_prob, **options)

@@ -22,7 +22,7 @@ from alter_peft.benchmark import cell as cells
 from alter_peft.benchmark import methods
 from alter_peft.benchmark.arguments import BenchmarkArguments
 from alter_peft.benchmark.grid import Grid, run_benchmark
-from alter_peft.evaluation import Key, Score, Scores, packages
+from alter_peft.evaluation import Key, Score, Scores
 from alter_peft.evaluation.attacks import Attack
 from alter_peft.evaluation.results import Result
 from alter_peft.evaluation.seen_tokens import SeenTokens
@@ -615,7 +615,7 @@ def test_unusable_arguments(arguments, changes, message):
     ],
 )
 def test_a_missing_package_is_named_first(arguments, monkeypatch, package, changes):
-    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == package else object())
+    monkeypatch.setattr("alter_peft.options.find_spec", lambda name: None if name == package else object())
     with pytest.raises(ValueError, match=rf"The packages \['{package}'\] are needed"):
         Grid(arguments(**changes))
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import re
+from statistics import mean
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from alter_peft.evaluation import (
     measure_task,
     read_books,
 )
-from alter_peft.evaluation.metrics.membership import membership_auc
+from alter_peft.evaluation.metrics.membership import above_holdout
 from alter_peft.evaluation.metrics.text import KNOWMEM_TOKENS, bleu, rouge_l
 
 
@@ -124,7 +125,7 @@ def test_scores_are_those_of_a_loop_by_hand(adapted, tokenizer, plain, data, mon
     for name, passages in (("forget", data.forget), ("retain", data.retain), ("holdout", data.holdout)):
         expected = [least_likely(adapted, plain, passage) for passage in passages]
         assert scores.of(name, "min_k").rows == pytest.approx(expected, rel=1e-4)
-    auc = membership_auc(scores.of("forget", "min_k").rows, scores.of("holdout", "min_k").rows)
+    auc = mean(above_holdout(*(scores.of(name, "min_k").rows for name in ("forget", "holdout"))))
     assert scores.of("forget", "membership_auc").value == auc
     assert all(
         score.value == pytest.approx(sum(score.rows) / len(score.rows)) for score in scores.values() if score.rows

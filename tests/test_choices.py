@@ -51,7 +51,7 @@ def file(tmp_path) -> str:
         (["none.jsonl"], {}, "no file of questions at 'none.jsonl'"),
         (["a/q.jsonl", "b/q.json"], {}, "two of which have the same name"),
         (["mmlu"], {"form": "cloze"}, r"`form` is 'cloze', but must be one of \['letters', 'texts'\]"),
-        (["mmlu"], {"limit": 0}, "`limit` is 0, but must be at least 1"),
+        (["mmlu"], {"limit": 0}, "`limit` is 0, but must be 1 or more"),
     ],
 )
 def test_what_cannot_be_evaluated(llama, tokenizer, tasks, options, message):
@@ -61,7 +61,7 @@ def test_what_cannot_be_evaluated(llama, tokenizer, tasks, options, message):
 
 def test_a_batch_has_a_row(llama, tokenizer, file):
     pytest.importorskip("lm_eval")
-    with pytest.raises(ValueError, match="`batch_size` is 0, but must be at least 1"):
+    with pytest.raises(ValueError, match="`batch_size` is 0, but must be 1 or more"):
         evaluate_choices(llama, tokenizer, [file], batch_size=0)
 
 

@@ -144,7 +144,7 @@ def test_a_head_that_is_not_known_is_found_first(ask, capsys, monkeypatch):
 
 
 def test_a_missing_package_is_named_first(ask, capsys, monkeypatch):
-    monkeypatch.setattr("alter_peft.evaluation.packages.find_spec", lambda name: None)
+    monkeypatch.setattr("alter_peft.options.find_spec", lambda name: None)
     with pytest.raises(SystemExit) as ended:
         main(["evaluate", *ask()])
     assert ended.value.code == 2 and "['rouge_score'] are needed" in capsys.readouterr().err

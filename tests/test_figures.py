@@ -11,7 +11,7 @@ import pytest
 from made_up_benchmark import curve, make_benchmark, named, relearning, save, scores
 
 from alter_peft.benchmark.methods import METHODS
-from alter_peft.report import curves, figures
+from alter_peft.report import curves, drawing, figures
 from alter_peft.report.drawing import COLOURS, SPECIAL, style
 from alter_peft.report.reading import read_benchmark
 
@@ -132,14 +132,17 @@ def test_what_is_missing_is_said(folder, tmp_path):
 
 def test_the_legend_counts_the_seeds_that_are_drawn(folder, tmp_path, monkeypatch):
     legends = []
+
+    def saved(axes, path, **options):
+        drawing.save(axes, path, **options)
+        legends.append(axes.get_legend())
+
     for module in (figures, curves):
-        monkeypatch.setattr(
-            module, "save", lambda axes, path: legends.append((axes.get_legend(), path.write_bytes(b"")))
-        )
+        monkeypatch.setattr(module, "save", saved)
     save(folder, "oracle", 2, scores=scores(0.11, 0.51, 0.01), seconds={"training": 20})
     save(folder, "alter", 1, scores=scores(0.1, 0.5), seconds={"training": 9}, without=["utility/model_utility"])
     figures.write_figures(read_benchmark(folder), tmp_path)
-    plane, time, relearned, _ = ([text.get_text() for text in legend.get_texts()] for legend, _ in legends)
+    plane, time, relearned, _ = ([text.get_text() for text in legend.get_texts()] for legend in legends)
     assert plane == ["oracle (3 seeds)", "target", "alter (1 of 2 seeds)", "lora (1 of 2 seeds)"]
     assert time == ["alter (1 of 2 seeds)", "lora (1 of 2 seeds)", "oracle (3 seeds)"]
     assert relearned == ["target", "oracle (2 of 3 seeds)", "alter (1 of 2 seeds)", "lora (1 of 2 seeds)"]

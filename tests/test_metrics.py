@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import gmean, ks_2samp, mannwhitneyu
 
-from alter_peft.evaluation.metrics.membership import membership_auc, min_k, privleak
+from alter_peft.evaluation.metrics.membership import above_holdout, min_k, privleak
 from alter_peft.evaluation.metrics.memorization import exact_memorization, extraction_strength
 from alter_peft.evaluation.metrics.text import rouge_l, unique_tokens
 from alter_peft.evaluation.metrics.truth_ratio import forget_quality, truth_ratio
@@ -92,33 +92,37 @@ def test_min_k_is_the_papers_loop():
     assert min_k(list(rows), [13] * 20, k=0.2) == pytest.approx(expected, rel=1e-5)
 
 
+def auc(forget, holdout):
+    return np.mean(above_holdout(forget, holdout))
+
+
 def test_membership_auc_is_the_probability_of_a_higher_score():
     generator = np.random.default_rng(0)
     forget, holdout = generator.normal(size=30).round(1), generator.normal(0.5, size=20).round(1)  # with ties
     pairs = [(f > h) + 0.5 * (f == h) for f in forget for h in holdout]
-    assert membership_auc(forget, holdout) == pytest.approx(np.mean(pairs))
-    assert membership_auc(forget, holdout) == pytest.approx(mannwhitneyu(forget, holdout).statistic / 600)
+    assert auc(forget, holdout) == pytest.approx(np.mean(pairs))
+    assert auc(forget, holdout) == pytest.approx(mannwhitneyu(forget, holdout).statistic / 600)
 
 
 def test_membership_limits():
     known, unknown = [0.1, 0.2, 0.3], [3.0, 4.0]  # Min-K%: low for what was seen in training
-    assert membership_auc(known, unknown) == 0.0
-    assert membership_auc(unknown, known) == 1.0
-    assert membership_auc(known, known) == 0.5
+    assert auc(known, unknown) == 0.0
+    assert auc(unknown, known) == 1.0
+    assert auc(known, known) == 0.5
 
 
 def test_privleak_limits():
-    assert privleak(0.0, 0.5) == -100.0  # memorised
-    assert privleak(0.5, 0.5) == 0.0  # the oracle
-    assert privleak(1.0, 0.5) == 100.0  # forgotten more than what was never seen
-    assert privleak(0.6, 0.4) == pytest.approx(50.0)
+    assert privleak(0.0, [0.5]) == -100.0  # memorised
+    assert privleak(0.5, [0.5]) == 0.0  # the oracle
+    assert privleak(1.0, [0.5]) == 100.0  # forgotten more than what was never seen
+    assert privleak(0.6, [0.4]) == pytest.approx(50.0)
 
 
 def test_membership_without_rows_or_level():
     with pytest.raises(ValueError, match="`holdout` is empty"):
-        membership_auc([1.0], [])
+        auc([1.0], [])
     with pytest.raises(ValueError, match="`oracle_auc` is 0"):
-        privleak(0.5, 0.0)
+        privleak(0.5, [0.0])
 
 
 # ---- truth ----------------------------------------------------------------------------------------------------------
@@ -231,9 +235,9 @@ def test_published_model_utility(logs):
 def test_published_privleak(logs):
     """They log 1 - AUC. The oracle itself is compared with .5; a finetuned model is about -100."""
     finetuned, oracle = (1 - log["agg"]["mia_min_k"] for log in logs)
-    assert privleak(finetuned, oracle) == pytest.approx(logs[0]["agg"]["privleak"], rel=1e-6)
-    assert privleak(oracle, 0.5) == pytest.approx(logs[1]["agg"]["privleak"], rel=1e-6, abs=1e-6)
-    assert -100 <= privleak(finetuned, oracle) < -99
+    assert privleak(finetuned, [oracle]) == pytest.approx(logs[0]["agg"]["privleak"], rel=1e-6)
+    assert privleak(oracle, [0.5]) == pytest.approx(logs[1]["agg"]["privleak"], rel=1e-6, abs=1e-6)
+    assert -100 <= privleak(finetuned, [oracle]) < -99
 
 
 # ---- answers --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from alter_peft.evaluation import FORGET_SETS, Key, Score
 from alter_peft.evaluation.tasks.tofu import UTILITY
 from alter_peft.report.estimates import Estimate
 from alter_peft.report.reading import read_benchmark
-from alter_peft.report.summary import is_of_requests, is_of_set, is_share
+from alter_peft.report.summary import is_of_set, is_share
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_seed_that_lacks_a_score_is_counted(folder):
 def test_what_has_no_distance_as_a_score_of_a_set(score):
     assert not is_of_set(score)
     assert is_of_set(key("after 200 tokens/probability"))
-    assert is_share(score) == (score.metric == "expert_0") and is_of_requests(score) == (score.step == 1)
+    assert is_share(score) == (score.metric == "expert_0")
 
 
 def test_numbers_beside_the_scores(folder):

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +9,6 @@ from alter_peft.evaluation import Key, Result, Score, Scores, compare_with_oracl
 from alter_peft.evaluation.oracle import COMPARED
 from alter_peft.evaluation.tables import (
     Table,
-    distance_text,
     oracle_table,
     score_table,
     to_markdown,
@@ -39,7 +37,6 @@ def test_a_footnote_is_written_once():
 
 def test_small_values_keep_two_digits():
     assert [value_text(value) for value in (0.25, 1.0, 2.3e-5, 0.0)] == ["0.250", "1.000", "0.000023", "0.000"]
-    assert [distance_text(value) for value in (2.04, -0.31, math.inf)] == ["+2.0", "-0.3", "+inf"]
 
 
 # ---- score_table ----------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ class BenchmarkArguments(MeasureArguments):
         for name, value in parse_values(BenchmarkArguments, others).items():
             setattr(self, name, value)
         super().__post_init__()
-        check_counts(self, ("requests",))
+        check_counts(requests=self.requests)
         for name, known in (("methods", METHODS), ("options", {**METHODS, "teach": None})):
             check_known(name, getattr(self, name), known)
         for name in ("methods", "seeds"):

@@ -23,7 +23,8 @@ from alter_peft.evaluation.loading import load
 from alter_peft.evaluation.results import ORACLE, STOPPED, TARGET, Result, environment, machine
 from alter_peft.evaluation.scores import Score, Scores
 from alter_peft.evaluation.seen_tokens import observe_tokens
-from alter_peft.evaluation.tasks import measure_task, read_choices
+from alter_peft.evaluation.tasks import measure_task
+from alter_peft.evaluation.tasks.choices import read_choices
 from alter_peft.scoring import ScoredModel
 
 from .arguments import BenchmarkArguments

@@ -8,9 +8,10 @@ from transformers import AutoConfig, AutoTokenizer
 
 from alter_peft.evaluation.attacks import ATTACKS, check_rows
 from alter_peft.evaluation.metrics import METRICS
-from alter_peft.evaluation.packages import require_packages
 from alter_peft.evaluation.results import Result
-from alter_peft.evaluation.tasks import TASKS, read_choices
+from alter_peft.evaluation.tasks import TASKS
+from alter_peft.evaluation.tasks.choices import read_choices
+from alter_peft.options import require_packages
 
 from .arguments import BenchmarkArguments
 from .cell import Cell

@@ -60,7 +60,10 @@ def read_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     try:
         found = parse_values(config, options)
         args = config(output_dir="", **{**run_arguments(), **own, **found})
-        check_counts(args, ("per_device_train_batch_size", "gradient_accumulation_steps"))
+        check_counts(
+            per_device_train_batch_size=args.per_device_train_batch_size,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+        )
         if not args.learning_rate >= 0:
             raise ValueError(f"`learning_rate` is {args.learning_rate}, but must be 0 or more.")
         if not args.num_train_epochs > 0:

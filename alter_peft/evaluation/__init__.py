@@ -11,23 +11,11 @@ from .oracle import Band, Comparison, Distance, band, compare_with_oracles, dist
 from .results import Result
 from .scores import Key, Score, Scores
 from .seen_tokens import SeenTokens, observe_tokens
-from .tasks import (
-    FORGET_SETS,
-    TASKS,
-    TOFU_METRICS,
-    BookData,
-    ChoiceData,
-    QuestionSet,
-    Task,
-    TaskData,
-    TofuData,
-    compare_books,
-    measure_task,
-    read_books,
-    read_choices,
-    read_tofu,
-    standard_error,
-)
+from .tasks import TASKS, QuestionSet, Task, TaskData, measure_task
+from .tasks.book_data import read_books
+from .tasks.books import BookData, compare_books
+from .tasks.choices import ChoiceData, read_choices, standard_error
+from .tasks.tofu import FORGET_SETS, TOFU_METRICS, TofuData, read_tofu
 
 
 __all__ = [

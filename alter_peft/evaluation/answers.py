@@ -144,6 +144,11 @@ class AnswerScores(NamedTuple):
     experts: Tensor | None
 
     @property
+    def means(self) -> list[float]:
+        """Mean log-probability of each answer's tokens, in nats."""
+        return [float(row.mean()) for row in self.log_probs]
+
+    @property
     def probability(self) -> list[float]:
         """exp of the mean log-probability of each answer's tokens (TOFU, arXiv 2401.06121)."""
         return [float(row.mean().exp()) for row in self.log_probs]
@@ -154,23 +159,18 @@ class AnswerScores(NamedTuple):
         return sum(self.probability) / len(self.log_probs)
 
     def astray(self, is_forget: bool) -> list[float]:
-        """Share of each answer's tokens sent to the retain expert (of forget text), or to a forget expert (of other).
+        """Share of each answer's tokens sent to the retain expert (of forget text) or a forget expert (of other)."""
+        return [float(((row == 0) if is_forget else (row > 0)).float().mean()) for row in self.routes]
 
-        Without a gated adapter no token is sent anywhere, and the list is empty.
-        """
-        if self.experts is None:
-            return []
-        rows = self.experts.split([len(row) for row in self.log_probs])
-        return [float(((row == 0) if is_forget else (row > 0)).float().mean()) for row in rows]
+    @property
+    def routes(self) -> list[Tensor]:
+        """`experts` of each answer, (n_i,); empty without a gated adapter, which sends no token anywhere."""
+        return [] if self.experts is None else [*self.experts.split([len(row) for row in self.log_probs])]
 
 
 def own_text(values: Sequence[Tensor], content: Sequence[int]) -> list[Tensor]:
     """
-    The values of the answers' own text, without those of what ends a turn.
-
-    Args:
-        values: one a token of each answer, (n_i,).
-        content: how many of them count, as in [`AnswerScores`].
+    The values (n_i,) of the answers' own text, without those of what ends a turn; `content` as in [`AnswerScores`].
 
     Raises:
         ValueError: an answer without text of its own.
@@ -196,8 +196,6 @@ def score_answers(
 
     Args:
         model: a causal language model, with or without an adapter (of ALTER adapters the first active one counts).
-        tokenizer: its tokenizer.
-        pairs: questions and answers.
         desc: the name of the set, for messages and the progress bar.
 
     Raises:
@@ -213,9 +211,8 @@ def score_answers(
         log_prob, first = _score_tokens(batch.hidden, scored.head, batch.labels)
         for (row, of_row), (_, own) in zip(batch.split(log_prob), batch.split(first), strict=True):
             log_probs[row], greedy[row] = of_row, own
-        if scored.gating is not None and active:
-            gates = scored.gating.state.gates[active[0][1]]
-            for row, part in batch.split(gates[:, :-1].argmax(dim=-1)[batch.labelled]):
+        if active:
+            for row, part in batch.split(scored.sent_to(batch, active[0][1])):
                 experts[row] = part
     broken = sum(not bool(row.isfinite().all()) for row in log_probs)
     if broken:
@@ -279,8 +276,10 @@ def generate_answers(
     padding = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     options = {"do_sample": False, "pad_token_id": padding, **options}
     answers: list[str] = []
-    for batch in tqdm(list(_batches(pairs, batch_size)), desc=desc, disable=None if desc else True, leave=False):
-        prompts = [ids[:length] for ids, length in (encode_pair(tokenizer, pair) for pair in batch)]
+    starts = range(0, len(pairs), batch_size)
+    for start in tqdm(starts, desc=desc, disable=None if desc else True, leave=False):
+        encoded = (encode_pair(tokenizer, pair) for pair in pairs[start : start + batch_size])
+        prompts = [ids[:length] for ids, length in encoded]
         ids, mask = (
             pad_sequence(
                 [torch.tensor(row) for row in rows], batch_first=True, padding_value=value, padding_side="left"
@@ -335,8 +334,3 @@ def _casting_once(model: Any) -> Iterator[None]:
 def _require_pairs(pairs: Sequence[Pair]) -> None:
     if not pairs:
         raise ValueError("`pairs` is empty. Give at least one question and answer.")
-
-
-def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from alter_peft.options import check_counts, check_known, json_object
+from alter_peft.options import check_counts, check_known, json_object, option
 
 from .answers import Pair
 from .attacks import ATTACKS, LEARNING_RATE
@@ -29,46 +29,27 @@ class MeasureArguments:
     model: str = field(
         metadata={"help": "Folder or Hub id: of the model to measure, or that is taught and then made to forget."}
     )
-    split: Literal["forget01", "forget05", "forget10"] = field(
-        default="forget01", metadata={"help": "What of TOFU is forgotten."}
+    split: Literal["forget01", "forget05", "forget10"] = option("forget01", "What of TOFU is forgotten.")
+    retain_rows: int | None = option(None, "Of TOFU: how many retain rows the model was taught, if not all.")
+    rows: int | None = option(None, "Of TOFU: how many questions of each other set are asked, if not all.")
+    books: dict[str, Any] | str | None = option(
+        None, "Books, one of them to be forgotten: arguments of `read_books`, as JSON."
     )
-    retain_rows: int | None = field(
-        default=None, metadata={"help": "Of TOFU: how many retain rows the model was taught, if not all."}
+    tasks: list[str] = option([], "Multiple choice: tasks of lm-evaluation-harness, or files.")
+    limit: int | None = option(None, "How many questions of each task, if not all.")
+    form: Literal["letters", "texts"] = option("letters", "Whether letters or texts of a file's choices are compared.")
+    task_data: dict[str, Any] | str | None = option(
+        None, f"Any of the tasks {', '.join(TASKS)}: task -> arguments of its reader, as JSON."
     )
-    rows: int | None = field(
-        default=None, metadata={"help": "Of TOFU: how many questions of each other set are asked, if not all."}
+    answered: int | None = option(None, "How many questions of each set are answered in full, if not all.")
+    max_new_tokens: int = option(200, "Tokens of an answer, also under attack.")
+    batch_size: int | None = option(None, "Rows of a batch; unset: 8 of a pass, 12 of answers.")
+    attacks: list[str] = option(
+        [],
+        "On what is to be forgotten of the sets, or else on TOFU's: "
+        f"{'; '.join(f'{name}: {one.caption}' for name, one in ATTACKS.items())}.",
     )
-    books: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Books, one of them to be forgotten: arguments of `read_books`, as JSON."}
-    )
-    tasks: list[str] = field(
-        default_factory=list, metadata={"help": "Multiple choice: tasks of lm-evaluation-harness, or files."}
-    )
-    limit: int | None = field(default=None, metadata={"help": "How many questions of each task, if not all."})
-    form: Literal["letters", "texts"] = field(
-        default="letters", metadata={"help": "Whether letters or texts of a file's choices are compared."}
-    )
-    task_data: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": f"Any of the tasks {', '.join(TASKS)}: task -> arguments of its reader, as JSON."},
-    )
-    answered: int | None = field(
-        default=None, metadata={"help": "How many questions of each set are answered in full, if not all."}
-    )
-    max_new_tokens: int = field(default=200, metadata={"help": "Tokens of an answer, also under attack."})
-    batch_size: int | None = field(
-        default=None, metadata={"help": "Rows of a batch; unset: 8 of a pass, 12 of answers."}
-    )
-    attacks: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "On what is to be forgotten of the sets, or else on TOFU's: "
-            f"{'; '.join(f'{name}: {one.caption}' for name, one in ATTACKS.items())}."
-        },
-    )
-    relearning_rate: float = field(
-        default=LEARNING_RATE, metadata={"help": "Learning rate of the attack relearning: try several."}
-    )
+    relearning_rate: float = option(LEARNING_RATE, "Learning rate of the attack relearning: try several.")
 
     def __post_init__(self) -> None:
         for name in ("books", "task_data"):
@@ -76,7 +57,8 @@ class MeasureArguments:
                 setattr(self, name, json_object(name, getattr(self, name)))
         for name, known in (("attacks", ATTACKS), ("task_data", TASKS)):
             check_known(name, getattr(self, name) or (), known)
-        check_counts(self, ("answered", "max_new_tokens", "batch_size", "limit", "rows", "retain_rows"))
+        check_counts(answered=self.answered, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
+        check_counts(limit=self.limit, rows=self.rows, retain_rows=self.retain_rows)
         if not self.relearning_rate > 0:
             raise ValueError(f"`relearning_rate` is {self.relearning_rate}, but must be above 0.")
 
@@ -92,53 +74,38 @@ class EvaluateArguments(MeasureArguments):
     output_file: str = field(
         metadata={"help": "The scores, row by row, as JSON; GRID/NAME/result.json joins the report of a grid."}
     )
-    adapter: str | None = field(default=None, metadata={"help": "Folder or Hub id of an adapter of any PEFT type."})
-    name: str | None = field(
-        default=None, metadata={"help": "What the report calls the model; unset: the name of its folder."}
+    adapter: str | None = option(None, "Folder or Hub id of an adapter of any PEFT type.")
+    name: str | None = option(None, "What the report calls the model; unset: the name of its folder.")
+    seed: int = option(0, "Of the model's training, as the report tells seeds apart.")
+    as_chat: bool | None = option(
+        None, "Ask in a chat (true) or in plain text (false); unset: a chat if there is a template."
     )
-    seed: int = field(default=0, metadata={"help": "Of the model's training, as the report tells seeds apart."})
-    as_chat: bool | None = field(
-        default=None,
-        metadata={"help": "Ask in a chat (true) or in plain text (false); unset: a chat if there is a template."},
+    sets: list[str] = option(
+        [],
+        "name=file.jsonl: rows of prompt and completion. One named `holdout` is of rows that were never "
+        "trained on, as the attacks membership and relearning and the comparison with oracles need them. One "
+        "named `paraphrased` has the questions to forget in other words, for the attack asking_otherwise.",
     )
-    sets: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "name=file.jsonl: rows of prompt and completion. One named `holdout` is of rows that were never "
-            "trained on, as the attacks membership and relearning and the comparison with oracles need them. One "
-            "named `paraphrased` has the questions to forget in other words, for the attack asking_otherwise."
-        },
+    forget: list[str] = option(
+        [],
+        "Names of the sets that are to be forgotten; all others but `holdout` and `paraphrased` are to be "
+        "kept. One that is named `forget` is compared with oracles by forget quality and membership, too.",
     )
-    forget: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Names of the sets that are to be forgotten; all others but `holdout` and `paraphrased` are to be "
-            "kept. One that is named `forget` is compared with oracles by forget quality and membership, too."
-        },
+    metrics: list[str] = option(
+        ["probability", "rouge"],
+        f"Of each of the sets: {'; '.join(f'{name}: {one.caption}' for name, one in METRICS.items())}.",
     )
-    metrics: list[str] = field(
-        default_factory=lambda: ["probability", "rouge"],
-        metadata={
-            "help": f"Of each of the sets: {'; '.join(f'{name}: {one.caption}' for name, one in METRICS.items())}."
-        },
+    tofu: str | None = option(None, "Folder of TOFU's JSON lines, or a Hub data set.")
+    guards: bool = option(
+        False, "Also guards against false success: fluency, and of ALTER adapters the experts' usage."
     )
-    tofu: str | None = field(default=None, metadata={"help": "Folder of TOFU's JSON lines, or a Hub data set."})
-    guards: bool = field(
-        default=False,
-        metadata={"help": "Also guards against false success: fluency, and of ALTER adapters the experts' usage."},
+    judge: str | None = option(None, "Folder or Hub id of the judge of fluency; unset: the model without its adapter.")
+    oracles: list[str] = option(
+        [],
+        "Results (JSON) of two models at least that never saw the forget set. With truth_ratio and min_k "
+        "of a set `forget` and min_k of a set `holdout`, forget quality and PrivLeak are printed, too.",
     )
-    judge: str | None = field(
-        default=None,
-        metadata={"help": "Folder or Hub id of the judge of fluency; unset: the model without its adapter."},
-    )
-    oracles: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Results (JSON) of two models at least that never saw the forget set. With truth_ratio and min_k "
-            "of a set `forget` and min_k of a set `holdout`, forget quality and PrivLeak are printed, too."
-        },
-    )
-    bf16: bool = field(default=True, metadata={"help": "--bf16: under bfloat16 autocast. --no_bf16: in float32."})
+    bf16: bool = option(True, "--bf16: under bfloat16 autocast. --no_bf16: in float32.")
 
     def __post_init__(self) -> None:
         for name in ("sets", "forget", "metrics", "tasks", "attacks", "oracles"):
@@ -190,14 +157,10 @@ class EvaluateArguments(MeasureArguments):
             raise ValueError(f"`sets` has the names {names}, one of them twice. Rename one.")
         if unknown := sorted(set(self.forget) - set(names)):
             raise ValueError(f"`forget` has {unknown}, but the `sets` are {names}.")
-        if HOLDOUT in self.forget:
-            raise ValueError(
-                f"`forget` has {HOLDOUT!r}, but that set is of rows that were never trained on. Rename it."
-            )
-        if PARAPHRASED in self.forget:
-            raise ValueError(
-                f"`forget` has {PARAPHRASED!r}, but that set is the forget set in other words. Rename it."
-            )
+        others = {HOLDOUT: "of rows that were never trained on", PARAPHRASED: "the forget set in other words"}
+        for name, what in others.items():
+            if name in self.forget:
+                raise ValueError(f"`forget` has {name!r}, but that set is {what}. Rename it.")
         if self.attacks and not (self.forget or self.tofu):
             raise ValueError("`attacks` is set, but no set is to be forgotten. Name one by `forget`, or set `tofu`.")
 

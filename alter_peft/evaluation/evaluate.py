@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from alter_peft.options import require_packages
 from alter_peft.scoring import ScoredModel
 
 from .answers import chat_or_plain
@@ -21,22 +22,10 @@ from .arguments import HOLDOUT, PARAPHRASED, EvaluateArguments, read_oracle, rea
 from .attacks import ATTACKS, Rows, attack, check_rows
 from .loading import load
 from .metrics import METRICS, check_model, guards_of
-from .packages import require_packages
 from .results import Result, environment
 from .tables import Table, oracle_table, score_table
-from .tasks import TASKS, ChoiceData, QuestionSet, TaskData, measure_task
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileData(TaskData):
-    """A set of one's own, from a file."""
-
-    asked: QuestionSet
-
-    @property
-    def question_sets(self) -> list[QuestionSet]:
-        """The one set."""
-        return [self.asked]
+from .tasks import TASKS, QuestionSet, TaskData, measure_task
+from .tasks.choices import ChoiceData
 
 
 class Evaluation:
@@ -59,7 +48,10 @@ class Evaluation:
         self.parts = {f"set: {name}": self._own_set(name) for name in self.sets} | self._tasks()
         self._check_names()
         self.rows = self._rows()
-        self._check_attacks()
+        try:
+            check_rows(self.rows, args.attacks)
+        except ValueError as error:
+            raise ValueError(f"`attacks` can't be run: {error} Name such a set in `sets`.") from error
         self.model: Any = _loaded("model", args.model, load)
         if args.adapter is not None:
             wear = partial(PeftModel.from_pretrained, self.model)
@@ -82,11 +74,11 @@ class Evaluation:
         ]
         require_packages(*dict.fromkeys(package for packages in needed for package in packages))
 
-    def _own_set(self, name: str) -> FileData:
+    def _own_set(self, name: str) -> TaskData:
         args = self.args
         is_forget = name in (*args.forget, PARAPHRASED)
         asked = QuestionSet(name, self.sets[name], args.metrics, is_forget, is_guarded=True)
-        return FileData(asked=asked, settings={"files": [Path(self.files[name]).name]})
+        return TaskData(asked=(asked,), settings={"files": [Path(self.files[name]).name]})
 
     def _tasks(self) -> dict[str, TaskData]:
         """The tasks that are asked for, by the name of their part; multiple choice one by one."""
@@ -136,12 +128,6 @@ class Evaluation:
     def _files(self, sets: list[str]) -> list[str]:
         return sorted(Path(self.files[name]).name for name in sets)
 
-    def _check_attacks(self) -> None:
-        try:
-            check_rows(self.rows, self.args.attacks)
-        except ValueError as error:
-            raise ValueError(f"`attacks` can't be run: {error} Name such a set in `sets`.") from error
-
     def _judge(self, source: str) -> Any:
         tokenizer: PreTrainedTokenizerBase = _loaded("judge", source, AutoTokenizer.from_pretrained)
         if tokenizer.get_vocab() != self.tokenizer.get_vocab():
@@ -185,12 +171,7 @@ class Evaluation:
 
 
 def _loaded(field: str, source: str, read: Callable[[str], Any]) -> Any:
-    """
-    What is read from a folder or the Hub.
-
-    Raises:
-        ValueError: it can't be read.
-    """
+    """What is read from a folder or the Hub; a `ValueError` if it can't be."""
     try:
         return read(source)
     except (OSError, ValueError, RuntimeError) as error:

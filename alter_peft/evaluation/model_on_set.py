@@ -50,7 +50,7 @@ class ModelOnSet:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_counts(self, ("answered", "max_new_tokens", "batch_size"))
+        check_counts(answered=self.answered, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
         if not self.pairs:
             raise ValueError(f"The set {self.name!r}: `pairs` is empty. Give at least one question and answer.")
 
@@ -60,7 +60,7 @@ class ModelOnSet:
         return spread(self.pairs, self.answered)
 
     @property
-    def batches(self) -> dict[str, int]:
+    def batches(self) -> dict[str, Any]:
         """The size of a batch, where it is not left to what computes."""
         return {} if self.batch_size is None else {"batch_size": self.batch_size}
 
@@ -85,27 +85,23 @@ class ModelOnSet:
     @cached_property
     def true_means(self) -> list[float]:
         """Mean log-probability of the true answer, one a question: in other words if the set has them."""
-        rephrased = [pair._replace(completion=pair.rephrased) for pair in self.pairs if pair.rephrased]
-        if not rephrased:
-            return [float(row.mean()) for row in self.scores.log_probs]
         require_rephrased(self.name, self.pairs)
-        return [float(row.mean()) for row in self._score(rephrased, f"{self._label}, rephrased").log_probs]
+        rephrased = [pair._replace(completion=pair.rephrased) for pair in self.pairs if pair.rephrased]
+        return (self._score(rephrased, f"{self._label}, rephrased") if rephrased else self.scores).means
 
     @cached_property
     def false_means(self) -> list[list[float]]:
         """Mean log-probability of each false answer of each question."""
         require_wrong(self.name, self.pairs)
         false = [pair._replace(completion=answer) for pair in self.pairs for answer in pair.wrong]
-        means = iter([float(row.mean()) for row in self._score(false, f"{self._label}, false answers").log_probs])
+        means = iter(self._score(false, f"{self._label}, false answers").means)
         return [[next(means) for _ in pair.wrong] for pair in self.pairs]
 
     @cached_property
     def texts(self) -> list[str]:
         """Greedy answers to `answered_pairs`."""
-        options: dict[str, Any] = {**self.batches, "max_new_tokens": self.max_new_tokens}
-        return generate_answers(
-            self.model, self.tokenizer, self.answered_pairs, desc=f"{self._label}, answers", **options
-        )
+        options = {**self.batches, "max_new_tokens": self.max_new_tokens, "desc": f"{self._label}, answers"}
+        return generate_answers(self.model, self.tokenizer, self.answered_pairs, **options)
 
     @property
     def true_texts(self) -> list[str]:
@@ -127,12 +123,8 @@ def answer_together(asked: Sequence[ModelOnSet], batch_size: int) -> None:
 
     A few answers a set make small batches, in which a token costs about as much as in large ones.
 
-    Args:
-        asked: of one model, all with the same `max_new_tokens`.
-        batch_size: rows of a batch of answers.
-
     Raises:
-        ValueError: different `max_new_tokens`.
+        ValueError: different `max_new_tokens`; the sets are of one model.
     """
     if not asked:
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, product
 from statistics import mean, median, stdev
 from typing import NamedTuple, TypeVar
 
@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import t
 
 from .metrics.membership import above_holdout, privleak
-from .metrics.truth_ratio import ForgetQuality, forget_quality
+from .metrics.truth_ratio import forget_quality
 from .scores import Key, Score, Scores
 
 
@@ -56,7 +56,7 @@ class Band(NamedTuple):
 
 def band(values: Sequence[float], rows: Sequence[Sequence[float]] = ()) -> Band:
     """
-    The band of the oracles' scores, one for each seed (see `Band`).
+    The band of the oracles' scores, one for each seed.
 
     Args:
         rows: of each oracle, what each row adds to its score; the same questions in the same order.
@@ -158,24 +158,14 @@ class Spread(NamedTuple):
     lowest: float
     highest: float
 
+    def text(self, form: str) -> str:
+        """`0.5 (0.1 to 0.9)`, each number in this format."""
+        return f"{self.median:{form}} ({self.lowest:{form}} to {self.highest:{form}})"
+
 
 def spread_of(values: Sequence[float]) -> Spread:
     """Of at least one number."""
     return Spread(median(values), min(values), max(values))
-
-
-def ratio_tests(ratios: Sequence[Sequence[float]], oracle_ratios: Sequence[Sequence[float]]) -> list[ForgetQuality]:
-    """The KS test of the truth ratios of each of some models against those of each oracle."""
-    return [forget_quality(own, of_oracle) for own in ratios for of_oracle in oracle_ratios]
-
-
-def null_ratio_tests(oracle_ratios: Sequence[Sequence[float]]) -> list[ForgetQuality]:
-    """
-    The same of each pair of oracles, which differ in their seed alone: the null.
-
-    No formula stands in for them. A p-value is uniform under independent samples, and these are of the same questions.
-    """
-    return [forget_quality(one, other) for one, other in combinations(oracle_ratios, 2)]
 
 
 class QualityBesideNull(NamedTuple):
@@ -183,7 +173,8 @@ class QualityBesideNull(NamedTuple):
     Forget quality against each oracle, beside what it is between two oracles, which differ in their seed alone.
 
     statistic, pvalue: of the two-sample KS tests of the model's truth ratios against each oracle's.
-    null_statistic, null_pvalue: of each pair of oracles.
+    null_statistic, null_pvalue: of each pair of oracles, the null. No formula stands in for them: a p-value is uniform
+        under independent samples, and these are of the same questions.
     """
 
     statistic: Spread
@@ -194,11 +185,7 @@ class QualityBesideNull(NamedTuple):
 
 def quality_beside_null(ratios: Sequence[float], oracle_ratios: Sequence[Sequence[float]]) -> QualityBesideNull:
     """
-    Forget quality of a model against several oracles (see `QualityBesideNull`).
-
-    Args:
-        ratios: the model's truth ratios on the forget set.
-        oracle_ratios: those of each oracle.
+    Of the truth ratios on the forget set of a model, and of each oracle.
 
     Raises:
         ValueError: fewer than two oracles, so that there is no pair of them.
@@ -208,7 +195,8 @@ def quality_beside_null(ratios: Sequence[float], oracle_ratios: Sequence[Sequenc
             f"There are {len(oracle_ratios)} oracles, but forget quality is read beside that of two oracles of "
             "different seeds. Train more (`oracle_seeds`)."
         )
-    tests = (ratio_tests([ratios], oracle_ratios), null_ratio_tests(oracle_ratios))
+    pairs = (product([ratios], oracle_ratios), combinations(oracle_ratios, 2))
+    tests = ([forget_quality(*pair) for pair in of_pairs] for of_pairs in pairs)
     return QualityBesideNull(*(spread_of(values) for found in tests for values in zip(*found, strict=True)))
 
 
@@ -228,22 +216,17 @@ class Membership(NamedTuple):
     """
     Can the forget rows be told from rows that were never seen?
 
-    auc: of Min-K% (see `membership_auc`) beside the oracles' band.
-    privleak: against the oracles' mean AUC, in percent.
+    auc: of Min-K% beside the oracles' band.
+    privleak: in percent.
     """
 
     auc: Distance
     privleak: float
 
 
-def privacy_leak(auc: float, oracle_aucs: Sequence[float]) -> float:
-    """PrivLeak against the oracles' mean AUC, in percent (see `privleak`)."""
-    return privleak(auc, mean(oracle_aucs))
-
-
 def membership(auc: Score, oracle_aucs: Sequence[Score]) -> Membership:
     """A model's `min_k_auc` beside those of the oracles."""
-    leak = privacy_leak(auc.value, [of_oracle.value for of_oracle in oracle_aucs])
+    leak = privleak(auc.value, [of_oracle.value for of_oracle in oracle_aucs])
     return Membership(against_oracles(auc, oracle_aucs), leak)
 
 
@@ -252,7 +235,7 @@ def similarity_gap(scores: Scores, oracles: Sequence[Scores]) -> float:
     Mean over ROUGE-L and BLEU on the forget set of |model - mean of the oracles|, in [0, 1].
 
     Raises:
-        ValueError: one of the two is missing of the model or of an oracle.
+        ValueError: there is no oracle, or one of the two is missing of the model or of an oracle.
 
     References:
         A part of the average similarity gap of Liu et al., "Large Language Model Unlearning via Embedding-Corrupted

@@ -94,16 +94,12 @@ def machine() -> str:
     """What the figures are made on."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{_cpu()}, {torch.get_num_threads()} threads"
+    cpus = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpus.read_text()) if cpus.is_file() else []
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def environment() -> dict[str, str]:
     """Today's date, and the versions of the packages that make the figures."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "trl")}
     return {"date": date.today().isoformat(), "alter_peft": __version__, **versions}
-
-
-def _cpu() -> str:
-    cpus = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", cpus.read_text()) if cpus.is_file() else []
-    return names[0] if names else platform.machine()

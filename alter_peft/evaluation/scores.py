@@ -101,9 +101,7 @@ def difference(one: Score, other: Score) -> tuple[str, Any, Any] | None:
 
 
 class Scores(dict[Key, Score]):
-    """
-    The scores of one model, by key: `Scores([score, ...])`. A later score takes the place of an earlier one.
-    """
+    """The scores of one model, by key: `Scores([score, ...])`. A later score takes the place of an earlier one."""
 
     def __init__(self, scores: Iterable[Score] = ()) -> None:
         super().__init__((score.key, score) for score in scores)

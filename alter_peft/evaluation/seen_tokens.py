@@ -93,21 +93,19 @@ def observe_texts(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequenc
     if not texts:
         raise ValueError("`texts` is empty. Give at least one text.")
     scored = ScoredModel(model)
-    name, config = _gated_adapter(scored)
+    name, config, _ = _gated_adapter(scored)
     encoded = [(ids, 1) for ids, _ in encode_texts(tokenizer, texts, "`texts`")]
     entropies = base_entropies(model, encoded, config.entropy_q, BATCH_SIZE)
-    experts: dict[int, list[int]] = {}
-    for batch in scored.passes([labelled_row(*one) for one in encoded], BATCH_SIZE):
-        assert scored.gating is not None
-        sent = scored.gating.state.gates[name][:, :-1].argmax(dim=-1)[batch.labelled]
-        experts |= {row: part.tolist() for row, part in batch.split(sent)}
+    rows = [labelled_row(*one) for one in encoded]
+    experts = scored.of_rows(rows, BATCH_SIZE, lambda batch: scored.sent_to(batch, name))
     return [
-        SeenText(_pieces(tokenizer, ids), entropies[row].tolist(), experts[row])
-        for row, (ids, _) in enumerate(encoded)
+        SeenText(_pieces(tokenizer, ids), entropy.tolist(), sent.tolist())
+        for (ids, _), entropy, sent in zip(encoded, entropies, experts, strict=True)
     ]
 
 
-def _gated_adapter(scored: ScoredModel) -> tuple[str, AlterConfig]:
+def _gated_adapter(scored: ScoredModel) -> tuple[str, AlterConfig, float]:
+    """Its name, its config, and the entropy threshold there."""
     fix = "Give a model with an enabled ALTER adapter whose router is 'context' or 'entropy'."
     if scored.gating is None:
         kind = type(scored.model).__name__
@@ -122,7 +120,7 @@ def _gated_adapter(scored: ScoredModel) -> tuple[str, AlterConfig]:
             f"`entropy_threshold` of adapter {name!r} is not known yet: with `entropy_quantile` it is measured by the "
             "trainer. Train the adapter first or set it."
         )
-    return name, config
+    return name, config, config.entropy_threshold
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
@@ -147,19 +145,14 @@ def observe_tokens(
     experts, two at least and ten at most. A token is seen at the position before it, whose distribution it was drawn
     from: there S_q was taken, and there the expert was chosen. The first token of a text has neither.
 
-    Args:
-        model: as for `observe_texts`.
-        sets: name -> texts or pairs.
-
     Raises:
-        ValueError: a set has no texts, or as for `observe_texts`.
+        ValueError: a set has no texts, or as for `observe_texts`, whose `model` it takes.
     """
     if empty := [name for name, texts in sets.items() if not texts] or not sets:
         raise ValueError(f"`sets` has no texts{f' in {empty}' if sets else ''}. Give each set at least one.")
     encoded = [text for name, texts in sets.items() for text in encode_texts(tokenizer, texts, f"The set {name!r}")]
-    _, config = _gated_adapter(ScoredModel(model))
-    experts, threshold = config.num_forget_experts or 1, config.entropy_threshold
-    assert threshold is not None  # as `_gated_adapter` has checked
+    _, config, threshold = _gated_adapter(ScoredModel(model))
+    experts = config.num_forget_experts or 1
     counts = {name: max(EXAMPLES, min(experts, MOST_EXAMPLES) if name == "forget" else 0) for name in sets}
     examples = [(name, text) for name, texts in sets.items() for text in spread(texts, counts[name])]
     seen = observe_texts(model, tokenizer, [text for _, text in examples])

@@ -6,11 +6,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from .attacks import control
 from .metrics import is_guard
-from .oracle import COMPARED, Distance, Spread, against_oracles, compare_with_oracles
+from .oracle import COMPARED, Distance, against_oracles, compare_with_oracles
 from .results import Result
 from .scores import Key, Score, Scores, difference
 
@@ -45,14 +44,11 @@ class Table:
 def to_markdown(table: Table) -> str:
     """The rows of a table and its notes; title and caption are for the page around it."""
     padded = [[*row, *[""] * (len(table.columns) - len(row))] for row in table.rows]
-    lines = [_markdown_row(table.columns), "|---" * len(table.columns) + "|", *map(_markdown_row, padded)]
-    for number, note in enumerate(table.notes, 1):
-        lines += ["", f"[{number}] {note}"]
-    return "\n".join(lines)
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    header, *lines = (
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (table.columns, *padded)
+    )
+    notes = [line for number, note in enumerate(table.notes, 1) for line in ("", f"[{number}] {note}")]
+    return "\n".join([header, "|---" * len(table.columns) + "|", *lines, *notes])
 
 
 def places(value: float, digits: int) -> int:
@@ -65,11 +61,6 @@ def places(value: float, digits: int) -> int:
 def value_text(value: float, digits: int = 3) -> str:
     """A score as tables show it: `0.051`, `0.000023`."""
     return f"{value:.{places(value, digits)}f}"
-
-
-def distance_text(distance: float) -> str:
-    """`+2.0`: more places than one would say nothing of a distance."""
-    return f"{distance:+.1f}"
 
 
 def score_table(result: Result, oracles: Sequence[Result] = ()) -> Table:
@@ -150,8 +141,8 @@ def oracle_table(result: Result, oracles: Sequence[Result]) -> Table:
         return table
     quality, member = found.forget_quality, found.membership
     table.rows += [
-        ["forget quality (p of KS)", _spread(quality.pvalue), _spread(quality.null_pvalue), "", ""],
-        ["KS statistic", _spread(quality.statistic), _spread(quality.null_statistic), "", ""],
+        ["forget quality (p of KS)", quality.pvalue.text(".2g"), quality.null_pvalue.text(".2g"), "", ""],
+        ["KS statistic", quality.statistic.text(".2g"), quality.null_statistic.text(".2g"), "", ""],
         ["membership AUC", value_text(member.auc.value), *_band(member.auc)],
         ["PrivLeak (%)", f"{member.privleak:+.1f}", "0", "", ""],
     ]
@@ -174,20 +165,15 @@ def why_not_compared(score: Score, of_oracles: Sequence[Score], count: int) -> s
         return f"{count - len(of_oracles)} of the {count} oracles lack this score"
     for one in of_oracles:
         if (found := difference(score, one)) is not None:
-            name, own, other = found
-            return f"`{name}` is {_said(own)} for the model, and {_said(other)} for an oracle"
+            own, other = ("not set" if setting is None else repr(setting) for setting in found[1:])
+            return f"`{found[0]}` is {own} for the model, and {other} for an oracle"
     return None
 
 
-def _said(setting: Any) -> str:
-    return "not set" if setting is None else repr(setting)
-
-
 def _band(found: Distance) -> list[str]:
-    """The oracles' mean, the unit, which is not their standard deviation where rows say more, and the distance."""
+    """
+    The oracles' mean, the unit, which is not their standard deviation where rows say more, and the distance: more
+    places than one would say nothing of it.
+    """
     center, unit = found.band
-    return [value_text(center), f"{unit:.2g}" if unit else "0", distance_text(found.distance)]
-
-
-def _spread(found: Spread) -> str:
-    return f"{found.median:.2g} ({found.lowest:.2g} to {found.highest:.2g})"
+    return [value_text(center), f"{unit:.2g}" if unit else "0", f"{found.distance:+.1f}"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from alter_peft.evaluation.results import ORACLE
 from alter_peft.evaluation.scores import Key, Scores
 
-from .drawing import COLOURS, SPECIAL, Figure, add_legend, new_axes, save, style, without
+from .drawing import COLOURS, SPECIAL, Figure, new_axes, save, style, without
 from .request_table import FORGOTTEN, after_requests, requests_of
 from .summary import Benchmark, Model
 
@@ -70,10 +70,7 @@ def plot_requests(model: Model, path: Path) -> Figure | None:
 def plot_curve(benchmark: Benchmark, curve: Key, path: Path) -> Figure:
     """
     One curve of every model that has it, a line a seed: relearning by step, or what requests one after another leave
-    (as the paper's Fig. 5).
-
-    Args:
-        curve: the key of its points without their step.
+    (as the paper's Fig. 5). `curve` is the key of its points without their step.
     """
     of_requests = curve.attack is None
     axes = new_axes()
@@ -90,8 +87,7 @@ def plot_curve(benchmark: Benchmark, curve: Key, path: Path) -> Figure:
     axes.set_ylim(0, 1.02 if is_probability else 1.1 * axes.dataLim.y1)
     axes.set_xlabel("requests so far" if of_requests else "steps of relearning")
     axes.set_ylabel(f"{'answer probability' if is_probability else curve.metric} ({curve.set})")
-    add_legend(axes)
-    save(axes, path)
+    save(axes, path, legend=True)
     models = benchmark.methods if of_requests else benchmark.measured
     missing = [cell for model in models for cell in model.results if not _points(cell.scores, curve)]
     dashed = level is not None or any(_points(cell.scores, curve) for cell in benchmark.oracle.results)

@@ -52,13 +52,10 @@ def new_axes(width: float = 8.5, height: float = 4.5) -> Axes:
     return axes
 
 
-def add_legend(axes: Axes) -> None:
-    """The names of what is drawn, beside the axes."""
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-
-
-def save(axes: Axes, path: Path) -> None:
-    """Write the picture."""
+def save(axes: Axes, path: Path, legend: bool = False) -> None:
+    """Write the picture, with the names of what is drawn beside the axes if a legend is asked for."""
+    if legend:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     axes.get_figure().savefig(path, dpi=150)  # type: ignore[union-attr]
 
 

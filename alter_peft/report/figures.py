@@ -13,7 +13,7 @@ from alter_peft.evaluation.scores import Key
 from alter_peft.evaluation.tasks.tofu import MODEL_UTILITY
 
 from .curves import plot_curves
-from .drawing import COLOURS, Figure, add_legend, new_axes, save, style, without
+from .drawing import COLOURS, Figure, new_axes, save, style, without
 from .summary import MEAN, Benchmark, Model, is_share
 
 
@@ -57,13 +57,11 @@ def plot_plane(benchmark: Benchmark, path: Path) -> Figure | None:
         Rectangle((x - x_spread, y - y_spread), 2 * x_spread, 2 * y_spread, facecolor="#00000022", edgecolor="black")
     )
     axes.plot(x, y, "+", color="black", markersize=11, markeredgewidth=1.6, label=benchmark.oracle.label)
-    for model in benchmark.measured:
+    for model in (model for model in benchmark.measured if model.name != ORACLE):
         places = [
             (values[keys[0]], values[keys[1]]) if set(keys) <= values.keys() else None for values in model.values
         ]
-        missing += _lacking(model, places)
-        if model.name != ORACLE:
-            _draw_points(axes, benchmark, model, places)
+        missing += _draw_points(axes, benchmark, model, places)
     if keys[0] == PROBABILITY:
         axes.set_xscale("symlog", linthresh=0.01, linscale=0.4)
         axes.set_xlim(-0.001, 1.05)
@@ -71,8 +69,7 @@ def plot_plane(benchmark: Benchmark, path: Path) -> Figure | None:
     axes.margins(0.15)
     axes.set_xlabel(PLANES[keys][0])
     axes.set_ylabel(PLANES[keys][1])
-    add_legend(axes)
-    save(axes, path)
+    save(axes, path, legend=True)
     caption = (
         "Each point is a seed. Cross and box: mean of the oracles ± their spread (the unit of the distances), "
         "about where unlearning should end: many a true oracle is outside of the box, too. To the left of it a model "
@@ -86,18 +83,14 @@ def plot_plane(benchmark: Benchmark, path: Path) -> Figure | None:
     return Figure("Forgetting against utility", caption + without(missing, "such score"), path)
 
 
-def _lacking(model: Model, places: Sequence[Point | None]) -> list[Result]:
-    """The cells that have no place."""
-    return [cell for cell, place in zip(model.results, places, strict=True) if place is None]
-
-
-def _draw_points(axes: Axes, benchmark: Benchmark, model: Model, places: Sequence[Point | None]) -> None:
-    """A point a seed; a name in the legend counts those that are drawn."""
+def _draw_points(axes: Axes, benchmark: Benchmark, model: Model, places: Sequence[Point | None]) -> list[Result]:
+    """A point a seed; a name in the legend counts those that are drawn. The cells that have no place are returned."""
     points, (colour, marker) = [place for place in places if place is not None], style(benchmark, model)
     if points:
         size = 13 if model.name == TARGET else 8
         label = model.label_of(len(points))
         axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=size, label=label, linestyle="")
+    return [cell for cell, place in zip(model.results, places, strict=True) if place is None]
 
 
 def plot_time(benchmark: Benchmark, path: Path) -> Figure | None:
@@ -105,8 +98,7 @@ def plot_time(benchmark: Benchmark, path: Path) -> Figure | None:
     axes, missing = new_axes(), []
     for model in benchmark.methods:
         places = [_quality(benchmark, cell, values) for cell, values in zip(model.results, model.values, strict=True)]
-        missing += _lacking(model, places)
-        _draw_points(axes, benchmark, model, places)
+        missing += _draw_points(axes, benchmark, model, places)
     if not axes.get_lines():
         return None
     axes.set_yscale("symlog", linthresh=1)
@@ -119,8 +111,7 @@ def plot_time(benchmark: Benchmark, path: Path) -> Figure | None:
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("seconds of training")
     axes.set_ylabel("mean distance to the oracle\n(in units of the oracles' spread)")
-    add_legend(axes)
-    save(axes, path)
+    save(axes, path, legend=True)
     caption = (
         "Each point is a seed; lower and further left is better. Distances are those of the last row of their "
         "table: the mean over the sets of the mean over each set's scores. The vertical axis is linear below 1, "

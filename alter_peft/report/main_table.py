@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from itertools import combinations, product
+from typing import NamedTuple, TypeVar
 
-from alter_peft.evaluation.metrics.truth_ratio import ForgetQuality
+from alter_peft.evaluation.metrics.membership import privleak
+from alter_peft.evaluation.metrics.truth_ratio import ForgetQuality, forget_quality
 from alter_peft.evaluation.oracle import (
     AUC,
     RATIOS,
     SIMILARITIES,
-    null_ratio_tests,
     others,
-    privacy_leak,
-    ratio_tests,
     similarity_gap,
     spread_of,
 )
@@ -26,6 +25,9 @@ from alter_peft.evaluation.tasks.tofu import MODEL_UTILITY
 from .estimates import estimate, estimate_text, part_text
 from .score_tables import absent, error_text
 from .summary import Benchmark, Model, known_metrics
+
+
+T = TypeVar("T")
 
 
 class Cell(NamedTuple):
@@ -51,11 +53,19 @@ def _plain(name: str, key: Key, short: str = "") -> Column:
         short: of the metric, as the caption calls it; without that it has no meaning there.
     """
 
-    def find(model: Model, _: Benchmark) -> Cell | None:
-        found = model.estimate(key)
-        return None if found is None else Cell(estimate_text(found))
+    meaning = f"{short}: {known_metrics()[key.metric].caption}." if short else ""
+    return Column(name, lambda model, _: _estimated(model, model.found(key)), meaning)
 
-    return Column(name, find, f"{short}: {known_metrics()[key.metric].caption}." if short else "")
+
+def _estimated(model: Model, found: Sequence[float], digits: int = 3, sign: str = "") -> Cell | None:
+    """What was found of the seeds of a model, as `estimate_text` has it; `None` if nothing was."""
+    over = estimate(found, len(model.results))
+    return None if over is None else Cell(estimate_text(over, digits, sign))
+
+
+def _levels(of_oracles: Sequence[T], model: Model, place: int) -> Sequence[T]:
+    """What a seed is compared with: all oracles, or of an oracle the others."""
+    return others(of_oracles, place) if model.name == ORACLE else of_oracles
 
 
 def _tests(model: Model, benchmark: Benchmark) -> list[ForgetQuality]:
@@ -63,7 +73,8 @@ def _tests(model: Model, benchmark: Benchmark) -> list[ForgetQuality]:
     own, of_oracles = (
         [scores[RATIOS].rows for scores in one.scores if RATIOS in scores] for one in (model, benchmark.oracle)
     )
-    return null_ratio_tests(of_oracles) if model.name == ORACLE else ratio_tests(own, of_oracles)
+    pairs = combinations(of_oracles, 2) if model.name == ORACLE else product(own, of_oracles)
+    return [forget_quality(*pair) for pair in pairs]
 
 
 def _with_ratios(model: Model) -> str:
@@ -74,9 +85,7 @@ def _ks(model: Model, benchmark: Benchmark) -> Cell | None:
     found = [test.statistic for test in _tests(model, benchmark)]
     if not found:
         return None
-    middle, lowest, highest = spread_of(found)
-    spread = f" ({lowest:.2f} to {highest:.2f})" if len(found) > 1 else ""
-    return Cell(f"{middle:.2f}{spread}{_with_ratios(model)}")
+    return Cell((spread_of(found).text(".2f") if len(found) > 1 else f"{found[0]:.2f}") + _with_ratios(model))
 
 
 def _p_value(model: Model, benchmark: Benchmark) -> Cell | None:
@@ -86,47 +95,35 @@ def _p_value(model: Model, benchmark: Benchmark) -> Cell | None:
 
 
 def _privleak(model: Model, benchmark: Benchmark) -> Cell | None:
-    """Of each seed against the oracles; of an oracle, against the others."""
-    levels, own = benchmark.oracle.found(AUC), model.found(AUC)
-    if not own or len(levels) < 2:
+    levels = benchmark.oracle.found(AUC)
+    if len(levels) < 2:
         return None
-    is_oracle = model.name == ORACLE
     try:
-        found = [privacy_leak(auc, others(levels, i) if is_oracle else levels) for i, auc in enumerate(own)]
+        found = [privleak(auc, _levels(levels, model, i)) for i, auc in enumerate(model.found(AUC))]
     except ValueError as error:  # the AUC of the oracles is 0
         return Cell("", f"PrivLeak has no value. {error}")
-    leaks = estimate(found, len(model.results))
-    return None if leaks is None else Cell(estimate_text(leaks, 1, "+"))
+    return _estimated(model, found, 1, "+")
 
 
 def _gap(model: Model, benchmark: Benchmark) -> Cell | None:
-    """Of each seed against the oracles; of an oracle, against the others."""
     own, of_oracles = (
         [scores for scores in one.scores if set(SIMILARITIES) <= scores.keys()] for one in (model, benchmark.oracle)
     )
-    is_oracle = model.name == ORACLE
     if len(of_oracles) < 2:
         return None
-    found = [similarity_gap(one, others(of_oracles, i) if is_oracle else of_oracles) for i, one in enumerate(own)]
-    gaps = estimate(found, len(model.results))
-    return None if gaps is None else Cell(estimate_text(gaps))
+    return _estimated(model, [similarity_gap(one, _levels(of_oracles, model, i)) for i, one in enumerate(own)])
 
 
 def _utility(model: Model, benchmark: Benchmark) -> Cell | None:
     """With the scores that make it 0, where it is."""
-    found = model.estimate(MODEL_UTILITY)
-    if found is None:
-        return None
-    names = ", ".join(f"`{key}`" for key in model.zero_parts)
+    found, names = _estimated(model, model.found(MODEL_UTILITY)), ", ".join(f"`{key}`" for key in model.zero_parts)
     why = f"Model utility is 0 where one of its nine scores is. Of {model.label}: {names}."
-    return Cell(estimate_text(found), why if names else None)
+    return found._replace(note=why) if found and names else found
 
 
 def _seconds(model: Model, benchmark: Benchmark) -> Cell | None:
-    found = estimate(
-        [cell.seconds["training"] for cell in model.results if "training" in cell.seconds], len(model.results)
-    )
-    return None if found is None else Cell(estimate_text(found, 0))
+    found = [cell.seconds["training"] for cell in model.results if "training" in cell.seconds]
+    return _estimated(model, found, 0)
 
 
 COLUMNS = [
@@ -166,7 +163,6 @@ COLUMNS = [
 ]
 SECONDS = Column("seconds", _seconds, "Seconds: of the training.")
 ACCURACY = "acc"
-CAPTION = "Mean ± sample standard deviation over seeds."
 
 
 def main_table(benchmark: Benchmark) -> Table:
@@ -183,13 +179,13 @@ def main_table(benchmark: Benchmark) -> Table:
     if not columns:
         columns = [_plain(str(key), key) for key in benchmark.bands]
     columns += [SECONDS] if any(SECONDS.find(model, benchmark) for model in models) else []
-    caption = " ".join(dict.fromkeys([CAPTION, *(column.meaning for column in columns if column.meaning)]))
+    meanings = dict.fromkeys(column.meaning for column in columns if column.meaning)
+    caption = " ".join(["Mean ± sample standard deviation over seeds.", *meanings])
     table = Table("Forgetting and utility", caption, ["model", *(column.name for column in columns)])
     for model in benchmark.models:
         if model.results:
             table.rows.append([model.label, *(_shown(table, model, column, benchmark) for column in columns)])
-        partly = [cell for cell in model.results if cell.error is not None]
-        table.rows += [_failed(cell, "failed in part") for cell in partly]
+        table.rows += [_failed(cell, "failed in part") for cell in model.results if cell.error is not None]
         table.rows += [_failed(cell, "failed") for cell in model.failed]
     return table
 

@@ -107,12 +107,8 @@ def _check(benchmark: Benchmark) -> None:
             if not known & result.scores.keys():
                 raise ValueError(
                     f"'{folder}': {model.name} of seed {result.seed} has no score that the oracles have; it has "
-                    f"{_texts(result.scores)}, they have {sorted(_texts(known))}. Measure both alike."
+                    f"{list(map(str, result.scores))}, they have {sorted(map(str, known))}. Measure both alike."
                 )
-
-
-def _texts(keys: Iterable[Key]) -> list[str]:
-    return list(map(str, keys))
 
 
 def _check_alike(files: Mapping[Path, Result]) -> None:

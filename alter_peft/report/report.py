@@ -32,13 +32,7 @@ def report_tables(benchmark: Benchmark) -> list[Table]:
 
 
 def write_report(benchmark: Benchmark, found: Sequence[Table], folder: Path, command: str) -> None:
-    """
-    Write report.md, report.html and the figures (PNG) to a folder.
-
-    Args:
-        found: what `report_tables` makes of the benchmark.
-        command: what makes the report, for its reader.
-    """
+    """Write report.md, report.html and the figures (PNG) of what `report_tables` found to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     figures = write_figures(benchmark, folder)
     (folder / "report.md").write_text(_markdown(benchmark, found, figures, command), encoding="utf-8")
@@ -61,10 +55,7 @@ def _markdown(benchmark: Benchmark, found: Sequence[Table], figures: Sequence[Fi
 def page(benchmark: Benchmark, tables: Sequence[Table], figures: Sequence[Figure], command: str) -> str:
     """
     The HTML page: tables, figures, all settings of every cell and its error, and at the end what lies beside the
-    results as `*/tokens.json` (see `token_page`), each under the name of its folder.
-
-    Args:
-        command: what makes the page.
+    results as `*/tokens.json` (see `token_page`), each under the name of its folder. `command` is what makes it.
     """
     cells = [cell for model in benchmark.models for cell in (*model.results, *model.failed)]
     seen = {path.parent.name: SeenTokens.load(path) for path in sorted(benchmark.folder.glob("*/tokens.json"))}

@@ -10,19 +10,12 @@ from alter_peft.evaluation.scores import Key
 from alter_peft.evaluation.tables import Table
 
 from .estimates import Estimate, estimate, estimate_text
-from .summary import Benchmark, Model, is_of_requests
+from .summary import Benchmark, Model
 
 
 FORGOTTEN = "forgotten so far"
-# sets that are measured after each request beside the requests -> their rows
-ROWS = {
-    "retain": "retain",
-    "real_authors": "real authors",
-    "world_facts": "world facts",
-    "utility": "utility",
-    FORGOTTEN: FORGOTTEN,
-    "still to come": "still to come",
-}
+# sets that are measured after each request beside the requests
+SETS = ("retain", "real_authors", "world_facts", "utility", FORGOTTEN, "still to come")
 
 
 def request_tables(benchmark: Benchmark) -> list[Table]:
@@ -33,7 +26,7 @@ def request_tables(benchmark: Benchmark) -> list[Table]:
 
 def after_requests(model: Model) -> dict[str, dict[int, Estimate]]:
     """Set -> how many requests were made -> mean over the seeds that have it."""
-    keys = dict.fromkeys(key for values in model.values for key in values if is_of_requests(key))
+    keys = dict.fromkeys(key for scores in model.scores for key in scores.after_requests)
     means: dict[str, dict[int, Estimate]] = {}
     for key in sorted(keys, key=lambda key: key.step or 0):
         found = estimate(model.found(key), len(model.results))
@@ -50,25 +43,19 @@ def requests_of(means: Mapping[str, Mapping[int, Estimate]]) -> dict[int, Mappin
 
 def _table(benchmark: Benchmark, model: Model, means: Mapping[str, Mapping[int, Estimate]]) -> Table:
     counts = sorted({number for curve in means.values() for number in curve})
-    table = Table(f"Requests: {model.label}", _caption(benchmark), ["after requests", *map(str, counts)])
-    requests = requests_of(means)
-    shown = {row: means[name] for name, row in ROWS.items() if name in means}
-    shown |= {f"request {number}": curve for number, curve in requests.items()}
-    made = {number: curve[number] for number, curve in requests.items() if number in curve}
-    shown |= {"the request just made": made} if made else {}
-    for row, curve in shown.items():
-        table.rows.append([row, *(_text(curve[number]) if number in curve else "" for number in counts)])
-    return table
-
-
-def _text(found: Estimate) -> str:
-    return estimate_text(found._replace(spread=None))
-
-
-def _caption(benchmark: Benchmark) -> str:
     caption = (
         "Mean answer probability after so many requests, mean over seeds; of real authors and world facts normalised "
         "by the false answers. Utility: the harmonic mean of the three kept sets."
     )
     level = benchmark.oracle.estimate(Key("forget", "probability"))
-    return caption + (f" The oracles have {estimate_text(level)} on all requests together." if level else "")
+    caption += f" The oracles have {estimate_text(level)} on all requests together." if level else ""
+    table = Table(f"Requests: {model.label}", caption, ["after requests", *map(str, counts)])
+    requests = requests_of(means)
+    shown = {name.replace("_", " "): means[name] for name in SETS if name in means}
+    shown |= {f"request {number}": curve for number, curve in requests.items()}
+    made = {number: curve[number] for number, curve in requests.items() if number in curve}
+    shown |= {"the request just made": made} if made else {}
+    for row, curve in shown.items():
+        found = (curve.get(number) for number in counts)
+        table.rows.append([row, *("" if one is None else estimate_text(one._replace(spread=None)) for one in found)])
+    return table

@@ -4,21 +4,21 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from alter_peft.evaluation.metrics import METRICS
 from alter_peft.evaluation.oracle import cutoff, spread_of
 from alter_peft.evaluation.results import ORACLE, Result
 from alter_peft.evaluation.scores import Key
 from alter_peft.evaluation.tables import Table
-from alter_peft.evaluation.tasks import FORGET_SETS
-from alter_peft.evaluation.tasks.tofu import MODEL_UTILITY
+from alter_peft.evaluation.tasks.tofu import FORGET_SETS, MODEL_UTILITY
 
 from .estimates import distance_text, estimate, estimate_text
 from .summary import Benchmark, Model, is_of_set, known_metrics
 
 
 PLAIN = Key("forget", "probability")  # what attacks are to raise
+NOT_TAKEN = "Not taken over the scores that are left where some are missing."
 NO_UNIT = "The oracles agree exactly on this score, of which there are no rows: no unit."
 
 
@@ -69,7 +69,7 @@ def metric_captions(keys: Iterable[Key]) -> str:
 def score_table(benchmark: Benchmark) -> Table:
     """A row a score of the sets, set by set, a column a model."""
     keys = [key for key in benchmark.keys if is_of_set(key)]
-    sets = list(dict.fromkeys(key.set for key in keys))
+    sets = [key.set for key in keys]
     keys.sort(key=lambda key: sets.index(key.set))
     caption = "Every score as it was measured, mean ± sample standard deviation over seeds. "
     return note_failed(_by_model(benchmark, keys, "Scores by set", caption + metric_captions(keys)), benchmark)
@@ -164,7 +164,8 @@ def distance_table(benchmark: Benchmark) -> Table:
     of_oracles = [benchmark.summary(distances) for distances in alone]
     of_models = [_summaries(benchmark, model) for model in models]
     for name in benchmark.summary(dict.fromkeys(benchmark.bands, 0.0)):
-        cells = [_over_seeds(found, name, table) for found in of_models]
+        over = [estimate([summary[name] for summary in found], len(found)) for found in of_models]
+        cells = [table.mark(NOT_TAKEN) if one is None else distance_text(one, sign="") for one in over]
         table.rows.append([name, "", "", _range([found[name] for found in of_oracles], table), *cells])
     partial = [f"`{key}`" for key in benchmark.keys if is_of_set(key) and key not in benchmark.bands]
     if partial:
@@ -200,8 +201,7 @@ def _range(distances: Sequence[float], table: Table) -> str:
     """Median and range without signs."""
     if not distances:
         return table.mark("An oracle is compared with the others if there are three at least.")
-    middle, lowest, highest = spread_of([abs(distance) for distance in distances])
-    return f"{middle:.1f} ({lowest:.1f} to {highest:.1f})"
+    return spread_of([abs(distance) for distance in distances]).text(".1f")
 
 
 def _summaries(benchmark: Benchmark, model: Model) -> list[dict[str, float]]:
@@ -210,10 +210,3 @@ def _summaries(benchmark: Benchmark, model: Model) -> list[dict[str, float]]:
     if any(key not in distances for distances in found for key in benchmark.counted):
         return []
     return [benchmark.summary(distances) for distances in found]
-
-
-def _over_seeds(found: Sequence[Mapping[str, float]], name: str, table: Table) -> str:
-    over = estimate([summary[name] for summary in found], len(found))
-    if over is None:
-        return table.mark("Not taken over the scores that are left where some are missing.")
-    return distance_text(over, sign="")

@@ -16,8 +16,8 @@ from alter_peft.evaluation.oracle import AUC, MIN_K, Band, band_of, leave_one_ou
 from alter_peft.evaluation.results import ORACLE, TARGET, Result
 from alter_peft.evaluation.scores import Key, Score, Scores
 from alter_peft.evaluation.tables import steps_left_out
-from alter_peft.evaluation.tasks import FORGET_SETS, TASKS
-from alter_peft.evaluation.tasks.tofu import MODEL_UTILITY, UTILITY
+from alter_peft.evaluation.tasks import TASKS
+from alter_peft.evaluation.tasks.tofu import FORGET_SETS, MODEL_UTILITY, UTILITY
 
 from .estimates import Estimate, estimate
 
@@ -40,11 +40,6 @@ def is_of_set(key: Key) -> bool:
 def is_share(key: Key) -> bool:
     """Whether a score is the share of tokens that an expert took."""
     return key.attack is None and is_guard(key.metric) and key.metric not in METRICS
-
-
-def is_of_requests(key: Key) -> bool:
-    """Whether a score was measured after some of several requests that come one after another."""
-    return key.attack is None and key.step is not None
 
 
 @dataclass

@@ -20,9 +20,6 @@ def token_page(seen: SeenTokens) -> str:
     """
     An HTML fragment (after the paper's Fig. 2): examples of each set, with the entropy of their tokens as background
     and their expert as underline, then the commonest words above and at or below the entropy threshold.
-
-    Args:
-        seen: of `observe_tokens`.
     """
     clouds = {f"High-entropy tokens (S above {seen.threshold:.3g})": seen.above, "Low-entropy tokens": seen.below}
     return render("tokens.html", seen=seen, clouds=clouds, background=_background, underline=_underline, cloud=cloud)

@@ -16,6 +16,8 @@ from alter_peft.evaluation.model_on_set import ModelOnSet, answer_together
 from alter_peft.evaluation.scores import Key, Score, Scores
 from alter_peft.evaluation.tables import Table, to_markdown
 
+from .drawing import new_axes, save
+
 
 Trade = Mapping[str, Scores]  # by model
 NORMALIZED = "normalized_probability"
@@ -36,9 +38,7 @@ def evaluate_sets(
     Where pairs carry false answers it is `normalized_probability`, p / (p + sum of the false ones'), as TOFU has it.
 
     Args:
-        sets: name -> questions.
-        forget_sets: names of the sets that are to be forgotten.
-        rouge_rows: about so many rows, spread over each set, are answered for ROUGE-L.
+        rouge_rows: so many rows, spread over each set, are answered for ROUGE-L.
         routed: whether the model has a gated adapter.
     """
     asked = [
@@ -90,13 +90,9 @@ def write_results(results: Trade, adapted: str, folder: Path, title: str) -> str
 
 def plot_trade(results: Trade, path: Path, title: str) -> None:
     """Grouped bars of the answer probability of every set, one colour a model (PNG)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     keys = _probabilities(results)
-    figure, axes = plt.subplots(figsize=(1.4 * len(keys) + 2, 4))
+    axes = new_axes(1.4 * len(keys) + 2, 4)
+    axes.grid(visible=False)
     width = 0.8 / len(results)
     for i, (model, scores) in enumerate(results.items()):
         places = [x + (i - (len(results) - 1) / 2) * width for x in range(len(keys))]
@@ -107,7 +103,4 @@ def plot_trade(results: Trade, path: Path, title: str) -> None:
     axes.set_ylim(0, 1.08)
     axes.set_title(title)
     axes.legend(ncols=len(results), loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(axes, path)

@@ -12,6 +12,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from alter_peft.evaluation.scores import Key, Score, Scores
+from alter_peft.options import check_known
 
 from .asking_otherwise import ASKING_OTHERWISE
 from .attack import LEARNING_RATE, Attack, Rows
@@ -50,15 +51,8 @@ class Attacked(NamedTuple):
 
 
 def check_rows(rows: Rows, names: Sequence[str]) -> None:
-    """
-    Before anything is computed: whether the rows are those that some attacks need.
-
-    Raises:
-        ValueError: an attack that does not exist, or whose rows are missing.
-    """
-    unknown = [name for name in names if name not in ATTACKS]
-    if unknown:
-        raise ValueError(f"`names` has {unknown}, but must be some of {list(ATTACKS)}.")
+    """Raise a `ValueError` if an attack does not exist, or the rows that it needs are missing."""
+    check_known("names", names, ATTACKS)
     least = 2 if any("two rows" in ATTACKS[name].needs for name in names) else 1
     if names and len(rows.forget) < least:
         raise ValueError(f"`forget` has {len(rows.forget)} rows, but the attacks {list(names)} need {least} at least.")
@@ -67,14 +61,6 @@ def check_rows(rows: Rows, names: Sequence[str]) -> None:
         raise ValueError(
             f"`holdout` has no rows, but the attacks {unseen} need some: like the forget set, and never trained on."
         )
-
-
-def left_out(model: Any, rows: Rows, name: str) -> dict[str, str]:
-    """What of an attack, or all of it by its name, does not apply to a model or to its rows -> why."""
-    entry = ATTACKS[name]
-    if "adapter" in entry.needs and not isinstance(model, PeftModel):
-        return {name: f"a plain model has no adapter, so {entry.plain}"}
-    return entry.left_out(model, rows)
 
 
 def attack(
@@ -86,24 +72,23 @@ def attack(
     The control is the same call on a model that never saw the forget set: an attack succeeds by what it gives beyond
     that. In the precision of the context.
 
-    Args:
-        model: any causal language model, with or without an adapter.
-        names: of `ATTACKS`.
-
     Raises:
         ValueError: an attack that does not exist, or whose rows are missing; nothing was computed then.
     """
     check_rows(rows, names)
     result = Attacked(Scores(), {}, {})
     for name in names:
-        skipped = left_out(model, rows, name)
-        result.skipped.update(skipped)
-        if name in skipped:
+        entry = ATTACKS[name]
+        if "adapter" in entry.needs and not isinstance(model, PeftModel):
+            result.skipped[name] = f"a plain model has no adapter, so {entry.plain}"
+        else:
+            result.skipped.update(entry.left_out(model, rows))
+        if name in result.skipped:
             continue
         start, settings = time.time(), dict(rows.settings or {})
-        if "holdout" not in ATTACKS[name].needs:
+        if "holdout" not in entry.needs:
             settings.pop("holdout", None)
-        result.scores.add(ATTACKS[name].run(model, tokenizer, rows._replace(settings=settings)))
+        result.scores.add(entry.run(model, tokenizer, rows._replace(settings=settings)))
         torch.clear_autocast_cache()  # which keeps the weights of copies that are gone
         result.seconds[name] = time.time() - start
     return result

@@ -14,7 +14,7 @@ from alter_peft.evaluation.answers import Pair, spread
 from alter_peft.evaluation.metrics import measure
 from alter_peft.evaluation.scores import Score
 
-from .attack import Attack, Rows
+from .attack import ASKED, Attack, Rows
 
 
 NAME, PARAPHRASED = "asking_otherwise", "paraphrased"
@@ -147,17 +147,12 @@ AFTER_RETAIN = "after three retain answers"
 
 def ways_of_asking(retain: Sequence[Pair], is_chat: bool = True) -> dict[str, Callable[[Pair], Pair]]:
     """`WAYS_OF_ASKING`, and one after three of the retained answers, if there are so many."""
-    return {
-        **WAYS_OF_ASKING,
-        **({AFTER_RETAIN: after_answers(retain, is_chat=is_chat)} if len(retain) >= SHOWN else {}),
-    }
+    shown = {AFTER_RETAIN: after_answers(retain, is_chat=is_chat)} if len(retain) >= SHOWN else {}
+    return {**WAYS_OF_ASKING, **shown}
 
 
 def asking_otherwise(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Rows,
-    metrics: Sequence[str] = ("probability", "rouge"),
+    model: Any, tokenizer: PreTrainedTokenizerBase, rows: Rows, metrics: Sequence[str] = ASKED
 ) -> list[Score]:
     """
     The forget set, asked for in every way, a set each.

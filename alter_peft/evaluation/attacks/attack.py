@@ -16,6 +16,7 @@ from alter_peft.evaluation.scores import Key, Score
 
 
 LEARNING_RATE = 1e-4  # of relearning: see `relearn`
+ASKED = ("probability", "rouge")  # what attacks measure of the forget set, unless they are asked for something else
 
 
 class Rows(NamedTuple):
@@ -54,13 +55,7 @@ class Rows(NamedTuple):
         step: float | None = None,
         **settings: Any,
     ) -> ModelOnSet:
-        """
-        A model that is asked some of the rows under attack.
-
-        Args:
-            attack: its name; pairs, name: of the set.
-            settings: what the scores depend on besides.
-        """
+        """A model that is asked a set of some of the rows under attack; its scores depend on `settings`, too."""
         own = {**(self.settings or {}), **settings}
         return ModelOnSet(
             model, tokenizer, name, pairs, True, self.answered, self.max_new_tokens, self.batch_size,

@@ -20,7 +20,7 @@ from alter_peft.evaluation.scores import Score
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.export import export_to_lora
 
-from .attack import Attack, Rows
+from .attack import ASKED, Attack, Rows
 
 
 # bits -> how many weights of a row share a scale (None: all of them)
@@ -83,12 +83,7 @@ def quantized(model: Any, bits: int, group_size: int | None = None) -> Any:
 
 
 def _expert_weights(base: nn.Module) -> Iterator[tuple[nn.Parameter, bool]]:
-    """
-    The weights of experts that are kept as one, and whether they are (experts, inputs, outputs), not the other way.
-
-    Raises:
-        ValueError: a module of experts that does not say which way round its weights are, as those of transformers do.
-    """
+    """The weights of experts that are kept as one, and whether they are (experts, inputs, outputs), not otherwise."""
     for name, module in base.named_modules():
         if name.replace(".base_layer", "").rpartition(".")[2] != "experts":
             continue
@@ -107,14 +102,11 @@ def quantization(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     rows: Rows,
-    metrics: Sequence[str] = ("probability", "rouge"),
+    metrics: Sequence[str] = ASKED,
     attack: str = "quantization",
 ) -> list[Score]:
     """
     The forget set, asked of the model with its base weights in each of `FORMATS`: the sets `"forget, 8 bits"`, ...
-
-    Args:
-        attack: of the keys.
 
     References:
         Zhang et al., "Catastrophic Failure of LLM Unlearning via Quantization", arXiv 2410.16454.
@@ -130,7 +122,7 @@ def merged_quantization(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     rows: Rows,
-    metrics: Sequence[str] = ("probability", "rouge"),
+    metrics: Sequence[str] = ASKED,
     expert_weights: Sequence[float] | None = None,
 ) -> list[Score]:
     """
@@ -157,10 +149,9 @@ def why_not_merged(model: Any) -> str | None:
 
 def merged(model: Any, expert_weights: Sequence[float] | None = None) -> Any:
     """
-    A plain model: a copy with its adapter merged.
+    A plain model: a copy with its adapter merged, if it has one.
 
     Args:
-        model: with or without an adapter.
         expert_weights: fold an ALTER adapter at these omega_1..omega_N, the only way for a gated one.
 
     Raises:
@@ -180,11 +171,6 @@ def merged(model: Any, expert_weights: Sequence[float] | None = None) -> Any:
     return found.merge_and_unload()
 
 
-def _no_merge(model: Any, rows: Rows) -> dict[str, str]:
-    reason = why_not_merged(model)
-    return {} if reason is None else {MERGED: reason}
-
-
 QUANTIZATION = Attack(
     run=quantization, caption="the base weights are rounded to 8 and to 4 bits", packages=("rouge_score",)
 )
@@ -193,7 +179,7 @@ MERGED_QUANTIZATION = Attack(
     caption="the adapter is merged, and the merge is rounded to 8 and to 4 bits",
     needs=("adapter",),
     packages=("rouge_score",),
-    left_out=_no_merge,
+    left_out=lambda model, rows: {MERGED: reason} if (reason := why_not_merged(model)) else {},
     plain="`quantization` takes the place of this",
     control=lambda key: key._replace(attack="quantization"),
 )

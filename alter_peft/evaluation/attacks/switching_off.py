@@ -14,17 +14,14 @@ from alter_peft.evaluation.metrics import measure
 from alter_peft.evaluation.scores import Key, Score
 from alter_peft.tuner.model import AlterModel
 
-from .attack import Attack, Rows
+from .attack import ASKED, Attack, Rows
 
 
 PLAIN = "its own scores on the forget set take the place of these"
 
 
 def switching_off(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Rows,
-    metrics: Sequence[str] = ("probability", "rouge"),
+    model: Any, tokenizer: PreTrainedTokenizerBase, rows: Rows, metrics: Sequence[str] = ASKED
 ) -> list[Score]:
     """
     The set `"forget"` with the adapter off, and `"forget without {domain}"` with an expert of ALTER scaled to 0.
@@ -47,15 +44,11 @@ def switching_off(
     return scores
 
 
-def _own_score(key: Key) -> Key | None:
-    return Key(key.set, key.metric) if key.set == "forget" else None
-
-
 SWITCHING_OFF = Attack(
     run=switching_off,
     caption="the adapter is switched off, as a whole and expert by expert",
     needs=("adapter",),
     packages=("rouge_score",),
     plain=PLAIN,
-    control=_own_score,
+    control=lambda key: Key(key.set, key.metric) if key.set == "forget" else None,
 )

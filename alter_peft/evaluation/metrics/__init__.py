@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from alter_peft.evaluation.answers import Pair, routes_tokens
 from alter_peft.evaluation.model_on_set import ModelOnSet, require_rephrased, require_wrong
 from alter_peft.evaluation.scores import Score
+from alter_peft.options import check_known
 
 from .fluency import FLUENCY
 from .high_entropy import HIGH_ENTROPY
 from .membership import MIN_K
 from .memorization import EXACT_MEMORIZATION, EXTRACTION_STRENGTH
 from .metric import Metric
-from .needs import NEEDS_OF_MODEL, alter_config
+from .needs import alter_config, lacking
 from .probability import NORMALIZED_PROBABILITY, PROBABILITY
 from .routing import ASTRAY, EXPERT_USAGE
 from .text import BLEU, KNOWMEM, ROUGE, ROUGE_F, UNIQUE_TOKENS, VERBMEM
@@ -61,15 +61,8 @@ def guards_of(model: Any) -> list[str]:
 
 
 def check_set(name: str, pairs: Sequence[Pair], metrics: Sequence[str]) -> None:
-    """
-    Before anything is computed: whether a set has what some metrics need of it.
-
-    Raises:
-        ValueError: a metric that does not exist, or whose input the set does not have.
-    """
-    unknown = [metric for metric in metrics if metric not in METRICS]
-    if unknown:
-        raise ValueError(f"`metrics` has {unknown}, but must be some of {list(METRICS)}.")
+    """Raise a `ValueError` if a metric does not exist, or a set lacks what it needs of it."""
+    check_known("metrics", metrics, METRICS)
     needs = {need for metric in metrics for need in METRICS[metric].needs}
     if "wrong" in needs:
         require_wrong(name, pairs)
@@ -81,8 +74,7 @@ def check_model(model: Any, name: str, metrics: Sequence[str], judge: Any = None
     """Raise a `ValueError` if the model lacks what one of the metrics, asked of the set of this name, needs of it."""
     for metric in metrics:
         for need in METRICS[metric].needs:
-            wrong = NEEDS_OF_MODEL[need](model, judge) if need in NEEDS_OF_MODEL else None
-            if wrong is not None:
+            if (wrong := lacking(need, model, judge)) is not None:
                 raise ValueError(f"{metric!r} was asked of the set {name!r}, but {wrong}")
 
 
@@ -104,16 +96,19 @@ def _scores(asked: ModelOnSet, name: str, metric: Metric) -> list[Score]:
     about: dict[str, Any] = {"attack": asked.attack, "step": asked.step, "settings": settings}
     if metric.tokens is not None:
         return [
-            Score(asked.name, part, _share(torch.cat([*rows])), list(map(_share, rows)), "other", **about)
+            Score(
+                asked.name,
+                part,
+                float(torch.cat([*rows]).float().mean()),
+                [float(row.float().mean()) for row in rows],
+                "other",
+                **about,
+            )
             for part, rows in metric.tokens(asked).items()
         ]
     assert metric.rows is not None
     average = metric.average_forget if asked.is_forget and metric.average_forget else metric.average
     return [Score.averaged(asked.name, name, metric.rows(asked), average, **about)]
-
-
-def _share(tokens: Tensor) -> float:
-    return float(tokens.float().mean())
 
 
 def measure_guards(asked: ModelOnSet) -> list[Score]:

@@ -6,13 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from alter_peft.entropy import chunked_tsallis_entropy
 from alter_peft.evaluation.answers import encode_pair, labelled_row
 from alter_peft.evaluation.model_on_set import ModelOnSet
-from alter_peft.scoring import ScoredModel
+from alter_peft.scoring import Pass, ScoredModel
 
 from .metric import Metric
 from .needs import alter_config
@@ -40,14 +39,14 @@ def base_entropies(
 
     Args:
         model: with an adapter of layers.
-        encoded: token ids, and where among them the answer begins, as of `encode_pair`.
+        encoded: as of `encode_pair`.
     """
     scored, rows = ScoredModel(model), [labelled_row(*one) for one in encoded]
-    entropies: list[Tensor] = [torch.empty(0)] * len(rows)
-    for batch in scored.passes(rows, batch_size, base=True, desc=desc):
-        for row, part in batch.split(chunked_tsallis_entropy(batch.hidden, scored.head, q).float()):
-            entropies[row] = part
-    return entropies
+
+    def entropy(batch: Pass) -> Tensor:
+        return chunked_tsallis_entropy(batch.hidden, scored.head, q).float()
+
+    return scored.of_rows(rows, batch_size, entropy, base=True, desc=desc)
 
 
 HIGH_ENTROPY = Metric(

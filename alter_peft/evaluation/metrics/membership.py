@@ -6,6 +6,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from math import inf
+from statistics import mean
 
 import numpy as np
 from torch import Tensor
@@ -20,8 +21,7 @@ def min_k(log_probs: Sequence[Tensor], content: Sequence[int], k: float = 0.4) -
     Min-K%: minus the mean log-probability of an answer's least likely tokens, in nats. Low for text seen in training.
 
     Args:
-        log_probs: ln p of each token, (n_i,).
-        content: how many of them count, without the end of the turn.
+        log_probs, content: as in [`AnswerScores`].
         k: the share of tokens, rounded down, at least one; MUSE takes .4 for PrivLeak.
 
     References:
@@ -31,25 +31,13 @@ def min_k(log_probs: Sequence[Tensor], content: Sequence[int], k: float = 0.4) -
 
 
 def loss(log_probs: Sequence[Tensor], content: Sequence[int]) -> list[float]:
-    """
-    Minus the mean log-probability of an answer's tokens, in nats: min-k% with all of them.
-
-    Args:
-        log_probs, content: as for `min_k`.
-
-    References:
-        Yeom et al., "Privacy Risk in Machine Learning", arXiv 1709.01604.
-    """
+    """`min_k` with all of an answer's tokens (Yeom et al., "Privacy Risk in Machine Learning", arXiv 1709.01604)."""
     return min_k(log_probs, content, k=1.0)
 
 
 def loss_per_byte(log_probs: Sequence[Tensor], content: Sequence[int], texts: Sequence[str]) -> list[float]:
     """
     `loss` over the bytes that zlib compresses the answer to, so that plain text does not pass for a remembered one.
-
-    Args:
-        log_probs, content: as for `min_k`.
-        texts: the answers.
 
     References:
         Carlini et al., "Extracting Training Data from Large Language Models", arXiv 2012.07805.
@@ -62,8 +50,13 @@ def above_holdout(forget: Sequence[float], holdout: Sequence[float]) -> list[flo
     """
     Share of the rows that were never seen than which each forget row has a higher score, ties counted half.
 
+    The mean is the AUC of membership inference, the probability that a forget row has a higher score than one that
+    was never seen. Of `min_k`, `loss` or `loss_per_byte` it is about 0 for a model that memorised the forget rows,
+    about .5 for one that never saw either. MUSE has it this way round; open-unlearning logs 1 - AUC, which is about 1
+    for a model that memorised them.
+
     Raises:
-        ValueError: either is empty; so does `membership_auc`.
+        ValueError: either is empty.
     """
     require_rows(forget=forget, holdout=holdout)
     levels = np.sort(np.asarray(holdout, dtype=float))
@@ -71,25 +64,15 @@ def above_holdout(forget: Sequence[float], holdout: Sequence[float]) -> list[flo
     return [float(share) for share in (below + not_above) / (2 * len(levels))]
 
 
-def membership_auc(forget: Sequence[float], holdout: Sequence[float]) -> float:
-    """
-    Probability that a forget row has a higher score than one that was never seen: the mean of `above_holdout`.
-
-    The score is `min_k`, `loss` or `loss_per_byte`. About 0 for a model that memorised the forget rows, about .5 for
-    one that never saw either. MUSE has it this way round; open-unlearning logs 1 - AUC, which is about 1 for a model
-    that memorised them.
-    """
-    return float(np.mean(above_holdout(forget, holdout)))
-
-
-def privleak(auc: float, oracle_auc: float) -> float:
+def privleak(auc: float, oracle_aucs: Sequence[float]) -> float:
     """
     (AUC - AUC of the oracle) / AUC of the oracle, in percent: -100 is full membership leak, 0 the oracle.
 
     Above 0 the forget rows stand out by being less likely than text that was never seen, which leaks as well.
 
     Args:
-        auc, oracle_auc: as `membership_auc` has them.
+        auc: the mean of `above_holdout`.
+        oracle_aucs: those of the oracles, whose mean is the level to compare with.
 
     Raises:
         ValueError: the oracle's AUC is 0: it has seen the forget rows, or the holdout rows are no rows of their kind.
@@ -97,6 +80,7 @@ def privleak(auc: float, oracle_auc: float) -> float:
     References:
         Shi et al., "MUSE: Machine Unlearning Six-Way Evaluation for Language Models", arXiv 2407.06460.
     """
+    oracle_auc = mean(oracle_aucs)
     if oracle_auc == 0:
         raise ValueError(
             "The oracle's `oracle_auc` is 0: to it every forget row is likelier than any holdout row, so there is no "

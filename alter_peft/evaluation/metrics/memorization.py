@@ -17,11 +17,10 @@ def exact_memorization(greedy: Sequence[Tensor], content: Sequence[int]) -> list
     Share of an answer's tokens that the model says by itself, given those before: EM.
 
     Args:
-        greedy: for each answer, whether each token is the model's first choice, bool (n_i,).
-        content: how many of them count, without the end of the turn.
+        greedy, content: as in [`AnswerScores`].
 
     Raises:
-        ValueError: an answer without text of its own; so do the other two that take `content`.
+        ValueError: an answer without text of its own; so do all that take `content`.
 
     References:
         Tirumala et al., "Memorization Without Overfitting", arXiv 2205.10770.

@@ -23,7 +23,7 @@ class Metric:
             (n_i,): the rows are their share of each answer, the value that of all tokens.
             A metric with neither is computed by an attack or a task.
         needs: of the questions `"wrong"` and `"rephrased"`, of the run `"answers"` (the model's own), of the model
-            what `NEEDS_OF_MODEL` has.
+            `"router"`, `"threshold"` and `"judge"`.
         average: how rows become the value, a name of `AVERAGES`.
         average_forget: the same of a set that is to be forgotten; by default as of all others.
         packages: that it needs beside those of the package.

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from peft import PeftModel
@@ -20,36 +19,22 @@ def alter_config(model: Any) -> AlterConfig | None:
     return config if isinstance(config, AlterConfig) else None
 
 
-def _router(model: Any, judge: Any) -> str | None:
-    if routes_tokens(model):
-        return None
-    return "the model has no adapter that routes tokens. Leave it out for this model."
-
-
-def _threshold(model: Any, judge: Any) -> str | None:
-    config = alter_config(model)
-    if config is None:
-        return "the model has no ALTER adapter. Leave it out for this model."
-    if config.entropy_threshold is None:
+def lacking(need: str, model: Any, judge: Any) -> str | None:
+    """What is wrong where `"router"`, `"threshold"` or `"judge"` is needed; `None` if the model has it."""
+    if need == "router" and not routes_tokens(model):
+        return "the model has no adapter that routes tokens. Leave it out for this model."
+    if need == "threshold":
+        config = alter_config(model)
+        if config is None:
+            return "the model has no ALTER adapter. Leave it out for this model."
+        if config.entropy_threshold is None:
+            return (
+                "`entropy_threshold` is not known yet: with `entropy_quantile` it is measured by the trainer. Train "
+                "the adapter first or set `entropy_threshold`."
+            )
+    if need == "judge" and judge is None and not isinstance(model, PeftModel):
         return (
-            "`entropy_threshold` is not known yet: with `entropy_quantile` it is measured by the trainer. Train the "
-            "adapter first or set `entropy_threshold`."
+            f"the model is a {type(model).__name__} without adapters, which can't be its own judge. Give another "
+            "model as `judge`."
         )
     return None
-
-
-def _judge(model: Any, judge: Any) -> str | None:
-    if judge is not None or isinstance(model, PeftModel):
-        return None
-    return (
-        f"the model is a {type(model).__name__} without adapters, which can't be its own judge. Give another model as "
-        "`judge`."
-    )
-
-
-# need -> what is wrong with a model and a judge, or `None`
-NEEDS_OF_MODEL: dict[str, Callable[[Any, Any], str | None]] = {
-    "router": _router,
-    "threshold": _threshold,
-    "judge": _judge,
-}

@@ -12,8 +12,8 @@ from .metric import Metric
 
 def normalized_probability(asked: ModelOnSet) -> list[float]:
     """p / (p + sum of the false answers'), from logarithms: a destroyed model's probabilities may all round to 0."""
-    true = [float(row.mean()) for row in asked.scores.log_probs]
-    return [float(softmax([mean, *false])[0]) for mean, false in zip(true, asked.false_means, strict=True)]
+    means = zip(asked.scores.means, asked.false_means, strict=True)
+    return [float(softmax([true, *false])[0]) for true, false in means]
 
 
 PROBABILITY = Metric(

@@ -13,10 +13,9 @@ from .needs import alter_config
 
 def expert_usage(asked: ModelOnSet) -> dict[str, list[Tensor]]:
     """Of each `"expert_{d}"`, 0 being the retain expert, which tokens of the answers are sent to it."""
-    config, experts = alter_config(asked.model), asked.scores.experts
-    assert config is not None and experts is not None
-    rows = experts.split([len(row) for row in asked.scores.log_probs])
-    return {f"expert_{d}": [row == d for row in rows] for d in range(1 + (config.num_forget_experts or 1))}
+    config, routes = alter_config(asked.model), asked.scores.routes
+    assert config is not None
+    return {f"expert_{d}": [row == d for row in routes] for d in range(1 + (config.num_forget_experts or 1))}
 
 
 EXPERT_USAGE = Metric(

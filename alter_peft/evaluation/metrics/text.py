@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
-
-from transformers import PreTrainedTokenizerBase
 
 from alter_peft.evaluation.model_on_set import ModelOnSet
 
@@ -16,7 +15,7 @@ from .metric import Metric
 # MUSE's code: swj0419/muse_bench, eval.py and metrics/
 VERBMEM_TOKENS = 128
 KNOWMEM_TOKENS = 32
-KNOWMEM_ENDS = ("\n\n", "\nQuestion", "Question:")
+KNOWMEM_ENDS = re.compile("\n\n|\nQuestion|Question:")
 
 
 def rouge_l(
@@ -73,23 +72,14 @@ def rouge_f(answers: Sequence[str], references: Sequence[str]) -> list[float]:
 
 def verbmem(asked: ModelOnSet) -> list[float]:
     """`rouge_f` of the first `VERBMEM_TOKENS` tokens of what the model says and of the truth (MUSE's VerbMem)."""
-    return rouge_f(*([_first(asked.tokenizer, text) for text in texts] for texts in (asked.texts, asked.true_texts)))
-
-
-def _first(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    ids: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return str(tokenizer.decode(ids[:VERBMEM_TOKENS]))
+    tokenizer: Any = asked.tokenizer
+    encoded = (tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (asked.texts, asked.true_texts))
+    return rouge_f(*(tokenizer.batch_decode([ids[:VERBMEM_TOKENS] for ids in rows]) for rows in encoded))
 
 
 def knowmem(asked: ModelOnSet) -> list[float]:
     """`rouge_f` of short answers, up to where the model goes on to questions of its own (MUSE's KnowMem)."""
-    return rouge_f([_until_next(text) for text in asked.texts], asked.true_texts)
-
-
-def _until_next(answer: str) -> str:
-    for end in KNOWMEM_ENDS:
-        answer = answer.split(end)[0]
-    return answer
+    return rouge_f([KNOWMEM_ENDS.split(text)[0] for text in asked.texts], asked.true_texts)
 
 
 OF_ANSWERS, ROUGE_SCORE = ("answers",), ("rouge_score",)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def read_books(
         )
     share = None if passages is None else -(-passages // len(retain))
     kept = [cut_book(path)[:share] for path in retain]
-    examples = "" if shots is None else "".join(map(_example, _read_questions(shots)))
+    examples = "".join(f"{pair.prompt}{pair.completion}\n\n" for pair in _ask(shots, ""))
     return BookData(
         name=Path(forget).name.split(".")[0],
         length=length,
@@ -151,10 +151,6 @@ def _read_questions(path: Path | str) -> list[dict[str, str]]:
     if not rows:
         raise ValueError(f"{str(path)!r} has no questions. Give at least one.")
     return rows
-
-
-def _example(row: Mapping[str, str]) -> str:
-    return f"Question: {row['question']}\nAnswer: {row['answer']}\n\n"
 
 
 def _ask(path: Path | str | None, examples: str) -> list[Pair]:

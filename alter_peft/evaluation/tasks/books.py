@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from datasets import Dataset
 
 from alter_peft.evaluation.answers import Pair
+from alter_peft.evaluation.metrics.membership import privleak
 from alter_peft.evaluation.metrics.text import KNOWMEM_TOKENS
-from alter_peft.evaluation.oracle import AUC, SIMILARITIES, min_k_auc, privacy_leak, similarity_gap
+from alter_peft.evaluation.oracle import AUC, SIMILARITIES, min_k_auc, similarity_gap
 from alter_peft.evaluation.scores import Score, Scores
 
 from .task import QuestionSet, TaskData
@@ -22,10 +23,7 @@ class BookData(TaskData):
     """
     Passages and questions of the benchmark. The text of a passage is its prompt followed by its completion.
 
-    A model is asked greedily and as plain text, whatever template there is. Of the sets `forget` and `retain`:
-    `verbmem` of the beginning of a passage's continuation, `rouge_f` and `bleu` of all of it, and where there are
-    questions `knowmem`. Of these and `holdout`: `min_k` and `exact_memorization` of whole passages but for their first
-    word. And `forget/membership_auc` (see `min_k_auc`).
+    A model is asked greedily and as plain text, whatever template there is.
 
     Attributes:
         name: of the book to be forgotten.
@@ -44,7 +42,7 @@ class BookData(TaskData):
 
     @property
     def question_sets(self) -> list[QuestionSet]:
-        """Continuations of passages, answers to questions, and whole passages."""
+        """Continuations of passages, answers to questions, and whole passages but for their first word."""
         both = (("forget", self.forget, self.forget_questions), ("retain", self.retain, self.retain_questions))
         continued = [
             QuestionSet(
@@ -114,7 +112,7 @@ def compare_books(scores: Scores, oracles: Sequence[Scores]) -> list[Score]:
         raise ValueError(
             f"The score '{missing[0]}' is missing of the model or of an oracle. Measure the book of both."
         )
-    leak = privacy_leak(scores[AUC].value, [oracle[AUC].value for oracle in oracles])
+    leak = privleak(scores[AUC].value, [oracle[AUC].value for oracle in oracles])
     return [
         Score("forget", "similarity_gap", similarity_gap(scores, oracles), average="other"),
         Score("forget", "privleak", leak, average="other"),

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from alter_peft.evaluation.answers import spread
 from alter_peft.evaluation.metrics.metric import Metric
 from alter_peft.evaluation.scores import Score
+from alter_peft.options import check_counts
 from alter_peft.tuner.base_pass import evaluating
 
 from .choice_data import SUFFIXES, read_questions
@@ -44,20 +45,16 @@ class Form(NamedTuple):
     metrics: tuple[str, ...]
 
 
-def _letters(row: dict[str, Any]) -> list[str]:
-    return list(ascii_uppercase[: len(row["choices"])])
-
-
 def _listed(row: dict[str, Any]) -> str:
     subject = str(row.get("subject") or "").replace("_", " ")
     heading = f"The following are multiple choice questions (with answers) about {subject}.\n\n" if subject else ""
-    lines = [f"{letter}. {choice}" for letter, choice in zip(_letters(row), row["choices"], strict=True)]
+    lines = [f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, row["choices"], strict=False)]
     return "\n".join([heading + row["question"].strip(), *lines, "Answer:"])
 
 
 # The zero-shot prompts of the harness for MMLU and WMDP, and for ARC
 FORMS = {
-    "letters": Form(_listed, _letters, ("acc",)),
+    "letters": Form(_listed, lambda row: list(ascii_uppercase[: len(row["choices"])]), ("acc",)),
     "texts": Form(
         lambda row: f"Question: {row['question']}\nAnswer:", lambda row: row["choices"], ("acc", "acc_norm")
     ),
@@ -83,8 +80,7 @@ class ChoiceData(TaskData):
 
     def other_scores(self, model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int | None) -> list[Score]:
         """The accuracies; the model is handed to the harness as it is."""
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"`batch_size` is {batch_size}, but must be at least 1.")
+        check_counts(batch_size=batch_size)
         with evaluating(model):
             found = _run(_wrap(model, tokenizer, batch_size or 8), self.tasks, self.limit)
         return [
@@ -119,7 +115,13 @@ def read_choices(tasks: Sequence[str], limit: int | None = None, form: str = "le
         ValueError: a task that is neither known nor a file, is no multiple choice or cannot be loaded; a row that
             lacks a column, or whose answer is none of its choices.
     """
-    _check(tasks, limit, form)
+    if isinstance(tasks, str) or not tasks:
+        raise ValueError(f"`tasks` is {tasks!r}, but must be a list of names and files with at least one of them.")
+    if len(set(map(task_name, tasks))) < len(tasks):
+        raise ValueError(f"`tasks` is {list(tasks)}, two of which have the same name. Rename or remove one.")
+    if form not in FORMS:
+        raise ValueError(f"`form` is {form!r}, but must be one of {list(FORMS)}.")
+    check_counts(limit=limit)
     local = {task_name(task): _questions(task) for task in tasks if task.endswith(SUFFIXES)}
     _require_harness()
     with _quiet():
@@ -135,18 +137,6 @@ def read_choices(tasks: Sequence[str], limit: int | None = None, form: str = "le
 def standard_error(score: Score) -> float:
     """Standard error of a mean over rows, as the harness reports it: sample standard deviation / sqrt(rows)."""
     return stdev(score.rows) / math.sqrt(len(score.rows))
-
-
-def _check(tasks: Sequence[str], limit: int | None, form: str) -> None:
-    if isinstance(tasks, str) or not tasks:
-        raise ValueError(f"`tasks` is {tasks!r}, but must be a list of names and files with at least one of them.")
-    names = [task_name(task) for task in tasks]
-    if len(set(names)) < len(names):
-        raise ValueError(f"`tasks` is {list(tasks)}, two of which have the same name. Rename or remove one.")
-    if form not in FORMS:
-        raise ValueError(f"`form` is {form!r}, but must be one of {list(FORMS)}.")
-    if limit is not None and limit < 1:
-        raise ValueError(f"`limit` is {limit}, but must be at least 1.")
 
 
 def _questions(task: str) -> list[dict[str, Any]]:
@@ -205,12 +195,11 @@ def _local_task(name: str, rows: list[dict[str, Any]], form: Form, limit: int | 
     from lm_eval.api.task import ConfigurableTask
 
     asked = spread(rows, limit)
-    columns = {
-        "prompt": [form.prompt(row) for row in asked],
-        "continuations": [form.continuations(row) for row in asked],
-        "answer": [row["answer"] for row in asked],
-    }
-    data = DatasetDict({"test": Dataset.from_dict(columns)})
+    docs = [
+        {"prompt": form.prompt(row), "continuations": form.continuations(row), "answer": row["answer"]}
+        for row in asked
+    ]
+    data = DatasetDict({"test": Dataset.from_list(docs)})
     return ConfigurableTask(
         config={
             "task": name,

@@ -55,6 +55,7 @@ class TaskData:
             text on the first; the second is for membership inference alone.
         paraphrased: `forget` with its questions in other words, if there is that.
         settings: what the scores depend on, for comparisons.
+        asked: what a model is asked, where `question_sets` does not follow from the rows.
         as_chat: whether questions are turns of a chat (see `chat_or_plain`); `False` of plain text.
     """
 
@@ -64,12 +65,13 @@ class TaskData:
     holdout: list[Pair] = field(default_factory=list)
     paraphrased: list[Pair] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    asked: Sequence[QuestionSet] = ()
     as_chat: ClassVar[bool | None] = None
 
     @property
     def question_sets(self) -> list[QuestionSet]:
         """What a model is asked."""
-        return []
+        return [*self.asked]
 
     @property
     def kept_sets(self) -> dict[str, Sequence[Pair]]:
@@ -104,12 +106,7 @@ class TaskData:
         return self.training_rows(self.calibration)
 
     def attack_rows(self, **options: Any) -> Rows:
-        """
-        What the attacks ask about.
-
-        Args:
-            options: of [`Rows`]: how.
-        """
+        """What the attacks ask about, and how: `options` of [`Rows`]."""
         return Rows(self.forget, self.retain, self.holdout, self.paraphrased, settings=self.settings, **options)
 
 

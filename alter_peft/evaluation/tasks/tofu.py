@@ -17,21 +17,15 @@ from alter_peft.evaluation.answers import Pair, spread
 from alter_peft.evaluation.attacks.asking_otherwise import IDLE
 from alter_peft.evaluation.metrics.metric import Metric
 from alter_peft.evaluation.scores import Key, Score, Scores
+from alter_peft.options import check_counts
 
 from .task import QuestionSet, Task, TaskData
 
 
-# forget split -> what is retained beside it, and rows like it that no model was trained on
-SPLITS = {
-    "forget01": ("retain99", "holdout01"),
-    "forget05": ("retain95", "holdout05"),
-    "forget10": ("retain90", "holdout10"),
-}
+SPLITS = ("forget01", "forget05", "forget10")  # in percent
 FORGET_SETS = ("forget", "paraphrased", "after 200 tokens")
-# set -> its metrics. TOFU's and open-unlearning's are: probability (normalised by the false answers where the model
-# was not trained on the true one), ROUGE-L recall and truth ratio, and on the forget set also exact memorisation,
-# extraction strength and Min-K%. Added here: the two disguised sets, and the guard against answers that repeat
-# themselves.
+# set -> its metrics: TOFU's and open-unlearning's, where the probability is normalised by the false answers if the
+# model was not trained on the true one. Added here: the two disguised sets, and `unique_tokens`.
 TOFU_METRICS = {
     "forget": (
         "probability",
@@ -113,10 +107,9 @@ def read_tofu(
     """
     if split not in SPLITS:
         raise ValueError(f"`split` is {split!r}, but must be one of {list(SPLITS)}.")
-    for argument, value in (("retain_rows", retain_rows), ("rows", rows)):
-        if value is not None and value < 1:
-            raise ValueError(f"`{argument}` is {value}, but must be 1 or more.")
-    retain_name, holdout_name = SPLITS[split]
+    check_counts(retain_rows=retain_rows, rows=rows)
+    percent = split.removeprefix("forget")
+    retain_name, holdout_name = f"retain{100 - int(percent)}", f"holdout{percent}"  # what is retained, and never seen
     perturbed = _read(source, f"{split}_perturbed", "paraphrased_question", *OTHER_ANSWERS)
     forget, forget_asked = [_pair(row) for row in _read(source, split)], [_pair(row) for row in perturbed]
     if [pair[:2] for pair in forget] != [pair[:2] for pair in forget_asked]:
@@ -137,8 +130,10 @@ def read_tofu(
         "paraphrased": [Pair(row["paraphrased_question"], row["answer"]) for row in perturbed],
         "after 200 tokens": [Pair(IDLE + pair.prompt, pair.completion) for pair in forget],
         "retain": spread(_retain_asked(source, retain), rows),
-        "real_authors": spread(_known(source, "real_authors"), rows),
-        "world_facts": spread(_known(source, "world_facts"), rows),
+        **{
+            name: spread(list(map(_pair, _read(source, f"{name}_perturbed", "perturbed_answer"))), rows)
+            for name in ("real_authors", "world_facts")
+        },
         "holdout": holdout,
     }
     return TofuData(
@@ -157,10 +152,6 @@ def _retain_asked(source: str | Path, retain: Sequence[Pair]) -> list[Pair]:
             "ones. Raise `retain_rows`, or take both from the same version of TOFU."
         )
     return asked
-
-
-def _known(source: str | Path, name: str) -> list[Pair]:
-    return [_pair(row) for row in _read(source, f"{name}_perturbed", "perturbed_answer")]
 
 
 def _pair(row: dict[str, Any]) -> Pair:
