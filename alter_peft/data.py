@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 
-class Rows(Protocol):
+class TokenRows(Protocol):
     """What is read of a set of rows: a `datasets.Dataset` has it, and so has a list of dicts."""
 
     def __len__(self) -> int: ...
@@ -82,7 +82,7 @@ class PairDataset(torch.utils.data.Dataset[dict[str, dict[str, Any]]]):
         retain: Rows to keep.
     """
 
-    def __init__(self, forget: Rows, retain: Rows) -> None:
+    def __init__(self, forget: TokenRows, retain: TokenRows) -> None:
         self.forget = forget
         self.retain = retain
 
@@ -138,7 +138,9 @@ class PairCollator(DataCollatorForLanguageModeling):
         return entropy
 
 
-def check_disjoint(forget: Rows, retain: Rows, names: tuple[str, str] = ("train_dataset", "retain_dataset")) -> None:
+def check_disjoint(
+    forget: TokenRows, retain: TokenRows, names: tuple[str, str] = ("train_dataset", "retain_dataset")
+) -> None:
     """Refuse empty sets, and sets that share a row: it would be forgotten and kept at once.
 
     Args:
@@ -165,7 +167,7 @@ def check_disjoint(forget: Rows, retain: Rows, names: tuple[str, str] = ("train_
         )
 
 
-def _token_ids(rows: Rows) -> Iterator[tuple[int, ...]]:
+def _token_ids(rows: TokenRows) -> Iterator[tuple[int, ...]]:
     selected = rows.select_columns("input_ids") if isinstance(rows, Dataset) else rows
     for index in range(len(selected)):
         row: Mapping[str, Any] = selected[index]

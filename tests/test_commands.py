@@ -151,7 +151,7 @@ def test_what_evaluate_refuses(place, tmp_path, capsys):
     broken.write_text('{"prompt": "Who?"}\n')
     bare = ["evaluate", "--model", str(place / "model"), "--output_file", str(tmp_path / "x.json")]
     for argv, message in (
-        (bare, "`sets`, `tofu`, `books` and `tasks` are all unset"),
+        (bare, "`sets`, `tofu`, `books`, `tasks` and `task_data` are all unset"),
         ([*bare, "--sets", "forget"], "entries name=file.jsonl"),
         ([*bare, "--sets", f"a={tmp_path / 'none.jsonl'}"], "there is no such file"),
         ([*bare, "--sets", f"a={empty}"], "has no rows"),
@@ -232,7 +232,7 @@ def test_a_benchmark_with_failed_cells_ends_with_code_1(grid, capsys):
     last = errors.splitlines()[-1]
     assert last == "1 of 5 cells failed: lora_npo of seed 0: RuntimeError: no such luck"
     (out / "copy").mkdir()
-    for text, reason in ((None, "is a second cell of target with seed 0"), ("{", "is no result of a benchmark")):
+    for text, reason in ((None, "is a second cell of target with seed 0"), ("{", "is no result (")):
         (out / "copy" / "result.json").write_text(text or (out / "target" / "result.json").read_text())
         with pytest.raises(SystemExit) as ended:
             main(["benchmark", "--config", str(options), "--output_dir", str(out), "--methods", "lora_ga", "lora_npo"])

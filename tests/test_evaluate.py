@@ -20,10 +20,12 @@ from alter_peft.evaluation import (
     Attacked,
     Key,
     ModelOnSet,
+    QuestionSet,
     Result,
     Rows,
     Scores,
     Task,
+    TaskData,
     measure,
     measure_guards,
     read_tofu,
@@ -312,3 +314,28 @@ def test_a_task_that_has_no_flag_of_its_own(place, tmp_path, result, monkeypatch
     evaluate([*argv, "--max_new_tokens", "2", "--task_data", json.dumps(options)])()
     assert list(result().seconds) == ["toy"]
     assert len(result().scores.of("world_facts", "rouge").rows) == 2
+
+
+def test_a_task_of_plain_text_is_attacked_as_such(place, tmp_path, monkeypatch):
+    """Any task with questions to forget, without a set."""
+    data = TaskData(
+        forget=FORGET, retain=RETAIN, asked=(QuestionSet("forget", FORGET, ("probability",), is_forget=True),)
+    )
+    monkeypatch.setattr(TaskData, "as_chat", False)
+    monkeypatch.setitem(TASKS, "mine", Task(read=lambda tokenizer: data, caption="mine"))
+    options = ["--task_data", '{"mine": {}}', "--attacks", "asking_otherwise", "--max_new_tokens", "2", "--no_bf16"]
+    output = str(tmp_path / "x.json")
+    main(["evaluate", "--model", str(place / "model"), "--output_file", output, *options])
+    scores = Result.load(tmp_path / "x.json").scores
+    assert {key.attack for key in scores} == {None, "asking_otherwise"}
+    assert {score.settings["as_chat"] for score in scores.values()} == {False}
+
+
+def test_a_run_that_stopped_says_before_what(ask, result, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("alter_peft.evaluation.evaluate.attack", stop)
+    with pytest.raises(KeyboardInterrupt):
+        main(["evaluate", *ask("--attacks", "asking_otherwise", "sampling")])
+    assert result().error == "stopped before: attack: asking_otherwise, attack: sampling" and result().scores

@@ -29,9 +29,19 @@ def test_every_option_says_what_it_is():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"sets": [], "forget": []}, "`sets`, `tofu`, `books` and `tasks` are all unset"),
+        ({"sets": [], "forget": []}, "`sets`, `tofu`, `books`, `tasks` and `task_data` are all unset"),
         ({"books": "no"}, "`books` is 'no', but must be a JSON object"),
         ({"task_data": '{"hazard": {}}'}, r"`task_data` has \['hazard'\], but must be some of \['tofu', 'books', "),
+        ({"task_data": {"tofu": "a"}}, "`task_data` has 'a' for 'tofu', but must have arguments of its reader"),
+        (
+            {"task_data": {"tofu": {"source": "a"}}, "tofu": "b"},
+            r"`task_data` has \['tofu'\], which is asked for by a f",
+        ),
+        ({"sets": [], "forget": [], "tofu": "a", "metrics": ["bleu"]}, r"`metrics` is \['bleu'\], but is of `sets`"),
+        (
+            {"sets": [], "forget": [], "books": {}, "attacks": ["sampling"]},
+            "`attacks` is set, but no set is to be for",
+        ),
         ({"metrics": ["bleurt"]}, r"`metrics` has \['bleurt'\], but must be some of"),
         ({"attacks": ["rude"]}, r"`attacks` has \['rude'\], but must be some of"),
         ({"answered": 0}, "`answered` is 0, but must be 1 or more"),
@@ -143,7 +153,7 @@ def test_what_is_no_oracle(tmp_path):
         read_oracle(str(path))
     for text in ("{", "[]", "{}", '{"scores": {"a": 1}, "curves": {}}'):
         path.write_text(text)
-        with pytest.raises(ValueError, match="which is no result of `alter-peft evaluate` or `benchmark`"):
+        with pytest.raises(ValueError, match=r"which can't be read\. '.*' is no result"):
             read_oracle(str(path))
     Result("oracle", 0, error="RuntimeError: no memory").save(path)
     with pytest.raises(ValueError, match=r"which has no scores \(error: RuntimeError: no memory\)"):

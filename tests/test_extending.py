@@ -73,6 +73,13 @@ def test_all_recipes_in_one_benchmark(followed, tokenizer, tmp_path, capsys):
     assert "| alter_squared | " in capsys.readouterr().out
     report = (tmp_path / "out" / "report.md").read_text()
     assert "answer_words: words of the model's own answer, in words." in report and "shouting" in report
+    place = tmp_path / "out" / "mine-0" / "result.json"
+    asked = ["--model", str(tmp_path / "out" / "target" / "model"), "--output_file", str(place), "--name", "mine"]
+    asked += ["--adapter", str(tmp_path / "out" / "alter_squared-0"), "--max_new_tokens", "3", "--attacks", "shouting"]
+    main(["evaluate", *asked, "--task_data", json.dumps(grid["task_data"])])
+    assert Result.load(place).scores.keys() <= result.scores.keys()
+    main(["report", str(tmp_path / "out")])  # which refuses what was measured otherwise
+    assert "| mine | " in capsys.readouterr().out
 
 
 def test_each_recipe_is_short():

@@ -68,7 +68,23 @@ def test_numbers_without_end_come_back(tmp_path):
 @pytest.mark.parametrize("text", ["[]", "{}", '{"name": "x", "seed": 0, "scores": {"a/b": {"value": 1}}}'])
 def test_another_file_is_no_result(tmp_path, text):
     (tmp_path / "result.json").write_text(text)
-    with pytest.raises(ValueError, match=r"has no list of `scores`\. Measure the model again"):
+    with pytest.raises(ValueError, match=r"is no result \(it has no list of `scores`\)\. Remove it, and measure"):
+        Result.load(tmp_path / "result.json")
+
+
+@pytest.mark.parametrize(
+    ("score", "reason"),
+    [
+        ({"value": None}, r"`a/b` is None with rows"),
+        ({"rows": None}, "must be an iterable"),
+        ({"rows": ["high"]}, "rows that are not all numbers"),
+        ({"colour": 1}, "unexpected keyword argument 'colour'"),
+    ],
+)
+def test_a_score_that_is_none_is_named_with_its_file(tmp_path, score, reason):
+    data = {"name": "x", "seed": 0, "scores": [{"set": "a", "metric": "b", "value": 0.5, **score}]}
+    (tmp_path / "result.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=rf"result.json' is no result \(.*{reason}.*\)\. Remove it"):
         Result.load(tmp_path / "result.json")
 
 

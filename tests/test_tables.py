@@ -10,7 +10,7 @@ from alter_peft.evaluation.oracle import COMPARED
 from alter_peft.evaluation.tables import (
     Table,
     oracle_table,
-    score_table,
+    result_table,
     to_markdown,
     value_text,
 )
@@ -39,7 +39,7 @@ def test_small_values_keep_two_digits():
     assert [value_text(value) for value in (0.25, 1.0, 2.3e-5, 0.0)] == ["0.250", "1.000", "0.000023", "0.000"]
 
 
-# ---- score_table ----------------------------------------------------------------------------------------------------
+# ---- result_table ---------------------------------------------------------------------------------------------------
 
 
 RATIOS, LEVELS = [0.5, 0.7, 0.9, 1.1], [1.0, 2.0, 3.0, 4.0]
@@ -79,7 +79,7 @@ ORACLES = [scored(0.2, 0.5, 0.0), scored(0.4, 0.7, 0.1)]
 
 
 def table_of(model, oracles=()) -> Table:
-    return score_table(of(model), list(map(of, oracles)))
+    return result_table(of(model), list(map(of, oracles)))
 
 
 def test_scores_by_themselves():

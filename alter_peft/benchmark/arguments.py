@@ -11,6 +11,7 @@ from typing import Any
 from accelerate import PartialState
 
 from alter_peft.evaluation.arguments import MeasureArguments
+from alter_peft.evaluation.tasks import TASKS
 from alter_peft.options import check_counts, check_known, json_object, option, parse_values
 
 from .methods import METHODS, read_options
@@ -76,7 +77,7 @@ class BenchmarkArguments(MeasureArguments):
         of_tofu = [one.name for one in fields(self) if one.name in own and getattr(self, one.name) != one.default]
         if given and of_tofu:
             raise ValueError(f"`{of_tofu[0]}` is set, but it is of TOFU alone. Remove it or `{given[0]}`.")
-        if self.attacks and (self.requests is not None or self.task[0] == "books"):
+        if self.attacks and (self.requests is not None or not TASKS[self.task[0]].is_attacked):
             other = "requests" if self.requests is not None else given[0]
             raise ValueError(
                 f"`attacks` is set, but they are for questions forgotten at once. Remove it or `{other}`."
@@ -85,8 +86,8 @@ class BenchmarkArguments(MeasureArguments):
     @property
     def task(self) -> tuple[str, dict[str, Any]]:
         """The name in `TASKS` of what is to be forgotten, and arguments of its reader."""
-        if isinstance(self.task_data, dict):
-            return next(iter(self.task_data.items()))
+        if self.other_tasks:
+            return next(iter(self.other_tasks.items()))
         if isinstance(self.books, dict):
             return "books", self.books
         return "tofu", self.tofu_options(self.data)

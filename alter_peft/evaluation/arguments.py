@@ -46,7 +46,7 @@ class MeasureArguments:
     batch_size: int | None = option(None, "Rows of a batch; unset: 8 of a pass, 12 of answers.")
     attacks: list[str] = option(
         [],
-        "On what is to be forgotten of the sets, or else on TOFU's: "
+        "On what is to be forgotten of the sets, or else of the task: "
         f"{'; '.join(f'{name}: {one.caption}' for name, one in ATTACKS.items())}.",
     )
     relearning_rate: float = option(LEARNING_RATE, "Learning rate of the attack relearning: try several.")
@@ -57,10 +57,18 @@ class MeasureArguments:
                 setattr(self, name, json_object(name, getattr(self, name)))
         for name, known in (("attacks", ATTACKS), ("task_data", TASKS)):
             check_known(name, getattr(self, name) or (), known)
+        for name, options in self.other_tasks.items():
+            if not isinstance(options, dict):
+                raise ValueError(f"`task_data` has {options!r} for {name!r}, but must have arguments of its reader.")
         check_counts(answered=self.answered, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
         check_counts(limit=self.limit, rows=self.rows, retain_rows=self.retain_rows)
         if not self.relearning_rate > 0:
             raise ValueError(f"`relearning_rate` is {self.relearning_rate}, but must be above 0.")
+
+    @property
+    def other_tasks(self) -> dict[str, Any]:
+        """`task_data`, read."""
+        return self.task_data if isinstance(self.task_data, dict) else {}
 
     def tofu_options(self, source: str) -> dict[str, Any]:
         """Arguments of TOFU's reader."""
@@ -113,8 +121,13 @@ class EvaluateArguments(MeasureArguments):
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, but must be a list.")
         super().__post_init__()
         if not (self.sets or self.task_options):
-            raise ValueError("`sets`, `tofu`, `books` and `tasks` are all unset. Give one of them to measure.")
+            raise ValueError("`sets`, `tofu`, `books`, `tasks` and `task_data` are all unset. Give one to measure.")
+        flags = {"tofu": self.tofu, "books": self.books, "choices": self.tasks}
+        if twice := [name for name in self.other_tasks if flags.get(name)]:
+            raise ValueError(f"`task_data` has {twice}, which is asked for by a flag of its own, too. Give one.")
         check_known("metrics", self.metrics, METRICS)
+        if not self.sets and self.metrics != ["probability", "rouge"]:
+            raise ValueError(f"`metrics` is {self.metrics}, but is of `sets` alone: tasks have their own. Remove it.")
         self._check_output()
         self._check_sets()
         self._check_guards()
@@ -129,13 +142,9 @@ class EvaluateArguments(MeasureArguments):
     def task_options(self) -> dict[str, dict[str, Any]]:
         """Each of `TASKS` that is asked for -> arguments of its reader."""
         choices = {"tasks": self.tasks, "limit": self.limit, "form": self.form}
-        found = {
-            "tofu": self.tofu and self.tofu_options(self.tofu),
-            "books": self.books,
-            "choices": self.tasks and choices,
-        }
-        others = self.task_data if isinstance(self.task_data, dict) else {}
-        return {name: options for name, options in {**found, **others}.items() if isinstance(options, dict)}
+        tofu = self.tofu and self.tofu_options(self.tofu)
+        found = {"tofu": tofu, "books": self.books, "choices": self.tasks and choices, **self.other_tasks}
+        return {name: options for name, options in found.items() if isinstance(options, dict)}
 
     def _check_output(self) -> None:
         output = Path(self.output_file)
@@ -161,7 +170,7 @@ class EvaluateArguments(MeasureArguments):
         for name, what in others.items():
             if name in self.forget:
                 raise ValueError(f"`forget` has {name!r}, but that set is {what}. Rename it.")
-        if self.attacks and not (self.forget or self.tofu):
+        if self.attacks and not (self.forget or any(TASKS[name].is_attacked for name in self.task_options)):
             raise ValueError("`attacks` is set, but no set is to be forgotten. Name one by `forget`, or set `tofu`.")
 
     def _check_guards(self) -> None:
@@ -226,10 +235,8 @@ def read_oracle(path: str) -> Result:
         raise ValueError(f"`oracles` names {path!r}, but there is no such file.")
     try:
         result = Result.load(Path(path))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"`oracles` names {path!r}, which is no result of `alter-peft evaluate` or `benchmark` ({error!r})."
-        ) from error
+    except ValueError as error:
+        raise ValueError(f"`oracles` names {path!r}, which can't be read. {error}") from error
     if not result.scores:
         raise ValueError(f"`oracles` names {path!r}, which has no scores (error: {result.error}). Measure it again.")
     if broken := result.broken:

@@ -22,8 +22,8 @@ from .arguments import HOLDOUT, PARAPHRASED, EvaluateArguments, read_oracle, rea
 from .attacks import ATTACKS, Rows, attack, check_rows
 from .loading import load
 from .metrics import METRICS, check_model, guards_of
-from .results import Result, environment
-from .tables import Table, oracle_table, score_table
+from .results import STOPPED, Result, environment
+from .tables import Table, oracle_table, result_table
 from .tasks import TASKS, QuestionSet, TaskData, measure_task
 from .tasks.choices import ChoiceData
 
@@ -109,21 +109,29 @@ class Evaluation:
             owners |= dict.fromkeys(names, part)
 
     def _rows(self) -> Rows:
-        """What the attacks are given: the forget sets of `sets`, or those of TOFU."""
+        """What the attacks are given: the forget sets of `sets`, or that of the task; the holdout may be TOFU's."""
         args, tofu = self.args, self.parts.get("tofu")
         options = {
             name: getattr(args, name) for name in ("answered", "max_new_tokens", "batch_size", "relearning_rate")
         }
-        if not args.forget and tofu is not None:
-            return tofu.attack_rows(**options)
+        if args.attacks and not args.forget:
+            return self.attacked().attack_rows(**options)
         known = [name for name in self.sets if name not in (*args.forget, HOLDOUT, PARAPHRASED)]
         forget, retain = ([pair for name in names for pair in self.sets[name]] for names in (args.forget, known))
         holdout, settings = self.sets.get(HOLDOUT, []), {"files": self._files(args.forget)}
         if holdout:
             settings["holdout"] = self._files([HOLDOUT])
         elif tofu is not None:
-            holdout, settings["holdout"] = tofu.holdout, [f"TOFU's of {args.split}"]
+            holdout, settings["holdout"] = tofu.holdout, [f"TOFU's of {tofu.settings['tofu']}"]
         return Rows(forget, retain, holdout, self.sets.get(PARAPHRASED, []), settings=settings, **options)
+
+    def attacked(self) -> TaskData:
+        """The task whose forget set is attacked where none of `sets` is."""
+        found = {name: self.parts[name] for name in self.args.task_options if name in self.parts}
+        found = {name: data for name, data in found.items() if data.forget and TASKS[name].is_attacked}
+        if len(found) != 1:
+            raise ValueError(f"`attacks` is set, but {len(found)} of the tasks have questions to forget. Ask one.")
+        return next(iter(found.values()))
 
     def _files(self, sets: list[str]) -> list[str]:
         return sorted(Path(self.files[name]).name for name in sets)
@@ -146,11 +154,14 @@ class Evaluation:
             **{part: partial(self._measure, data) for part, data in self.parts.items()},
             **{f"attack: {name}": partial(self._attack, name) for name in args.attacks},
         }
+        left = list(parts)
         for part, measured in parts.items():
             start = time.monotonic()
             with torch.autocast(device, torch.bfloat16, enabled=args.bf16):
                 measured(result)
             result.seconds[part] = time.monotonic() - start
+            left.remove(part)
+            result.error = f"{STOPPED}{', '.join(left)}" if left else None
             result.save(Path(args.output_file))
         return result
 
@@ -160,14 +171,15 @@ class Evaluation:
         result.scores.update(measure_task(self.model, self.tokenizer, data, *options))
 
     def _attack(self, name: str, result: Result) -> None:
-        found = attack(self.model, self.tokenizer, self.rows, [name])
+        as_chat = None if self.args.forget else self.attacked().as_chat
+        found = attack(self.model, chat_or_plain(self.tokenizer, as_chat), self.rows, [name])
         result.scores.update(found.scores)
         result.skipped |= found.skipped
 
     def tables(self, result: Result) -> list[Table]:
         """The scores, and with oracles their distances and what takes several of them together."""
         beside = [oracle_table(result, self.oracles)] if self.oracles else []
-        return [score_table(result, self.oracles), *beside]
+        return [result_table(result, self.oracles), *beside]
 
 
 def _loaded(field: str, source: str, read: Callable[[str], Any]) -> Any:

@@ -82,12 +82,15 @@ class Result:
         Read what `save` has written.
 
         Raises:
-            ValueError, TypeError, KeyError: the file is something else.
+            ValueError: the file is something else, such as a result of another version.
         """
-        data = json.loads(path.read_text())
-        if not isinstance(data, dict) or not isinstance(data.get("scores"), list):
-            raise ValueError(f"'{path}' has no list of `scores`. Measure the model again.")
-        return cls(**{**data, "scores": Scores.from_list(data["scores"])})
+        try:
+            data = json.loads(path.read_text())
+            if not isinstance(data, dict) or not isinstance(data.get("scores"), list):
+                raise TypeError("it has no list of `scores`")
+            return cls(**{**data, "scores": Scores.from_list(data["scores"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"'{path}' is no result ({error}). Remove it, and measure the model again.") from error
 
 
 def machine() -> str:

@@ -125,5 +125,9 @@ class Scores(dict[Key, Score]):
 
     @classmethod
     def from_list(cls, rows: Iterable[dict[str, Any]]) -> Scores:
-        """What `to_list` gave."""
-        return cls(Score(**row) for row in rows)
+        """What `to_list` gave; a `TypeError` if that is something else."""
+        scores = [Score(**row) for row in rows]
+        for score in scores:
+            if not all(isinstance(number, (int, float)) for number in (score.value, *score.rows)):
+                raise TypeError(f"`{score.key}` is {score.value!r} with rows that are not all numbers")
+        return cls(scores)

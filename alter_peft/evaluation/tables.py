@@ -63,7 +63,7 @@ def value_text(value: float, digits: int = 3) -> str:
     return f"{value:.{places(value, digits)}f}"
 
 
-def score_table(result: Result, oracles: Sequence[Result] = ()) -> Table:
+def result_table(result: Result, oracles: Sequence[Result] = ()) -> Table:
     """
     A row for each score, and with oracles their mean, the unit and the distance, or a note why there is none: a score
     that an oracle lacks or has of other rows, or that was measured by other settings. Guards have none of the three.

@@ -30,7 +30,7 @@ from .summary import Benchmark, Model, known_metrics
 T = TypeVar("T")
 
 
-class Cell(NamedTuple):
+class Shown(NamedTuple):
     """What stands in a cell, and a footnote to it."""
 
     text: str
@@ -41,7 +41,7 @@ class Column(NamedTuple):
     """A column of the main table: what stands there in the row of a model, if it was measured, and what it means."""
 
     name: str
-    find: Callable[[Model, Benchmark], Cell | None]
+    find: Callable[[Model, Benchmark], Shown | None]
     meaning: str = ""
 
 
@@ -57,10 +57,10 @@ def _plain(name: str, key: Key, short: str = "") -> Column:
     return Column(name, lambda model, _: _estimated(model, model.found(key)), meaning)
 
 
-def _estimated(model: Model, found: Sequence[float], digits: int = 3, sign: str = "") -> Cell | None:
+def _estimated(model: Model, found: Sequence[float], digits: int = 3, sign: str = "") -> Shown | None:
     """What was found of the seeds of a model, as `estimate_text` has it; `None` if nothing was."""
     over = estimate(found, len(model.results))
-    return None if over is None else Cell(estimate_text(over, digits, sign))
+    return None if over is None else Shown(estimate_text(over, digits, sign))
 
 
 def _levels(of_oracles: Sequence[T], model: Model, place: int) -> Sequence[T]:
@@ -81,31 +81,31 @@ def _with_ratios(model: Model) -> str:
     return part_text(sum(RATIOS in scores for scores in model.scores), len(model.results))
 
 
-def _ks(model: Model, benchmark: Benchmark) -> Cell | None:
+def _ks(model: Model, benchmark: Benchmark) -> Shown | None:
     found = [test.statistic for test in _tests(model, benchmark)]
     if not found:
         return None
-    return Cell((spread_of(found).text(".2f") if len(found) > 1 else f"{found[0]:.2f}") + _with_ratios(model))
+    return Shown((spread_of(found).text(".2f") if len(found) > 1 else f"{found[0]:.2f}") + _with_ratios(model))
 
 
-def _p_value(model: Model, benchmark: Benchmark) -> Cell | None:
+def _p_value(model: Model, benchmark: Benchmark) -> Shown | None:
     """The median: a mean of p-values means nothing."""
     found = [test.pvalue for test in _tests(model, benchmark)]
-    return Cell(f"{spread_of(found).median:.2g}{_with_ratios(model)}") if found else None
+    return Shown(f"{spread_of(found).median:.2g}{_with_ratios(model)}") if found else None
 
 
-def _privleak(model: Model, benchmark: Benchmark) -> Cell | None:
+def _privleak(model: Model, benchmark: Benchmark) -> Shown | None:
     levels = benchmark.oracle.found(AUC)
     if len(levels) < 2:
         return None
     try:
         found = [privleak(auc, _levels(levels, model, i)) for i, auc in enumerate(model.found(AUC))]
     except ValueError as error:  # the AUC of the oracles is 0
-        return Cell("", f"PrivLeak has no value. {error}")
+        return Shown("", f"PrivLeak has no value. {error}")
     return _estimated(model, found, 1, "+")
 
 
-def _gap(model: Model, benchmark: Benchmark) -> Cell | None:
+def _gap(model: Model, benchmark: Benchmark) -> Shown | None:
     own, of_oracles = (
         [scores for scores in one.scores if set(SIMILARITIES) <= scores.keys()] for one in (model, benchmark.oracle)
     )
@@ -114,14 +114,14 @@ def _gap(model: Model, benchmark: Benchmark) -> Cell | None:
     return _estimated(model, [similarity_gap(one, _levels(of_oracles, model, i)) for i, one in enumerate(own)])
 
 
-def _utility(model: Model, benchmark: Benchmark) -> Cell | None:
+def _utility(model: Model, benchmark: Benchmark) -> Shown | None:
     """With the scores that make it 0, where it is."""
     found, names = _estimated(model, model.found(MODEL_UTILITY)), ", ".join(f"`{key}`" for key in model.zero_parts)
     why = f"Model utility is 0 where one of its nine scores is. Of {model.label}: {names}."
     return found._replace(note=why) if found and names else found
 
 
-def _seconds(model: Model, benchmark: Benchmark) -> Cell | None:
+def _seconds(model: Model, benchmark: Benchmark) -> Shown | None:
     found = [cell.seconds["training"] for cell in model.results if "training" in cell.seconds]
     return _estimated(model, found, 0)
 

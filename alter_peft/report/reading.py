@@ -67,15 +67,7 @@ def _gathered(folder: Path, cells: Iterable[Result]) -> Benchmark:
 
 
 def _load(path: Path) -> Result:
-    try:
-        result = Result.load(path)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"'{path}' is no result of a benchmark ({error}). Remove it, or run that cell again."
-        ) from error
-    for key, score in result.scores.items():
-        if not isinstance(score.value, (int, float)):
-            raise ValueError(f"'{path}' has {score.value} as `{key}`, which is no number. Run that cell again.")
+    result = Result.load(path)
     if broken := result.broken:
         result.error = f"`{broken[0]}` is {result.scores[broken[0]].value}, or one of its rows is no finite number"
         result.scores = Scores()

@@ -162,6 +162,7 @@ BOOKS = Task(
     read=read_books,
     caption="copyright: one book is forgotten, others kept",
     packages=("rouge_score", "sacrebleu"),
+    is_attacked=False,
     metrics={
         "membership_auc": Metric(caption="AUC of `min_k`, forget set against holdout: 0 if all of it is likelier"),
         "similarity_gap": Metric(caption="mean over ROUGE-L and BLEU of |model - oracle|"),

@@ -119,12 +119,14 @@ class Task:
         read: the model's tokenizer, and arguments of the task's own by name -> its data.
         caption: what it is, in one sentence.
         packages: that it needs beside those of the package.
+        is_attacked: whether attacks are made on what it has to forget: questions.
         metrics: of the scores that no metric of `METRICS` makes.
     """
 
     read: Callable[..., TaskData]
     caption: str
     packages: tuple[str, ...] = ()
+    is_attacked: bool = True
     metrics: Mapping[str, Metric] = field(default_factory=dict)
 
 
