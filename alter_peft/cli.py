@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl.scripts.utils import TrlParser
 
 from .commands import benchmark, evaluate, report
+from .evaluation.loading import loaded
 from .options import alternatives, option, parse_values
 from .trainer import AlterUnlearnTrainer, UnlearnTrainer
 from .tuner import AlterConfig
@@ -194,12 +195,7 @@ def unlearn(argv: Sequence[str]) -> Callable[[], None]:
     )
     script, args, arguments = parser.parse_args_and_config(argv)
     config = adapter.make(vars(arguments))
-    try:
-        AutoConfig.from_pretrained(script.model)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"`model` is {script.model!r}, which could not be loaded ({error}). Give a folder or a Hub id."
-        ) from error
+    loaded("model", script.model, AutoConfig.from_pretrained)
     trainer = adapter.trainer(
         script.model,
         args,

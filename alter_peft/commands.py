@@ -7,7 +7,6 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from accelerate import PartialState
@@ -18,6 +17,7 @@ from alter_peft.benchmark.grid import Grid
 from alter_peft.evaluation.arguments import EvaluateArguments
 from alter_peft.evaluation.evaluate import Evaluation
 from alter_peft.evaluation.tables import Table, to_markdown
+from alter_peft.options import require_packages
 from alter_peft.report.reading import read_benchmark, read_cells
 from alter_peft.report.report import report_tables, write_report
 from alter_peft.report.score_tables import error_text, score_table
@@ -56,7 +56,7 @@ def benchmark(argv: Sequence[str]) -> Callable[[], None]:
         "what was to be forgotten. A run that stopped is taken up by the same command.",
     )
     (args,) = parser.parse_args_and_config(list(argv))
-    _require_matplotlib()
+    require_packages("matplotlib")
     grid = Grid(args)
 
     def run() -> None:
@@ -107,18 +107,13 @@ def report(argv: Sequence[str]) -> Callable[[], None]:
     parser.add_argument("folder", type=Path, help="folder of the benchmark, with */result.json")
     parser.add_argument("--output_dir", type=Path, help="where report.md, report.html and *.png go (default: folder)")
     args = parser.parse_args(argv)
-    _require_matplotlib()
+    require_packages("matplotlib")
     found = read_benchmark(args.folder)
     tables = report_tables(found)
     output: Path = args.output_dir or args.folder
     if output.exists() and not output.is_dir():
         raise ValueError(f"`output_dir` is '{output}', but that is a file. Give a folder.")
     return lambda: _write(found, tables, output, shlex.join(["alter-peft", "report", *argv]))
-
-
-def _require_matplotlib() -> None:
-    if find_spec("matplotlib") is None:
-        raise ValueError("The figures need the package matplotlib. Install it with `pip install alter-peft[eval]`.")
 
 
 def _write(found: Benchmark, tables: list[Table], output: Path, command: str) -> None:

@@ -127,6 +127,6 @@ def require_packages(*names: str) -> None:
     missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise ValueError(
-            f"The packages {missing} are needed for what is to be measured, and not installed. Install them with `pip "
+            f"The packages {missing} are needed here, and not installed. Install them with `pip "
             "install alter-peft[eval]`."
         )

@@ -71,7 +71,7 @@ def test_without_a_folder(capsys):
 
 
 def test_without_matplotlib(folder, capsys, monkeypatch):
-    monkeypatch.setattr("alter_peft.commands.find_spec", lambda name: None)
+    monkeypatch.setattr("alter_peft.options.find_spec", lambda name: None)
     with pytest.raises(SystemExit) as ended:
         main(["report", str(folder)])
     assert ended.value.code == 2 and "pip install alter-peft[eval]" in capsys.readouterr().err

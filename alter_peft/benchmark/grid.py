@@ -7,6 +7,7 @@ from accelerate import PartialState
 from transformers import AutoConfig, AutoTokenizer
 
 from alter_peft.evaluation.attacks import ATTACKS, check_rows
+from alter_peft.evaluation.loading import loaded
 from alter_peft.evaluation.metrics import METRICS
 from alter_peft.evaluation.results import Result
 from alter_peft.evaluation.tasks import TASKS
@@ -27,15 +28,9 @@ class Grid:
     """
 
     def __init__(self, args: BenchmarkArguments) -> None:
-        source = args.target or args.model
-        try:
-            AutoConfig.from_pretrained(source)
-            tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            name = "target" if args.target else "model"
-            raise ValueError(
-                f"`{name}` is {source!r}, which could not be loaded ({error}). Give a folder or a Hub id."
-            ) from error
+        source = ("target", args.target) if args.target else ("model", args.model)
+        loaded(*source, AutoConfig.from_pretrained)
+        tokenizer = loaded(*source, AutoTokenizer.from_pretrained)
         packages = [*TASKS[args.task[0]].packages, *(name for one in args.attacks for name in ATTACKS[one].packages)]
         require_packages(*dict.fromkeys(packages), *(["lm_eval"] if args.tasks else []))
         if args.tasks:

@@ -20,7 +20,7 @@ from alter_peft.scoring import ScoredModel
 from .answers import chat_or_plain
 from .arguments import HOLDOUT, PARAPHRASED, EvaluateArguments, read_oracle, read_set
 from .attacks import ATTACKS, Rows, attack, check_rows
-from .loading import load
+from .loading import load, loaded
 from .metrics import METRICS, check_model, guards_of
 from .results import STOPPED, Result, environment
 from .tables import Table, oracle_table, result_table
@@ -44,7 +44,7 @@ class Evaluation:
         self.files = {name: path for name, _, path in (entry.partition("=") for entry in args.sets)}
         self.sets = {name: read_set(name, path, args.metrics) for name, path in self.files.items()}
         self.oracles = [read_oracle(path) for path in args.oracles]
-        self.tokenizer = chat_or_plain(_loaded("model", args.model, AutoTokenizer.from_pretrained), args.as_chat)
+        self.tokenizer = chat_or_plain(loaded("model", args.model, AutoTokenizer.from_pretrained), args.as_chat)
         self.parts = {f"set: {name}": self._own_set(name) for name in self.sets} | self._tasks()
         self._check_names()
         self.rows = self._rows()
@@ -52,10 +52,10 @@ class Evaluation:
             check_rows(self.rows, args.attacks)
         except ValueError as error:
             raise ValueError(f"`attacks` can't be run: {error} Name such a set in `sets`.") from error
-        self.model: Any = _loaded("model", args.model, load)
+        self.model: Any = loaded("model", args.model, load)
         if args.adapter is not None:
             wear = partial(PeftModel.from_pretrained, self.model)
-            self.model = _loaded("adapter", args.adapter, wear).eval()
+            self.model = loaded("adapter", args.adapter, wear).eval()
         self.judge = None if args.judge is None else self._judge(args.judge)
         for data in self.parts.values():
             for one in data.question_sets:
@@ -137,12 +137,12 @@ class Evaluation:
         return sorted(Path(self.files[name]).name for name in sets)
 
     def _judge(self, source: str) -> Any:
-        tokenizer: PreTrainedTokenizerBase = _loaded("judge", source, AutoTokenizer.from_pretrained)
+        tokenizer: PreTrainedTokenizerBase = loaded("judge", source, AutoTokenizer.from_pretrained)
         if tokenizer.get_vocab() != self.tokenizer.get_vocab():
             raise ValueError(
                 f"`judge` is {source!r}, which has another tokenizer than the model. Give one with its own."
             )
-        return _loaded("judge", source, load)
+        return loaded("judge", source, load)
 
     def run(self) -> Result:
         """Measure part by part; the result is written after each, so that what comes later can't lose it."""
@@ -180,13 +180,3 @@ class Evaluation:
         """The scores, and with oracles their distances and what takes several of them together."""
         beside = [oracle_table(result, self.oracles)] if self.oracles else []
         return [result_table(result, self.oracles), *beside]
-
-
-def _loaded(field: str, source: str, read: Callable[[str], Any]) -> Any:
-    """What is read from a folder or the Hub; a `ValueError` if it can't be."""
-    try:
-        return read(source)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"`{field}` is {source!r}, which could not be loaded ({error}). Give a folder or a Hub id."
-        ) from error
