@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from alter_peft.benchmark.arguments import BenchmarkArguments
+from alter_peft.benchmark.methods import METHODS
 from alter_peft.evaluation import ATTACKS, METRICS, TASKS
+from alter_peft.losses import FORGET_LOSSES, RETAIN_LOSSES
 
 
 ROOT = Path(__file__).parents[1]
+PAPER = (ROOT / "docs" / "paper.md").read_text()
 FEATURES = ROOT / "docs" / "peft_features.md"
 NAMED = re.compile(r"`(test_\w+\.py)::(test_\w+)`")
 
@@ -57,9 +62,46 @@ def test_what_ci_calls_has_a_recipe():
     assert set(targets) - set(with_recipe) == set()
 
 
+def rows_below(page, header):
+    """The rows of the table of a page of the docs that has this header."""
+    lines = (ROOT / "docs" / page).read_text().splitlines()
+    below = lines[lines.index(header) + 2 :]
+    return below[: next((number for number, line in enumerate(below) if not line.startswith("|")), len(below))]
+
+
+def test_the_methods_are_described_as_their_entries_are():
+    expected = [f"| `{name}` | {method.caption} |" for name, method in METHODS.items()]
+    assert rows_below("benchmarks.md", "| method | what it is |") == expected
+    (help_text,) = (one.metadata["help"] for one in fields(BenchmarkArguments) if one.name == "methods")
+    assert all(f"{name}: {method.caption}" in help_text for name, method in METHODS.items()) and "%" not in help_text
+
+
+def test_the_losses_are_described_as_their_entries_are():
+    def quoted(words):
+        return ", ".join(f"`{word}`" for word in words)
+
+    expected = [
+        f"| `{name}` | {loss.caption} | {'low-entropy ' * loss.low_entropy}{loss.over} | {quoted(sorted(loss.needs))} "
+        f"| {quoted(f'{option}={value}' for option, value in loss.options.items())} | {loss.source} |"
+        for name, loss in FORGET_LOSSES.items()
+    ]
+    header = "| forget loss | what it does | mean over | needs | options | source |"
+    assert [re.sub(" +", " ", row) for row in expected] == rows_below("paper.md", header)
+    weights = {name: loss.weight for name, loss in FORGET_LOSSES.items() if loss.weight != 1}
+    assert all(f"`{name}` is multiplied by {weight} " in PAPER for name, weight in weights.items())
+    expected = [
+        f"| `{name}` | {loss.caption} | {'the base model' * loss.needs_base} | {loss.source} |"
+        for name, loss in RETAIN_LOSSES.items()
+    ]
+    header = "| retain loss | what it does | needs | source |"
+    assert [re.sub(" +", " ", row) for row in expected] == rows_below("paper.md", header)
+
+
 def test_every_metric_attack_and_task_is_in_the_docs():
+    """Metrics by the first cell of a row, attacks by the last one."""
     benchmarks, threats = ((ROOT / "docs" / name).read_text() for name in ("benchmarks.md", "threat_model.md"))
+    assert [name for name in METRICS if not re.search(rf"^\| [^|]*`{name}`", benchmarks, re.MULTILINE)] == []
     of_tasks = {metric for task in TASKS.values() for metric in task.metrics}
-    assert [name for name in (METRICS.keys() | of_tasks) if not re.search(rf"`(\w+/)?{name}`", benchmarks)] == []
-    assert [name for name in ATTACKS if f"`{name}`" not in threats] == []
+    assert [name for name in of_tasks if not re.search(rf"`(\w+/)?{name}`", benchmarks)] == []
+    assert [name for name in ATTACKS if not re.search(rf"\| `[^|]*\b{name}`[^|]*\|$", threats, re.MULTILINE)] == []
     assert [name for name in TASKS if name not in benchmarks.lower() and name != "choices"] == []

@@ -31,7 +31,9 @@ class BenchmarkArguments(MeasureArguments):
     output_dir: str = field(metadata={"help": "Folder of the results, one folder a cell inside."})
     data: str = option("locuslab/TOFU", "Folder of TOFU's JSON lines, or a Hub data set.")
     requests: int | None = option(None, "Split the forget set into so many requests.")
-    methods: list[str] = option(list(METHODS), f"Some of {', '.join(METHODS)}.")
+    methods: list[str] = option(
+        list(METHODS), f"What is compared: {'; '.join(f'{name}: {one.caption}' for name, one in METHODS.items())}."
+    )
     seeds: list[int] = option([0], "Seeds of the methods.")
     oracle_seeds: list[int] = option([0, 1, 2], "Seeds of the oracles.")
     options: dict[str, Any] | str | None = option(None, 'Method, or "teach" -> training options, as JSON.')

@@ -157,31 +157,33 @@ METHODS: dict[str, Method] = {
         AlterUnlearnTrainer, AlterConfig, stacks=True, calibrates=True,
     ),
     "alter_profile": Method(
-        "the same with `forget_loss=\"profile\"`: every token of a forget row comes to the rank of an unseen row's, "
+        "`alter` with `forget_loss=\"profile\"`: every token of a forget row comes to the rank of an unseen row's, "
         "not the row's mean alone",
         AlterUnlearnTrainer, AlterConfig, {"forget_loss": "profile"}, stacks=True, calibrates=True,
     ),
     "alter_paper": Method(
-        "the same with the paper's loss as printed (`forget_loss=\"ihl\"`), three epochs, no level: what it comes to "
+        "`alter` with the paper's loss as printed (`forget_loss=\"ihl\"`), three epochs, no level: what it comes to "
         "by itself",
         AlterUnlearnTrainer, AlterConfig, {"forget_loss": "ihl", "num_train_epochs": 3},
         stacks=True, calibrates=True,
     ),
     "alter_npo": Method(
-        "ALTER's router and isolation with NPO as the forget loss, for `lora_npo`'s epochs and schedule",
+        "ALTER's router and isolation with NPO as the forget loss, for `lora_npo`'s epochs and schedule: what the "
+        "loss and its calibration are worth",
         AlterUnlearnTrainer, AlterConfig,
         {"forget_loss": "npo", "num_train_epochs": 5, "lr_scheduler_type": "linear"}, stacks=True,
     ),
     "asymlora": Method(
-        "ALTER with `router=\"static\"`: all text sees all experts (AsymLoRA, Eqs. 2 and 6)",
+        "`alter` with `router=\"static\"`: all text sees all experts (AsymLoRA, Eqs. 2 and 6)",
         AlterUnlearnTrainer, lambda: AlterConfig(router="static"), stacks=True, calibrates=True,
     ),
     "lora_level": Method(
-        "plain LoRA with ALTER's default loss, level and stopping: what is left of ALTER without its adapter",
+        "plain LoRA with ALTER's default loss, level and stopping, at the rate of the others: what the adapter "
+        "and its router are worth",
         UnlearnTrainer, _lora, {**TO_TARGETS, "forget_loss": "level"}, calibrates=True,
     ),
     "lora_profile": Method(
-        "the same with `forget_loss=\"profile\"`",
+        "`lora_level` with `forget_loss=\"profile\"`",
         UnlearnTrainer, _lora, {**TO_TARGETS, "forget_loss": "profile"}, calibrates=True,
     ),
     "lora_ihl": Method(
@@ -194,12 +196,12 @@ METHODS: dict[str, Method] = {
         UnlearnTrainer, _lora, {**LORA, "forget_loss": "ga"},
     ),
     "lora_npo": Method(
-        "plain LoRA, negative preference optimisation plus cross-entropy on retain rows (2404.05868, beta 0.1)",
+        "plain LoRA, negative preference optimisation (NPO) plus cross-entropy on retain rows (2404.05868, beta 0.1)",
         UnlearnTrainer, _lora, {**LORA, "forget_loss": "npo"},
     ),
     "lora_simnpo": Method(
-        "plain LoRA, its form without a reference plus cross-entropy on retain rows (SimNPO, 2410.07163); beta 4.5, "
-        "weight 0.125 and no margin, as in open-unlearning",
+        "plain LoRA, the form of NPO without a reference plus cross-entropy on retain rows (SimNPO, 2410.07163, "
+        "beta 4.5, weight 0.125 and no margin, as in open-unlearning)",
         UnlearnTrainer, _lora, {**LORA, "forget_loss": "simnpo"},
     ),
 }  # fmt: skip

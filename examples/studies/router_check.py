@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does the router hold where a user, or an attacker, does not ask as the forget set does?
 
-    python examples/router_check.py
+    python examples/studies/router_check.py
 
 After `make demo`, whose target it loads. Phase I alone: the router is fitted before any expert is trained. Prints the
 share of answer tokens that go to a forget expert, and to the right one, under each way of asking.
@@ -9,16 +9,20 @@ share of answer tokens that go to a forget expert, and to the right one, under e
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 
-import demo
-import smollm2
 import torch
 from transformers import set_seed
 
 from alter_peft.evaluation import Pair, score_answers
 from alter_peft.evaluation.attacks.asking_otherwise import IDLE, prefixed, ways_of_asking
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the examples that it builds on
+import demo
+import smollm2
 
 
 FOLDER = Path("runs/demo")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much weight must retained text have when the router is fitted, and how many positions? Twenty sub-domains.
 
-    python examples/router_weights.py
+    python examples/studies/router_weights.py
 
 TOFU's forget10 (20 authors) against 1600 retained rows, on SmolLM2-135M-Instruct as it is: the router reads layer 12
 of 30. Prints the share of answer tokens sent to a forget expert: of the forget rows (and to the right one), of the
@@ -16,8 +16,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import smollm2
-import tofu
 import torch
 from sklearn.linear_model import LogisticRegression
 
@@ -26,6 +24,11 @@ from alter_peft.evaluation.answers import labelled_row
 from alter_peft.scoring import pad_rows
 from alter_peft.subdomains import discover_subdomains
 from alter_peft.tuner.moving_average import moving_average
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the examples that it builds on
+import smollm2
+import tofu
 
 
 LAYER, HALF_LIFE = 12, 8.0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does S matter at inference? Answers and speed of `inference_entropy="none"` (fast) against `"base"` (reference).
 
-    python examples/inference_entropy.py
+    python examples/studies/inference_entropy.py
 
 After `make demo`, whose target and adapter it loads. Greedy answers of 40 tokens to 12 questions of each set.
 """
@@ -9,17 +9,21 @@ After `make demo`, whose target and adapter it loads. Greedy answers of 40 token
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from pathlib import Path
 
-import demo
-import smollm2
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import alter_peft  # noqa: F401 (registers ALTER)
 from alter_peft.evaluation import encode_pair, score_answers
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the examples that it builds on
+import demo
+import smollm2
 
 
 FOLDER = Path("runs/demo")

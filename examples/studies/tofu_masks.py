@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does it matter which tokens count as low-entropy ones? Fixed threshold, quantile, and a shuffled mask as control.
 
-    python examples/tofu_masks.py
+    python examples/studies/tofu_masks.py
 
 After `make tofu`, whose target it loads. With the hinge, whose mask it is, for the paper's three epochs: the level
 loss takes whole answers.
@@ -13,8 +13,6 @@ import random
 import sys
 from pathlib import Path
 
-import smollm2
-import tofu
 import torch
 from datasets import Dataset
 from transformers import set_seed
@@ -22,6 +20,11 @@ from transformers import set_seed
 from alter_peft import AlterConfig
 from alter_peft.data import PairDataset
 from alter_peft.evaluation import score_answers
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the examples that it builds on
+import smollm2
+import tofu
 
 
 def shuffled(dataset: Dataset, seed: int) -> Dataset:
