@@ -80,6 +80,30 @@ def test_what_learns_is_the_sum(tmp_path, tokenizer, router):
     assert gap() > together + 0.1
 
 
+@pytest.mark.parametrize("given", ["two adapters", "one that has learned", "a fresh one"])
+def test_the_reference_of_npo_is_the_model_as_it_was_given(tmp_path, tokenizer, given):
+    """Whatever acts in it, while phase I looks at the base; a fresh adapter is the base."""
+    torch.manual_seed(4)
+    options = {"entropy_quantile": 0.6, "init_weights": given == "a fresh one", "task_type": "CAUSAL_LM"}
+    one = get_peft_model(make_llama(len(tokenizer)), AlterConfig(**options))
+    model = two_adapters(tokenizer) if given == "two adapters" else one
+    trainer = make_trainer(tmp_path, tokenizer, model=model, forget=LATER, forget_loss="npo")
+    trainer.prepare()
+
+    def log_probs() -> torch.Tensor:
+        found = []
+        for row in trainer.train_dataset.forget:
+            with torch.no_grad():
+                log_p = trainer.model.eval()(input_ids=torch.tensor([row["input_ids"]])).logits[0].log_softmax(dim=-1)
+            found.append(sum(log_p[t, label] for t, label in enumerate(row["labels"][1:]) if label != -100))
+        return torch.stack(found)
+
+    torch.testing.assert_close(trainer.measured.reference, log_probs(), atol=1e-4, rtol=1e-5)
+    with trainer.model.disable_adapter():
+        far = (trainer.measured.reference - log_probs()).abs().max() > 0.01
+    assert far == (given != "a fresh one")
+
+
 def test_the_others_act_as_they_will_be_asked(tmp_path, tokenizer):
     """Gated without the entropies of the training, and without dropout."""
     model = two_adapters(tokenizer, {"lora_dropout": 0.5})

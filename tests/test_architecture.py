@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections import Counter
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -41,6 +42,17 @@ def imports_of(name: str, source: str) -> set[str]:
     return {module for module in found if module in MODULES} - {name}
 
 
+def outside_of(source: str) -> set[str]:
+    """The packages that a module imports anywhere, beside this one and Python's own."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(str(node.module))
+    return {name.partition(".")[0] for name in found} - {"alter_peft", *sys.stdlib_module_names}
+
+
 @cache
 def graph() -> dict[str, set[str]]:
     return {name: imports_of(name, FILES[path].read_text()) for name, path in MODULES.items()}
@@ -63,6 +75,8 @@ def test_imports_are_found():
     expected = {"entropy", "evaluation", "evaluation.scores", "trainer.config", "benchmark.grid"}
     assert imports_of("alter_peft.evaluation.answers", source) == {f"alter_peft.{name}" for name in expected}
     assert sum(map(len, graph().values())) > 200
+    outside = "import os, torch.nn as nn\ndef late():\n    from transformers.cache_utils import Cache\n"
+    assert outside_of(source + "\n" + outside) == {"torch", "transformers"}
 
 
 def test_no_two_files_import_one_another():
@@ -84,8 +98,9 @@ def test_rooms_look_downwards():
 
 def test_the_losses_need_torch_alone():
     """Beside what the package has of entropies, which needs nothing else either."""
-    own = {other for name, others in graph().items() if room(name) == "losses" for other in others}
-    assert {other for other in own if room(other) != "losses"} <= {"alter_peft.entropy"}
+    own = {name for name in MODULES if room(name) == "losses"} | {"alter_peft.entropy"}
+    assert not set().union(*(graph()[name] for name in own)) - own
+    assert set().union(*(outside_of(MODULES[name].read_text()) for name in own)) == {"torch"}
 
 
 def test_no_file_and_no_room_is_too_large():

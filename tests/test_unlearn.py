@@ -15,6 +15,7 @@ from trl import SFTConfig, SFTTrainer
 from alter_peft import AlterConfig, UnlearnConfig, UnlearnTrainer
 from alter_peft.benchmark.teaching import LabelledTrainer
 from alter_peft.losses import FORGET_LOSSES, ForgetBatch, TokenScores
+from alter_peft.trainer.terms import forget_batch
 from alter_peft.tuner.decoder import last_hidden_states
 
 
@@ -60,7 +61,7 @@ def by_hand() -> ForgetBatch:
     tokens = TokenScores(torch.tensor([0.6, 0.1, 0.5]).log(), torch.tensor([0.3, 0.5, 0.4]).log())
     reference = torch.tensor([0.06, 0.5]).log() + torch.tensor([1.0, 2.0])
     empty = torch.empty(0)
-    return ForgetBatch(tokens, torch.tensor([0, 0, 1]), empty, empty, reference)
+    return ForgetBatch(tokens, torch.tensor([0, 0, 1]), 2, empty, empty, reference)
 
 
 def computed(name: str, batch: ForgetBatch, **options: float) -> torch.Tensor:
@@ -85,7 +86,7 @@ def test_npo_begins_as_gradient_ascent_of_whole_rows():
     """Where p = p_ref its gradient is that of ln p (arXiv 2404.05868), and where a row has gone far it is 0."""
     log_prob, empty = torch.tensor([-3.0, -300.0], requires_grad=True), torch.empty(0)
     batch = ForgetBatch(
-        TokenScores(log_prob, torch.zeros(2)), torch.arange(2), empty, empty, torch.tensor([-3.0, -3.0])
+        TokenScores(log_prob, torch.zeros(2)), torch.arange(2), 2, empty, empty, torch.tensor([-3.0, -3.0])
     )
     computed("npo", batch).sum().backward()
     assert log_prob.grad.tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
@@ -117,9 +118,9 @@ def test_the_loss_is_that_of_a_loop_over_all_logits(tokenizer, tmp_path, forget_
     measured = [
         trainer.measured.targets[chosen] if len(trainer.measured.targets) else torch.empty(0),
         torch.cat([trainer.measured.profiles[i] for i in chosen]) if trainer.measured.profiles else torch.empty(0),
-        trainer.measured.reference[chosen] if len(trainer.measured.reference) else torch.full((4,), torch.nan),
+        trainer.measured.reference[chosen] if len(trainer.measured.reference) else torch.empty(0),
     ]
-    forget = loss.weight * loss.compute(ForgetBatch(scores, torch.tensor(rows), *measured), loss.options).mean()
+    forget = loss.weight * loss.compute(ForgetBatch(scores, torch.tensor(rows), 4, *measured), loss.options).mean()
     _, count = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
     assert count["forget"] == (len(rows) if loss.over == "tokens" else 4)
     trainer.current_gradient_accumulation_steps = 1
@@ -215,6 +216,48 @@ def test_an_option_that_a_loss_does_not_have(tmp_path):
 def test_an_option_that_is_no_finite_number(tmp_path, value):
     with pytest.raises(ValueError, match=r"`forget_loss_kwargs\['margin'\]` is .*, but must be a finite number"):
         UnlearnConfig(output_dir=str(tmp_path), forget_loss="hinge", forget_loss_kwargs={"margin": value})
+
+
+@pytest.mark.parametrize(
+    ("forget_loss", "name", "value", "bound"),
+    [
+        ("npo", "beta", 0.0, "above 0"),
+        ("npo", "beta", -0.1, "above 0"),
+        ("simnpo", "beta", 0, "above 0"),
+        ("simnpo", "delta", -1.0, "0 or above"),
+        ("hinge", "margin", -0.1, "0 or above"),
+    ],
+)
+def test_an_option_out_of_its_bounds(tmp_path, forget_loss, name, value, bound):
+    message = rf"`forget_loss_kwargs\['{name}'\]` is {value}, but must be a finite number, {bound}"
+    with pytest.raises(ValueError, match=message):
+        UnlearnConfig(output_dir=str(tmp_path), forget_loss=forget_loss, forget_loss_kwargs={name: value})
+
+
+def test_every_default_lies_within_its_bounds(tmp_path):
+    for forget_loss, entry in FORGET_LOSSES.items():
+        assert entry.positive <= entry.options.keys()
+        UnlearnConfig(output_dir=str(tmp_path), forget_loss=forget_loss, forget_loss_kwargs=dict(entry.options))
+
+
+@pytest.mark.parametrize("forget_loss", list(FORGET_LOSSES))
+def test_what_a_loss_does_not_need_is_empty(tokenizer, tmp_path, forget_loss):
+    """Also with ALTER's trainer, whose phase I measures all rows whatever the loss."""
+    from trainer_setup import make_trainer as make_alter_trainer
+
+    trainer = make_alter_trainer(
+        tmp_path, tokenizer, adapter={}, forget_loss=forget_loss, others={"calibration_dataset": UNSEEN}
+    )
+    trainer.prepare()
+    batch = trainer.data_collator([trainer.train_dataset[(i, i)] for i in range(3)])
+    masks, loss = trainer._masks(batch), FORGET_LOSSES[forget_loss]
+    scores = TokenScores(*torch.zeros(2, int(masks.labelled.sum())))
+    given = forget_batch(scores, batch, masks, loss, trainer.measured)
+    assert given.num_rows == 3 and len(given.log_prob) == len(given.sizes) == 3
+    sizes = {"targets": 3, "profiles": len(given.rows), "reference": 3}
+    assert {name: len(getattr(given, name)) for name in sizes} == {
+        name: size if name in loss.needs else 0 for name, size in sizes.items()
+    }
 
 
 def test_columns_that_nothing_reads_are_refused(tokenizer, tmp_path):

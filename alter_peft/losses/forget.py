@@ -18,11 +18,12 @@ class ForgetBatch(NamedTuple):
     """
     The labelled tokens of a batch's forget rows, n tokens of R rows, and what was measured of the rows before.
 
-    What a loss does not need (`ForgetLoss.needs`) is empty.
+    Of what was measured, all that the loss does not need (`ForgetLoss.needs`) is empty.
 
     Attributes:
         scores: see [`TokenScores`], (n,).
         rows: the row of each token, integers below R in ascending order, (n,).
+        num_rows: R.
         targets: the mean log-probability that each row is to come to, in nats, (R,).
         profiles: the log-probabilities that its tokens are to come to, (n,): row after row, the least likely first.
         reference: ln p of each row by the model before the training, the sum over its tokens, (R,).
@@ -30,14 +31,10 @@ class ForgetBatch(NamedTuple):
 
     scores: TokenScores
     rows: Tensor
+    num_rows: int
     targets: Tensor
     profiles: Tensor
     reference: Tensor
-
-    @property
-    def num_rows(self) -> int:
-        """R."""
-        return len(self.reference)
 
     @property
     def log_prob(self) -> Tensor:
@@ -194,7 +191,8 @@ class ForgetLoss:
             paper's L_IHL is; else of whole answers.
         needs: what has to be measured of the rows before the training: `"targets"` (a level), `"profiles"`,
             `"reference"`.
-        options: name -> default of what `forget_loss_kwargs` may set.
+        options: name -> default of what `forget_loss_kwargs` may set; none is ever below 0.
+        positive: those of the options that must not be 0 either.
         weight: what it is multiplied by beside `forget_weight`, as its source has it.
     """
 
@@ -205,6 +203,7 @@ class ForgetLoss:
     low_entropy: bool = False
     needs: frozenset[str] = frozenset()
     options: Mapping[str, float] = field(default_factory=dict)
+    positive: frozenset[str] = frozenset()
     weight: float = 1.0
 
     @property
@@ -256,6 +255,7 @@ FORGET_LOSSES: dict[str, ForgetLoss] = {
         source="arXiv 2404.05868",
         needs=frozenset({"reference"}),
         options={"beta": 0.1},
+        positive=frozenset({"beta"}),
     ),
     "simnpo": ForgetLoss(
         compute=lambda batch, options: simnpo_loss(batch.log_prob, batch.sizes, options["beta"], options["delta"]),
@@ -263,6 +263,7 @@ FORGET_LOSSES: dict[str, ForgetLoss] = {
         caption="Negative preference optimisation by the mean log-probability, without a reference.",
         source="arXiv 2410.07163; beta, delta and weight of open-unlearning",
         options={"beta": 4.5, "delta": 0.0},
+        positive=frozenset({"beta"}),
         weight=0.125,
     ),
 }

@@ -23,7 +23,7 @@ from .distributed import from_main_process, gathering_layers, is_zero3_split
 from .initialization import start_from_clusters
 from .inputs import Subdomain, assign_experts, check_unscaled
 from .isolation import Isolation, clip_by_source, parameter_groups
-from .phase_one import PhaseOne, labelled_rows
+from .phase_one import PhaseOne
 from .structural import StructuralTerm
 from .targets import measure
 from .unlearn import UnlearnTrainer
@@ -180,13 +180,15 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         if looks:
             with self.accelerator.autocast(), gathering_layers(self.model):
                 found = phase.find(self._forget, self._retain, size, self.args.seed)
-                if self._calibration is not None:
-                    rows = labelled_rows(self._calibration)
-                    unseen = self.scored.label_log_probabilities(rows, size, base=True, by_length=False)
+            unseen = self._log_probabilities(self._calibration, size, base=True)
         if several:
             found, unseen = from_main_process((found, unseen))
         forget, retain = phase.use(found, self._forget, self._retain)
         known = list(phase.forget_log_probabilities)
+        if "reference" in self.args.loss.needs:
+            if looks and not self._begins_as_base:
+                known = self._log_probabilities(self._forget, size)
+            known = from_main_process(known) if several else known
         self.measured = measure(self.args.loss, known, unseen, self.args.forget_level, self.args.seed)
         self.train_dataset = PairDataset(forget, retain)
         if self.alter_config.init_weights == "cluster" and looks:
@@ -198,6 +200,12 @@ class AlterUnlearnTrainer(UnlearnTrainer):
             for name, tensor in from_main_process(adapter).items():
                 own[name].data.copy_(tensor)
         self._prepared = True
+
+    @property
+    def _begins_as_base(self) -> bool:
+        """Whether the model as it was given is its base: no other adapter acts, and no expert has learned."""
+        banks = [layer.alter_B[self.adapter_name] for layer in self.scored.layers_of(self.adapter_name)]
+        return len(self._active) == 1 and not any(expert.any() for bank in banks for expert in bank.experts())
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As the parent's; afterwards, backward included, no expert has an owner any more."""

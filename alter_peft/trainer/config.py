@@ -115,7 +115,10 @@ class UnlearnConfig(SFTConfig):
                     f"`forget_loss_kwargs` has {name!r}, but `forget_loss={self.forget_loss!r}` takes "
                     f"{list(known_options)}. Remove it."
                 )
-            require(is_finite_number(value), f"forget_loss_kwargs[{name!r}]", value, "a finite number")
+            fits, bound = is_positive(value), "above 0"
+            if name not in self.loss.positive:
+                fits, bound = is_finite_number(value) and value >= 0, "0 or above"
+            require(fits, f"forget_loss_kwargs[{name!r}]", value, f"a finite number, {bound}")
         level, tolerance = self.forget_level, self.stopping_tolerance
         require(
             is_positive(level) and level < 1, "forget_level", level, "a probability between 0 and 1, both excluded"

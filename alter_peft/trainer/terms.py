@@ -78,7 +78,8 @@ def forget_batch(
     return ForgetBatch(
         TokenScores(*(part[own] for part in scores)),
         rows,
+        len(places),
         targets.to(ids.device)[ids] if len(targets) else empty,
         torch.cat([profiles[i] for i in ids.tolist()]).to(ids.device) if len(profiles) and len(ids) else empty,
-        reference.to(ids.device)[ids] if len(reference) else scores.log_prob.new_full((len(ids),), torch.nan),
+        reference.to(ids.device)[ids] if len(reference) else empty,
     )

@@ -250,17 +250,18 @@ class UnlearnTrainer(SFTTrainer):
         """Measure what the forget loss needs of the rows, by the model as it was given; `train` calls it once."""
         if self._prepared:
             return
-        known: list[Tensor] = []
-        unseen: list[Tensor] = []
         size = max(1, self.args.per_device_train_batch_size)
-        with self.accelerator.autocast(), gathering_layers(self.model):
-            if self.args.loss.needs:
-                known = self.scored.label_log_probabilities(labelled_rows(self._forget), size, by_length=False)
-            if self._calibration is not None:
-                unseen = self.scored.label_log_probabilities(labelled_rows(self._calibration), size, by_length=False)
+        known = self._log_probabilities(self._forget if self.args.loss.needs else None, size)
+        unseen = self._log_probabilities(self._calibration, size)
         self.measured = measure(self.args.loss, known, unseen, self.args.forget_level, self.args.seed)
         self.train_dataset = PairDataset(self._forget, self._retain)
         self._prepared = True
+
+    def _log_probabilities(self, dataset: Dataset | None, batch_size: int, base: bool = False) -> list[Tensor]:
+        """ln p of each row's labels by the model as it is, or by its base; none without a data set."""
+        rows = [] if dataset is None else labelled_rows(dataset)
+        with self.accelerator.autocast(), gathering_layers(self.model):
+            return self.scored.label_log_probabilities(rows, batch_size, base=base, by_length=False)
 
     def _record_gap(self, gap: float) -> None:
         self._metrics["train"]["forget_gap"].append(gap)
