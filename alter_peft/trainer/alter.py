@@ -230,16 +230,11 @@ class AlterUnlearnTrainer(UnlearnTrainer):
             optimized: Any = model or self.model
             groups = parameter_groups(optimized, each_expert=self.is_deepspeed_enabled)
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, optimized)
-            rates = {"shared": self.args.shared_learning_rate}
+            rates, decay = {"shared": self.args.shared_learning_rate}, self.args.weight_decay
             settings = [
-                {
-                    "name": name,
-                    "params": parameters,
-                    "lr": rates.get(name, self.args.learning_rate),
-                    "weight_decay": self.args.weight_decay,
-                }
-                for name, parameters in groups.items()
-                if parameters
+                {"name": name, "params": own, "lr": rates.get(name, self.args.learning_rate), "weight_decay": decay}
+                for name, own in groups.items()
+                if own
             ]
             self.optimizer = cls(settings, **kwargs)
         optimizer: torch.optim.Optimizer = self.optimizer

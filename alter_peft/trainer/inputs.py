@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -259,14 +259,10 @@ def check_all_labelled(name: str, before: Dataset, after: Dataset, max_length: i
             f"{lost} of {len(before)} rows of `{name}` have no label left after truncation to `max_length`="
             f"{max_length} tokens. Raise `max_length` or shorten the prompts."
         )
-    empty = [i for i, labels in enumerate(after["labels"]) if not has_label(labels)]
+    # nothing predicts the first token
+    empty = [i for i, labels in enumerate(after["labels"]) if all(label == -100 for label in labels[1:])]
     if empty:
         raise ValueError(
             f"{len(empty)} rows of `{name}` have no labelled token, the first is row {empty[0]}. Give every row a "
             "completion (or `labels` other than -100 after the first token)."
         )
-
-
-def has_label(labels: Sequence[int]) -> bool:
-    """Whether any token but the first, which nothing predicts, is labelled."""
-    return any(label != -100 for label in labels[1:])

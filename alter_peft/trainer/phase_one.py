@@ -126,10 +126,8 @@ class PhaseOne:
         if self.router is not None:
             self._set_router(self.router.alter_router[self.adapter_name], found)
         rows = [part.tolist() for part in found["entropy"].split(found["lengths"].tolist())]
-        return (
-            forget.add_column("entropy", rows[: len(forget)]),
-            retain.add_column("entropy", rows[len(forget) :]),
-        )
+        of_forget, of_retain = rows[: len(forget)], rows[len(forget) :]
+        return forget.add_column("entropy", of_forget), retain.add_column("entropy", of_retain)
 
     def _set_router(self, linear: Any, found: dict[str, Tensor]) -> None:
         """Write the router, or check that the one that an adapter brings sends these very data to the same experts."""

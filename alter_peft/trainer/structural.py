@@ -83,11 +83,10 @@ class StructuralTerm:
         # What is displaced is not A, which FSDP shards and each row would displace differently, but what is added to
         # it: every process has all of that, and no other sees it.
         shapes = [(A.out_features, A.in_features) for A in self._projections]
-        offsets = [torch.zeros(shape, device=inputs["input_ids"].device) for shape in shapes]
-        for offset in offsets:
-            offset.requires_grad_()
+        device = inputs["input_ids"].device
+        offsets = [torch.zeros(shape, device=device, requires_grad=True) for shape in shapes]
         length = STEP * max(1.0, self._norm_of_shared())
-        value = torch.zeros((), device=inputs["input_ids"].device)
+        value = torch.zeros((), device=device)
         gradients = [torch.zeros_like(offset) for offset in offsets]
         for row in self._rows(inputs, high, offsets, global_step):
             term = structural_invariance(row, offsets, length)
@@ -122,9 +121,7 @@ class StructuralTerm:
         self, inputs: dict[str, Any], high: Tensor, offsets: Sequence[Tensor], global_step: int
     ) -> list[_SignedEntropy]:
         rows = high.any(dim=1).nonzero().flatten().tolist()
-        if gathers_layers(
-            self.accelerator
-        ):  # weights are gathered by all processes together, so all make equally many passes
+        if gathers_layers(self.accelerator):  # by all processes together, so all make equally many passes
             count = torch.tensor([len(rows)], device=high.device)
             rows += [None] * (int(self.accelerator.gather(count).max()) - len(rows))
         nothing = torch.empty(0, dtype=torch.long, device=high.device)

@@ -22,8 +22,7 @@ def forget_term(
     measured: Measured,
 ) -> Tensor:
     """The sum of a forget loss over what it is of, with the weight that its entry gives it."""
-    summed = loss.compute(forget_batch(scores, batch, masks, loss, measured), options).sum()
-    return summed if loss.weight == 1 else loss.weight * summed
+    return loss.weight * loss.compute(forget_batch(scores, batch, masks, loss, measured), options).sum()
 
 
 def retain_term(
@@ -53,11 +52,7 @@ def retain_term(
 
 
 def forget_batch(
-    scores: TokenScores,
-    batch: dict[str, Tensor],
-    masks: TokenMasks,
-    loss: ForgetLoss,
-    measured: Measured,
+    scores: TokenScores, batch: dict[str, Tensor], masks: TokenMasks, loss: ForgetLoss, measured: Measured
 ) -> ForgetBatch:
     """
     What a forget loss is given of a batch: its rows that have a token that the loss is of.

@@ -151,11 +151,9 @@ class AlterConfig(PeftConfig):
         require(known, "router", self.router, " or ".join(map(repr, ROUTERS)))
         if self.inference_entropy is None:
             self.inference_entropy = ROUTERS[self.router].entropy_sources[0]
-        if self.num_forget_experts is None:
-            if self.domains is not None:
-                self.num_forget_experts = len(self.domains)
-            elif self.expert_weights is not None:
-                self.num_forget_experts = len(self.expert_weights)
+        listed = self.expert_weights if self.domains is None else self.domains
+        if self.num_forget_experts is None and listed is not None:
+            self.num_forget_experts = len(listed)
         self._check_ranges()
         self._check_experts()
         self._check_layers()

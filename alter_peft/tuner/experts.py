@@ -54,12 +54,8 @@ class ExpertControl:
         name, config, layers = self._adapter(adapter_name)
         squares = torch.stack([_squared_norms(layer, name) for layer in layers]).sum(dim=0)
         on = any(name in layer.active_adapters and not layer.disable_adapters for layer in layers)
-        return {
-            domain: Expert(scale, norm, on and scale != 0)
-            for domain, scale, norm in zip(
-                config.expert_names, config.scales[1:], squares.sqrt().tolist(), strict=True
-            )
-        }
+        found = zip(config.expert_names, config.scales[1:], squares.sqrt().tolist(), strict=True)
+        return {domain: Expert(scale, norm, on and scale != 0) for domain, scale, norm in found}
 
     def set_expert_scale(self, domain: str, scale: float, adapter_name: str | None = None) -> None:
         """

@@ -41,14 +41,7 @@ class AlterLayer(AlterTunerLayer):
     """Holds A and the experts of every adapter on one layer."""
 
     adapter_layer_names: tuple[str, ...] = ("alter_A", "alter_B")
-    other_param_names: tuple[str, ...] = (
-        "r",
-        "lora_alpha",
-        "scaling",
-        "alter_dropout",
-        "expert_weights",
-        "expert_scales",
-    )
+    other_param_names = ("r", "lora_alpha", "scaling", "alter_dropout", "expert_weights", "expert_scales")
 
     def __init__(self, base_layer: nn.Module, context: GatingContext, **kwargs: Any) -> None:
         self.base_layer = base_layer

@@ -89,11 +89,8 @@ def copies_of_a_row(model: nn.Module, kwargs: dict[str, Any]) -> int:
     if not isinstance(model, GenerationMixin):
         return 1
     config = kwargs.get("generation_config") or model.generation_config
-    given = [
-        kwargs.get("num_beams", config.num_beams),
-        kwargs.get("num_return_sequences", config.num_return_sequences),
-    ]
-    return max(count or 1 for count in given)
+    beams = kwargs.get("num_beams", config.num_beams)
+    return max(beams or 1, kwargs.get("num_return_sequences", config.num_return_sequences) or 1)
 
 
 @contextmanager

@@ -3,16 +3,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from accelerate import init_empty_weights
 from peft import LoraModel, PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import (
-    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
-    get_quantization_kwargs,
-)
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, get_quantization_kwargs
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -26,14 +23,7 @@ from .gating import GatingContext
 from .hooks import DecoderHook, RouterHook
 from .layer import NO_FIXED_WEIGHT, AlterLayer, AlterLinear, context_of
 from .mixed_batch import RowAdapters, adapters_of_wrappers, check_adapter_names, copies_of_a_row
-from .targets import (
-    check_name,
-    check_targets,
-    refuse_split_weights,
-    refuse_unfelt,
-    refuse_unsupported,
-    resolve_layers,
-)
+from .targets import check_name, check_targets, refuse_split_weights, refuse_unfelt, refuse_unsupported, resolve_layers
 from .token_router import AlterRouter, AlterTunerLayer
 
 
@@ -121,10 +111,7 @@ class AlterModel(ExpertControl, BaseTuner):
             layer.register_forward_pre_hook(RouterHook(self.context), with_kwargs=True)
             self.context.routers.append(layer.token_router)
         width = model.config.get_text_config().hidden_size
-        if low_cpu_mem_usage:
-            with init_empty_weights():
-                layer.token_router.update_layer(adapter_name, width, config)
-        else:
+        with init_empty_weights() if low_cpu_mem_usage else nullcontext():
             layer.token_router.update_layer(adapter_name, width, config)
         layer.token_router.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
