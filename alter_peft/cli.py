@@ -69,10 +69,7 @@ class Adapter(NamedTuple):
         """The options as a dataclass, with types that the parser knows."""
         found = []
         if self.config is not None:
-            hints, known = (
-                get_type_hints(self.config),
-                {inner.name: inner for inner in dataclasses.fields(self.config)},
-            )
+            hints, known = get_type_hints(self.config), {one.name: one for one in dataclasses.fields(self.config)}
             for name, default in self.options.items():
                 found.append((name, _flag_type(hints[name]), option(default, known[name].metadata["help"])))
         return dataclasses.make_dataclass("AdapterArguments", found, namespace={"_argument_group_name": "adapter"})
@@ -95,9 +92,9 @@ ADAPTERS = {
         AlterUnlearnTrainer,
         AlterConfig,
         {
-            inner.name: None if inner.default is dataclasses.MISSING else inner.default
-            for inner in dataclasses.fields(AlterConfig)
-            if inner.name in get_annotations(AlterConfig)
+            one.name: None if one.default is dataclasses.MISSING else one.default
+            for one in dataclasses.fields(AlterConfig)
+            if one.name in get_annotations(AlterConfig)
         },
     ),
     "lora": Adapter(

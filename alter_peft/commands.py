@@ -67,13 +67,10 @@ def benchmark(argv: Sequence[str]) -> Callable[[], None]:
             raise SystemExit(1) from None
         if not PartialState().is_main_process:
             return
-        failed = [
-            f"{result.name} of seed {result.seed}: {error_text(result)}"
-            for result in results
-            if result.error is not None
-        ]
+        failed = [result for result in results if result.error is not None]
         if failed:
-            print(f"{len(failed)} of {len(results)} cells failed: {'; '.join(failed)}", file=sys.stderr)
+            reasons = "; ".join(f"{one.name} of seed {one.seed}: {error_text(one)}" for one in failed)
+            print(f"{len(failed)} of {len(results)} cells failed: {reasons}", file=sys.stderr)
         compared = _report(Path(args.output_dir), shlex.join(["alter-peft", "benchmark", *argv]))
         if failed or not compared:
             raise SystemExit(1)

@@ -36,8 +36,8 @@ class Grid:
         if args.tasks:
             read_choices(args.tasks, args.limit, args.form)
         setting = read_setting(args, tokenizer)
-        metrics = [name for one in setting.data.question_sets for name in one.metrics]
-        require_packages(*dict.fromkeys(package for name in metrics for package in METRICS[name].packages))
+        metrics = {name for one in setting.data.question_sets for name in one.metrics}
+        require_packages(*sorted({package for name in metrics for package in METRICS[name].packages}))
         try:
             check_rows(setting.rows, args.attacks)
         except ValueError as error:

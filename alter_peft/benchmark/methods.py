@@ -37,6 +37,7 @@ class UnlearningData(NamedTuple):
 
 # What a cell rests on: checkpoints would stand in the way of what is saved, and there are no rows for an evaluation
 OWN = {"output_dir", "seed", "save_strategy", "eval_strategy", "report_to", "push_to_hub"}
+COUNTS = ("per_device_train_batch_size", "gradient_accumulation_steps")  # what is 1 or more
 
 
 def read_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -60,10 +61,7 @@ def read_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     try:
         found = parse_values(config, options)
         args = config(output_dir="", **{**run_arguments(), **own, **found})
-        check_counts(
-            per_device_train_batch_size=args.per_device_train_batch_size,
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
-        )
+        check_counts(**{name: getattr(args, name) for name in COUNTS})
         if not args.learning_rate >= 0:
             raise ValueError(f"`learning_rate` is {args.learning_rate}, but must be 0 or more.")
         if not args.num_train_epochs > 0:

@@ -4,7 +4,7 @@
 from .answers import AnswerScores, Pair, chat_or_plain, encode_pair, generate_answers, score_answers
 from .attacks import ATTACKS, Attack, Attacked, Rows, attack
 from .attacks.asking_otherwise import IDLE
-from .metrics import METRICS, guards_of, measure, measure_guards
+from .metrics import METRICS, measure, measure_guards
 from .metrics.metric import Metric
 from .model_on_set import ModelOnSet
 from .oracle import Band, Comparison, Distance, band, compare_with_oracles, distances
@@ -54,7 +54,6 @@ __all__ = [
     "distances",
     "encode_pair",
     "generate_answers",
-    "guards_of",
     "measure",
     "measure_guards",
     "measure_task",

@@ -127,11 +127,11 @@ class Evaluation:
 
     def attacked(self) -> TaskData:
         """The task whose forget set is attacked where none of `sets` is."""
-        found = {name: self.parts[name] for name in self.args.task_options if name in self.parts}
-        found = {name: data for name, data in found.items() if data.forget and TASKS[name].is_attacked}
+        parts = [(name, data) for name, data in self.parts.items() if name in TASKS and TASKS[name].is_attacked]
+        found = [data for _, data in parts if data.forget]
         if len(found) != 1:
             raise ValueError(f"`attacks` is set, but {len(found)} of the tasks have questions to forget. Ask one.")
-        return next(iter(found.values()))
+        return found[0]
 
     def _files(self, sets: list[str]) -> list[str]:
         return sorted(Path(self.files[name]).name for name in sets)
