@@ -241,11 +241,10 @@ class Cell:
             self._trained(result)
 
         before = Requests(result.scores.after_requests, result.seconds.get("training", 0.0))
-        model, _ = run_requests(
+        return run_requests(
             METHODS[self.name], load(self.target), self.tokenizer, list(map(data.training_rows, requests)), given,
             measured, self.folder, self.seed, self.options, before, save,
-        )  # fmt: skip
-        return model
+        )[0]  # fmt: skip
 
     def _trained(self, result: Result) -> None:
         result.machine, result.environment = machine(), environment()
