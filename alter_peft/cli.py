@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from inspect import get_annotations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_type_hints
@@ -131,23 +132,20 @@ def _adapter(argv: Sequence[str]) -> Adapter:
     if found.config is not None:
         with Path(found.config).open(encoding="utf-8") as file:  # whose name an error of YAML's then has
             options = yaml.safe_load(file)
-        given = {**options, **given} if isinstance(options, dict) else given
+        if isinstance(options, dict):
+            given |= {flag: value for flag, value in options.items() if value is not None}
     name = str(found.adapter or given.get("adapter") or "alter")
     if name not in ADAPTERS:
         raise ValueError(f"`adapter` is {name!r}, but must be one of {list(ADAPTERS)}.")
-    known = {inner: _options(other) for inner, other in ADAPTERS.items()}
-    for option_name in given:
-        owners = [inner for inner, options in known.items() if option_name in options]
+    known = {
+        inner: {*other.options, *(one.name for one in dataclasses.fields(other.trainer.config_class))}
+        for inner, other in ADAPTERS.items()
+    }
+    for flag in given:
+        owners = [inner for inner, options in known.items() if flag in options]
         if owners and name not in owners:
-            raise ValueError(
-                f"`{option_name}` is an option of `adapter` {' and '.join(owners)}, but that is {name!r}."
-            )
+            raise ValueError(f"`{flag}` is an option of `adapter` {' and '.join(owners)}, but that is {name!r}.")
     return ADAPTERS[name]
-
-
-def _options(adapter: Adapter) -> set[str]:
-    """The options that an adapter and its trainer have, and others may not."""
-    return {*adapter.options, *(inner.name for inner in dataclasses.fields(adapter.trainer.config_class))}
 
 
 def _load_rows(name: str, source: str) -> Dataset:
@@ -186,6 +184,7 @@ def unlearn(argv: Sequence[str]) -> Callable[[], None]:
     parser = TrlParser(
         groups,
         prog="alter-peft unlearn",
+        allow_abbrev=False,  # `_adapter` knows whole names alone
         usage="alter-peft unlearn [--config options.yaml] --model M --forget F --retain R --output_dir DIR [options]",
         description="Make a model forget rows by an ALTER adapter, or by another kind (--adapter), with any forget "
         "loss (--forget_loss). Every option may also stand in a YAML file, given by --config; a flag overrides it.",
@@ -232,9 +231,10 @@ def generate(argv: Sequence[str]) -> Callable[[], None]:
     if args.max_new_tokens < 1:
         raise ValueError(f"`max_new_tokens` is {args.max_new_tokens}, but must be 1 or more.")
     if args.model is None:
-        model: Any = AutoPeftModelForCausalLM.from_pretrained(args.adapter)
+        model: Any = loaded("adapter", args.adapter, AutoPeftModelForCausalLM.from_pretrained)
     else:
-        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(args.model), args.adapter)
+        base = loaded("model", args.model, AutoModelForCausalLM.from_pretrained)
+        model = loaded("adapter", args.adapter, partial(PeftModel.from_pretrained, base))
     model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(args.adapter)
 

@@ -11,6 +11,7 @@ import types
 from argparse import ArgumentTypeError
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, field, fields
+from enum import Enum
 from importlib.util import find_spec
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -47,7 +48,7 @@ def json_object(name: str, text: str) -> dict[str, Any]:
     except json.JSONDecodeError:
         value = None
     if not isinstance(value, dict):
-        raise ValueError(f"`{name}` is {text!r}, but must be a JSON object such as '{{\"q_proj\": 4}}'.")
+        raise ValueError(f"`{name}` is {text!r}, but must be a JSON object: '{{\"name\": value}}'.")
     return value
 
 
@@ -74,12 +75,16 @@ def parse_values(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: a value that the field does not take.
     """
-    hints = get_type_hints(config)
-    return {name: _parsed(name, value, hints[name]) for name, value in values.items()}
+    hints, known = get_type_hints(config), {inner.name: inner.metadata for inner in fields(config)}
+    return {name: _parsed(name, value, hints[name], known[name].get("choices")) for name, value in values.items()}
 
 
-def _parsed(name: str, value: Any, hint: Any) -> Any:
+def _parsed(name: str, value: Any, hint: Any, choices: Collection[Any] | None) -> Any:
     kinds = alternatives(hint)
+    enums = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum)]
+    choices = choices or [member.value for kind in enums for member in kind]
+    if choices and isinstance(value, str) and value not in choices:
+        raise ValueError(f"`{name}` is {value!r}, but must be one of {list(choices)}.")
     if isinstance(value, str) and dict in kinds and str not in kinds:
         return json_object(name, value)
     for origin in sorted(kinds, key=lambda origin: type(value) is not origin):  # what it is already comes first
@@ -88,6 +93,8 @@ def _parsed(name: str, value: Any, hint: Any) -> Any:
         except (TypeError, ValueError, KeyError, ArgumentTypeError):
             continue
     kind = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    if Literal in kinds:
+        kind = " or ".join([*(["true or false"] if bool in kinds else []), *map(repr, get_args(kinds[Literal]))])
     raise ValueError(f"`{name}` is {value!r}, but must be {kind}.")
 
 
@@ -103,9 +110,10 @@ def _converted(value: Any, origin: Any, kind: Any) -> Any:
         raise TypeError
     if origin is Literal:
         return {str(known): known for known in get_args(kind)}[str(value)]
-    found = string_to_bool(str(value)) if origin is bool else origin(str(value))
-    # what is the same number stays as it was written: 3, not 3.0
-    return value if found == value and not isinstance(value, bool) else found
+    if origin is bool:
+        return string_to_bool(str(value))
+    found = origin(str(value))
+    return value if found == value and not isinstance(value, bool) else found  # as it was written: 3, not 3.0
 
 
 def check_known(name: str, values: Collection[str], known: Collection[str]) -> None:

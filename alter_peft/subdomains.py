@@ -84,9 +84,7 @@ def _vectorize(texts: Sequence[str]) -> tuple[Any, Any]:
         except ValueError:  # scikit-learn's way to say that no term is left
             continue
         return matrix, vectorizer.get_feature_names_out()
-    raise ValueError(
-        f"texts holds no word of two or more letters in its {len(texts)} texts: pass texts with words in them."
-    )
+    raise ValueError(f"texts holds no word of two or more letters in its {len(texts)} texts: pass texts with words.")
 
 
 def _cluster(matrix: Any, num_domains: int, seed: int) -> Any:

@@ -21,7 +21,7 @@ from alter_peft.benchmark import arguments as benchmark
 from alter_peft.benchmark import cell as cells
 from alter_peft.benchmark import methods
 from alter_peft.benchmark.arguments import BenchmarkArguments
-from alter_peft.benchmark.grid import Grid, run_benchmark
+from alter_peft.benchmark.grid import Grid
 from alter_peft.evaluation import Key, Score, Scores
 from alter_peft.evaluation.attacks import Attack
 from alter_peft.evaluation.results import Result
@@ -55,6 +55,10 @@ def stop_at_once(*args):
 def fake_attack(model, tokenizer, rows):
     calls.append(("attack", len(rows.forget)))
     return [FAKE]
+
+
+def run_benchmark(args) -> list[Result]:
+    return Grid(args).run()
 
 
 def as_attacks(monkeypatch, **attacks) -> dict[str, Attack]:
@@ -321,9 +325,13 @@ def test_a_score_that_stays_no_number_is_a_failed_cell(arguments, quick, monkeyp
     bad = Score("forget", "probability", float("nan") if where == "value" else 0.5, [float("inf")])
     monkeypatch.setattr(cells, "measure_task", lambda *args: Scores([bad]))
     assert all(result.error.startswith("`forget/probability` is ") for result in run_benchmark(arguments()))
+    calls.clear()
+    changed = {"teach": {"max_steps": 1}, "random": {"learning_rate": 1e-3}}
+    run_benchmark(arguments(options=changed))  # as of any cell that failed: it is trained anew by other options
+    assert calls == [("random", 0)]
 
 
-def test_requests_are_made_again_from_a_broken_score_on(arguments, quick, monkeypatch):
+def test_requests_are_made_again_where_a_score_of_theirs_is_broken(arguments, quick, monkeypatch):
     made = []
 
     def one_a_request(model, tokenizer, data, folder, seed, options):
@@ -343,7 +351,7 @@ def test_requests_are_made_again_from_a_broken_score_on(arguments, quick, monkey
     broken.save(path)
     made.clear()
     again = run_benchmark(arguments(requests=2))[-1]
-    assert made == ["request-2"] and again.error is None
+    assert made == ["request-1", "request-2"] and again.error is None
     assert {key: score.value for key, score in again.scores.items()} == {
         key: score.value for key, score in whole.scores.items()
     }

@@ -137,6 +137,22 @@ def test_an_option_of_another_kind_of_adapter_is_refused(files, capsys, flag):
     assert stop.value.code == 2 and said in capsys.readouterr().err
 
 
+def test_no_flag_is_cut_short(files, capsys):
+    """Or `--adap lora` would train an ALTER adapter."""
+    with pytest.raises(SystemExit) as stop:
+        main(plain_flags(files, "--adap", "lora"))
+    assert stop.value.code == 2 and "--adap" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["--adapter", "--model"])
+def test_what_generate_cannot_load_is_named(tmp_path, capsys, name):
+    given = {"--adapter": "nowhere", **({"--model": "nowhere"} if name == "--model" else {})}
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", "--prompt", "Who?", *(text for flag in given.items() for text in flag)])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and f"`{name[2:]}` is 'nowhere', which could not be loaded" in said
+
+
 def test_an_unknown_adapter_in_yaml_is_refused(files, tmp_path, capsys):
     """As a flag it is the parser's to refuse, which does not look at defaults."""
     (tmp_path / "options.yaml").write_text("adapter: dora\n")

@@ -307,7 +307,7 @@ def test_books_are_asked_as_tofu_is(place, tmp_path, result):
 
 
 def test_a_task_that_has_no_flag_of_its_own(place, tmp_path, result, monkeypatch):
-    argv = ["--model", str(place / "model"), "--output_file", str(tmp_path / "x.json"), "--no_bf16", "--rows", "9"]
+    argv = ["--model", str(place / "model"), "--output_file", str(tmp_path / "x.json"), "--no_bf16"]
     toy = Task(read=lambda tokenizer, **options: read_tofu(**options), caption="a toy")
     monkeypatch.setitem(TASKS, "toy", toy)
     options = {"toy": {"source": str(place / "tofu"), "rows": 2}}

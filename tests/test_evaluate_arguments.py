@@ -42,6 +42,7 @@ def test_every_option_says_what_it_is():
             {"sets": [], "forget": [], "books": {}, "attacks": ["sampling"]},
             "`attacks` is set, but no set is to be for",
         ),
+        ({"rows": 3}, "`rows` is set, but it is of TOFU alone"),
         ({"metrics": ["bleurt"]}, r"`metrics` has \['bleurt'\], but must be some of"),
         ({"attacks": ["rude"]}, r"`attacks` has \['rude'\], but must be some of"),
         ({"answered": 0}, "`answered` is 0, but must be 1 or more"),
@@ -155,6 +156,9 @@ def test_what_is_no_oracle(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"which can't be read\. '.*' is no result"):
             read_oracle(str(path))
+    Result("oracle", 0, Scores([Score("a", "b", 0.5)]), error="stopped before: set: b").save(path)
+    with pytest.raises(ValueError, match=r"which is not complete: stopped before: set: b\. Measure it again"):
+        read_oracle(str(path))
     Result("oracle", 0, error="RuntimeError: no memory").save(path)
     with pytest.raises(ValueError, match=r"which has no scores \(error: RuntimeError: no memory\)"):
         read_oracle(str(path))

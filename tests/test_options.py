@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import dataclass, field, fields
+from enum import StrEnum
 from typing import Any, Literal
 
 import pytest
@@ -26,6 +28,30 @@ class Arguments:
     loud: bool = False
     steps: int = 1
     names: list[str] = field(default_factory=list)
+
+
+class Colour(StrEnum):
+    RED = "red"
+
+
+@dataclass
+class Choosing:
+    colour: Colour | str = Colour.RED
+    level: str | None = field(default=None, metadata={"choices": ["info", "debug"]})
+    loud: bool | None = None
+
+
+def test_choices_are_those_of_the_flag():
+    """As transformers has them: an Enum's values, or the field's own list."""
+    assert parse_values(Choosing, {"colour": "red", "level": "info"}) == {"colour": "red", "level": "info"}
+    for name, known in (("colour", "['red']"), ("level", "['info', 'debug']")):
+        with pytest.raises(ValueError, match=re.escape(f"`{name}` is 'blue', but must be one of {known}.")):
+            parse_values(Choosing, {name: "blue"})
+
+
+@pytest.mark.parametrize(("given", "expected"), [(0, False), (1, True), ("false", False), (None, None)])
+def test_numbers_and_words_for_yes_and_no(given, expected):
+    assert parse_values(Choosing, {"loud": given})["loud"] is expected
 
 
 def test_values_are_those_of_their_fields():
@@ -60,7 +86,7 @@ def test_values_are_those_of_their_fields():
         ({"rows": {"a": 1}}, "`rows` is {'a': 1}, but must be int | None."),
         ({"rows": 2.5}, "`rows` is 2.5, but must be int | None."),
         ({"seeds": ["one"]}, "`seeds` is ['one'], but must be list[int]."),
-        ({"form": "words"}, "`form` is 'words', but must be Literal['letters', 'texts']."),
+        ({"form": "words"}, "`form` is 'words', but must be 'letters' or 'texts'."),
         ({"loud": "perhaps"}, "`loud` is 'perhaps', but must be bool."),
     ],
 )

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -75,15 +75,12 @@ class BenchmarkArguments(MeasureArguments):
         given = [name for name in ("books", "task_data") if getattr(self, name) is not None]
         if len(given) > 1 or (self.task_data is not None and len(self.task_data) != 1):
             raise ValueError(f"`task_data` is {self.task_data}, but a grid is of one task. Give one, and no `books`.")
-        own = OF_TOFU | {"requests"}
-        of_tofu = [one.name for one in fields(self) if one.name in own and getattr(self, one.name) != one.default]
+        of_tofu = self.set_of_tofu("data", "requests")
         if given and of_tofu:
             raise ValueError(f"`{of_tofu[0]}` is set, but it is of TOFU alone. Remove it or `{given[0]}`.")
         if self.attacks and (self.requests is not None or not TASKS[self.task[0]].is_attacked):
-            other = "requests" if self.requests is not None else given[0]
-            raise ValueError(
-                f"`attacks` is set, but they are for questions forgotten at once. Remove it or `{other}`."
-            )
+            one = "requests" if self.requests is not None else given[0]
+            raise ValueError(f"`attacks` is set, but they are for questions forgotten at once. Remove it or `{one}`.")
 
     @property
     def task(self) -> tuple[str, dict[str, Any]]:

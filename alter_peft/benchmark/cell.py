@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -144,12 +143,10 @@ class Cell:
         """What is kept of an earlier result."""
         result = Result(self.name, self.seed) if corrected(found, self.settings) else found
         result.settings = {**result.settings, **self.settings}
-        if result.broken:  # all is measured anew, and requests are made anew from the first broken one on
-            result.seconds = {part: value for part, value in result.seconds.items() if part == "training"}
-            after = result.scores.after_requests
-            whole = min((key.step or 0 for key, score in after.items() if not score.is_finite), default=inf)
-            result.scores = Scores(score for key, score in after.items() if (key.step or 0) < whole)
-            result.skipped = {}
+        if result.broken:  # all is measured anew; requests are made anew if a score of theirs is broken
+            whole = all(score.is_finite for score in result.scores.after_requests.values())
+            result.seconds = {name: value for name, value in result.seconds.items() if whole and name == "training"}
+            result.scores, result.skipped = result.scores.after_requests if whole else Scores(), {}
         return result
 
     def _left(self, result: Result) -> list[str]:

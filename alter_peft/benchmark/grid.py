@@ -57,8 +57,3 @@ class Grid:
         the other processes would wait for this one.
         """
         return [cell.run() for cell in self.cells]
-
-
-def run_benchmark(args: BenchmarkArguments) -> list[Result]:
-    """The results of a grid, run as far as it isn't there yet."""
-    return Grid(args).run()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from alter_peft.options import check_counts, check_known, json_object, option
 from .answers import Pair
 from .attacks import ATTACKS, LEARNING_RATE
 from .metrics import METRICS, check_set
-from .results import Result
+from .results import STOPPED, Result
 from .tasks import TASKS
 
 
@@ -70,6 +70,11 @@ class MeasureArguments:
         """`task_data`, read."""
         return self.task_data if isinstance(self.task_data, dict) else {}
 
+    def set_of_tofu(self, *others: str) -> list[str]:
+        """Which of TOFU's options, and of others, are set."""
+        names = {"split", "retain_rows", "rows", *others}
+        return [one.name for one in fields(self) if one.name in names and getattr(self, one.name) != one.default]
+
     def tofu_options(self, source: str) -> dict[str, Any]:
         """Arguments of TOFU's reader."""
         return {"source": source, "split": self.split, "retain_rows": self.retain_rows, "rows": self.rows}
@@ -122,6 +127,8 @@ class EvaluateArguments(MeasureArguments):
         super().__post_init__()
         if not (self.sets or self.task_options):
             raise ValueError("`sets`, `tofu`, `books`, `tasks` and `task_data` are all unset. Give one to measure.")
+        if not self.tofu and (of_tofu := self.set_of_tofu()):
+            raise ValueError(f"`{of_tofu[0]}` is set, but it is of TOFU alone. Set `tofu`, or remove it.")
         flags = {"tofu": self.tofu, "books": self.books, "choices": self.tasks}
         if twice := [name for name in self.other_tasks if flags.get(name)]:
             raise ValueError(f"`task_data` has {twice}, which is asked for by a flag of its own, too. Give one.")
@@ -134,9 +141,7 @@ class EvaluateArguments(MeasureArguments):
         if len(self.oracles) == 1:
             raise ValueError("`oracles` has one result, but needs two at least: their spread is the unit of distance.")
         if len(set(self.oracles)) < len(self.oracles):
-            raise ValueError(
-                f"`oracles` is {self.oracles}, which has one result twice. Give those of different seeds."
-            )
+            raise ValueError(f"`oracles` is {self.oracles}, which has one result twice. Give different seeds.")
 
     @property
     def task_options(self) -> dict[str, dict[str, Any]]:
@@ -237,6 +242,8 @@ def read_oracle(path: str) -> Result:
         result = Result.load(Path(path))
     except ValueError as error:
         raise ValueError(f"`oracles` names {path!r}, which can't be read. {error}") from error
+    if result.error is not None and result.error.startswith(STOPPED):
+        raise ValueError(f"`oracles` names {path!r}, which is not complete: {result.error}. Measure it again.")
     if not result.scores:
         raise ValueError(f"`oracles` names {path!r}, which has no scores (error: {result.error}). Measure it again.")
     if broken := result.broken:

@@ -46,6 +46,8 @@ class Evaluation:
         self.oracles = [read_oracle(path) for path in args.oracles]
         self.tokenizer = chat_or_plain(loaded("model", args.model, AutoTokenizer.from_pretrained), args.as_chat)
         self.parts = {f"set: {name}": self._own_set(name) for name in self.sets} | self._tasks()
+        metrics = {name for data in self.parts.values() for one in data.question_sets for name in one.metrics}
+        require_packages(*sorted({package for name in metrics for package in METRICS[name].packages}))
         self._check_names()
         self.rows = self._rows()
         try:
@@ -139,9 +141,7 @@ class Evaluation:
     def _judge(self, source: str) -> Any:
         tokenizer: PreTrainedTokenizerBase = loaded("judge", source, AutoTokenizer.from_pretrained)
         if tokenizer.get_vocab() != self.tokenizer.get_vocab():
-            raise ValueError(
-                f"`judge` is {source!r}, which has another tokenizer than the model. Give one with its own."
-            )
+            raise ValueError(f"`judge` is {source!r}, which has another tokenizer than the model. Give one with that.")
         return loaded("judge", source, load)
 
     def run(self) -> Result:

@@ -73,8 +73,9 @@ class Result:
 
     @property
     def failed(self) -> bool:
-        """Whether there is an error and the model was not measured; a run that was interrupted is no error."""
-        return self.error is not None and not self.error.startswith(STOPPED) and not self.is_measured
+        """Whether there is an error and no usable score of the model; a run that was interrupted is no error."""
+        stopped = self.error is None or self.error.startswith(STOPPED)
+        return not stopped and (not self.is_measured or bool(self.broken))
 
     @classmethod
     def load(cls, path: Path) -> Result:

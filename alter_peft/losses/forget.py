@@ -191,8 +191,8 @@ class ForgetLoss:
             paper's L_IHL is; else of whole answers.
         needs: what has to be measured of the rows before the training: `"targets"` (a level), `"profiles"`,
             `"reference"`.
-        options: name -> default of what `forget_loss_kwargs` may set; none is ever below 0.
-        positive: those of the options that must not be 0 either.
+        options: name -> default of what `forget_loss_kwargs` may set.
+        positive: those of the options that must be above 0.
         weight: what it is multiplied by beside `forget_weight`, as its source has it.
     """
 

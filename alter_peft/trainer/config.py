@@ -115,10 +115,9 @@ class UnlearnConfig(SFTConfig):
                     f"`forget_loss_kwargs` has {name!r}, but `forget_loss={self.forget_loss!r}` takes "
                     f"{list(known_options)}. Remove it."
                 )
-            fits, bound = is_positive(value), "above 0"
-            if name not in self.loss.positive:
-                fits, bound = is_finite_number(value) and value >= 0, "0 or above"
-            require(fits, f"forget_loss_kwargs[{name!r}]", value, f"a finite number, {bound}")
+            positive = name in self.loss.positive
+            fits = is_positive(value) if positive else is_finite_number(value)
+            require(fits, f"forget_loss_kwargs[{name!r}]", value, f"a finite number{', above 0' * positive}")
         level, tolerance = self.forget_level, self.stopping_tolerance
         require(
             is_positive(level) and level < 1, "forget_level", level, "a probability between 0 and 1, both excluded"

@@ -165,9 +165,7 @@ class ExpertControl:
 
     def _refuse_merged(self, name: str, layers: list[AlterLayer]) -> None:
         if any(name in layer.merged_adapters for layer in layers):
-            raise ValueError(
-                f"Adapter {name!r} is merged, so its experts cannot be changed. Call `unmerge_adapter` first."
-            )
+            raise ValueError(f"Adapter {name!r} is merged, so no expert can change. Call `unmerge_adapter` first.")
 
 
 def _check_domain(domain: str, name: str, config: AlterConfig) -> None:

@@ -109,9 +109,7 @@ def compare_books(scores: Scores, oracles: Sequence[Scores]) -> list[Score]:
         raise ValueError("`oracles` is empty: give the scores of at least one model that never saw the forget book.")
     missing = [key for key in (*SIMILARITIES, AUC) if any(key not in found for found in (scores, *oracles))]
     if missing:
-        raise ValueError(
-            f"The score '{missing[0]}' is missing of the model or of an oracle. Measure the book of both."
-        )
+        raise ValueError(f"The score '{missing[0]}' is missing of the model or of an oracle. Measure both.")
     leak = privleak(scores[AUC].value, [oracle[AUC].value for oracle in oracles])
     return [
         Score("forget", "similarity_gap", similarity_gap(scores, oracles), average="other"),

@@ -285,6 +285,7 @@ CHOICES = Task(
     read=lambda tokenizer, tasks, **options: read_choices(tasks, **options),
     caption="hazard-style multiple choice through lm-evaluation-harness",
     packages=("lm_eval",),
+    is_attacked=False,
     metrics={
         "acc": Metric(caption="accuracy"),
         "acc_norm": Metric(caption="accuracy, the log-likelihoods of the choices over their lengths"),
