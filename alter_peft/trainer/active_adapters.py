@@ -11,9 +11,8 @@ from typing import Any
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import nn
 
-from alter_peft.tuner.decoder import find_decoder
+from alter_peft.scoring import ScoredModel
 from alter_peft.tuner.layer import layers_of
 
 
@@ -48,7 +47,8 @@ def check_active_together(model: PeftModel) -> None:
             f"`modules_to_save` or `trainable_token_indices` of one of the active adapters {list(configs)} has the "
             "embeddings, which the router of another reads the effect of. Activate the others after the training."
         )
-    depths = {name: _lowest_layer(base, name) for name in configs}
+    layers = list(ScoredModel(model).stack.layers)
+    depths = {name: next((i for i, one in enumerate(layers) if layers_of(one, name)), len(layers)) for name in configs}
     for name, config in configs.items():
         for other, depth in depths.items():
             if config.is_gated and other != name and depth < config.router_layer:
@@ -57,12 +57,6 @@ def check_active_together(model: PeftModel) -> None:
                     f"active too, adapts layer {depth}, so that the router would read other states than it is fitted "
                     "on. Give both the same `router_layer`, or activate one alone."
                 )
-
-
-def _lowest_layer(base: nn.Module, name: str) -> int:
-    """The first decoder layer that an adapter adapts."""
-    layers = find_decoder(base).layers
-    return next((i for i, layer in enumerate(layers) if layers_of(layer, name)), len(layers))
 
 
 @contextmanager
