@@ -102,3 +102,5 @@ if __name__ == "__main__":
     if place.name == "fsdp":
         shard_on_cpu()
     main(place)
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()  # or its threads may abort the process as that ends
