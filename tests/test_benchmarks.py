@@ -29,8 +29,7 @@ def run(script: str, folder: Path, *args: str) -> dict:
 
 def probabilities(results: dict, model: str) -> dict[str, float]:
     """Of each set, normalised where it has false answers."""
-    keys = [key for key in results[model] if key.endswith("probability")]
-    return {key.rpartition("/")[0]: results[model][key]["value"] for key in keys}
+    return {score["set"]: score["value"] for score in results[model] if score["metric"].endswith("probability")}
 
 
 def test_demo_lands_on_the_oracle_and_keeps_the_rest(tmp_path):

@@ -51,7 +51,7 @@ def measure(loss: ForgetLoss, known: Sequence[Tensor], unseen: Sequence[Tensor],
     targets, profiles, reference = torch.empty(0), list[Tensor](), torch.empty(0)
     if unseen:
         level = geometric_mean(unseen)
-    if "targets" in loss.needs:
+    if known:  # also for a loss that needs none: what was measured shows how far rows are from the level
         targets = level_targets(known, level)
     if "profiles" in loss.needs:
         profiles = unseen_profiles(known, unseen, seed)

@@ -74,7 +74,7 @@ def forget_batch(
         TokenScores(*(part[own] for part in scores)),
         rows,
         len(places),
-        targets.to(ids.device)[ids] if len(targets) else empty,
+        targets.to(ids.device)[ids] if "targets" in loss.needs else empty,
         torch.cat([profiles[i] for i in ids.tolist()]).to(ids.device) if len(profiles) and len(ids) else empty,
         reference.to(ids.device)[ids] if len(reference) else empty,
     )
