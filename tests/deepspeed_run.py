@@ -81,6 +81,7 @@ def main(folder: Path) -> None:
         hasattr(parameter, "ds_id") for name, parameter in trainer.model.named_parameters() if "alter_" not in name
     ]
     assert all(split) if stage == 3 else not any(split)
+    assert not trainer._begins_as_base  # its experts have learned, also where no process holds them whole
     train_and_save(trainer, folder / "trajectory")
     checkpoint = str(folder / "whole" / "checkpoint-3")
     train_and_save(make(folder / "rest"), folder / "rest-adapter", resume_from_checkpoint=checkpoint)

@@ -19,7 +19,7 @@ from .active_adapters import check_active_together, load_own, own_folder
 from .batch import TokenMasks, token_masks
 from .card import OPTIONS, write_card
 from .config import AlterUnlearnConfig, UnlearnConfig
-from .distributed import from_main_process, gathering_layers, is_zero3_split
+from .distributed import from_main_process, gathering_layers, is_zero3_split, zero3_gathered
 from .initialization import start_from_clusters
 from .inputs import Subdomain, assign_experts, check_unscaled
 from .isolation import Isolation, clip_by_source, parameter_groups
@@ -205,7 +205,9 @@ class AlterUnlearnTrainer(UnlearnTrainer):
     def _begins_as_base(self) -> bool:
         """Whether the model as it was given is its base: no other adapter acts, and no expert has learned."""
         banks = [layer.alter_B[self.adapter_name] for layer in self.scored.layers_of(self.adapter_name)]
-        return len(self._active) == 1 and not any(expert.any() for bank in banks for expert in bank.experts())
+        experts = [expert for bank in banks for expert in bank.experts()]
+        with zero3_gathered(experts):
+            return len(self._active) == 1 and not any(expert.any() for expert in experts)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As the parent's; afterwards, backward included, no expert has an owner any more."""
