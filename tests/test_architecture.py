@@ -25,6 +25,7 @@ BELOW: dict[str, set[str]] = {
     "evaluation": {"losses", "tuner"},
     "benchmark": {"losses", "tuner", "trainer", "evaluation"},
     "report": {"losses", "tuner", "evaluation"},
+    "commands": {"losses", "tuner", "trainer", "evaluation", "benchmark", "report"},
 }
 
 
