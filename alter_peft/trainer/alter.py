@@ -13,7 +13,7 @@ from transformers.trainer_utils import TrainOutput
 
 from alter_peft.data import PairDataset
 from alter_peft.tuner.config import AlterConfig
-from alter_peft.tuner.files import moved_into
+from alter_peft.tuner.saving import one_save
 
 from .active_adapters import check_active_together, load_own, own_folder
 from .batch import TokenMasks, token_masks
@@ -321,7 +321,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         if not self.args.should_save:  # under FSDP every process comes here
             return
         target = Path(output_dir or str(self.args.output_dir))
-        with moved_into(target) as beside:
+        with one_save(target) as beside:
             super()._save(str(beside), state_dict)
             self._write_card(own_folder(beside, self.adapter_name), place=own_folder(target, self.adapter_name))
 

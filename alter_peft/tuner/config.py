@@ -1,19 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from peft.config import PeftConfig
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from alter_peft.entropy import max_tsallis_entropy
 from alter_peft.options import arguments_doc, option
 from alter_peft.registration import ALTER
 from alter_peft.version import __version__
 
-from .files import FORMAT_VERSION, check_format_version, explain_loading, refuse_pickle_on_load, refuse_pickle_on_save
+from .files import (
+    FORMAT_VERSION,
+    check_format_version,
+    check_weights,
+    explain_loading,
+    refuse_pickle_on_load,
+)
 from .router import ROUTERS
+from .saving import BEING_WRITTEN, finish_saves_of, refuse_pickle_on_save, sha256
 from .values import is_finite_number, is_index, is_integer, is_positive, require
 
 
@@ -132,6 +142,11 @@ class AlterConfig(PeftConfig):
     alter_peft_version: str | None = option(
         None, "The alter-peft version that made the adapter, filled in by itself, as `peft_version` is."
     )
+    weights_sha256: str | None = option(
+        None,
+        "The SHA-256 of the weights that were saved with it, filled in by itself in the file alone, and checked when "
+        "an adapter is loaded. A file without it is of weights that are not checked.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,26 +169,44 @@ class AlterConfig(PeftConfig):
         listed = self.expert_weights if self.domains is None else self.domains
         if self.num_forget_experts is None and listed is not None:
             self.num_forget_experts = len(listed)
+        checksum = self.weights_sha256
+        require(checksum is None or isinstance(checksum, str), "weights_sha256", checksum, "hexadecimal digits")
         self._check_ranges()
         self._check_experts()
         self._check_layers()
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """As the parent's. Says in PEFT's card, where there is one, how the adapter is loaded; refuses a pickle."""
-        refuse_pickle_on_save(Path(save_directory))
-        super().save_pretrained(save_directory, **kwargs)
-        explain_loading(Path(save_directory))
+        """
+        As the parent's, in one step and with the SHA-256 of the weights that are there. Says in PEFT's card, where
+        there is one, how the adapter is loaded; refuses a pickle.
+        """
+        folder = Path(save_directory)
+        refuse_pickle_on_save(folder)
+        weights = folder / SAFETENSORS_WEIGHTS_NAME
+        self.weights_sha256 = sha256(weights) if weights.is_file() else None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=BEING_WRITTEN) as beside:
+                super().save_pretrained(beside, **kwargs)
+                os.replace(Path(beside) / CONFIG_NAME, folder / CONFIG_NAME)
+        finally:
+            self.weights_sha256 = None
+        explain_loading(folder)
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
     ) -> PeftConfig:
-        """As the parent's. Raises a `ValueError` if the weights beside the config are a pickle."""
-        config: PeftConfig = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        """As the parent's. Raises a `ValueError` if the weights beside the config are a pickle, or not its own."""
+        source = pretrained_model_name_or_path
+        finish_saves_of(source if subfolder is None else Path(source) / subfolder)
+        config: PeftConfig = super().from_pretrained(source, subfolder=subfolder, **kwargs)
         if isinstance(config, AlterConfig):
             names = ("revision", "token", "cache_dir", "repo_type", "local_files_only")
             hub = {name: kwargs[name] for name in names if name in kwargs}
-            refuse_pickle_on_load(pretrained_model_name_or_path, subfolder, **hub)
+            refuse_pickle_on_load(source, subfolder, **hub)
+            check_weights(source, subfolder, config.weights_sha256, **hub)
+            config.weights_sha256 = None  # of that file alone
         return config
 
     @property

@@ -23,6 +23,7 @@ from .gating import GatingContext
 from .hooks import DecoderHook, RouterHook
 from .layer import NO_FIXED_WEIGHT, AlterLayer, AlterLinear, context_of
 from .mixed_batch import RowAdapters, adapters_of_wrappers, check_adapter_names, copies_of_a_row
+from .saving import NO_CHECKSUM
 from .targets import check_name, check_targets, refuse_split_weights, refuse_unfelt, refuse_unsupported, resolve_layers
 from .token_router import AlterRouter, AlterTunerLayer
 
@@ -77,9 +78,14 @@ class AlterModel(ExpertControl, BaseTuner):
             ValueError: the model, the layers or the adapter's name don't suit this adapter.
         """
         check_name(adapter_name)
+        config: AlterConfig = self.peft_config[adapter_name]
+        if config.weights_sha256 == NO_CHECKSUM:  # transformers reads a config by itself
+            raise ValueError(
+                f"The adapter cannot be loaded: `weights_sha256` is {NO_CHECKSUM!r}. Load it by PEFT once."
+            )
         refuse_split_weights(model)
         # what is filled in or changed later is of this adapter alone: the caller's config serves for others too
-        config: AlterConfig = copy.deepcopy(self.peft_config[adapter_name])
+        config = copy.deepcopy(config)
         self.peft_config[adapter_name] = config
         if config.num_forget_experts is None:
             config.num_forget_experts = 1
