@@ -192,7 +192,7 @@ def test_flags_override_yaml(files, tmp_path):
     config = saved_config(files)
     assert config["r"] == 4 and config["top_k"] == 1 and config["init_weights"] == "cluster"
     assert config["rank_pattern"] == {"q_proj": 3} and config["modules_to_save"] == ["lm_head"]
-    args = torch.load(tmp_path / "out" / "training_args.bin", weights_only=False)
+    args = torch.load(tmp_path / "out-checkpoints" / "checkpoint-1" / "training_args.bin", weights_only=False)
     assert (args.forget_loss, args.loss_options, args.retain_weight, args.seed) == ("hinge", {"margin": 0.25}, 2.0, 5)
     assert (args.learning_rate, args.max_steps) == (1e-2, 1) and args.structural_interval == 7
 

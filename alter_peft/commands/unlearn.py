@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from transformers import AutoConfig
@@ -13,6 +14,7 @@ from trl.scripts.utils import TrlParser
 from alter_peft.evaluation.loading import loaded
 from alter_peft.options import option
 from alter_peft.trainer import AlterUnlearnTrainer, UnlearnTrainer
+from alter_peft.trainer.checkpoints import checkpoint_to_resume
 
 from .adapters import chosen_adapter
 from .rows import load_rows
@@ -66,6 +68,7 @@ def unlearn(argv: Sequence[str]) -> Callable[[], None]:
     )
     script, args, arguments = parser.parse_args_and_config(argv)
     config = adapter.make(vars(arguments))
+    checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, Path(args.checkpoint_dir))
     loaded("model", script.model, AutoConfig.from_pretrained)
     trainer = adapter.trainer(
         script.model,
@@ -79,7 +82,7 @@ def unlearn(argv: Sequence[str]) -> Callable[[], None]:
     def run() -> None:
         if trainer.is_world_process_zero():
             _print_subdomains(trainer)
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model(args.output_dir)
         if trainer.is_world_process_zero():
             final = {name: value for entry in trainer.state.log_history for name, value in entry.items()}

@@ -71,28 +71,22 @@ def one_save(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def explained(folder: Path) -> Iterator[None]:
-    """Turns errors of writing into a `NotSavedError` of one line."""
+def explained(folder: Path, kept: str = "What was saved there before is whole.") -> Iterator[None]:
+    """Turns errors of writing into a `NotSavedError` of one line, which ends with what was kept."""
     try:
         yield
-    except NotSavedError:
+    except (NotSavedError, ConnectionError, TimeoutError):
         raise
     except (OSError, SafetensorError, RuntimeError) as error:
         # safetensors and torch.save put the system's error into errors of their own
-        own = isinstance(error, OSError) or re.search(r"I/O error|os error|PytorchStreamWriter|iostream", str(error))
-        if own is None or own is False:
+        found = re.search(r"os error (\d+)|I/O error|PytorchStreamWriter|iostream", str(error))
+        number = error.errno if isinstance(error, OSError) else int(found[1]) if found and found[1] else None
+        if number is None and found is None:
             raise
-        number = error.errno if isinstance(error, OSError) else None
-        if number is None and (found := re.search(r"os error (\d+)", str(error))):
-            number = int(found[1])
         reason = str(error) if number is None else os.strerror(number)
-        fix = {
-            errno.ENOSPC: "Free some space, or save elsewhere.",
-            errno.EDQUOT: "Free some space, or save elsewhere.",
-        }.get(number or 0, "Give a folder that may be written to.")
-        raise NotSavedError(
-            f"nothing could be saved to '{folder}' ({reason}). {fix} What was saved there before is whole."
-        ) from error
+        full = number in (errno.ENOSPC, errno.EDQUOT)
+        fix = "Free some space, or save elsewhere." if full else "Give a folder that may be written to."
+        raise NotSavedError(f"nothing could be saved to '{folder}' ({reason}). {fix} {kept}") from error
 
 
 def refuse_pickle_on_save(folder: Path) -> None:
