@@ -112,7 +112,9 @@ def test_every_push_of_a_named_adapter_has_its_weights(client, pushed_by_name, h
         found = client(hub_client.load_named, BASE, "alice/named", "later", ALICE, revision=commit)
         assert found in pushed_by_name.outputs
     last = hub.repos["alice/named"].branches["main"]
-    assert client(hub_client.load_named, BASE, "alice/named", "later", ALICE, revision=last) == pushed_by_name.outputs[-1]
+    assert (
+        client(hub_client.load_named, BASE, "alice/named", "later", ALICE, revision=last) == pushed_by_name.outputs[-1]
+    )
     assert {"last-checkpoint/optimizer.pt", "last-checkpoint/training_args.bin"} <= commits[-1][1].keys()
 
 

@@ -79,9 +79,9 @@ def explained(folder: Path, kept: str = "What was saved there before is whole.")
         raise
     except (OSError, SafetensorError, RuntimeError) as error:
         # safetensors and torch.save put the system's error into errors of their own
-        found = re.search(r"os error (\d+)|I/O error|PytorchStreamWriter|iostream", str(error))
-        number = error.errno if isinstance(error, OSError) else int(found[1]) if found and found[1] else None
-        if number is None and found is None:
+        system = re.search(r"os error (\d+)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(system[1]) if system else None
+        if number is None and not re.search("PytorchStreamWriter|iostream", str(error)):
             raise
         reason = str(error) if number is None else os.strerror(number)
         full = number in (errno.ENOSPC, errno.EDQUOT)
