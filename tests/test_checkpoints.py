@@ -63,7 +63,7 @@ def copied(run, tmp_path) -> Path:
 
 def test_what_is_delivered_is_alone(run):
     assert DELIVERED <= names(run / "out") <= DELIVERED | OF_TOKENIZER
-    assert names(run / "out-checkpoints") == {"checkpoint-1", "checkpoint-2", "checkpoint-3"}
+    assert names(run / "out-checkpoints") == {".last-fresh-start", "checkpoint-1", "checkpoint-2", "checkpoint-3"}
     inside = names(run / "out-checkpoints" / "checkpoint-3")
     assert DELIVERED | {"training_args.bin", "optimizer.pt", "trainer_state.json"} <= inside
     assert (
@@ -88,7 +88,7 @@ def test_so_it_is_by_the_other_trainer(tmp_path, tokenizer, adapter):
     if adapter is None:
         weights = {"config.json", "generation_config.json", "model.safetensors"}
     assert weights <= names(tmp_path / "out") <= weights | OF_TOKENIZER | {"README.md"}
-    assert names(tmp_path / "elsewhere" / "of-it") == {"checkpoint-1", "checkpoint-2"}
+    assert names(tmp_path / "elsewhere" / "of-it") == {".last-fresh-start", "checkpoint-1", "checkpoint-2"}
 
 
 @pytest.mark.parametrize(
@@ -148,9 +148,28 @@ def adapter_state_of(folder: Path, tokenizer: Any) -> dict[str, torch.Tensor]:
     return {name: value for name, value in model.state_dict().items() if ".alter_" in name}
 
 
+def test_a_finished_run_makes_no_step_when_it_is_resumed(run, copied, tokenizer):
+    """In the middle of an epoch, where transformers alone makes one more."""
+    expected = adapter_state_of(run / "out", tokenizer)
+    trainer = make_trainer(copied / "out", tokenizer, **EACH_STEP)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 3
+    for name, value in adapter_state(trainer).items():
+        assert torch.equal(value, expected[name])
+
+
 def test_a_higher_step_of_an_earlier_run_is_not_the_last_one(copied, tokenizer):
     make_trainer(copied / "out", tokenizer, **{**EACH_STEP, "max_steps": 1}).train()
     assert last_checkpoint(copied / "out-checkpoints") == copied / "out-checkpoints" / "checkpoint-1"
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_has_none(copied, tokenizer):
+    """Those of the run before are of other settings."""
+    trainer = make_trainer(copied / "out", tokenizer, **EACH_STEP)
+    trainer._to_resume(None)
+    with pytest.raises(ValueError, match="has no whole checkpoint of the last run"):
+        trainer.train(resume_from_checkpoint=True)
+    trainer.train(resume_from_checkpoint=str(copied / "out-checkpoints" / "checkpoint-3"))
 
 
 def broken(checkpoints: Path, how: str) -> str:
@@ -195,7 +214,7 @@ def test_one_that_cannot_be_resumed_is_an_error_before_phase_one(copied, tokeniz
 def test_none_to_resume_is_an_error_before_phase_one(tmp_path, tokenizer):
     trainer = make_trainer(tmp_path / "out", tokenizer, **EACH_STEP)
     with pytest.raises(
-        ValueError, match=r"is True, but '.*out-checkpoints' has no whole checkpoint\. Start without it"
+        ValueError, match=r"is True, but '.*out-checkpoints' has no whole checkpoint of the last run\. Start"
     ):
         trainer.train(resume_from_checkpoint=True)
     assert not trainer._prepared

@@ -24,6 +24,8 @@ logger = logging.get_logger(__name__)
 # what transformers leaves in a checkpoint that it writes when the process is asked to end
 _IN_PROGRESS = "checkpoint-is-incomplete.txt"
 
+_STARTED = ".last-fresh-start"  # whose time tells a run's checkpoints from those of earlier ones
+
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder has the name of a checkpoint."""
@@ -41,9 +43,11 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint that was written last: one of a higher step may be of an earlier run."""
+    """The whole checkpoint that was written last, since the last fresh start: others are of an earlier run."""
+    started = (folder / _STARTED).stat().st_mtime_ns if (folder / _STARTED).exists() else 0
     found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if is_checkpoint(path) and is_whole(path)]
-    return max(found, key=lambda path: (path / TRAINER_STATE_NAME).stat().st_mtime_ns, default=None)
+    written = {path: (path / TRAINER_STATE_NAME).stat().st_mtime_ns for path in found}
+    return max((path for path in found if written[path] >= started), key=lambda path: written[path], default=None)
 
 
 def checkpoint_to_resume(given: Any, folder: Path) -> str | None:
@@ -64,8 +68,8 @@ def checkpoint_to_resume(given: Any, folder: Path) -> str | None:
         last = last_checkpoint(folder)
         if last is None:
             raise ValueError(
-                f"`resume_from_checkpoint` is {given}, but '{folder}' has no whole checkpoint. Start without it, or "
-                "give the path of a checkpoint."
+                f"`resume_from_checkpoint` is {given}, but '{folder}' has no whole checkpoint of the last run. Start "
+                "without it, or give the path of a checkpoint."
             )
     else:
         last = Path(given)
@@ -120,14 +124,16 @@ def check_folders(args: Any) -> None:
         )
 
 
-def say_fresh(folder: Path) -> None:
-    """Say that a fresh run begins where checkpoints of an earlier one are."""
-    last = last_checkpoint(folder) if folder.is_dir() else None
+def start_afresh(folder: Path) -> None:
+    """Note that a run starts where there may be checkpoints of an earlier one, and say so if there are."""
+    last = last_checkpoint(folder)
     if last is not None:
         logger.warning(
             f"'{folder}' holds checkpoints of an earlier run, up to {last.name}, but this one starts afresh. Its own "
             "take the place of those of the same step. To go on instead: `resume_from_checkpoint=True`."
         )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _STARTED).touch()
 
 
 def _check_writable(name: str, folder: Path) -> None:

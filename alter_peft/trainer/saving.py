@@ -11,12 +11,12 @@ from huggingface_hub import upload_folder
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SaveStrategy
-from transformers.utils import PushInProgress
+from transformers.utils.hub import PushInProgress
 from trl import SFTTrainer
 
 from alter_peft.tuner.saving import explained, keep_card, one_save
 
-from .checkpoints import checkpoint_to_resume, is_checkpoint, link_files, say_fresh
+from .checkpoints import checkpoint_to_resume, is_checkpoint, link_files, start_afresh
 
 
 _PUSHED = ".push-"  # what is being pushed, while later checkpoints are written
@@ -31,6 +31,7 @@ class SavingTrainer(SFTTrainer):
 
     args: Any
     hub_model_id: Any
+    push_in_progress: Any
 
     _delivered: list[Path]
 
@@ -43,7 +44,7 @@ class SavingTrainer(SFTTrainer):
         folder = Path(self.args.checkpoint_dir)
         checkpoint = checkpoint_to_resume(given, folder)
         if checkpoint is None and self.args.should_save and self.args.save_strategy != SaveStrategy.NO:
-            say_fresh(folder)
+            start_afresh(folder)
         return checkpoint
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -93,7 +94,7 @@ class SavingTrainer(SFTTrainer):
             revision=self.args.hub_revision,
             run_as_future=True,
         )
-        jobs = [push(folder_path=pushed, commit_message=message)]
+        jobs: Any = [push(folder_path=pushed, commit_message=message)]
         jobs[0].add_done_callback(lambda _: shutil.rmtree(pushed, ignore_errors=True))
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             place = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
