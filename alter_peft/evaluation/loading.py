@@ -22,7 +22,7 @@ def loaded(name: str, source: str, read: Callable[[str], Any]) -> Any:
     """What option `name` is read as, from a folder or the Hub; a `ValueError` if it can't be."""
     try:
         return read(source)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"`{name}` is {source!r}, which could not be loaded ({error}). Give a folder or a Hub id."
         ) from error

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from peft.config import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
@@ -17,6 +18,7 @@ from alter_peft.version import __version__
 
 from .files import (
     FORMAT_VERSION,
+    check_complete,
     check_format_version,
     check_weights,
     explain_loading,
@@ -24,7 +26,14 @@ from .files import (
 )
 from .router import ROUTERS
 from .saving import BEING_WRITTEN, finish_saves_of, refuse_pickle_on_save, sha256
-from .values import is_finite_number, is_index, is_integer, is_positive, require
+from .values import described, fits, is_finite_number, is_index, is_integer, is_positive, require
+
+
+@cache
+def _types() -> dict[str, Any]:
+    """The type of each field that comes from a file."""
+    hints = get_type_hints(AlterConfig)
+    return {one.name: hints[one.name] for one in fields(AlterConfig) if one.name != "peft_type"}
 
 
 @arguments_doc
@@ -154,10 +163,10 @@ class AlterConfig(PeftConfig):
         check_format_version(self.format_version, self.alter_peft_version)
         if self.alter_peft_version is None:
             self.alter_peft_version = __version__
-        if isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)  # type: ignore[assignment]
-        if isinstance(self.exclude_modules, list):
-            self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
+        for name in ("target_modules", "exclude_modules"):
+            names = getattr(self, name)
+            if isinstance(names, list) and fits(names, list[str]):
+                setattr(self, name, set(names))
         if self.ensure_weight_tying:
             self.modules_to_tie: set[str] | None = None  # as LoraConfig: where PEFT keeps what it finds to tie
         if self.entropy_threshold is None and self.entropy_quantile is None:
@@ -169,11 +178,10 @@ class AlterConfig(PeftConfig):
         listed = self.expert_weights if self.domains is None else self.domains
         if self.num_forget_experts is None and listed is not None:
             self.num_forget_experts = len(listed)
-        checksum = self.weights_sha256
-        require(checksum is None or isinstance(checksum, str), "weights_sha256", checksum, "hexadecimal digits")
         self._check_ranges()
         self._check_experts()
         self._check_layers()
+        self._check_types()
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """
@@ -205,7 +213,8 @@ class AlterConfig(PeftConfig):
             names = ("revision", "token", "cache_dir", "repo_type", "local_files_only")
             hub = {name: kwargs[name] for name in names if name in kwargs}
             refuse_pickle_on_load(source, subfolder, **hub)
-            check_weights(source, subfolder, config.weights_sha256, **hub)
+            weights = check_weights(source, subfolder, config.weights_sha256, **hub)
+            check_complete(weights, config.modules_to_save, config.trainable_token_indices)
             config.weights_sha256 = None  # of that file alone
         return config
 
@@ -234,6 +243,15 @@ class AlterConfig(PeftConfig):
                 f"exceed {highest:.4f} for a vocabulary of {vocab_size} tokens. Lower `entropy_threshold` or "
                 "`entropy_q`, or set `entropy_quantile`."
             )
+
+    def _check_types(self) -> None:
+        for name, hint in _types().items():
+            value = getattr(self, name)
+            require(fits(value, hint), name, value, described(hint))
+        for name in ("modules_to_save", "trainable_token_indices"):
+            named = getattr(self, name)
+            whole = not isinstance(named, (list, dict)) or (len(named) > 0 and "" not in named)
+            require(whole, name, named, "unset, or not empty and without empty names")
 
     def _check_ranges(self) -> None:
         require(is_integer(self.r) and self.r > 0, "r", self.r, "a positive integer")

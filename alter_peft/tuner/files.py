@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, hf_hub_download, metadata_load
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from safetensors import safe_open
 from transformers.utils.hub import has_file
 
 from .saving import how_to_finish, sha256
@@ -64,16 +65,19 @@ def refuse_pickle_on_load(model_id: str, subfolder: str | None, **hub: Any) -> N
         )
 
 
-def check_weights(model_id: str, subfolder: str | None, expected: str | None, **hub: Any) -> None:
+def check_weights(model_id: str, subfolder: str | None, expected: str | None, **hub: Any) -> Path | None:
     """
-    Raise a `ValueError` if the weights beside a config are not those that it was saved with.
+    The file of the weights beside a config, if it is there and was looked at.
 
     Args:
         expected: `weights_sha256` of the config; `None` checks nothing.
         hub: as for `refuse_pickle_on_load`.
+
+    Raises:
+        ValueError: they are not those that it was saved with.
     """
     if expected is None:
-        return
+        return None
     folder = Path(model_id, subfolder or "")
     if re.fullmatch("[0-9a-f]{64}", expected) is None:
         raise ValueError(
@@ -85,14 +89,32 @@ def check_weights(model_id: str, subfolder: str | None, expected: str | None, **
         try:
             weights = Path(hf_hub_download(model_id, SAFETENSORS_WEIGHTS_NAME, subfolder=subfolder, **hub))
         except OSError:  # no access, or none there: PEFT says so itself
-            return
+            return None
     if not weights.is_file():  # a config alone
-        return
+        return None
     if (found := sha256(weights)) != expected:
         raise ValueError(
             f"{weights} is damaged, or of another adapter: its SHA-256 is {found}, but `weights_sha256` in "
             f"{CONFIG_NAME} is {expected!r}. Get both files again from where they were saved; if the weights were "
             "changed on purpose, set `weights_sha256` to null."
+        )
+    return weights
+
+
+def check_complete(weights: Path | None, modules: Any, tokens: Any) -> None:
+    """Raise a `ValueError` if the weights have nothing of the modules or tokens that a config says were trained."""
+    if weights is None or (modules is None and tokens is None):
+        return
+    with safe_open(weights, "pt") as file:
+        keys = list(file.keys())
+    for name in modules or []:
+        if not any(f".{name}." in key for key in keys):
+            raise ValueError(
+                f"`modules_to_save` has {name!r}, but {weights} has no weights of it. Remove it from {CONFIG_NAME}."
+            )
+    if tokens is not None and not any("trainable_tokens" in key for key in keys):
+        raise ValueError(
+            f"`trainable_token_indices` is {tokens!r}, but {weights} has none. Remove it from {CONFIG_NAME}."
         )
 
 

@@ -287,6 +287,7 @@ class AlterModel(ExpertControl, BaseTuner):
                 raise ValueError(
                     f"The adapter does not fit this base model: {key} has shape {tuple(value.shape)} in the adapter "
                     f"and {tuple(own[key].shape)} in the model. Load it on the base that it was trained on "
-                    f"(`base_model_name_or_path`={config.base_model_name_or_path!r})."
+                    f"(`base_model_name_or_path`={config.base_model_name_or_path!r}), with `r`, `rank_pattern` and "
+                    "`target_modules` as they were saved."
                 )
         return remapped
