@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from transformers.utils.generic import maybe_autocast
 
 from .config import AlterConfig
 from .moving_average import Context
@@ -57,7 +58,7 @@ class AlterRouter(nn.Module, AlterTunerLayer):
     def logits(self, name: str, context: Context, entropy: Tensor | None) -> Tensor:
         """z, (B, T, 1+N), from the moving average and S_q (B, T), or `None` where it isn't known."""
         config, linear = self.config[name], self.alter_router[name]
-        with torch.autocast(linear.weight.device.type, enabled=False):
+        with maybe_autocast(linear.weight.device.type, enabled=False):
             features = ROUTERS[config.router].features(context.average(), entropy, config.entropy_threshold)
             bias = None if linear.bias is None else linear.bias.float()
             return F.linear(features, linear.weight.float(), bias)
@@ -65,6 +66,8 @@ class AlterRouter(nn.Module, AlterTunerLayer):
     def forward(self, name: str, context: Context, entropy: Tensor | None) -> Tensor:
         """Gates of every position, (B, T, 1+N), float32."""
         config = self.config[name]
+        if entropy is not None:
+            entropy = entropy.to(context.sum.device)  # from that of the LM head
         high = None if entropy is None else above_threshold(entropy, config.entropy_threshold) > 0
         logits = self.logits(name, context, entropy)
         return gate(logits, high, config.temperature_high, config.temperature_low, config.top_k)
