@@ -131,7 +131,7 @@ class ScoredModel:
     def sent_to(self, batch: Pass, adapter_name: str) -> Tensor:
         """Of the pass just made: the expert of this gated adapter that each labelled token was sent to, (n,)."""
         assert self.gating is not None
-        return self.gating.state.gates[adapter_name][:, :-1].argmax(dim=-1)[batch.labelled]
+        return self.gating.competing(adapter_name)[:, :-1].argmax(dim=-1)[batch.labelled]
 
     def score(self, hidden: Tensor, labels: Tensor) -> TokenScores:
         """Log-probabilities of labels (n,) and of their strongest rivals, from hidden states (n, k)."""

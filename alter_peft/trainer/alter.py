@@ -278,8 +278,8 @@ class AlterUnlearnTrainer(UnlearnTrainer):
             return super().hidden_states(model, inputs)
 
     def _gates(self) -> Tensor | None:
-        gates: Tensor | None = self.gating.state.gates.get(self.adapter_name)
-        return gates
+        gating = self.gating
+        return gating.competing(self.adapter_name) if self.adapter_name in gating.state.gates else None
 
     def skipped_groups(self) -> set[str]:
         """The names of the experts that no row of the present step teaches, and `shared` where A does not move."""

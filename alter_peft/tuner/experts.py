@@ -158,7 +158,7 @@ class ExpertControl:
                 layer.expert_weights[name] = weights[: d + 1] + weights[d + 2 :]
         for router in self.context.routers:
             if name in router.alter_router:
-                _delete_output(router, name, d + 1)
+                _delete_output(router, name, d + int(config.routing.retain_competes))
 
     def _adapter(self, adapter_name: str | None) -> tuple[str, AlterConfig, list[AlterLayer]]:
         tuner: Any = self

@@ -133,6 +133,11 @@ class GatingContext:
             return None if self.state.owner is None else self.state.owner.shape[0]
         return gates[0].shape[0] if gates[0].shape[:-1].numel() == x.shape[0] else None
 
+    def competing(self, name: str) -> Tensor:
+        """Of the pass just made: gates (B, T, 1+N) whose greatest is the expert that a token was sent to."""
+        router = next(router for router in self.routers if name in router.alter_router)
+        return router.config[name].routing.competing(self.state.gates[name])
+
     def entropy_for(self, name: str, config: AlterConfig) -> Tensor | None:
         """S_q (B, T) as this adapter takes it: what was supplied, or the base pass if it asks for one."""
         supplied = self._supplied_entropy is not None and self._supplied.concerns(name)
