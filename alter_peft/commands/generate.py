@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -15,10 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alter_peft.evaluation.loading import loaded
 
+from .parser import CommandParser
+
 
 def generate(argv: Sequence[str]) -> Callable[[], None]:
     """What answers prompts with an adapter, greedily, and on demand without it."""
-    parser = argparse.ArgumentParser(prog="alter-peft generate", description="Ask a model that wears an adapter.")
+    parser = CommandParser(prog="alter-peft generate", description="Ask a model that wears an adapter.")
     parser.add_argument("--adapter", required=True, help="folder or Hub id of the adapter")
     parser.add_argument("--model", help="base model, if it isn't where the adapter was trained")
     parser.add_argument("--prompt", required=True, action="append", help="may be given more than once")
@@ -26,12 +27,12 @@ def generate(argv: Sequence[str]) -> Callable[[], None]:
     parser.add_argument("--without_adapter", action="store_true", help="print the base model's answer beside it")
     args = parser.parse_args(argv)
     if args.max_new_tokens < 1:
-        raise ValueError(f"`max_new_tokens` is {args.max_new_tokens}, but must be 1 or more.")
+        raise ValueError(f"`--max_new_tokens` is {args.max_new_tokens}, but must be 1 or more.")
     if args.model is None:
-        model: Any = loaded("adapter", args.adapter, AutoPeftModelForCausalLM.from_pretrained)
+        model: Any = loaded("--adapter", args.adapter, AutoPeftModelForCausalLM.from_pretrained)
     else:
-        base = loaded("model", args.model, AutoModelForCausalLM.from_pretrained)
-        model = loaded("adapter", args.adapter, partial(PeftModel.from_pretrained, base))
+        base = loaded("--model", args.model, AutoModelForCausalLM.from_pretrained)
+        model = loaded("--adapter", args.adapter, partial(PeftModel.from_pretrained, base))
     model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(args.adapter)
 

@@ -17,6 +17,7 @@ from trl import SFTTrainer
 
 from alter_peft.data import PairCollator, PairDataset, PairSampler, check_disjoint
 from alter_peft.losses import RETAIN_LOSSES
+from alter_peft.privacy import telemetry_is_wanted
 from alter_peft.scoring import ScoredModel
 from alter_peft.tuner.config import AlterConfig
 
@@ -162,6 +163,11 @@ class UnlearnTrainer(SFTTrainer):
                 if peft_config is not None:  # the user's model as it was given, for another attempt
                     self.model.unload()
                 raise
+
+    def _send_telemetry(self) -> None:
+        """TRL's report of every trainer that is made, only where the user wants it (`alter_peft.privacy`)."""
+        if telemetry_is_wanted():
+            super()._send_telemetry()
 
     # ---- set-up -----------------------------------------------------------------------------------------------------
 
