@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from datasets import Features, Sequence, Value
+from datasets import Features, Value
 
 from .chats import answers, turns
 from .columns import OTHERS, TOKENS, Taken
@@ -21,7 +21,7 @@ FEATURES: dict[str, Any] = {
     "tokens": {},
     "chats": {"prompt": TURNS, "completion": TURNS},
     "chat pairs": {"prompt": TURNS, "completion": TURNS},
-    "choices": {"prompt": TEXT, "completion": TEXT, "wrong": Sequence(TEXT)},
+    "choices": {"prompt": TEXT, "completion": TEXT, "wrong": [TEXT]},
     "pairs": {"prompt": TEXT, "completion": TEXT},
     "prompts": {"prompt": TEXT},
     "text": {"text": TEXT},
@@ -40,8 +40,8 @@ class BadCell(ValueError):
 def features(taken: Taken, with_domain: bool) -> Features:
     """The columns of what `canonical` gives, and their types."""
     own = dict(FEATURES[taken.kind])
-    own |= {name: Sequence(Value("int64")) for name in TOKENS if name in taken.columns}
-    own |= {name: Sequence(TEXT) if name == "wrong" else TEXT for name in OTHERS if name in taken.columns}
+    own |= {name: [Value("int64")] for name in TOKENS if name in taken.columns}
+    own |= {name: [TEXT] if name == "wrong" else TEXT for name in OTHERS if name in taken.columns}
     return Features({**own, **({"domain": TEXT} if with_domain else {})})
 
 

@@ -93,8 +93,9 @@ def answers(chat: list[Turn]) -> list[tuple[list[Turn], list[Turn]]]:
         before = chat[:number]
         if turn["role"] != "assistant" or not any(one["role"] == "user" for one in before):
             continue
-        if is_blank(turn["content"] or "") and not turn.get("tool_calls"):
-            raise Unusable(f"whose turn {number} (assistant) has {turn['content']!r}, {EMPTY}")
+        content = turn["content"]
+        if not turn.get("tool_calls") and (not content or (isinstance(content, str) and is_blank(content))):
+            raise Unusable(f"whose turn {number} (assistant) has {content!r}, {EMPTY}")
         found.append((before, [turn]))
     if not found:
         raise Unusable(

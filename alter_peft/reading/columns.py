@@ -30,6 +30,10 @@ class Unrecognised(ValueError):
     """Why it cannot be told which columns hold the text: the end of a sentence about their source."""
 
 
+class Ambiguous(Unrecognised):
+    """Several columns may be meant."""
+
+
 @dataclass(frozen=True)
 class Taken:
     """
@@ -132,7 +136,7 @@ class _Lookup:
         The column of these names: TRL's if it is there, and else the only one.
 
         Raises:
-            Unrecognised: several may be meant.
+            Ambiguous: several may be meant.
         """
         if known[0] in self.names:
             return self.names[known[0]]
@@ -140,7 +144,7 @@ class _Lookup:
         if "instruction" in self.names and self.names["instruction"] in found:  # the others are what it is about
             found = [name for name in found if name not in self.beside(self.names["instruction"])]
         if len(found) > 1:
-            raise Unrecognised(f"has the columns {found}, each of which may be the {known[0]}")
+            raise Ambiguous(f"has the columns {found}, each of which may be the {known[0]}")
         return found[0] if found else None
 
     def beside(self, prompt: str) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet
 
 from . import delimited, json_rows
-from .columns import Unrecognised, choose
+from .columns import Ambiguous, Unrecognised, choose
 from .passages import passages
 from .texts import first_bytes, open_binary, text_file
 from .values import is_blank
@@ -56,7 +56,16 @@ def kind_of(path: Path) -> str | None:
     return SUFFIXES.get(suffixes[-1]) if suffixes else None
 
 
-def file_table(path: Path) -> Table:
+def file_table(path: Path, given: Collection[str] = ()) -> Table:
+    """
+    The rows of a file.
+
+    Args:
+        given: columns that the user names.
+
+    Raises:
+        ValueError: it is nothing that rows can be read from; the message goes on after the file's name.
+    """
     start = first_bytes(path)
     if not start:
         raise ValueError("which is empty (0 bytes). Give a file with rows")
@@ -74,8 +83,8 @@ def file_table(path: Path) -> Table:
         return documents(path.name, [path], notes)
     if kind == "json" or (kind is None and first[0] in "[{"):
         if first[0] in '[{"' or _is_json(first):
-            return _json_table(path, notes)
-        if kind == "json" and not _is_header(delimited.header_of(file, delimited.delimiter_of(file))):
+            return _json_table(path, notes, given)
+        if kind == "json" and not _are_columns(delimited.header_of(file, delimited.delimiter_of(file))):
             return _lines(path, notes)
         kind = "csv"
     if kind == "csv":
@@ -91,24 +100,27 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _is_header(names: list[str]) -> bool:
-    """Whether rows of these columns can be read."""
-    samples: list[dict[str, Any]] = [{}, {"labels": ""}]
-    for first in samples:
+def _are_columns(names: list[str], given: Collection[str] = ()) -> bool:
+    """Whether these are names of columns, by what they are called or by what the user says."""
+    if not set(names).isdisjoint(given):
+        return True
+    for first in ({}, {"labels": ""}):  # KnowUnDo's `labels` are known by their type
         try:
             choose(names, dict.fromkeys(names) | first)
+        except Ambiguous:
+            return True
         except Unrecognised:
             continue
         return True
     return False
 
 
-def _json_table(path: Path, notes: tuple[str, ...]) -> Table:
+def _json_table(path: Path, notes: tuple[str, ...], given: Collection[str]) -> Table:
     file = text_file(path)
     if json_rows.is_lines(file):
         names = {name: None for _, row in json_rows.line_rows(file) for name in row}
         return Table(path.name, list(names), lambda: json_rows.line_rows(file), notes)
-    rows = json_rows.whole_rows(file, _is_header)
+    rows = json_rows.whole_rows(file, lambda names: _are_columns(names, given))
     return Table(path.name, list({name: None for row in rows for name in row}), lambda: _listed(rows), notes)
 
 

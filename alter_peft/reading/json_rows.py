@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from .values import shown
 
 Row = dict[str, Any]
 Recognised = Callable[[list[str]], bool]  # whether rows of these columns can be read
+NAME = re.compile(r"[a-z][a-z0-9_]*")  # of a column
 ENVELOPES = ("data", "rows", "examples", "instances", "records", "items")  # keys whose value is the list of rows
 
 
@@ -103,7 +105,7 @@ def _entries(value: Any, recognised: Recognised) -> list[Any]:
     envelope = next((name for name in ENVELOPES if isinstance(value.get(name), list)), None)
     if envelope is not None and len(lists) == 1:
         return _entries(value[envelope], recognised)
-    if recognised(list(value)):
+    if recognised(list(value)) or _may_be_columns(lists, value):
         return _columns(value)
     if value and len(lists) == len(value):  # a subject -> what is known about it, as RWKU has it
         return [
@@ -114,6 +116,15 @@ def _entries(value: Any, recognised: Recognised) -> list[Any]:
     raise ValueError(
         f"which is a JSON object of the keys {list(value)[:8]}, but must be a list of rows, one object a line, "
         '{"data": [rows]}, or a list for each column'
+    )
+
+
+def _may_be_columns(lists: dict[str, list[Any]], value: Row) -> bool:
+    """Whether an object of lists has columns, not subjects: all as long as one another, in small letters."""
+    return (
+        len(lists) == len(value) > 0
+        and len({len(entry) for entry in lists.values()}) == 1
+        and all(NAME.fullmatch(name) for name in lists)
     )
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,12 @@ def is_local(source: str) -> bool:
     )
 
 
-def table_of(source: str) -> Table:
+def table_of(source: str, given: Collection[str] = ()) -> Table:
     """
     The rows of a file, a folder or a Hub data set.
+
+    Args:
+        given: columns that the user names.
 
     Raises:
         ValueError: it is not there, or nothing that rows can be read from; the message goes on after the source.
@@ -45,7 +48,7 @@ def table_of(source: str) -> Table:
         return _hub_table(source)
     if not path.exists():
         raise ValueError(f"but there is no such file{_neighbour(path)}")
-    return _folder_table(path) if path.is_dir() else file_table(path)
+    return _folder_table(path, given) if path.is_dir() else file_table(path, given)
 
 
 def _neighbour(path: Path) -> str:
@@ -54,7 +57,7 @@ def _neighbour(path: Path) -> str:
     return f" (did you mean {str(path.with_name(close[0]))!r}?)" if close else ""
 
 
-def _folder_table(folder: Path) -> Table:
+def _folder_table(folder: Path, given: Collection[str]) -> Table:
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(one.name for one in folder.iterdir() if one.is_dir())
         if len(splits) != 1:
@@ -70,7 +73,7 @@ def _folder_table(folder: Path) -> Table:
             raise ValueError(f"whose file {empty[0]!r} is empty (0 bytes). Remove it")
         return documents(f"{folder.name}/", files, _encodings(files))
     if len(files) == 1 and kinds[0] in SUFFIXES.values():
-        return file_table(files[0])
+        return file_table(files[0], given)
     held = f"files of the kinds {kinds}" if len(kinds) > 1 else f"{len(files)} files"
     raise ValueError(
         f"which is a folder with {held}. Give one file, or a folder of .txt files or of `save_to_disk` alone"
