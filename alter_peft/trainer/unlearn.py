@@ -31,10 +31,9 @@ from .inputs import (
     check_arguments,
     check_model,
     check_retain_loss,
-    checked_dataset,
-    keep_input_columns,
 )
 from .phase_one import labelled_rows
+from .rows import checked_dataset, keep_input_columns
 from .stopping import Stopping, mean_gap
 from .targets import Measured, measure
 from .terms import forget_term, retain_term
@@ -126,7 +125,7 @@ class UnlearnTrainer(SFTTrainer):
         check_arguments(kwargs)
         if not isinstance(model, str):
             check_model(model)
-        form = args.dataset_text_field, kwargs.pop("formatting_func", None)
+        form = args.dataset_text_field, kwargs.pop("formatting_func", None), args.completion_only_loss is not False
         forget = checked_dataset("train_dataset", train_dataset, *form)
         retain = checked_dataset("retain_dataset", retain_dataset, *form)
         calibration = calibration_dataset
