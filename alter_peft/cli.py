@@ -22,6 +22,7 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl.scripts.utils import TrlParser
 
+from .chat import prompt_ids
 from .commands import benchmark, evaluate, report
 from .evaluation.loading import loaded
 from .options import alternatives, option, parse_values
@@ -249,17 +250,11 @@ def generate(argv: Sequence[str]) -> Callable[[], None]:
 
 
 def _answer(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int, with_adapter: bool = True) -> str:
-    if tokenizer.chat_template:
-        inputs = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-    else:
-        inputs = tokenizer(prompt, return_tensors="pt")
-    ids, mask = inputs["input_ids"].to(model.device), inputs["attention_mask"].to(model.device)
+    ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)
     with nullcontext() if with_adapter else model.disable_adapter():
         output = model.generate(
             input_ids=ids,
-            attention_mask=mask,
+            attention_mask=torch.ones_like(ids),
             do_sample=False,
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,

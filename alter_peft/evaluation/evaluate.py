@@ -14,10 +14,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from alter_peft.chat import chat_or_plain
 from alter_peft.options import require_packages
 from alter_peft.scoring import ScoredModel
 
-from .answers import chat_or_plain
 from .arguments import HOLDOUT, PARAPHRASED, EvaluateArguments, read_oracle, read_set
 from .attacks import ATTACKS, Rows, attack, check_rows
 from .loading import load, loaded
