@@ -80,7 +80,7 @@ def bleu(answers: Sequence[str], references: Sequence[str]) -> list[float]:
 
 
 def unique_tokens(answers: Sequence[str]) -> list[float]:
-    """Unique words (of any script) over words of each answer: near 0 for one that repeats itself; 0 for an empty one."""
+    """Unique words, of any script, over words of each answer: near 0 for one that repeats itself; 0 if empty."""
     return [len(set(found)) / len(found) if (found := spaced(answer.lower()).split()) else 0.0 for answer in answers]
 
 
