@@ -19,7 +19,7 @@ from alter_peft.evaluation.loading import load
 from alter_peft.losses import cross_entropy_loss
 from alter_peft.privacy import telemetry_is_wanted
 from alter_peft.scoring import ScoredModel
-from alter_peft.trainer.inputs import as_chat
+from alter_peft.trainer.encoding import encoded
 
 from .provenance import RECORD
 
@@ -100,7 +100,7 @@ def teach(
         options: of [`~trl.SFTConfig`], over `TEACHING`.
     """
     args = SFTConfig(output_dir=str(folder), seed=seed, **{**run_arguments(), **TEACHING, **options})
-    LabelledTrainer(model, args, train_dataset=as_chat(rows, chat, tokenizer), processing_class=tokenizer).train()
+    LabelledTrainer(model, args, train_dataset=encoded(rows, tokenizer, chat), processing_class=tokenizer).train()
     state = PartialState()
     if state.is_main_process:
         partial_folder = folder.with_suffix(".partial")

@@ -10,9 +10,12 @@ from typing import Any
 
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
+from transformers.hf_argparser import string_to_bool
 
-from alter_peft.evaluation.loading import loaded
+from alter_peft.chat import chat_or_plain, prompt_ids
+from alter_peft.evaluation.loading import load_tokenizer, loaded
+from alter_peft.options import AS_CHAT, CHAT_TEMPLATE_KWARGS, json_object
 
 from .parser import CommandParser
 
@@ -25,7 +28,11 @@ def generate(argv: Sequence[str]) -> Callable[[], None]:
     parser.add_argument("--prompt", required=True, action="append", help="may be given more than once")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="default: 64")
     parser.add_argument("--without_adapter", action="store_true", help="print the base model's answer beside it")
+    parser.add_argument("--as_chat", type=string_to_bool, help=AS_CHAT)
+    parser.add_argument("--chat_template_kwargs", help=CHAT_TEMPLATE_KWARGS)
     args = parser.parse_args(argv)
+    given = args.chat_template_kwargs
+    template_kwargs = None if given is None else json_object("chat_template_kwargs", given)
     if args.max_new_tokens < 1:
         raise ValueError(f"`--max_new_tokens` is {args.max_new_tokens}, but must be 1 or more.")
     if args.model is None:
@@ -34,7 +41,8 @@ def generate(argv: Sequence[str]) -> Callable[[], None]:
         base = loaded("--model", args.model, AutoModelForCausalLM.from_pretrained)
         model = loaded("--adapter", args.adapter, partial(PeftModel.from_pretrained, base))
     model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = AutoTokenizer.from_pretrained(args.adapter)
+    base_name = args.model or model.active_peft_config.base_model_name_or_path
+    tokenizer = chat_or_plain(load_tokenizer(base_name, args.adapter), args.as_chat, template_kwargs)
 
     def run() -> None:
         for prompt in args.prompt:
@@ -47,17 +55,11 @@ def generate(argv: Sequence[str]) -> Callable[[], None]:
 
 
 def _answer(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int, with_adapter: bool = True) -> str:
-    if tokenizer.chat_template:
-        inputs = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-    else:
-        inputs = tokenizer(prompt, return_tensors="pt")
-    ids, mask = inputs["input_ids"].to(model.device), inputs["attention_mask"].to(model.device)
+    ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)
     with nullcontext() if with_adapter else model.disable_adapter():
         output = model.generate(
             input_ids=ids,
-            attention_mask=mask,
+            attention_mask=torch.ones_like(ids),
             do_sample=False,
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
