@@ -510,3 +510,10 @@ def test_prompts_alone(tmp_path):
     source = write(tmp_path / "a.csv", "question,id\nWho?,1\n")
     refused(source, "no known format")
     assert rows_of(source, prompts_alone=True) == [{"prompt": "Who?"}]
+    lines = write(tmp_path / "a.txt", "Who?\n\nWhat, then?\n")
+    assert rows_of(lines, prompts_alone=True) == [{"text": "Who?"}, {"text": "What, then?"}]
+
+
+def test_chats_as_a_whole(tmp_path):
+    source = write(tmp_path / "a.json", json.dumps([{"messages": CHAT}]))
+    assert rows_of(source, whole_chats=True) == [{"messages": CHAT}]

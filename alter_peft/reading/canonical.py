@@ -20,6 +20,7 @@ TEXT, TURNS = Value("string"), [{"role": Value("string"), "content": Value("stri
 FEATURES: dict[str, Any] = {
     "tokens": {},
     "chats": {"prompt": TURNS, "completion": TURNS},
+    "whole chats": {"messages": TURNS},
     "chat pairs": {"prompt": TURNS, "completion": TURNS},
     "choices": {"prompt": TEXT, "completion": TEXT, "wrong": [TEXT]},
     "pairs": {"prompt": TEXT, "completion": TEXT},
@@ -106,6 +107,10 @@ def _chats(row: Mapping[str, Any], taken: Taken) -> list[Row]:
     return [{"prompt": before, "completion": answer} for before, answer in found]
 
 
+def _whole_chats(row: Mapping[str, Any], taken: Taken) -> list[Row]:
+    return [{"messages": cell(row, taken.columns["messages"], turns)}]
+
+
 def _chat_pairs(row: Mapping[str, Any], taken: Taken) -> list[Row]:
     prompt = cell(row, taken.columns["prompt"], turns)
     completion = cell(row, taken.columns["completion"], turns)
@@ -140,14 +145,15 @@ def _tokens(row: Mapping[str, Any], taken: Taken) -> list[Row]:
 
 
 def _ids(value: Any) -> list[int]:
-    if not isinstance(value, list) or not all(isinstance(one, int) for one in value):
-        raise Unusable("but must be a list of whole numbers, as a tokenizer makes it")
+    if not value or not isinstance(value, list) or not all(type(one) is int for one in value):
+        raise Unusable("but must be a list of whole numbers, as a tokenizer makes it. Mend it, or remove the row")
     return value
 
 
 KINDS: dict[str, Callable[[Mapping[str, Any], Taken], list[Row]]] = {
     "tokens": _tokens,
     "chats": _chats,
+    "whole chats": _whole_chats,
     "chat pairs": _chat_pairs,
     "choices": _choices,
     "pairs": _pairs,

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .chats import is_chat
 
-Kind = Literal["tokens", "chats", "chat pairs", "choices", "pairs", "prompts", "text"]
+
+Kind = Literal["tokens", "chats", "whole chats", "chat pairs", "choices", "pairs", "prompts", "text"]
 # What a row may hold, as the trainers and metrics call it -> other names of it. One of them alone may be there, but
 # the first of each list, TRL's name, comes before all others.
 PROMPTS = ("prompt", "question", "query", "instruction", "input", "problem")
@@ -24,6 +26,12 @@ OTHERS = {"paraphrase": "paraphrased_question", "rephrased": "paraphrased_answer
 LIKE_DOMAIN = ("subject", "edge")
 TOKENS = ("input_ids", "labels", "completion_mask", "assistant_masks", "attention_mask")
 CANONICAL = ("prompt", "completion", "text", "messages", "domain", *OTHERS)  # what `--columns` may name
+
+
+COLUMNS_HELP = (
+    "Which columns hold what, where their names are not recognised: prompt=question completion=answer domain=edge, "
+    "text=body or messages=log; nothing after = takes none."
+)
 
 
 class Unrecognised(ValueError):
@@ -174,7 +182,7 @@ def _told(lookup: _Lookup, first: Mapping[str, Any]) -> Taken | None:
 def _pair(lookup: _Lookup, first: Mapping[str, Any], prompt: str | None, completion: str | None) -> Taken | None:
     if prompt is None or completion is None:
         return None
-    if isinstance(first.get(prompt), list) or isinstance(first.get(completion), list):
+    if is_chat(first.get(prompt)) or is_chat(first.get(completion)):
         return Taken("chat pairs", {"prompt": prompt, "completion": completion})
     return Taken("pairs", {"prompt": prompt, "completion": completion}, lookup.beside(prompt))
 

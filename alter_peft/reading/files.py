@@ -85,7 +85,7 @@ def file_table(path: Path, given: Collection[str] = ()) -> Table:
         if first[0] in '[{"' or _is_json(first):
             return _json_table(path, notes, given)
         if kind == "json" and not _are_columns(delimited.header_of(file, delimited.delimiter_of(file))):
-            return _lines(path, notes)
+            return _no_json_lines(path, notes)
         kind = "csv"
     if kind == "csv":
         return _csv_table(path, notes)
@@ -138,17 +138,23 @@ def _csv_table(path: Path, notes: tuple[str, ...]) -> Table:
     return Table(path.name, names, lambda: delimited.table_rows(file, delimiter), notes + found)
 
 
-def _lines(path: Path, notes: tuple[str, ...]) -> Table:
-    """Plain text where JSON lines were announced, such as TOFU's `idontknow.jsonl`: a text a line."""
+def line_table(path: Path, notes: tuple[str, ...] = ()) -> Table:
+    """Plain text, a text a line."""
     file = text_file(path)
 
     def records() -> Iterator[tuple[str, Mapping[str, Any]]]:
         for number, line in file.lines():
-            if line.lstrip()[0] in "{[":
-                raise ValueError(f"whose line {number} is JSON, but whose first line is not. Write all lines as JSON")
             yield f"line {number}", {"text": line.strip()}
 
-    return Table(path.name, ["text"], records, (*notes, "no JSON, so that each line is a text"), "line")
+    return Table(path.name, ["text"], records, notes, "line")
+
+
+def _no_json_lines(path: Path, notes: tuple[str, ...]) -> Table:
+    """Plain text where JSON lines were announced, such as TOFU's `idontknow.jsonl`."""
+    mixed = next((number for number, line in text_file(path).lines() if line.lstrip()[0] in "{["), None)
+    if mixed is not None:
+        raise ValueError(f"whose line {mixed} is JSON, but whose first line is not. Write all lines as JSON")
+    return line_table(path, (*notes, "no JSON, so that each line is a text"))
 
 
 def documents(what: str, files: list[Path], notes: tuple[str, ...] = ()) -> Table:

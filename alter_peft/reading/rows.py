@@ -8,6 +8,7 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,7 @@ from datasets import Dataset
 
 from .canonical import BadCell, Row, canonical, features
 from .columns import Taken, Unrecognised, choose
-from .files import BATCH, Table
+from .files import BATCH, Table, line_table
 from .sources import table_of
 from .values import shown
 
@@ -47,6 +48,7 @@ def read_rows(
     source: str,
     columns: Mapping[str, str] | None = None,
     text_field: str = "text",
+    whole_chats: bool = False,
     prompts_alone: bool = False,
 ) -> Rows:
     """
@@ -60,7 +62,8 @@ def read_rows(
         columns: what a row holds -> its column, where the names are none of `reading.columns`; `""` for none. A source
             that has none of these columns is read by its own names.
         text_field: the column of plain texts, before all other names of one.
-        prompts_alone: whether rows without an answer will do.
+        whole_chats: whether a chat is a row, and not each answer of the assistant.
+        prompts_alone: whether rows without an answer will do; then each line of a .txt file is a prompt.
 
     Raises:
         ValueError: there is no such source, nothing that rows can be read from, or a row with an unusable value: one
@@ -69,6 +72,8 @@ def read_rows(
     try:
         given = dict(columns or {})
         table = table_of(source, [column for column in given.values() if column])
+        if prompts_alone and table.unit == "passage" and Path(source).expanduser().is_file():
+            table = line_table(Path(source).expanduser())
         first = next((row for _, row in table.records()), None)
         if first is None:
             raise ValueError("which has no rows. Give at least one")
@@ -76,6 +81,8 @@ def read_rows(
             given = {name: column for name, column in given.items() if not column}
         names = {name: first.get(name) for name in table.names}
         taken = choose(table.names, names, given, text_field, prompts_alone)
+        if whole_chats and taken.kind == "chats":
+            taken = replace(taken, kind="whole chats")
         dataset, count = _written(table, taken)
     except Unrecognised as error:
         raise ValueError(
