@@ -9,6 +9,7 @@ from .version import __version__
 
 
 if TYPE_CHECKING:
+    from .retain_rows import retain_auto
     from .trainer import AlterUnlearnConfig, AlterUnlearnTrainer, UnlearnConfig, UnlearnTrainer
 
 
@@ -23,11 +24,14 @@ __all__ = [
     "UnlearnConfig",
     "UnlearnTrainer",
     "__version__",
+    "retain_auto",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """The trainers and their names."""
+    """The trainers and their names, and `retain_auto`."""
+    if name == "retain_auto":
+        return importlib.import_module(".retain_rows", __name__).retain_auto
     if name not in ("trainer", *_OF_TRAINER):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     trainer = importlib.import_module(".trainer", __name__)
