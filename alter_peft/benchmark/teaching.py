@@ -17,6 +17,7 @@ from trl import SFTConfig, SFTTrainer
 
 from alter_peft.evaluation.loading import load
 from alter_peft.losses import cross_entropy_loss
+from alter_peft.privacy import telemetry_is_wanted
 from alter_peft.scoring import ScoredModel
 from alter_peft.trainer.encoding import encoded
 
@@ -40,6 +41,10 @@ class LabelledTrainer(SFTTrainer):
         self.scored.check()
         other = args.packing or args.padding_free or args.label_smoothing_factor or self.aux_loss_enabled
         self.is_plain = not other and args.loss_type in ("nll", "chunked_nll")  # the latter of older TRL
+
+    def _send_telemetry(self) -> None:
+        if telemetry_is_wanted():
+            super()._send_telemetry()
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

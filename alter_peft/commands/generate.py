@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -18,10 +17,12 @@ from alter_peft.chat import chat_or_plain, prompt_ids
 from alter_peft.evaluation.loading import load_tokenizer, loaded
 from alter_peft.options import AS_CHAT, CHAT_TEMPLATE_KWARGS, json_object
 
+from .parser import CommandParser
+
 
 def generate(argv: Sequence[str]) -> Callable[[], None]:
     """What answers prompts with an adapter, greedily, and on demand without it."""
-    parser = argparse.ArgumentParser(prog="alter-peft generate", description="Ask a model that wears an adapter.")
+    parser = CommandParser(prog="alter-peft generate", description="Ask a model that wears an adapter.")
     parser.add_argument("--adapter", required=True, help="folder or Hub id of the adapter")
     parser.add_argument("--model", help="base model, if it isn't where the adapter was trained")
     parser.add_argument("--prompt", required=True, action="append", help="may be given more than once")
@@ -33,12 +34,12 @@ def generate(argv: Sequence[str]) -> Callable[[], None]:
     given = args.chat_template_kwargs
     template_kwargs = None if given is None else json_object("chat_template_kwargs", given)
     if args.max_new_tokens < 1:
-        raise ValueError(f"`max_new_tokens` is {args.max_new_tokens}, but must be 1 or more.")
+        raise ValueError(f"`--max_new_tokens` is {args.max_new_tokens}, but must be 1 or more.")
     if args.model is None:
-        model: Any = loaded("adapter", args.adapter, AutoPeftModelForCausalLM.from_pretrained)
+        model: Any = loaded("--adapter", args.adapter, AutoPeftModelForCausalLM.from_pretrained)
     else:
-        base = loaded("model", args.model, AutoModelForCausalLM.from_pretrained)
-        model = loaded("adapter", args.adapter, partial(PeftModel.from_pretrained, base))
+        base = loaded("--model", args.model, AutoModelForCausalLM.from_pretrained)
+        model = loaded("--adapter", args.adapter, partial(PeftModel.from_pretrained, base))
     model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     base_name = args.model or model.active_peft_config.base_model_name_or_path
     tokenizer = chat_or_plain(load_tokenizer(base_name, args.adapter), args.as_chat, template_kwargs)

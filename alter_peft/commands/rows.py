@@ -9,7 +9,13 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 
 
-LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+# not `load_dataset("json", ...)`, which counts each call at a server of Hugging Face
+LOADERS = {
+    ".jsonl": Dataset.from_json,
+    ".json": Dataset.from_json,
+    ".csv": Dataset.from_csv,
+    ".parquet": Dataset.from_parquet,
+}
 
 
 def load_rows(name: str, source: str) -> Dataset:
@@ -19,7 +25,7 @@ def load_rows(name: str, source: str) -> Dataset:
     try:
         if loader is None:
             return load_dataset(source, split="train")
-        return load_dataset(loader, data_files=source, split="train")
+        return loader(source)
     except (DatasetsError, OSError, ValueError) as error:
         known = ", ".join(LOADERS)
         raise ValueError(

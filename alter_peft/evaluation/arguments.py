@@ -3,17 +3,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from alter_peft.options import AS_CHAT, CHAT_TEMPLATE_KWARGS, check_counts, check_known, json_object, option
+from alter_peft.reading import COLUMNS_HELP, parse_columns
 
-from .answers import Pair
 from .attacks import ATTACKS, LEARNING_RATE
-from .metrics import METRICS, check_set
+from .metrics import METRICS
 from .results import STOPPED, Result
 from .tasks import TASKS
 
@@ -99,10 +98,12 @@ class EvaluateArguments(MeasureArguments):
     as_chat: bool | None = option(None, AS_CHAT)
     sets: list[str] = option(
         [],
-        "name=file.jsonl: rows of prompt and completion. One named `holdout` is of rows that were never "
-        "trained on, as the attacks membership and relearning and the comparison with oracles need them. One "
-        "named `paraphrased` has the questions to forget in other words, for the attack asking_otherwise.",
+        "name=source: questions and answers, chats or texts, in any form that `unlearn` reads. One named `holdout` is "
+        "of rows that were never trained on, as the attacks membership and relearning and the comparison with oracles "
+        "need them. One named `paraphrased` has the questions to forget in other words, for the attack "
+        "asking_otherwise.",
     )
+    columns: list[str] = option([], COLUMNS_HELP)
     forget: list[str] = option(
         [],
         "Names of the sets that are to be forgotten; all others but `holdout` and `paraphrased` are to be "
@@ -167,9 +168,10 @@ class EvaluateArguments(MeasureArguments):
             raise ValueError(f"`output_file` is {self.output_file!r}, which is read and would be lost. Give another.")
 
     def _check_sets(self) -> None:
+        parse_columns(self.columns)
         odd = [entry for entry in self.sets if not all(entry.partition("="))]
         if odd:
-            raise ValueError(f"`sets` has {odd[0]!r}, but must be entries name=file.jsonl.")
+            raise ValueError(f"`sets` has {odd[0]!r}, but must be entries name=source, such as forget=forget.jsonl.")
         names = [entry.partition("=")[0] for entry in self.sets]
         if len(set(names)) < len(names):
             raise ValueError(f"`sets` has the names {names}, one of them twice. Rename one.")
@@ -192,45 +194,6 @@ class EvaluateArguments(MeasureArguments):
                 "`guards` is set, but a model without an `adapter` can't judge its own fluency. Give another as "
                 "`judge`."
             )
-
-
-def read_set(name: str, path: str, metrics: list[str]) -> list[Pair]:
-    """
-    Questions and answers of a file of JSON lines, with all that the metrics need.
-
-    Raises:
-        ValueError: no such file, or a line that is no JSON object, has no `prompt` or `completion`, or something else
-            than texts; or rows that lack what a metric needs.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"`sets` names {path!r}, but there is no such file.")
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # a text may hold other ends of a line
-    except ValueError as error:
-        raise ValueError(f"`sets` names {path!r}, which is no text in UTF-8 ({error}).") from error
-    pairs = [_pair(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not pairs:
-        raise ValueError(f"`sets` names {path!r}, which has no rows.")
-    check_set(name, pairs, metrics)
-    return pairs
-
-
-def _pair(line: str, path: str, number: int) -> Pair:
-    try:
-        row = json.loads(line)
-        pair = Pair(row["prompt"], row["completion"], tuple(row.get("wrong") or ()), row.get("rephrased"))
-        if isinstance(row.get("wrong"), str):
-            raise TypeError("`wrong` must be a list")
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"`sets` names {path!r}, whose line {number} is no JSON object with `prompt` and `completion` ({error!r})."
-        ) from error
-    answers = [pair.completion, *pair.wrong, *([] if pair.rephrased is None else [pair.rephrased])]
-    if not (isinstance(pair.prompt, str) and all(isinstance(text, str) and text.strip() for text in answers)):
-        raise ValueError(
-            f"`sets` names {path!r}, whose line {number} has something else than texts, or an empty answer: {row}."
-        )
-    return pair
 
 
 def read_oracle(path: str) -> Result:

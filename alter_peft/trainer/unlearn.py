@@ -17,6 +17,7 @@ from trl import SFTTrainer
 
 from alter_peft.data import PairCollator, PairDataset, PairSampler, check_disjoint
 from alter_peft.losses import RETAIN_LOSSES
+from alter_peft.privacy import telemetry_is_wanted
 from alter_peft.scoring import ScoredModel
 from alter_peft.tuner.config import AlterConfig
 
@@ -30,10 +31,9 @@ from .inputs import (
     check_arguments,
     check_model,
     check_retain_loss,
-    checked_dataset,
-    keep_input_columns,
 )
 from .phase_one import labelled_rows
+from .rows import checked_dataset, keep_input_columns
 from .stopping import Stopping, mean_gap
 from .targets import Measured, measure
 from .terms import forget_term, retain_term
@@ -125,7 +125,7 @@ class UnlearnTrainer(SFTTrainer):
         check_arguments(kwargs)
         if not isinstance(model, str):
             check_model(model)
-        form = args.dataset_text_field, kwargs.pop("formatting_func", None)
+        form = args.dataset_text_field, kwargs.pop("formatting_func", None), args.completion_only_loss is not False
         forget = checked_dataset("train_dataset", train_dataset, *form)
         retain = checked_dataset("retain_dataset", retain_dataset, *form)
         calibration = calibration_dataset
@@ -162,6 +162,11 @@ class UnlearnTrainer(SFTTrainer):
                 if peft_config is not None:  # the user's model as it was given, for another attempt
                     self.model.unload()
                 raise
+
+    def _send_telemetry(self) -> None:
+        """TRL's report of every trainer that is made, only where the user wants it (`alter_peft.privacy`)."""
+        if telemetry_is_wanted():
+            super()._send_telemetry()
 
     # ---- set-up -----------------------------------------------------------------------------------------------------
 
