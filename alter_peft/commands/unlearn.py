@@ -19,6 +19,7 @@ from alter_peft.trainer import AlterUnlearnTrainer, UnlearnConfig, UnlearnTraine
 
 from .adapters import Adapter, chosen_adapter
 from .parser import OptionParser, Section, read_config
+from .retain import CORPUS, RETAIN, check_retain, retain_rows
 from .rows import load_rows
 
 
@@ -41,9 +42,8 @@ class ScriptArguments:
     forget: str = field(
         metadata={"help": "Rows to forget: a .jsonl, .json, .csv or .parquet file, or a Hub data set."}
     )
-    retain: str = field(
-        metadata={"help": "Rows to retain: a .jsonl, .json, .csv or .parquet file, or a Hub data set."}
-    )
+    retain: str | None = option(None, RETAIN)
+    corpus: str | None = option(None, CORPUS)
     adapter: Literal["alter", "lora", "none"] = option(
         "alter", "What is trained: an ALTER adapter, plain LoRA, or none: all weights."
     )
@@ -107,12 +107,14 @@ def unlearn(argv: Sequence[str]) -> Callable[[], int | None]:
 
 
 def _trainer(script: ScriptArguments, args: UnlearnConfig, adapter: Adapter, config: PeftConfig | None) -> Any:
+    check_retain(script.retain, script.corpus)
     loaded("model", script.model, AutoConfig.from_pretrained)
+    forget = load_rows("forget", script.forget)
     return adapter.trainer(
         script.model,
         args,
-        train_dataset=load_rows("forget", script.forget),
-        retain_dataset=load_rows("retain", script.retain),
+        train_dataset=forget,
+        retain_dataset=retain_rows(str(script.retain), script.corpus, forget, load_rows),
         calibration_dataset=None if script.calibration is None else load_rows("calibration", script.calibration),
         peft_config=config,
     )
