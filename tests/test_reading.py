@@ -163,7 +163,8 @@ def test_text_that_is_in_no_known_encoding(tmp_path):
         ("a.txt", b"%PDF-1.7", "a PDF"),
         ("a.txt", b"a\x00b\x00\x00\x01", "binary, not text"),
         ("a.bin", b"something", "kind that is known by its suffix '.bin'"),
-        ("a.jsonl", b"I do not know.\n{}\n", "line 2 is JSON"),
+        ("a.jsonl", b"I do not know.\n{}\n", "line 1 is no JSON: 'I do not know.'"),
+        ("a.jsonl", b"I do not know.\n", "line 1 is no JSON: 'I do not know.'"),
     ],
 )
 def test_files_that_hold_no_rows(tmp_path, name, content, part):

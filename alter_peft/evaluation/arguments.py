@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from alter_peft.options import check_counts, check_known, json_object, option
+from alter_peft.options import AS_CHAT, CHAT_TEMPLATE_KWARGS, check_counts, check_known, json_object, option
 from alter_peft.reading import COLUMNS_HELP, parse_columns
 
 from .attacks import ATTACKS, LEARNING_RATE
@@ -43,6 +43,7 @@ class MeasureArguments:
     answered: int | None = option(None, "How many questions of each set are answered in full, if not all.")
     max_new_tokens: int = option(200, "Tokens of an answer, also under attack.")
     batch_size: int | None = option(None, "Rows of a batch; unset: 8 of a pass, 12 of answers.")
+    chat_template_kwargs: dict[str, Any] | str | None = option(None, CHAT_TEMPLATE_KWARGS)
     attacks: list[str] = option(
         [],
         "On what is to be forgotten of the sets, or else of the task: "
@@ -51,7 +52,7 @@ class MeasureArguments:
     relearning_rate: float = option(LEARNING_RATE, "Learning rate of the attack relearning: try several.")
 
     def __post_init__(self) -> None:
-        for name in ("books", "task_data"):
+        for name in ("books", "task_data", "chat_template_kwargs"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, json_object(name, getattr(self, name)))
         for name, known in (("attacks", ATTACKS), ("task_data", TASKS)):
@@ -68,6 +69,11 @@ class MeasureArguments:
     def other_tasks(self) -> dict[str, Any]:
         """`task_data`, read."""
         return self.task_data if isinstance(self.task_data, dict) else {}
+
+    @property
+    def template_kwargs(self) -> dict[str, Any] | None:
+        """`chat_template_kwargs`, read."""
+        return self.chat_template_kwargs if isinstance(self.chat_template_kwargs, dict) else None
 
     def set_of_tofu(self, *others: str) -> list[str]:
         """Which of TOFU's options, and of others, are set."""
@@ -89,9 +95,7 @@ class EvaluateArguments(MeasureArguments):
     adapter: str | None = option(None, "Folder or Hub id of an adapter of any PEFT type.")
     name: str | None = option(None, "What the report calls the model; unset: the name of its folder.")
     seed: int = option(0, "Of the model's training, as the report tells seeds apart.")
-    as_chat: bool | None = option(
-        None, "Ask in a chat (true) or in plain text (false); unset: a chat if there is a template."
-    )
+    as_chat: bool | None = option(None, AS_CHAT)
     sets: list[str] = option(
         [],
         "name=source: questions and answers, chats or texts, in any form that `unlearn` reads. One named `holdout` is "

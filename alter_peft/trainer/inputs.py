@@ -65,27 +65,6 @@ def check_retain_loss(name: str, scored: ScoredModel) -> None:
         pass  # raises for an adapter of no layers
 
 
-def as_chat(dataset: Dataset, wanted: bool | None, tokenizer: Any) -> Dataset:
-    """
-    `prompt` and `completion` strings made turns of a chat, if that is wanted or, unless said, there is a template.
-
-    Raises:
-        ValueError: it is wanted, but the tokenizer has no chat template.
-    """
-    if wanted and not tokenizer.chat_template:
-        raise ValueError(
-            "`as_chat` is True, but the tokenizer has no chat template. Set `chat_template_path`, or leave `as_chat` "
-            "unset to take the rows as they are."
-        )
-    if wanted is False or not tokenizer.chat_template or not {"prompt", "completion"} <= set(dataset.column_names):
-        return dataset
-    roles = {"prompt": "user", "completion": "assistant"}
-    if not all(isinstance(dataset[0][name], str) for name in roles):
-        return dataset
-    turns = {name: [[{"role": role, "content": text}] for text in dataset[name]] for name, role in roles.items()}
-    return Dataset.from_dict({**{name: dataset[name][:] for name in dataset.column_names}, **turns})
-
-
 class Subdomain(NamedTuple):
     """
     The rows of `train_dataset` that one forget expert learns from.

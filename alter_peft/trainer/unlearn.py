@@ -17,6 +17,7 @@ from trl import SFTTrainer
 
 from alter_peft.data import PairCollator, PairDataset, PairSampler, check_disjoint
 from alter_peft.losses import RETAIN_LOSSES
+from alter_peft.privacy import telemetry_is_wanted
 from alter_peft.scoring import ScoredModel
 from alter_peft.tuner.config import AlterConfig
 
@@ -24,8 +25,8 @@ from .active_adapters import others_frozen
 from .batch import TokenMasks, count_terms, token_masks, token_shares, token_sums
 from .config import UnlearnConfig
 from .distributed import HeadGathering, gathering_layers, set_up_distributed
+from .encoding import encoded, set_template_defaults
 from .inputs import (
-    as_chat,
     check_all_labelled,
     check_arguments,
     check_model,
@@ -162,6 +163,11 @@ class UnlearnTrainer(SFTTrainer):
                     self.model.unload()
                 raise
 
+    def _send_telemetry(self) -> None:
+        """TRL's report of every trainer that is made, only where the user wants it (`alter_peft.privacy`)."""
+        if telemetry_is_wanted():
+            super()._send_telemetry()
+
     # ---- set-up -----------------------------------------------------------------------------------------------------
 
     def _assign_experts(
@@ -225,9 +231,11 @@ class UnlearnTrainer(SFTTrainer):
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
-        """As the parent's, after questions and answers became turns of a chat (`as_chat`)."""
+        """As the parent's, after the rows became token ids and labels, questions and answers as turns of a chat."""
         if isinstance(dataset, Dataset):
-            dataset = as_chat(dataset, args.as_chat, self._tokenizer)
+            set_template_defaults(self._tokenizer, args.chat_template_kwargs)
+            answers_only, processes = args.completion_only_loss is not False, args.dataset_num_proc
+            dataset = encoded(dataset, self._tokenizer, args.as_chat, args.dataset_text_field, answers_only, processes)
         return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
     def _prepare_rows(self, name: str, dataset: Dataset) -> Dataset:
