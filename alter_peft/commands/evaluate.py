@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 
 from alter_peft.evaluation.arguments import EvaluateArguments
@@ -53,7 +54,7 @@ def evaluate(argv: Sequence[str]) -> Callable[[], int | None]:
     with parser.in_flags():
         evaluation = Evaluation(args)
     if evaluation.taken:
-        print(*evaluation.taken, sep="\n")
+        print(*evaluation.taken, sep="\n", file=sys.stderr)
 
     def run() -> None:
         result = evaluation.run()

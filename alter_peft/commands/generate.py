@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -65,7 +66,7 @@ def _prompts(source: str, columns: Sequence[str]) -> list[str | list[Message]]:
     rows = read_rows("--prompts", source, parse_columns(columns), prompts_alone=True)
     if "input_ids" in rows.dataset.column_names:
         raise ValueError(f"`--prompts` is {source!r}, which has token ids (`input_ids`). Give texts.")
-    print(rows.taken)
+    print(rows.taken, file=sys.stderr)
     name = "prompt" if "prompt" in rows.dataset.column_names else "text"
     return list(rows.dataset[name])
 

@@ -113,6 +113,8 @@ def _entries(value: Any, recognised: Recognised) -> list[Any]:
         ]
     if value and all(isinstance(entry, dict) for entry in value.values()):  # a number or a name -> a row
         return list(value.values())
+    if not any(isinstance(entry, list | dict) for entry in value.values()):
+        return [value] if value else []
     raise ValueError(
         f"which is a JSON object of the keys {list(value)[:8]}, but must be a list of rows, one object a line, "
         '{"data": [rows]}, or a list for each column'
