@@ -36,7 +36,7 @@ def load_tokenizer(model: str, adapter: str | None = None) -> PreTrainedTokenize
     """
     if adapter is not None and (not Path(adapter).is_dir() or (Path(adapter) / "tokenizer_config.json").is_file()):
         try:
-            return AutoTokenizer.from_pretrained(adapter)  # type: ignore[no-any-return]
+            return AutoTokenizer.from_pretrained(adapter)
         except (OSError, ValueError):
             pass  # an adapter of the Hub that has none
     return loaded("model", model, AutoTokenizer.from_pretrained)  # type: ignore[no-any-return]
