@@ -24,7 +24,7 @@ from .files import (
     explain_loading,
     refuse_pickle_on_load,
 )
-from .router import ROUTERS
+from .router import ROUTERS, Router, router_of
 from .saving import BEING_WRITTEN, finish_saves_of, refuse_pickle_on_save, sha256
 from .values import described, fits, is_finite_number, is_index, is_integer, is_positive, require
 
@@ -158,6 +158,8 @@ class AlterConfig(PeftConfig):
     )
 
     def __post_init__(self) -> None:
+        if self.peft_version is not None and self.alter_peft_version is None and self.format_version == FORMAT_VERSION:
+            self.format_version = 1  # a file from before these two were written, which says no version
         super().__post_init__()
         self.peft_type = ALTER
         check_format_version(self.format_version, self.alter_peft_version)
@@ -222,6 +224,11 @@ class AlterConfig(PeftConfig):
     def is_gated(self) -> bool:
         """Whether the gates depend on the token (context and entropy routers)."""
         return ROUTERS[self.router].is_gated
+
+    @property
+    def routing(self) -> Router:
+        """What `router` names, in an adapter of this format."""
+        return router_of(self.router, self.format_version)
 
     @property
     def expert_names(self) -> list[str]:
