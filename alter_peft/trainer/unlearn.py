@@ -317,7 +317,7 @@ class UnlearnTrainer(SavingTrainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """Counts what each term is a mean of over the whole step: all accumulated batches, all processes."""
-        if self.reached or self.state.global_step >= self.state.max_steps:  # resumed at its end: no step is left
+        if self.reached or 0 < self.state.max_steps <= self.state.global_step:  # resumed at its end: no step is left
             return [], None
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         weights = self.args.forget_weight, self.args.retain_weight

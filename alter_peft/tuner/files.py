@@ -12,6 +12,8 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import safe_open
 from transformers.utils.hub import has_file
 
+from alter_peft.registration import PREFIX
+
 from .saving import how_to_finish, sha256
 
 
@@ -108,11 +110,12 @@ def check_complete(weights: Path | None, modules: Any, tokens: Any) -> None:
         return
     with safe_open(weights, "pt") as file:
         keys = list(file.keys())
-    for name in modules or []:
-        if not any(f".{name}." in key for key in keys):
-            raise ValueError(
-                f"`modules_to_save` has {name!r}, but {weights} has no weights of it. Remove it from {CONFIG_NAME}."
-            )
+    others = [key for key in keys if f".{PREFIX}" not in key]
+    # PEFT adds the usual names of a classifier's head, of which a model has one
+    if modules and not any(f".{name}." in key for name in modules for key in others):
+        raise ValueError(
+            f"`modules_to_save` is {modules!r}, but {weights} has no weights of them. Correct it in {CONFIG_NAME}."
+        )
     if tokens is not None and not any("trainable_tokens" in key for key in keys):
         raise ValueError(
             f"`trainable_token_indices` is {tokens!r}, but {weights} has none. Remove it from {CONFIG_NAME}."
