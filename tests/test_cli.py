@@ -224,7 +224,8 @@ def test_bad_input_ends_with_code_2_and_names_the_field(files, capsys, wrong, na
 
 
 def test_bad_rows_are_named(files, tmp_path, capsys):
-    for text in ('{"question": "Who?"}\n', "this is not JSON\n"):  # columns of no use are left alone
+    whole = '{"prompt": "Who?", "completion": " Bob.", "topic": "x"}\n'
+    for text in ('{"question": "Who?"}\n', "this is not JSON\n", whole + '{"prompt": "Who?", "completion": null}\n'):
         (tmp_path / "bad.jsonl").write_text(text)
         with pytest.raises(SystemExit) as ended:
             main(flags({**files, "--retain": str(tmp_path / "bad.jsonl")}))

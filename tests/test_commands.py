@@ -152,10 +152,10 @@ def test_what_evaluate_refuses(place, tmp_path, capsys):
     bare = ["evaluate", "--model", str(place / "model"), "--output_file", str(tmp_path / "x.json")]
     for argv, message in (
         (bare, "`--sets`, `--tofu`, `--books`, `--tasks` and `--task_data` are all unset"),
-        ([*bare, "--sets", "forget"], "entries name=file.jsonl"),
+        ([*bare, "--sets", "forget"], "entries name=source"),
         ([*bare, "--sets", f"a={tmp_path / 'none.jsonl'}"], "there is no such file"),
-        ([*bare, "--sets", f"a={empty}"], "has no rows"),
-        ([*bare, "--sets", f"a={broken}"], "line 1 is no JSON object with `prompt` and `completion`"),
+        ([*bare, "--sets", f"a={empty}"], "is empty (0 bytes)"),
+        ([*bare, "--sets", f"a={broken}"], "has the columns ['prompt'], which name no known format"),
         (ask(place, "x", "--metrics", "bleurt"), "`--metrics` has ['bleurt']"),
         (ask(place, "x", "--attacks", "rude"), "`--attacks` has ['rude']"),
         (ask(place, "x", "--forget", "world"), "`--forget` has ['world'], but the `--sets` are"),

@@ -149,7 +149,8 @@ def test_text_that_is_in_no_known_encoding(tmp_path):
         ("a.jsonl", b'{"prompt": "a", "completion": "b"}\n[1, 2]\n', "line 2 is [1, 2], but must be an object"),
         ("a.json", b'[{"prompt": "a"', "no JSON"),
         ("a.json", b"3", "holds 3"),
-        ("a.json", b'{"name": "x", "size": 3}', "keys ['name', 'size']"),
+        ("a.json", b'{"name": "x", "size": 3}', "has the columns ['name', 'size'], which name no known format"),
+        ("a.json", b'{"name": "x", "entries": [3]}', "keys ['name', 'entries']"),
         ("a.json", b"[" * 100000, "nested too deeply"),
         ("a.json", b'{"prompt": ["a", "b"], "completion": ["c"]}', "different lengths"),
         ("a.parquet", b"PAR1, but no more", "no whole Parquet file"),
@@ -163,7 +164,8 @@ def test_text_that_is_in_no_known_encoding(tmp_path):
         ("a.txt", b"%PDF-1.7", "a PDF"),
         ("a.txt", b"a\x00b\x00\x00\x01", "binary, not text"),
         ("a.bin", b"something", "kind that is known by its suffix '.bin'"),
-        ("a.jsonl", b"I do not know.\n{}\n", "line 2 is JSON"),
+        ("a.jsonl", b"I do not know.\n{}\n", "line 1 is no JSON: 'I do not know.'"),
+        ("a.jsonl", b"I do not know.\n", "line 1 is no JSON: 'I do not know.'"),
     ],
 )
 def test_files_that_hold_no_rows(tmp_path, name, content, part):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 
 from alter_peft.evaluation.arguments import EvaluateArguments
@@ -19,6 +20,7 @@ SECTIONS = (
         "At least one of sets, tofu, books, tasks and task_data.",
         [
             "sets",
+            "columns",
             "forget",
             "metrics",
             "tofu",
@@ -51,6 +53,8 @@ def evaluate(argv: Sequence[str]) -> Callable[[], int | None]:
     (args,) = parser.parse(argv, config)
     with parser.in_flags():
         evaluation = Evaluation(args)
+    if evaluation.taken:
+        print(*evaluation.taken, sep="\n", file=sys.stderr)
 
     def run() -> None:
         result = evaluation.run()

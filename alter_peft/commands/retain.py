@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from datasets import Dataset
 
 from alter_peft.retain_rows import retain_auto
@@ -33,25 +31,19 @@ def check_retain(retain: str | None, corpus: str | None) -> None:
         raise ValueError(f"`--corpus` is {corpus!r}, but rows are taken of it with `--retain {AUTO}` alone. Set that.")
 
 
-def retain_rows(retain: str, corpus: str | None, forget: Dataset, read: Callable[[str, str], Dataset]) -> Dataset:
+def found_rows(forget: Dataset, corpus: Dataset | None) -> tuple[Dataset, str]:
     """
-    The rows to retain, with a line that says where they are from if they were not given.
-
-    Args:
-        read: an option and its value -> rows.
+    The rows of `--retain auto`, and a line that says where they are from.
 
     Raises:
-        ValueError: rows that cannot be read or found.
+        ValueError: rows in which nothing like them can be found.
     """
-    if retain != AUTO:
-        return read("retain", retain)
     try:
         general = retain_auto(forget)
-        found = general if corpus is None else retain_auto(forget, read("corpus", corpus))
+        found = general if corpus is None else retain_auto(forget, corpus)
     except ValueError as error:
         raise ValueError(f"`--retain` is {AUTO!r}: {error}") from error
-    line = f"retain: {len(general)} rows of general text"
+    line = f"--retain: {len(general)} rows of general text"
     if corpus is not None:
-        line += f", and {len(found) - len(general)} of {corpus} that are like the rows to forget"
-    print(line)
-    return found
+        line += f", and {len(found) - len(general)} of --corpus that are like the rows to forget"
+    return found, line

@@ -15,12 +15,12 @@ from trl import SFTConfig
 
 from alter_peft.evaluation.loading import loaded
 from alter_peft.options import option
+from alter_peft.reading import COLUMNS_HELP, OFFERED, parse_columns, read_all
 from alter_peft.trainer import AlterUnlearnTrainer, UnlearnConfig, UnlearnTrainer
 
 from .adapters import Adapter, chosen_adapter
 from .parser import OptionParser, Section, read_config
-from .retain import CORPUS, RETAIN, check_retain, retain_rows
-from .rows import load_rows
+from .retain import AUTO, CORPUS, RETAIN, check_retain, found_rows
 
 
 # of TRL and transformers
@@ -40,10 +40,11 @@ class ScriptArguments:
 
     model: str = field(metadata={"help": "Folder or Hub id of the model that shall forget."})
     forget: str = field(
-        metadata={"help": "Rows to forget: a .jsonl, .json, .csv or .parquet file, or a Hub data set."}
+        metadata={"help": f"Rows to forget: a {OFFERED}, a folder of .txt, or a Hub data set (name:config:split)."}
     )
     retain: str | None = option(None, RETAIN)
     corpus: str | None = option(None, CORPUS)
+    columns: list[str] = option([], COLUMNS_HELP)
     adapter: Literal["alter", "lora", "none"] = option(
         "alter", "What is trained: an ALTER adapter, plain LoRA, or none: all weights."
     )
@@ -109,13 +110,28 @@ def unlearn(argv: Sequence[str]) -> Callable[[], int | None]:
 def _trainer(script: ScriptArguments, args: UnlearnConfig, adapter: Adapter, config: PeftConfig | None) -> Any:
     check_retain(script.retain, script.corpus)
     loaded("model", script.model, AutoConfig.from_pretrained)
-    forget = load_rows("forget", script.forget)
+    retain = None if script.retain == AUTO else script.retain
+    given = {
+        "--forget": script.forget, "--retain": retain, "--calibration": script.calibration, "--corpus": script.corpus
+    }  # fmt: skip
+    rows = read_all(
+        {flag: source for flag, source in given.items() if source is not None},
+        parse_columns(script.columns),
+        text_field=args.dataset_text_field,
+        whole_chats=args.completion_only_loss is False,
+    )
+    sets, taken = {flag: one.dataset for flag, one in rows.items()}, [one.taken for one in rows.values()]
+    if retain is None:
+        sets["--retain"], said = found_rows(sets["--forget"], sets.get("--corpus"))
+        taken.append(said)
+    if args.process_index == 0:
+        print(*taken, sep="\n")
     return adapter.trainer(
         script.model,
         args,
-        train_dataset=forget,
-        retain_dataset=retain_rows(str(script.retain), script.corpus, forget, load_rows),
-        calibration_dataset=None if script.calibration is None else load_rows("calibration", script.calibration),
+        train_dataset=sets["--forget"],
+        retain_dataset=sets["--retain"],
+        calibration_dataset=sets.get("--calibration"),
         peft_config=config,
     )
 

@@ -190,7 +190,7 @@ def _pair(lookup: _Lookup, first: Mapping[str, Any], prompt: str | None, complet
 def _recognised(lookup: _Lookup, first: Mapping[str, Any], text_field: str) -> Taken | None:
     """What the names say."""
     names = lookup.names
-    if "input_ids" in names:
+    if "input_ids" in names and not isinstance(first[names["input_ids"]], str):
         columns = {name: names[name] for name in TOKENS if name in names and not isinstance(first[names[name]], str)}
         return Taken("tokens", columns)
     if {"prompt", "completion"} <= names.keys():

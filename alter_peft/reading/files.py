@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from . import delimited, json_rows
 from .columns import Ambiguous, Unrecognised, choose
 from .passages import passages
 from .texts import first_bytes, open_binary, text_file
-from .values import is_blank
+from .values import is_blank, shown
 
 
 # Suffix, without that of a compression -> kind. Content comes first: JSON lines may be called .json, and so on.
@@ -23,7 +24,7 @@ SUFFIXES = {
     ".parquet": "parquet", ".pq": "parquet", ".txt": "document", ".text": "document", ".md": "document",
 }  # fmt: skip
 PACKED = (".gz", ".bz2", ".xz")
-OFFERED = ".jsonl, .json, .csv, .tsv, .parquet or .txt, also with .gz"
+OFFERED = ".jsonl, .json, .csv, .tsv, .parquet or .txt file, also with .gz"
 BATCH = 1000  # rows that are in memory at once
 Records = Callable[[], Iterator[tuple[str, Mapping[str, Any]]]]
 
@@ -89,7 +90,7 @@ def file_table(path: Path, given: Collection[str] = ()) -> Table:
         kind = "csv"
     if kind == "csv":
         return _csv_table(path, notes)
-    raise ValueError(f"which is of no kind that is known by its suffix {path.suffix!r}. Name it {OFFERED}")
+    raise ValueError(f"which is of no kind that is known by its suffix {path.suffix!r}. Give a {OFFERED}")
 
 
 def _is_json(text: str) -> bool:
@@ -151,9 +152,11 @@ def line_table(path: Path, notes: tuple[str, ...] = ()) -> Table:
 
 def _no_json_lines(path: Path, notes: tuple[str, ...]) -> Table:
     """Plain text where JSON lines were announced, such as TOFU's `idontknow.jsonl`."""
+    lines = list(islice(text_file(path).lines(), 2))
     mixed = next((number for number, line in text_file(path).lines() if line.lstrip()[0] in "{["), None)
-    if mixed is not None:
-        raise ValueError(f"whose line {mixed} is JSON, but whose first line is not. Write all lines as JSON")
+    if mixed is not None or len(lines) < 2:
+        number, line = lines[0]
+        raise ValueError(f"whose line {number} is no JSON: {shown(line.strip())}. Write each row as a JSON object")
     return line_table(path, (*notes, "no JSON, so that each line is a text"))
 
 

@@ -113,6 +113,8 @@ def _entries(value: Any, recognised: Recognised) -> list[Any]:
         ]
     if value and all(isinstance(entry, dict) for entry in value.values()):  # a number or a name -> a row
         return list(value.values())
+    if not any(isinstance(entry, list | dict) for entry in value.values()):
+        return [value] if value else []
     raise ValueError(
         f"which is a JSON object of the keys {list(value)[:8]}, but must be a list of rows, one object a line, "
         '{"data": [rows]}, or a list for each column'
@@ -131,7 +133,8 @@ def _may_be_columns(lists: dict[str, list[Any]], value: Row) -> bool:
 def _columns(value: Row) -> list[Row]:
     """The rows of an object whose keys are columns: of lists, of pandas' objects, or a row by itself."""
     entries = list(value.values())
-    if all(isinstance(entry, list) and not is_chat(entry) for entry in entries):
+    is_row = isinstance(value.get("input_ids"), list) and not any(isinstance(one, list) for one in value["input_ids"])
+    if not is_row and all(isinstance(entry, list) and not is_chat(entry) for entry in entries):
         lengths = {name: len(entry) for name, entry in value.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"whose columns are of different lengths: {lengths}. Give each row a value of each")

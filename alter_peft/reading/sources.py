@@ -129,6 +129,6 @@ def _loaded(load: Callable[[], Any]) -> Any:
         return load()
     except (DatasetsError, OSError, ValueError) as error:
         raise ValueError(
-            f"which could not be read ({error.__cause__ or error}). Give a file ({OFFERED}), a folder that "
+            f"which could not be read ({error.__cause__ or error}). Give a {OFFERED}, a folder that "
             "`save_to_disk` wrote, or a Hub data set as name, name:config or name:config:split"
         ) from error
