@@ -15,7 +15,8 @@ from conftest import make_llama
 from transformers import AutoModelForCausalLM
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, UnlearnConfig
-from alter_peft.cli import ADAPTERS, main
+from alter_peft.cli import main
+from alter_peft.commands.adapters import ADAPTERS
 
 
 FORGET = [
@@ -264,7 +265,7 @@ def test_what_fails_in_training_shows_where(files, monkeypatch):
     def fail(self, *args, **kwargs):
         raise ValueError("at step 500")
 
-    monkeypatch.setattr("alter_peft.cli.AlterUnlearnTrainer.train", fail)
+    monkeypatch.setattr("alter_peft.trainer.AlterUnlearnTrainer.train", fail)
     with pytest.raises(ValueError, match="at step 500"):
         main(flags(files))
 

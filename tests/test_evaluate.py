@@ -14,7 +14,7 @@ from tiny_tofu import write_tofu
 from transformers import LlamaModel
 
 from alter_peft.cli import main
-from alter_peft.commands import evaluate
+from alter_peft.commands.evaluate import evaluate
 from alter_peft.evaluation import (
     TASKS,
     Attacked,

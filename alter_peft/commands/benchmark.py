@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of the evaluation: each checks what it is given and returns what is then to be run."""
+"""`alter-peft benchmark`: runs a grid and writes its report."""
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -14,36 +13,13 @@ from trl.scripts.utils import TrlParser
 
 from alter_peft.benchmark.arguments import BenchmarkArguments
 from alter_peft.benchmark.grid import Grid
-from alter_peft.evaluation.arguments import EvaluateArguments
-from alter_peft.evaluation.evaluate import Evaluation
-from alter_peft.evaluation.tables import Table, to_markdown
+from alter_peft.evaluation.tables import to_markdown
 from alter_peft.options import require_packages
 from alter_peft.report.reading import read_benchmark, read_cells
-from alter_peft.report.report import report_tables, write_report
+from alter_peft.report.report import report_tables
 from alter_peft.report.score_tables import error_text, score_table
-from alter_peft.report.summary import Benchmark
 
-
-def evaluate(argv: Sequence[str]) -> Callable[[], None]:
-    """What measures one model, and prints its scores."""
-    parser = TrlParser(
-        (EvaluateArguments,),  # type: ignore[arg-type]
-        prog="alter-peft evaluate",
-        usage="alter-peft evaluate [--config options.yaml] --model M [--adapter A] --output_file F [options]",
-        description="Measure a model, with or without an adapter. Every option may also stand in a YAML file.",
-    )
-    (args,) = parser.parse_args_and_config(list(argv))
-    evaluation = Evaluation(args)
-
-    def run() -> None:
-        result = evaluation.run()
-        for table in evaluation.tables(result):
-            print(to_markdown(table) if table.rows else "\n".join(table.notes), end="\n\n")
-        for attack, reason in result.skipped.items():
-            print(f"{attack} was left out: {reason}")
-        print(f"scores: {args.output_file}")
-
-    return run
+from .report import write_and_print
 
 
 def benchmark(argv: Sequence[str]) -> Callable[[], None]:
@@ -91,29 +67,5 @@ def _report(folder: Path, command: str) -> bool:
         print(to_markdown(score_table(cells)), end="\n\n")
         print(f"There are no distances and no report: {error}", file=sys.stderr)
         return False
-    _write(found, report_tables(found), folder, command)
+    write_and_print(found, report_tables(found), folder, command)
     return True
-
-
-def report(argv: Sequence[str]) -> Callable[[], None]:
-    """What writes a benchmark's tables, figures and page, and prints its main table."""
-    parser = argparse.ArgumentParser(
-        prog="alter-peft report",
-        description="Tables, figures and one self-contained HTML page from the results of a benchmark.",
-    )
-    parser.add_argument("folder", type=Path, help="folder of the benchmark, with */result.json")
-    parser.add_argument("--output_dir", type=Path, help="where report.md, report.html and *.png go (default: folder)")
-    args = parser.parse_args(argv)
-    require_packages("matplotlib")
-    found = read_benchmark(args.folder)
-    tables = report_tables(found)
-    output: Path = args.output_dir or args.folder
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"`output_dir` is '{output}', but that is a file. Give a folder.")
-    return lambda: _write(found, tables, output, shlex.join(["alter-peft", "report", *argv]))
-
-
-def _write(found: Benchmark, tables: list[Table], output: Path, command: str) -> None:
-    write_report(found, tables, output, command)
-    print(to_markdown(tables[0]))
-    print(f"\nreport: {output / 'report.html'}")
