@@ -72,8 +72,8 @@ def _moving_average(hidden: Tensor, valid: Tensor, decay: float, past: Context |
 
     def left(later: list[Tensor], earlier: list[Tensor]) -> Tensor:
         """What is left of an earlier position's weight at a later one; nothing in another text."""
-        share = decay ** (later[0] - earlier[0]).clamp(min=0)
-        return share if text is None else share * (later[1] == earlier[1])
+        share: Tensor = decay ** (later[0] - earlier[0]).clamp(min=0)
+        return share if text is None else share * later[1].eq(earlier[1])
 
     share = (left(_each(places, 3), _each(places, 2)) * used.unsqueeze(2)).tril()  # (B, m, t, s)
     sums, weights = share @ states, share.sum(dim=-1)
@@ -95,7 +95,8 @@ def _before(text: Tensor, earlier: Tensor) -> Tensor:
 
 def _in_chunks(values: Tensor, padding: int, size: int) -> Tensor:
     """(B, T) -> (B, m, size), the last position repeated."""
-    return torch.cat([values, values[:, -1:].expand(-1, padding)], dim=1).unflatten(1, (-1, size))
+    chunks: Tensor = torch.cat([values, values[:, -1:].expand(-1, padding)], dim=1).unflatten(1, (-1, size))
+    return chunks
 
 
 def _each(parts: list[Tensor], dim: int) -> list[Tensor]:

@@ -77,7 +77,9 @@ def fit_router(
         positions, by which another router is compared with this one.
     """
     if not router.retain_competes:
-        averages, entropy, experts = (values[experts > 0] for values in (averages, entropy, experts))
+        of_forget = experts > 0
+        averages, entropy = (values[torch.as_tensor(of_forget)] for values in (averages, entropy))
+        experts = experts[of_forget]
     features = [router.features(averages, entropy, threshold)]
     if "none" in router.entropy_sources:
         features.append(router.features(averages, None, threshold))
