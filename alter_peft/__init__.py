@@ -9,6 +9,7 @@ from .version import __version__
 
 
 if TYPE_CHECKING:
+    from .retain_rows import retain_auto
     from .trainer import AlterUnlearnConfig, AlterUnlearnTrainer, UnlearnConfig, UnlearnTrainer
     from .tuner import AlterConfig, AlterModel
 
@@ -21,6 +22,7 @@ _LAZY = {
     "AlterUnlearnTrainer": "trainer",
     "UnlearnConfig": "trainer",
     "UnlearnTrainer": "trainer",
+    "retain_auto": "retain_rows",
 }
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "UnlearnConfig",
     "UnlearnTrainer",
     "__version__",
+    "retain_auto",
 ]
 
 

@@ -20,6 +20,7 @@ from alter_peft.trainer import AlterUnlearnTrainer, UnlearnConfig, UnlearnTraine
 
 from .adapters import Adapter, chosen_adapter
 from .parser import OptionParser, Section, read_config
+from .retain import AUTO, CORPUS, RETAIN, check_retain, found_rows
 
 
 # of TRL and transformers
@@ -41,7 +42,8 @@ class ScriptArguments:
     forget: str = field(
         metadata={"help": f"Rows to forget: a {OFFERED}, a folder of .txt, or a Hub data set (name:config:split)."}
     )
-    retain: str = field(metadata={"help": "Rows to retain, as those to forget."})
+    retain: str | None = option(None, RETAIN)
+    corpus: str | None = option(None, CORPUS)
     columns: list[str] = option([], COLUMNS_HELP)
     adapter: Literal["alter", "lora", "none"] = option(
         "alter", "What is trained: an ALTER adapter, plain LoRA, or none: all weights."
@@ -106,22 +108,30 @@ def unlearn(argv: Sequence[str]) -> Callable[[], int | None]:
 
 
 def _trainer(script: ScriptArguments, args: UnlearnConfig, adapter: Adapter, config: PeftConfig | None) -> Any:
+    check_retain(script.retain, script.corpus)
     loaded("model", script.model, AutoConfig.from_pretrained)
-    given = {"--forget": script.forget, "--retain": script.retain, "--calibration": script.calibration}
+    retain = None if script.retain == AUTO else script.retain
+    given = {
+        "--forget": script.forget, "--retain": retain, "--calibration": script.calibration, "--corpus": script.corpus
+    }  # fmt: skip
     rows = read_all(
         {flag: source for flag, source in given.items() if source is not None},
         parse_columns(script.columns),
         text_field=args.dataset_text_field,
         whole_chats=args.completion_only_loss is False,
     )
+    sets, taken = {flag: one.dataset for flag, one in rows.items()}, [one.taken for one in rows.values()]
+    if retain is None:
+        sets["--retain"], said = found_rows(sets["--forget"], sets.get("--corpus"))
+        taken.append(said)
     if args.process_index == 0:
-        print(*(one.taken for one in rows.values()), sep="\n")
+        print(*taken, sep="\n")
     return adapter.trainer(
         script.model,
         args,
-        train_dataset=rows["--forget"].dataset,
-        retain_dataset=rows["--retain"].dataset,
-        calibration_dataset=rows["--calibration"].dataset if "--calibration" in rows else None,
+        train_dataset=sets["--forget"],
+        retain_dataset=sets["--retain"],
+        calibration_dataset=sets.get("--calibration"),
         peft_config=config,
     )
 

@@ -205,8 +205,9 @@ class UnlearnTrainer(SFTTrainer):
         self._calibration = calibration and self._prepare_rows("calibration_dataset", calibration)
         if self._calibration is None and self.args.forget_loss == "level":
             logger.warning(
-                f"Without a `calibration_dataset`, forget rows come to `forget_level`={self.args.forget_level}, a "
-                "guess. Rows like them that the model was never trained on measure the level."
+                "Without calibration rows (`calibration_dataset`; on the command line `--calibration`) forget rows "
+                f"come to `forget_level`={self.args.forget_level}, a guess, and may be forgotten too little or too "
+                "much. Rows like them that the model was never trained on measure the level."
             )
         if self._calibration is not None:  # what the model was taught is no measure of what it never saw
             for name, known in (("train_dataset", self._forget), ("retain_dataset", self._retain)):

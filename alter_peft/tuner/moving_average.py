@@ -90,12 +90,14 @@ def _moving_average(hidden: Tensor, valid: Tensor, decay: float, past: Context |
 def _before(text: Tensor, earlier: Tensor) -> Tensor:
     """Of `earlier` (B, T), what a row had seen before each position: its value where that position's text began."""
     begins = text.diff(dim=-1, prepend=text[:, :1]) != 0
-    return torch.where(begins, earlier, 0.0).cummax(dim=1)[0]
+    before: Tensor = torch.where(begins, earlier, 0.0).cummax(dim=1)[0]
+    return before
 
 
 def _in_chunks(values: Tensor, padding: int, size: int) -> Tensor:
     """(B, T) -> (B, m, size), the last position repeated."""
-    return torch.cat([values, values[:, -1:].expand(-1, padding)], dim=1).unflatten(1, (-1, size))
+    chunks: Tensor = torch.cat([values, values[:, -1:].expand(-1, padding)], dim=1).unflatten(1, (-1, size))
+    return chunks
 
 
 def _each(parts: list[Tensor], dim: int) -> list[Tensor]:
