@@ -51,6 +51,8 @@ def evaluate(argv: Sequence[str]) -> Callable[[], int | None]:
     (args,) = parser.parse(argv, config)
     with parser.in_flags():
         evaluation = Evaluation(args)
+    if evaluation.merge is not None:
+        print(f"`--model` {evaluation.merge}")
 
     def run() -> None:
         result = evaluation.run()

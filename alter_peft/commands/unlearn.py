@@ -9,11 +9,12 @@ from functools import partial
 from inspect import get_annotations
 from typing import Any, Literal
 
+import torch
 from peft import PeftConfig
 from transformers import AutoConfig
 from trl import SFTConfig
 
-from alter_peft.evaluation.loading import loaded
+from alter_peft.evaluation.loading import load_model, load_tokenizer, loaded, merge_of
 from alter_peft.options import option
 from alter_peft.trainer import AlterUnlearnTrainer, UnlearnConfig, UnlearnTrainer
 
@@ -37,7 +38,11 @@ ROWS = {"train_dataset": "forget", "retain_dataset": "retain", "calibration_data
 class ScriptArguments:
     """What `alter-peft unlearn` works on."""
 
-    model: str = field(metadata={"help": "Folder or Hub id of the model that shall forget."})
+    model: str = field(
+        metadata={
+            "help": "Folder or Hub id of the model that shall forget; a LoRA adapter is merged into its base first."
+        }
+    )
     forget: str = field(
         metadata={"help": "Rows to forget: a .jsonl, .json, .csv or .parquet file, or a Hub data set."}
     )
@@ -107,15 +112,34 @@ def unlearn(argv: Sequence[str]) -> Callable[[], int | None]:
 
 
 def _trainer(script: ScriptArguments, args: UnlearnConfig, adapter: Adapter, config: PeftConfig | None) -> Any:
-    loaded("model", script.model, AutoConfig.from_pretrained)
+    model, tokenizer = _model(script, args)
     return adapter.trainer(
-        script.model,
+        model,
         args,
         train_dataset=load_rows("forget", script.forget),
         retain_dataset=load_rows("retain", script.retain),
         calibration_dataset=None if script.calibration is None else load_rows("calibration", script.calibration),
         peft_config=config,
+        processing_class=tokenizer,
     )
+
+
+def _model(script: ScriptArguments, args: UnlearnConfig) -> tuple[Any, Any]:
+    """The model and its tokenizer: a name, and TRL loads both as it likes, unless the model is itself an adapter."""
+    merge = merge_of("model", script.model)
+    if merge is None:
+        loaded("model", script.model, AutoConfig.from_pretrained)
+        return script.model, None
+    if script.adapter == "lora":  # AutoPeftModel would load it without the first one, and not say so
+        raise ValueError(
+            f"`model` is {script.model!r}, an adapter, on which PEFT cannot load a second one of plain LoRA. Merge it "
+            f"into its base model, {merge.base!r}, by `merge_and_unload()`, and give the folder of what is saved."
+        )
+    print(f"`--model` {merge}")
+    given: Any = args.model_init_kwargs or {}
+    options, args.model_init_kwargs = {"dtype": torch.float32, **given}, None  # the type is TRL's default
+    model = loaded("model", script.model, partial(load_model, **options))
+    return model, loaded("model", script.model, load_tokenizer)
 
 
 def _run(trainer: Any, adapter: Adapter) -> None:

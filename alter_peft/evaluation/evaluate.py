@@ -20,7 +20,7 @@ from alter_peft.scoring import ScoredModel
 from .answers import chat_or_plain
 from .arguments import HOLDOUT, PARAPHRASED, EvaluateArguments, read_oracle, read_set
 from .attacks import ATTACKS, Rows, attack, check_rows
-from .loading import load, loaded
+from .loading import load, load_tokenizer, loaded, merge_of
 from .metrics import METRICS, check_model, guards_of
 from .results import STOPPED, Result, environment
 from .tables import Table, oracle_table, result_table
@@ -44,7 +44,8 @@ class Evaluation:
         self.files = {name: path for name, _, path in (entry.partition("=") for entry in args.sets)}
         self.sets = {name: read_set(name, path, args.metrics) for name, path in self.files.items()}
         self.oracles = [read_oracle(path) for path in args.oracles]
-        self.tokenizer = chat_or_plain(loaded("model", args.model, AutoTokenizer.from_pretrained), args.as_chat)
+        self.merge = merge_of("model", args.model)  # what the model is, if it is an adapter
+        self.tokenizer = chat_or_plain(loaded("model", args.model, load_tokenizer), args.as_chat)
         self.parts = {f"set: {name}": self._own_set(name) for name in self.sets} | self._tasks()
         metrics = {name for data in self.parts.values() for one in data.question_sets for name in one.metrics}
         require_packages(*sorted({package for name in metrics for package in METRICS[name].packages}))
