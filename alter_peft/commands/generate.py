@@ -47,10 +47,11 @@ def generate(argv: Sequence[str]) -> Callable[[], None]:
 
 def _load(adapter: str, model: str | None) -> tuple[Any, Any]:
     """The adapter on the model that is given, or else on its own base, and the tokenizer; what is merged is said."""
-    config = loaded("--adapter", adapter, PeftConfig.from_pretrained)
-    if model is None:
-        _check_base(adapter, config.base_model_name_or_path, config.revision)
-    name, source = ("--adapter", config.base_model_name_or_path) if model is None else ("--model", model)
+    if model is not None:
+        name, source = "--model", model
+    else:
+        config = loaded("--adapter", adapter, PeftConfig.from_pretrained)
+        name, source = "--adapter", _checked_base(adapter, config.base_model_name_or_path, config.revision)
     merge = merge_of(name, source)
     if merge is not None:
         print(f"`--model` {merge}" if model else f"the base model of `--adapter`, '{source}', {merge}")
@@ -62,13 +63,14 @@ def _load(adapter: str, model: str | None) -> tuple[Any, Any]:
     return adapted, loaded(name, adapter if own else source, AutoTokenizer.from_pretrained if own else load_tokenizer)
 
 
-def _check_base(adapter: str, base: str | None, revision: str | None) -> None:
-    """Raise a `ValueError` if the base model that an adapter names is not there."""
+def _checked_base(adapter: str, base: str | None, revision: str | None) -> str:
+    """The base model that an adapter names; a `ValueError` if it is not there."""
     try:
         if not base:
             raise OSError("it has no name")
         if merge_of("base_model_name_or_path", base) is None:
             AutoConfig.from_pretrained(base, revision=revision)
+        return base
     except (OSError, ValueError) as error:
         raise ValueError(
             f"`--adapter` is {adapter!r}, whose base model {base!r} could not be loaded ({error}). If it was moved, "
