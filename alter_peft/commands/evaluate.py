@@ -55,6 +55,8 @@ def evaluate(argv: Sequence[str]) -> Callable[[], int | None]:
         evaluation = Evaluation(args)
     if evaluation.taken:
         print(*evaluation.taken, sep="\n", file=sys.stderr)
+    if evaluation.merge is not None:
+        print(f"`--model` {evaluation.merge}")
 
     def run() -> None:
         result = evaluation.run()
