@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from alter_peft import AlterConfig
+from alter_peft.evaluation.loading import load_model, loaded
 from alter_peft.tuner.export import export_to_lora
 from alter_peft.tuner.saving import NO_CHECKSUM, NotSavedError, finish_save, one_save, sha256
 
@@ -244,6 +245,23 @@ def test_a_model_of_all_weights_leaves_nothing_that_would_be_loaded_instead(tmp_
     assert not (adapter / CONFIG).exists() and outputs(AutoModelForCausalLM.from_pretrained(adapter)) == outputs(
         base()
     )
+
+
+def test_the_command_line_finishes_a_save_of_any_kind(tmp_path):
+    """Also of plain LoRA and of a whole model, whose loaders know nothing of it."""
+    base().save_pretrained(tmp_path / "new")
+    make_llama(32, seed=1).save_pretrained(tmp_path / "old")
+
+    def change() -> None:
+        with one_save(tmp_path / "out") as beside:
+            shutil.copytree(tmp_path / "new", beside, dirs_exist_ok=True)
+
+    found = []
+    for _ in crashes(change, tmp_path / "old", tmp_path / "out"):
+        model = loaded("model", str(tmp_path / "out"), load_model)
+        found.append(outputs(model))
+    assert found[0] == outputs(make_llama(32, seed=1)) and found[-1] == outputs(base())
+    assert all(values in (found[0], found[-1]) for values in found)
 
 
 # ---- what is full or read-only --------------------------------------------------------------------------------------
