@@ -102,7 +102,8 @@ class AlterModel(ExpertControl, BaseTuner):
         assert self._decoder is not None and config.router_layer is not None
         layer: Any = self._decoder.layers[config.router_layer]
         if not any(isinstance(hook, DecoderHook) for hook in self._decoder.module._forward_pre_hooks.values()):
-            hook = DecoderHook(self.contexts, LanguageModelHead(model), self._decoder)
+            text = model.config.get_text_config()
+            hook = DecoderHook(self.contexts, LanguageModelHead(model), self._decoder, text)
             self._decoder.module.register_forward_pre_hook(hook, with_kwargs=True)
         if not any(isinstance(hook, RouterHook) for hook in layer._forward_pre_hooks.values()):
             layer.token_router = AlterRouter(layer)
