@@ -90,7 +90,8 @@ def _moving_average(hidden: Tensor, valid: Tensor, decay: float, past: Context |
 def _before(text: Tensor, earlier: Tensor) -> Tensor:
     """Of `earlier` (B, T), what a row had seen before each position: its value where that position's text began."""
     begins = text.diff(dim=-1, prepend=text[:, :1]) != 0
-    return torch.where(begins, earlier, 0.0).cummax(dim=1).values
+    before: Tensor = torch.where(begins, earlier, 0.0).cummax(dim=1)[0]
+    return before
 
 
 def _in_chunks(values: Tensor, padding: int, size: int) -> Tensor:
