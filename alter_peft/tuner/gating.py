@@ -46,7 +46,6 @@ class GatingContext:
     def __init__(self) -> None:
         self.routers: list[AlterRouter] = []
         self.num_layers = 0
-        self.flattens = False  # whether the decoder's layers call some of their own on (B T, k), as OPT's do
         self.state = GateState(gates={})
         self.base_pass = False
         self.mixed: RowAdapters | None = None  # set when each row has an adapter of its own
@@ -120,8 +119,8 @@ class GatingContext:
         ]
 
     def flattened_batch(self, x: Tensor) -> int | None:
-        """B, if `x` is the (B T, k) that a decoder has made of its tokens in this pass; `None` if it is not."""
-        if not self.flattens or x.dim() != 2:
+        """B, if `x` is the (B T, k) that a decoder may have made of its tokens in this pass; `None` if it is not."""
+        if x.dim() != 2:
             return None
         gates = [self.state.gates[name] for _, name in self.active() if name in self.state.gates]
         if not gates:

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import re
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeGuard
 
 from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
@@ -16,10 +19,18 @@ from alter_peft.registration import PREFIX
 
 from .config import AlterConfig
 from .decoder import Decoder
+from .probe import BATCH, LENGTH, uses_of_layers
 
 
-# Models whose fused kernels read `out_proj.weight`
-MAMBAS = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
+logger = logging.getLogger(__name__)
+
+BYPASSED = "(read without calling the layer, so that an adapter there would do nothing)"
+UNUSED = "(not used for text alone)"
+# Model type -> layers whose weights the fused kernels of accelerators read, which `uses_of_layers` does not see
+READ_BY_KERNELS = {
+    **dict.fromkeys(("mamba", "falcon_mamba"), ("x_proj", "dt_proj", "out_proj")),
+    **dict.fromkeys(("bamba", "falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h", "zamba2"), ("out_proj",)),
+}
 
 
 def refuse_split_weights(model: nn.Module) -> None:
@@ -42,16 +53,105 @@ def check_name(adapter_name: str) -> None:
         )
 
 
-def refuse_unfelt(model: nn.Module, parent: nn.Module, target_name: str, key: str) -> None:
-    """Raise a `ValueError` for a layer whose weight is read past its forward, as PEFT does for LoRA."""
-    config = model.config if isinstance(model, PreTrainedModel) else None
-    if isinstance(parent, nn.MultiheadAttention) or (
-        config is not None and config.model_type in MAMBAS and target_name == "out_proj"
-    ):
+def refuse_unfelt(parent: nn.Module, target_name: str, key: str) -> None:
+    """Raise a `ValueError` for a layer of PyTorch's attention, which reads its weight without calling it."""
+    if isinstance(parent, nn.MultiheadAttention):
         raise ValueError(
             f"Target module {key!r}: {type(parent).__name__} reads its weight without calling it, so that an "
             f"adapter there would do nothing. Exclude it, by `exclude_modules=[{target_name!r}]`."
         )
+
+
+def has_all_linear_by_default(model: nn.Module) -> bool:
+    """Whether `target_modules` defaults to "all-linear": for language models. Others have LoRA's defaults."""
+    return isinstance(model, PreTrainedModel) and model.can_generate()
+
+
+def _is_decoder(model: nn.Module) -> TypeGuard[PreTrainedModel]:
+    return isinstance(model, PreTrainedModel) and model.can_generate() and not model.config.is_encoder_decoder
+
+
+def flattened_layers(model: nn.Module) -> set[str]:
+    """The layers of a decoder that are given (B T, k), by name."""
+    return {name for name, use in uses_of_layers(model).items() if use.is_flattened} if _is_decoder(model) else set()
+
+
+def unfit_layers(model: nn.Module, decoder: Decoder | None) -> dict[str, str]:
+    """
+    The layers that no adapter can have, by name, and why.
+
+    Args:
+        decoder: of a gated router, which adapts its layers alone and needs to know the row and the position of each
+            of their inputs; `None` for the static one.
+    """
+    if not _is_decoder(model):
+        return {}
+    kernels = READ_BY_KERNELS.get(model.config.get_text_config().model_type, ())
+    modules = {name: module for name, module in model.named_modules() if module is not model.get_output_embeddings()}
+    unfit = {}
+    for name, use in uses_of_layers(model).items():
+        if name not in modules or (decoder is not None and not name.startswith(f"{decoder.path}.")):
+            continue
+        if use.is_read or name.rpartition(".")[2] in kernels:
+            unfit[name] = BYPASSED
+        elif not use.is_linear:
+            unfit[name] = "(returns more than one vector)"
+        elif decoder is not None and not use.shapes:
+            unfit[name] = UNUSED
+        elif decoder is not None and not (use.is_by_token or use.is_flattened):
+            shapes = ", ".join(map(str, use.shapes))
+            unfit[name] = f"(inputs of shape {shapes} where rows and tokens are ({BATCH}, {LENGTH}))"
+    return unfit
+
+
+def suit_targets(
+    model: nn.Module, config: AlterConfig, decoder: Decoder | None, matches: Callable[[AlterConfig, str], Any]
+) -> None:
+    """
+    Fill in `target_modules`, and leave out by default what no adapter can have; that is said in one line of the log.
+
+    Args:
+        decoder: as for `unfit_layers`.
+        matches: whether a config takes the layer of this name.
+
+    Raises:
+        ValueError: the config takes such layers although it names its targets, or no layer can be adapted.
+    """
+    by_default = config.target_modules is None
+    if by_default and has_all_linear_by_default(model):
+        config.target_modules = "all-linear"
+    if config.target_modules is None:
+        return
+    unfit, asked = unfit_layers(model, decoder), copy.copy(config)
+    if config.target_modules == "all-linear":
+        asked.target_modules = set(unfit)  # type: ignore[assignment]  # PEFT lists all names later
+    short = _short_names(model, unfit)
+    taken = [name for name, why in unfit.items() if (by_default or why != UNUSED) and matches(asked, name)]
+    if not taken:
+        return
+    names = {short[name]: unfit[name] for name in taken}
+    reasons = "; ".join(
+        f"{', '.join(name for name in sorted(names) if names[name] == why)} {why}"
+        for why in sorted(set(names.values()))
+    )
+    if not by_default:
+        instead = "" if BYPASSED in names.values() else ", or use `AlterConfig(router='static')`"
+        raise ValueError(
+            f"`target_modules` takes layers of {type(model).__name__} that cannot be adapted: {reasons}. Exclude "
+            f"them, by `exclude_modules={sorted(names)}`{instead}."
+        )
+    logger.warning("Layers of %s that are left out, as they cannot be adapted: %s.", type(model).__name__, reasons)
+    if isinstance(config.exclude_modules, str):
+        config.exclude_modules = rf"(?:{config.exclude_modules})|(?:.*\.)?(?:{'|'.join(map(re.escape, names))})"
+    else:
+        config.exclude_modules = {*(config.exclude_modules or ()), *names}  # type: ignore[assignment]
+
+
+def _short_names(model: nn.Module, unfit: Iterable[str]) -> dict[str, str]:
+    """By full name, one that holds in every decoder layer, unless a layer that can be adapted is called so, too."""
+    fit = [name for name, _ in model.named_modules() if name not in unfit]
+    within = {name: re.sub(r"^.*?\.\d+\.", "", name) for name in unfit}
+    return {name: name if any(f.endswith(f".{short}") for f in fit) else short for name, short in within.items()}
 
 
 def refuse_unsupported(layer: nn.Module, key: str, quantization: dict[str, Any]) -> None:
