@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 
 from .base_pass import base_entropy
 from .cache import refuse_offloading, router_state, with_cache
-from .decoder import LanguageModelHead, padding_mask
+from .decoder import LanguageModelHead, padding_mask, with_all_tokens
 from .gating import GatingContext
 from .moving_average import Context, moving_average
 from .token_router import AlterRouter
@@ -36,6 +36,7 @@ class DecoderHook:
         if context.base_pass or not active:
             return None
         refuse_offloading(kwargs.get("past_key_values"))
+        kwargs = with_all_tokens(kwargs)
         context.begin(padding_mask(args, kwargs, self.head.is_composite))
         if decoder.training and not torch.compiler.is_compiling():
             _replay_gates_in_checkpoints(decoder, context)

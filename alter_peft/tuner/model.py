@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -26,8 +26,10 @@ from .targets import (
     check_name,
     check_targets,
     flattened_layers,
+    refuse_shared_weights,
     refuse_split_weights,
     refuse_unfelt,
+    refuse_ungateable,
     refuse_unsupported,
     resolve_layers,
     suit_targets,
@@ -95,6 +97,7 @@ class AlterModel(ExpertControl, BaseTuner):
         self._decoder: Decoder | None = None
         if config.is_gated:
             self._decoder = find_decoder(model)
+            refuse_ungateable(model, self._decoder)
             resolve_layers(config, self._decoder)
             config.check_threshold(LanguageModelHead(model).vocab_size)
         if state_dict is not None:  # the router has its place already, whatever its keys say
@@ -244,7 +247,7 @@ class AlterModel(ExpertControl, BaseTuner):
                 "`generate`, or `AlterConfig(router='static')`."
             )
 
-    def _refuse_unmergeable(self, names: Iterable[str]) -> None:
+    def _refuse_unmergeable(self, names: Collection[str]) -> None:
         for name in names:
             if name not in self.peft_config:
                 raise ValueError(f"Adapter {name!r} does not exist, only {sorted(self.peft_config)}.")
@@ -258,6 +261,7 @@ class AlterModel(ExpertControl, BaseTuner):
                     f"Adapter {name!r} cannot be merged under the temporary scales of `experts`. Leave the context, "
                     "or scale the expert by `set_expert_scale`."
                 )
+        refuse_shared_weights(self.model, set(names))
 
     def _unload_and_optionally_merge(
         self,

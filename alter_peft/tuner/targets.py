@@ -6,9 +6,10 @@ from __future__ import annotations
 import copy
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeGuard
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -25,7 +26,12 @@ from .probe import BATCH, LENGTH, uses_of_layers
 logger = logging.getLogger(__name__)
 
 BYPASSED = "(read without calling the layer, so that an adapter there would do nothing)"
-UNUSED = "(not used for text alone)"
+UNUSED = "(no gradient reaches them from text alone)"
+# Model type -> why a gated router cannot follow it, where `uses_of_layers` does not show it
+UNGATEABLE = {
+    "jetmoe": "its experts sort the tokens by their values",
+    "reformer": "its layers are reversible, and hold no gradient",
+}
 # Model type -> layers whose weights the fused kernels of accelerators read, which `uses_of_layers` does not see
 READ_BY_KERNELS = {
     **dict.fromkeys(("mamba", "falcon_mamba"), ("x_proj", "dt_proj", "out_proj")),
@@ -42,6 +48,24 @@ def refuse_split_weights(model: nn.Module) -> None:
             "`distributed_config`, which ALTER does not support. Load it without these; for training in parts, launch "
             "with FSDP 2 (`examples/accelerate_configs/fsdp2.yaml`)."
         )
+
+
+def refuse_shared_weights(model: nn.Module, adapter_names: Collection[str]) -> None:
+    """Raise a `ValueError` if one of these adapters is on a layer whose weight others have, too, as Zamba's blocks."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for _, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer) and set(adapter_names) & set(module._get_available_adapters()):
+            for _, parameter in module.get_base_layer().named_parameters(recurse=False):
+                shared = [other.removesuffix(".base_layer") for other in owners.get(id(parameter), ())]
+                if len(shared) > 1:
+                    raise ValueError(
+                        f"{shared[0]!r} and {shared[1]!r} have one weight in common, so that what is merged into the "
+                        "first would change the second, too. Keep the adapter unmerged, or make one without these "
+                        f"layers, by `exclude_modules=[{shared[0].rpartition('.')[2]!r}]`."
+                    )
 
 
 def check_name(adapter_name: str) -> None:
@@ -73,7 +97,31 @@ def _is_decoder(model: nn.Module) -> TypeGuard[PreTrainedModel]:
 
 def flattened_layers(model: nn.Module) -> set[str]:
     """The layers of a decoder that are given (B T, k), by name."""
-    return {name for name, use in uses_of_layers(model).items() if use.is_flattened} if _is_decoder(model) else set()
+    return (
+        {name for name, use in uses_of_layers(model).layers.items() if use.is_flattened}
+        if _is_decoder(model)
+        else set()
+    )
+
+
+def refuse_ungateable(model: PreTrainedModel, decoder: Decoder) -> None:
+    """Raise a `ValueError` for a decoder whose layers, or what it goes on from, a gated router cannot follow."""
+    uses, width = uses_of_layers(model), model.config.get_text_config().hidden_size
+    streams = [shape for name, shape in uses.streams.items() if name.rpartition(".")[0] == decoder.path]
+    wrong = next((shape for shape in streams if shape != (BATCH, LENGTH, width)), None)
+    unfit = set(unfit_layers(model, decoder))
+    why = UNGATEABLE.get(model.config.get_text_config().model_type)
+    if wrong is not None:
+        why = f"its layers are given {wrong} for (batch, length, width) = ({BATCH}, {LENGTH}, {width})"
+    elif uses.layers and {name for name in uses.layers if name.startswith(f"{decoder.path}.")} == unfit:
+        why = "none of its layers is given one vector for each row and token alone"
+    elif uses.own_memory is not None:
+        why = f"it generates from a memory of its own ({uses.own_memory!r}), in which the router's has no place"
+    if why is not None:
+        raise ValueError(
+            f"A gated `router` cannot follow {type(model).__name__}: {why}. Use `AlterConfig(router='static')`, which "
+            "works on any model with linear layers."
+        )
 
 
 def unfit_layers(model: nn.Module, decoder: Decoder | None) -> dict[str, str]:
@@ -89,18 +137,19 @@ def unfit_layers(model: nn.Module, decoder: Decoder | None) -> dict[str, str]:
     kernels = READ_BY_KERNELS.get(model.config.get_text_config().model_type, ())
     modules = {name: module for name, module in model.named_modules() if module is not model.get_output_embeddings()}
     unfit = {}
-    for name, use in uses_of_layers(model).items():
+    for name, use in uses_of_layers(model).layers.items():
         if name not in modules or (decoder is not None and not name.startswith(f"{decoder.path}.")):
             continue
         if use.is_read or name.rpartition(".")[2] in kernels:
             unfit[name] = BYPASSED
         elif not use.is_linear:
             unfit[name] = "(returns more than one vector)"
-        elif decoder is not None and not use.shapes:
+        elif decoder is not None and not (use.shapes and use.learns):
             unfit[name] = UNUSED
         elif decoder is not None and not (use.is_by_token or use.is_flattened):
-            shapes = ", ".join(map(str, use.shapes))
-            unfit[name] = f"(inputs of shape {shapes} where rows and tokens are ({BATCH}, {LENGTH}))"
+            shapes = " and ".join(map(str, dict.fromkeys(use.shapes)))
+            after = f", {use.next_shapes[0]} for the next one" if use.next_shapes else ""
+            unfit[name] = f"(inputs of shape {shapes} where rows and tokens are ({BATCH}, {LENGTH}){after})"
     return unfit
 
 
