@@ -106,22 +106,28 @@ def flattened_layers(model: nn.Module) -> set[str]:
 
 def refuse_ungateable(model: PreTrainedModel, decoder: Decoder) -> None:
     """Raise a `ValueError` for a decoder whose layers, or what it goes on from, a gated router cannot follow."""
-    uses, width = uses_of_layers(model), model.config.get_text_config().hidden_size
-    streams = [shape for name, shape in uses.streams.items() if name.rpartition(".")[0] == decoder.path]
-    wrong = next((shape for shape in streams if shape != (BATCH, LENGTH, width)), None)
-    unfit = set(unfit_layers(model, decoder))
-    why = UNGATEABLE.get(model.config.get_text_config().model_type)
-    if wrong is not None:
-        why = f"its layers are given {wrong} for (batch, length, width) = ({BATCH}, {LENGTH}, {width})"
-    elif uses.layers and {name for name in uses.layers if name.startswith(f"{decoder.path}.")} == unfit:
-        why = "none of its layers is given one vector for each row and token alone"
-    elif uses.own_memory is not None:
-        why = f"it generates from a memory of its own ({uses.own_memory!r}), in which the router's has no place"
+    why = _why_ungateable(model, decoder)
     if why is not None:
         raise ValueError(
             f"A gated `router` cannot follow {type(model).__name__}: {why}. Use `AlterConfig(router='static')`, which "
             "works on any model with linear layers."
         )
+
+
+def _why_ungateable(model: PreTrainedModel, decoder: Decoder) -> str | None:
+    config, uses = model.config.get_text_config(), uses_of_layers(model)
+    if config.model_type in UNGATEABLE:
+        return UNGATEABLE[config.model_type]
+    right = (BATCH, LENGTH, config.hidden_size)
+    for name, shape in uses.streams.items():
+        if name.rpartition(".")[0] == decoder.path and shape != right:
+            return f"its layers are given {shape} for (batch, length, width) = {right}"
+    if uses.own_memory is not None:
+        return f"it generates from a memory of its own ({uses.own_memory!r}), in which the router's has no place"
+    inside = {name for name in uses.layers if name.startswith(f"{decoder.path}.")}
+    if inside and inside == set(unfit_layers(model, decoder)):
+        return "none of its layers is given one vector for each row and token alone"
+    return None
 
 
 def unfit_layers(model: nn.Module, decoder: Decoder | None) -> dict[str, str]:
