@@ -9,7 +9,7 @@ import pytest
 from trl.scripts.utils import TrlParser
 
 from alter_peft.benchmark.arguments import BenchmarkArguments
-from alter_peft.commands import report
+from alter_peft.commands.report import report
 from alter_peft.evaluation.arguments import EvaluateArguments
 
 

@@ -24,7 +24,6 @@ from alter_peft.tuner.base_pass import observe_base
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder import check_head
 from alter_peft.tuner.layer import AlterLayer
-from alter_peft.tuner.router import ROUTERS
 from alter_peft.tuner.router_fit import fit_router, sample_positions
 from alter_peft.tuner.token_router import AlterRouter
 
@@ -172,9 +171,9 @@ class PhaseOne:
         found["labelled"] = torch.tensor([len(row) for row in known])
         found["threshold"] = torch.tensor(threshold, dtype=torch.float64)
         if self.config.is_gated:
-            outputs = 1 + (self.config.num_forget_experts or 1)
+            router, count = self.config.routing, self.config.num_forget_experts or 1
             of_sample = seen.averages, seen.entropy[sample], experts[sample]
-            found |= fit_router(ROUTERS[self.config.router], *of_sample, outputs, threshold)
+            found |= fit_router(router, *of_sample, router.num_outputs(count), threshold)
         return found
 
     def _cache_path(self, forget: Dataset, retain: Dataset, seed: int) -> Path:
@@ -184,6 +183,7 @@ class PhaseOne:
         c = self.config
         settings: list[Any] = [c.entropy_q, c.entropy_quantile, c.router, c.router_layer, c.router_half_life]
         settings += [c.num_forget_experts, None if c.entropy_quantile is not None else c.entropy_threshold, seed, 7]
+        settings.append(c.routing.retain_competes)
         device = self.scored.device.type
         if torch.is_autocast_enabled(device):
             settings.append(str(torch.get_autocast_dtype(device)))

@@ -17,6 +17,7 @@ from trl import SFTTrainer
 
 from alter_peft.data import PairCollator, PairDataset, PairSampler, check_disjoint
 from alter_peft.losses import RETAIN_LOSSES
+from alter_peft.privacy import telemetry_is_wanted
 from alter_peft.scoring import ScoredModel
 from alter_peft.tuner.config import AlterConfig
 
@@ -24,16 +25,15 @@ from .active_adapters import others_frozen
 from .batch import TokenMasks, count_terms, token_masks, token_shares, token_sums
 from .config import UnlearnConfig
 from .distributed import HeadGathering, gathering_layers, set_up_distributed
+from .encoding import encoded, set_template_defaults
 from .inputs import (
-    as_chat,
     check_all_labelled,
     check_arguments,
     check_model,
     check_retain_loss,
-    checked_dataset,
-    keep_input_columns,
 )
 from .phase_one import labelled_rows
+from .rows import checked_dataset, keep_input_columns
 from .stopping import Stopping, mean_gap
 from .targets import Measured, measure
 from .terms import forget_term, retain_term
@@ -125,7 +125,7 @@ class UnlearnTrainer(SFTTrainer):
         check_arguments(kwargs)
         if not isinstance(model, str):
             check_model(model)
-        form = args.dataset_text_field, kwargs.pop("formatting_func", None)
+        form = args.dataset_text_field, kwargs.pop("formatting_func", None), args.completion_only_loss is not False
         forget = checked_dataset("train_dataset", train_dataset, *form)
         retain = checked_dataset("retain_dataset", retain_dataset, *form)
         calibration = calibration_dataset
@@ -162,6 +162,11 @@ class UnlearnTrainer(SFTTrainer):
                 if peft_config is not None:  # the user's model as it was given, for another attempt
                     self.model.unload()
                 raise
+
+    def _send_telemetry(self) -> None:
+        """TRL's report of every trainer that is made, only where the user wants it (`alter_peft.privacy`)."""
+        if telemetry_is_wanted():
+            super()._send_telemetry()
 
     # ---- set-up -----------------------------------------------------------------------------------------------------
 
@@ -200,8 +205,9 @@ class UnlearnTrainer(SFTTrainer):
         self._calibration = calibration and self._prepare_rows("calibration_dataset", calibration)
         if self._calibration is None and self.args.forget_loss == "level":
             logger.warning(
-                f"Without a `calibration_dataset`, forget rows come to `forget_level`={self.args.forget_level}, a "
-                "guess. Rows like them that the model was never trained on measure the level."
+                "Without calibration rows (`calibration_dataset`; on the command line `--calibration`) forget rows "
+                f"come to `forget_level`={self.args.forget_level}, a guess, and may be forgotten too little or too "
+                "much. Rows like them that the model was never trained on measure the level."
             )
         if self._calibration is not None:  # what the model was taught is no measure of what it never saw
             for name, known in (("train_dataset", self._forget), ("retain_dataset", self._retain)):
@@ -226,9 +232,11 @@ class UnlearnTrainer(SFTTrainer):
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
-        """As the parent's, after questions and answers became turns of a chat (`as_chat`)."""
+        """As the parent's, after the rows became token ids and labels, questions and answers as turns of a chat."""
         if isinstance(dataset, Dataset):
-            dataset = as_chat(dataset, args.as_chat, self._tokenizer)
+            set_template_defaults(self._tokenizer, args.chat_template_kwargs)
+            answers_only, processes = args.completion_only_loss is not False, args.dataset_num_proc
+            dataset = encoded(dataset, self._tokenizer, args.as_chat, args.dataset_text_field, answers_only, processes)
         return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
     def _prepare_rows(self, name: str, dataset: Dataset) -> Dataset:

@@ -18,9 +18,9 @@ from alter_peft.registration import PREFIX
 from .config import AlterConfig
 from .decoder import Decoder, LanguageModelHead, find_decoder
 from .experts import ExpertControl
-from .gating import GatingContext
+from .gating import GatingContexts
 from .hooks import DecoderHook, RouterHook
-from .layer import NO_FIXED_WEIGHT, AlterLayer, AlterLinear, context_of
+from .layer import NO_FIXED_WEIGHT, AlterLayer, AlterLinear, contexts_of
 from .mixed_batch import RowAdapters, adapters_of_wrappers, check_adapter_names, copies_of_a_row
 from .targets import (
     check_name,
@@ -93,7 +93,7 @@ class AlterModel(ExpertControl, BaseTuner):
         self.peft_config[adapter_name] = config
         if config.num_forget_experts is None:
             config.num_forget_experts = 1
-        self.context = context_of(model) or GatingContext()
+        self.contexts = contexts_of(model) or GatingContexts()
         self._decoder: Decoder | None = None
         if config.is_gated:
             self._decoder = find_decoder(model)
@@ -114,13 +114,12 @@ class AlterModel(ExpertControl, BaseTuner):
         assert self._decoder is not None and config.router_layer is not None
         layer: Any = self._decoder.layers[config.router_layer]
         if not any(isinstance(hook, DecoderHook) for hook in self._decoder.module._forward_pre_hooks.values()):
-            hook = DecoderHook(self.context, LanguageModelHead(model))
+            hook = DecoderHook(self.contexts, LanguageModelHead(model), self._decoder)
             self._decoder.module.register_forward_pre_hook(hook, with_kwargs=True)
-            self.context.num_layers = len(self._decoder.layers)
         if not any(isinstance(hook, RouterHook) for hook in layer._forward_pre_hooks.values()):
             layer.token_router = AlterRouter(layer)
-            layer.register_forward_pre_hook(RouterHook(self.context), with_kwargs=True)
-            self.context.routers.append(layer.token_router)
+            layer.register_forward_pre_hook(RouterHook(self.contexts), with_kwargs=True)
+            self.contexts.routers.append(layer.token_router)
         width = model.config.get_text_config().hidden_size
         with init_empty_weights() if low_cpu_mem_usage else nullcontext():
             layer.token_router.update_layer(adapter_name, width, config)
@@ -169,7 +168,7 @@ class AlterModel(ExpertControl, BaseTuner):
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         quantization = get_quantization_kwargs(self.model)
         refuse_unsupported(base, current_key, quantization)
-        new_module = AlterLinear(target, adapter_name, self.context, config, **sizes, **quantization)
+        new_module = AlterLinear(target, adapter_name, self.contexts, config, **sizes, **quantization)
         new_module.flattens = current_key in self._flattened
         if adapter_name not in self.active_adapters:
             new_module.requires_grad_(False)  # adding an adapter must not make it trainable
@@ -278,9 +277,9 @@ class AlterModel(ExpertControl, BaseTuner):
                 if isinstance(hook, (DecoderHook, RouterHook)):
                     del module._forward_pre_hooks[key]
                     module._forward_pre_hooks_with_kwargs.pop(key, None)
-        for router in self.context.routers:
+        for router in self.contexts.routers:
             del router.get_base_layer().token_router
-        self.context.routers.clear()
+        self.contexts.routers.clear()
         return model
 
     @classmethod

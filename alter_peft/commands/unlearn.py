@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`alter-peft unlearn`: trains an adapter and saves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from inspect import get_annotations
+from typing import Any, Literal
+
+import torch
+from peft import PeftConfig
+from transformers import AutoConfig
+from trl import SFTConfig
+
+from alter_peft.evaluation.loading import load_model, load_tokenizer, loaded, merge_of
+from alter_peft.options import option
+from alter_peft.reading import COLUMNS_HELP, OFFERED, parse_columns, read_all
+from alter_peft.trainer import AlterUnlearnTrainer, UnlearnConfig, UnlearnTrainer
+
+from .adapters import Adapter, chosen_adapter
+from .parser import OptionParser, Section, read_config
+from .retain import AUTO, CORPUS, RETAIN, check_retain, found_rows
+
+
+# of TRL and transformers
+TRAINING = (
+    "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "max_length", "bf16",
+    "use_cpu", "seed", "logging_steps", "report_to", "save_strategy", "save_steps", "save_total_limit",
+    "resume_from_checkpoint", "model_init_kwargs", "push_to_hub", "hub_model_id",
+)  # fmt: skip
+# the trainer's arguments -> the options that they come from
+ROWS = {"train_dataset": "forget", "retain_dataset": "retain", "calibration_dataset": "calibration"}
+
+
+@dataclass
+class ScriptArguments:
+    """What `alter-peft unlearn` works on."""
+
+    model: str = field(
+        metadata={
+            "help": "Folder or Hub id of the model that shall forget; a LoRA adapter is merged into its base first."
+        }
+    )
+    forget: str = field(
+        metadata={"help": f"Rows to forget: a {OFFERED}, a folder of .txt, or a Hub data set (name:config:split)."}
+    )
+    retain: str | None = option(None, RETAIN)
+    corpus: str | None = option(None, CORPUS)
+    columns: list[str] = option([], COLUMNS_HELP)
+    adapter: Literal["alter", "lora", "none"] = option(
+        "alter", "What is trained: an ALTER adapter, plain LoRA, or none: all weights."
+    )
+    calibration: str | None = option(
+        None,
+        "Rows like those to forget that the model never saw: they measure forget_level, or are the profiles of "
+        "forget_loss=profile.",
+    )
+
+
+def _print_subdomains(trainer: UnlearnTrainer) -> None:
+    """A line for each sub-domain; the terms of a discovered one are here alone, not in what is saved."""
+    if not isinstance(trainer, AlterUnlearnTrainer):
+        return
+    for name, subdomain in trainer.subdomains.items():
+        count = len(subdomain.rows)
+        terms = "" if subdomain.terms is None else f" ({subdomain.terms})"
+        print(f"sub-domain {name}: {count} row{'s' * (count != 1)} to forget{terms}")
+
+
+def _sections(adapter: Adapter) -> list[Section]:
+    """Our own options, and those of TRL and transformers that are asked for most."""
+    inherited = {one.name for one in fields(SFTConfig)}
+    of_all, of_adapter = get_annotations(UnlearnConfig), get_annotations(adapter.trainer.config_class)
+    return [
+        Section("what is forgotten", "", [*(one.name for one in fields(ScriptArguments)), "output_dir"]),
+        Section("how it is forgotten", "", [name for name in of_all if name not in inherited]),
+        Section(
+            "training",
+            "Those of TRL and transformers that are asked for most; --help-all shows the others.",
+            [*TRAINING, *(name for name in {**of_all, **of_adapter} if name in inherited and name not in TRAINING)],
+        ),
+        Section("training of this adapter", "", [name for name in of_adapter if name not in {*inherited, *of_all}]),
+        Section("the adapter", "", list(adapter.options)),
+    ]
+
+
+def _checkpoint(value: Any) -> Any:
+    """What `--resume_from_checkpoint` says: a folder, or `true`, the last one in `--output_dir`."""
+    return {"true": True, "false": None}.get(str(value).lower(), value)
+
+
+def unlearn(argv: Sequence[str]) -> Callable[[], int | None]:
+    """What trains an adapter, saves it with the tokenizer and prints where it is; what it is given is checked here."""
+    argv, config = read_config(argv)
+    adapter = chosen_adapter(argv, config)
+    parser = OptionParser(
+        (ScriptArguments, adapter.trainer.config_class, adapter.arguments()),
+        sections=_sections(adapter),
+        hidden=[one.name for one in fields(SFTConfig)],
+        required=["output_dir"],
+        prog="alter-peft unlearn",
+        usage="alter-peft unlearn [--config options.yaml] --model M --forget F --retain R --output_dir DIR [options]",
+        description="Make a model forget rows by an ALTER adapter, or by another kind (--adapter), with any forget "
+        "loss (--forget_loss).",
+    )
+    script, args, arguments = parser.parse(argv, config)
+    with parser.in_flags(ROWS):
+        trainer = _trainer(script, args, adapter, adapter.make(vars(arguments)))
+    return partial(_run, trainer, adapter)
+
+
+def _trainer(script: ScriptArguments, args: UnlearnConfig, adapter: Adapter, config: PeftConfig | None) -> Any:
+    check_retain(script.retain, script.corpus)
+    model, tokenizer = _model(script, args)
+    retain = None if script.retain == AUTO else script.retain
+    given = {
+        "--forget": script.forget, "--retain": retain, "--calibration": script.calibration, "--corpus": script.corpus
+    }  # fmt: skip
+    rows = read_all(
+        {flag: source for flag, source in given.items() if source is not None},
+        parse_columns(script.columns),
+        text_field=args.dataset_text_field,
+        whole_chats=args.completion_only_loss is False,
+    )
+    sets, taken = {flag: one.dataset for flag, one in rows.items()}, [one.taken for one in rows.values()]
+    if retain is None:
+        sets["--retain"], said = found_rows(sets["--forget"], sets.get("--corpus"))
+        taken.append(said)
+    if args.process_index == 0:
+        print(*taken, sep="\n")
+    return adapter.trainer(
+        model,
+        args,
+        train_dataset=sets["--forget"],
+        retain_dataset=sets["--retain"],
+        calibration_dataset=sets.get("--calibration"),
+        peft_config=config,
+        processing_class=tokenizer,
+    )
+
+
+def _model(script: ScriptArguments, args: UnlearnConfig) -> tuple[Any, Any]:
+    """The model and its tokenizer: a name, and TRL loads both as it likes, unless the model is itself an adapter."""
+    merge = merge_of("model", script.model)
+    if merge is None:
+        loaded("model", script.model, AutoConfig.from_pretrained)
+        return script.model, None
+    if script.adapter == "lora":  # AutoPeftModel would load it without the first one, and not say so
+        raise ValueError(
+            f"`model` is {script.model!r}, an adapter, on which PEFT cannot load a second one of plain LoRA. Merge it "
+            f"into its base model, {merge.base!r}, by `merge_and_unload()`, and give the folder of what is saved."
+        )
+    print(f"`--model` {merge}")
+    given: Any = args.model_init_kwargs or {}
+    options, args.model_init_kwargs = {"dtype": torch.float32, **given}, None  # the type is TRL's default
+    model = loaded("model", script.model, partial(load_model, **options))
+    return model, loaded("model", script.model, load_tokenizer)
+
+
+def _run(trainer: Any, adapter: Adapter) -> None:
+    args = trainer.args
+    if trainer.is_world_process_zero():
+        _print_subdomains(trainer)
+    trainer.train(resume_from_checkpoint=_checkpoint(args.resume_from_checkpoint))
+    trainer.save_model(args.output_dir)
+    if not trainer.is_world_process_zero():
+        return
+    final = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
+    for name, value in final.items():
+        print(f"{name}: {value:.6g}")
+    if args.forget_loss == "level":
+        print(f"forget_level: {trainer.measured.described_level}")
+    if trainer.reached:
+        print(f"reached: the forget rows have come to their level (epoch {trainer.state.epoch:g})")
+    print(f"{'model' if adapter.config is None else 'adapter'}: {args.output_dir}")
