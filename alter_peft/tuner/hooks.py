@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 
 from .base_pass import base_entropy
 from .cache import refuse_offloading, router_state, with_cache
-from .decoder import Decoder, LanguageModelHead
+from .decoder import Decoder, LanguageModelHead, with_all_tokens
 from .decoder_call import DecoderCall
 from .gating import GatingContext, GatingContexts
 from .moving_average import Context, moving_average
@@ -38,6 +38,7 @@ class DecoderHook:
         active = context.active()
         if context.base_pass or not active:
             return None
+        kwargs = with_all_tokens(kwargs)
         given = self.call.arguments(args, kwargs)
         refuse_offloading(self.call.cache(given))
         context.begin(self.call.tokens(given))
