@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors.torch import load_file
 
 from alter_peft import AlterConfig, __version__
-from alter_peft.registration import BEFORE_PEFT, OLDEST_PEFT
+from alter_peft.peft_import import BEFORE_PEFT, OLDEST_PEFT
 from alter_peft.tuner.files import FORMAT_VERSION
 
 
