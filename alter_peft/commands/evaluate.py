@@ -14,7 +14,7 @@ from .parser import OptionParser, Section, read_config
 
 
 SECTIONS = (
-    Section("the model", "", ["model", "adapter", "as_chat", "bf16"]),
+    Section("the model", "", ["model", "adapter", "as_chat", "chat_template_kwargs", "bf16"]),
     Section(
         "what is asked",
         "At least one of sets, tofu, books, tasks and task_data.",
