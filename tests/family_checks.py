@@ -109,7 +109,7 @@ def unfelt_layers(model: PeftModel) -> list[str]:
 
 def is_saved_and_loaded(model: PeftModel, family: str, folder: Path) -> bool:
     model.save_pretrained(folder)
-    return torch.equal(logits(PeftModel.from_pretrained(tiny_model(family), folder).eval()), logits(model))
+    return gap(logits(PeftModel.from_pretrained(tiny_model(family), folder).eval()), logits(model)) < 1e-4
 
 
 def is_trained(family: str, tokenizer: Any, folder: Path) -> bool:
