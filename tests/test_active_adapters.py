@@ -154,7 +154,7 @@ def test_resuming_changes_nothing_and_activates_both(tmp_path, tokenizer, traine
 
     whole, rest = trainer("whole"), trainer("rest")
     whole.train()
-    rest.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    rest.train(resume_from_checkpoint=str(tmp_path / "whole-checkpoints" / "checkpoint-3"))
     assert rest.state.global_step == whole.state.global_step == 4
     assert rest.model.active_adapters == [trained, other]
     learning = {name for name, value in rest.model.named_parameters() if value.requires_grad}
@@ -170,7 +170,7 @@ def test_a_checkpoint_of_another_adapter(tmp_path, tokenizer):
     whole.train()
     rest = make_trainer(tmp_path / "rest", tokenizer, model=two_adapters(tokenizer), forget=LATER, max_steps=2)
     with pytest.raises(ValueError, match=r"checkpoint-1' has no adapter 'later'"):
-        rest.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
+        rest.train(resume_from_checkpoint=str(tmp_path / "whole-checkpoints" / "checkpoint-1"))
 
 
 def test_entropies_of_two_orders(tmp_path, tokenizer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import fields
 from inspect import get_annotations
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_llama
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, UnlearnConfig
@@ -114,6 +116,40 @@ def test_unlearn_says_what_it_found(files, tmp_path, capsys):
     assert "reached: the forget rows have come to their level (epoch 1)\n" in out
 
 
+def test_a_run_is_resumed_from_its_last_checkpoint(files, tmp_path, capsys):
+    out, every = tmp_path / "out", ("--save_steps", "1", "--stopping_tolerance", "1e-9")
+    main(flags(files, *every))
+    first = {path.name: path.read_bytes() for path in out.iterdir() if path.name != "README.md"}
+    shutil.rmtree(out)
+    main(flags(files, *every, "--resume_from_checkpoint", "true"))
+    again = {path.name: path.read_bytes() for path in out.iterdir() if path.name != "README.md"}
+    assert {name: first[name] == again[name] for name in first | again} == dict.fromkeys(first, True)
+
+
+@pytest.mark.parametrize("given", ["true", "checkpoint-9"])
+def test_what_cannot_be_resumed_is_one_line(files, tmp_path, capsys, given):
+    with pytest.raises(SystemExit) as stopped:
+        main(flags(files, "--resume_from_checkpoint", given))
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and "resume_from_checkpoint" in error and "no whole" in error
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_full_disk_is_one_line(files, tmp_path, capsys, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("peft.peft_model.safe_save_file", full)
+    with pytest.raises(SystemExit) as stopped:
+        main(flags(files))
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 1
+    assert re.fullmatch(
+        r"alter-peft unlearn: error: nothing could be saved to '.*' \(No space left.*\)\. Free .*", error
+    )
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 @pytest.mark.parametrize("loss", ["npo", "level"])
 def test_plain_lora_unlearns_with_any_loss(files, capsys, loss):
     main(plain_flags(files, "--adapter", "lora", "--forget_loss", loss, "--r", "4", "--learning_rate", "1e-2"))
@@ -192,7 +228,7 @@ def test_flags_override_yaml(files, tmp_path):
     config = saved_config(files)
     assert config["r"] == 4 and config["top_k"] == 1 and config["init_weights"] == "cluster"
     assert config["rank_pattern"] == {"q_proj": 3} and config["modules_to_save"] == ["lm_head"]
-    args = torch.load(tmp_path / "out" / "training_args.bin", weights_only=False)
+    args = torch.load(tmp_path / "out-checkpoints" / "checkpoint-1" / "training_args.bin", weights_only=False)
     assert (args.forget_loss, args.loss_options, args.retain_weight, args.seed) == ("hinge", {"margin": 0.25}, 2.0, 5)
     assert (args.learning_rate, args.max_steps) == (1e-2, 1) and args.structural_interval == 7
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from inspect import get_annotations
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from alter_peft.evaluation.loading import load_model, load_tokenizer, loaded, me
 from alter_peft.options import option
 from alter_peft.reading import COLUMNS_HELP, OFFERED, parse_columns, read_all
 from alter_peft.trainer import AlterUnlearnTrainer, UnlearnConfig, UnlearnTrainer
+from alter_peft.trainer.checkpoints import checkpoint_to_resume
 
 from .adapters import Adapter, chosen_adapter
 from .parser import OptionParser, Section, read_config
@@ -87,11 +89,6 @@ def _sections(adapter: Adapter) -> list[Section]:
     ]
 
 
-def _checkpoint(value: Any) -> Any:
-    """What `--resume_from_checkpoint` says: a folder, or `true`, the last one in `--output_dir`."""
-    return {"true": True, "false": None}.get(str(value).lower(), value)
-
-
 def unlearn(argv: Sequence[str]) -> Callable[[], int | None]:
     """What trains an adapter, saves it with the tokenizer and prints where it is; what it is given is checked here."""
     argv, config = read_config(argv)
@@ -108,8 +105,9 @@ def unlearn(argv: Sequence[str]) -> Callable[[], int | None]:
     )
     script, args, arguments = parser.parse(argv, config)
     with parser.in_flags(ROWS):
+        checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, Path(str(args.checkpoint_dir)))
         trainer = _trainer(script, args, adapter, adapter.make(vars(arguments)))
-    return partial(_run, trainer, adapter)
+    return partial(_run, trainer, adapter, checkpoint)
 
 
 def _trainer(script: ScriptArguments, args: UnlearnConfig, adapter: Adapter, config: PeftConfig | None) -> Any:
@@ -160,11 +158,11 @@ def _model(script: ScriptArguments, args: UnlearnConfig) -> tuple[Any, Any]:
     return model, loaded("model", script.model, load_tokenizer)
 
 
-def _run(trainer: Any, adapter: Adapter) -> None:
+def _run(trainer: Any, adapter: Adapter, checkpoint: str | None) -> None:
     args = trainer.args
     if trainer.is_world_process_zero():
         _print_subdomains(trainer)
-    trainer.train(resume_from_checkpoint=_checkpoint(args.resume_from_checkpoint))
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir)
     if not trainer.is_world_process_zero():
         return

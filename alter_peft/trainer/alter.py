@@ -14,8 +14,8 @@ from transformers.trainer_utils import TrainOutput
 from alter_peft.data import PairDataset
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder_call import Tokens
-from alter_peft.tuner.files import moved_into
 from alter_peft.tuner.hooks import replay_in_checkpoints
+from alter_peft.tuner.saving import one_save
 
 from .active_adapters import check_active_together, load_own, own_folder
 from .batch import TokenMasks, token_masks
@@ -218,14 +218,15 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         finally:
             self.gating.begin(Tokens())
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As [`~transformers.Trainer.train`], after phase I."""
+        checkpoint = self._to_resume(resume_from_checkpoint)
         check_unscaled(self.alter_config)
         self.prepare()
         if self.is_deepspeed_enabled:
             for router in self.gating.routers:
                 router.hold_as_buffers()
-        return super().train(*args, **kwargs)
+        return super().train(checkpoint, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW (or `args.optim`) on the groups `shared` (A, at eta_A), `experts` (at eta_B) and, if any, `other`."""
@@ -324,14 +325,8 @@ class AlterUnlearnTrainer(UnlearnTrainer):
             super()._load_best_model()
         self._activate()
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """As the parent's, with the adapter's card; no file is ever half written."""
-        if not self.args.should_save:  # under FSDP every process comes here
-            return
-        target = Path(output_dir or str(self.args.output_dir))
-        with moved_into(target) as beside:
-            super()._save(str(beside), state_dict)
-            self._write_card(own_folder(beside, self.adapter_name), place=own_folder(target, self.adapter_name))
+    def _describe(self, folder: Path, place: Path) -> None:
+        self._write_card(own_folder(folder, self.adapter_name), own_folder(place, self.adapter_name))
 
     def create_model_card(  # type: ignore[override]  # TRL's signature, not that of transformers
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
@@ -339,7 +334,8 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         """The adapter's card; it carries the import line without which PEFT does not know the adapter."""
         if self.is_world_process_zero():
             folder = own_folder(str(self.args.output_dir), self.adapter_name)
-            self._write_card(folder, folder, model_name, dataset_name, tags)
+            with one_save(folder) as beside:
+                self._write_card(beside, folder, model_name, dataset_name, tags)
 
     def _write_card(
         self,

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,11 +71,19 @@ class UnlearnConfig(SFTConfig):
     )
     chat_template_kwargs: dict[str, Any] | str | None = option(None, CHAT_TEMPLATE_KWARGS)
 
+    checkpoint_dir: str | None = option(
+        None, "Where checkpoints go, out of what is delivered: by default `output_dir` with `-checkpoints` behind it."
+    )
+
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
             # TRL's default, bf16, is autocast on a CPU too, but transformers wants to be told that it is one
             self.use_cpu, self.dataloader_pin_memory = True, False
         super().__post_init__()
+        if self.checkpoint_dir is None:
+            output = Path(str(self.output_dir))
+            output = output if output.name not in ("", "..") else output.resolve()
+            self.checkpoint_dir = str(output.with_name(f"{output.name}-checkpoints"))
         self._check_weights()
         self._check_losses()
         self._check_inherited()

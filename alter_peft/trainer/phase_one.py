@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 import torch
+from accelerate import logging
 from datasets import Dataset
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -28,6 +30,9 @@ from alter_peft.tuner.router_fit import fit_router, sample_positions
 from alter_peft.tuner.token_router import AlterRouter
 
 from .distributed import zero3_gathered
+
+
+logger = logging.get_logger(__name__)
 
 
 class Observations(NamedTuple):
@@ -109,13 +114,18 @@ class PhaseOne:
     def find(self, forget: Dataset, retain: Dataset, batch_size: int, seed: int) -> dict[str, Tensor]:
         """What phase I measures, on the CPU; from the disk if it is there."""
         path = self._cache_path(forget, retain, seed)
-        if self.agree(path.exists()):
-            return load_file(path) if path.exists() else {}
+        cached = _read(path)
+        if self.agree(cached is not None):
+            return cached or {}
         found = {name: tensor.cpu() for name, tensor in self._compute(forget, retain, batch_size, seed).items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}")
-        save_file(found, partial)
-        os.replace(partial, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(found, partial)
+            os.replace(partial, path)
+        except (OSError, SafetensorError) as error:  # a full disk costs the next run a pass, not this one its result
+            partial.unlink(missing_ok=True)
+            logger.warning(f"Phase I could not be kept for another run in '{path.parent}': {error}")
         return found
 
     def use(self, found: dict[str, Tensor], forget: Dataset, retain: Dataset) -> tuple[Dataset, Dataset]:
@@ -193,6 +203,14 @@ class PhaseOne:
         base: Any = self.scored.decoder
         digest.update(base.config.to_json_string().encode())
         return Path(datasets.config.HF_DATASETS_CACHE) / "alter_peft" / f"{digest.hexdigest()}.safetensors"
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    """What phase I left on the disk; `None` if it left nothing, or nothing that can be read."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError):
+        return None
 
 
 def _base_bytes(model: nn.Module) -> Iterator[Any]:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput
-from trl import SFTTrainer
 
 from alter_peft.data import PairCollator, PairDataset, PairSampler, check_disjoint
 from alter_peft.losses import RETAIN_LOSSES
@@ -23,6 +22,7 @@ from alter_peft.tuner.config import AlterConfig
 
 from .active_adapters import others_frozen
 from .batch import TokenMasks, count_terms, token_masks, token_shares, token_sums
+from .checkpoints import check_folders
 from .config import UnlearnConfig
 from .distributed import HeadGathering, gathering_layers, set_up_distributed
 from .encoding import encoded, set_template_defaults
@@ -34,6 +34,7 @@ from .inputs import (
 )
 from .phase_one import labelled_rows
 from .rows import checked_dataset, keep_input_columns
+from .saving import SavingTrainer
 from .stopping import Stopping, mean_gap
 from .targets import Measured, measure
 from .terms import forget_term, retain_term
@@ -42,14 +43,15 @@ from .terms import forget_term, retain_term
 logger = logging.get_logger(__name__)
 
 
-class UnlearnTrainer(SFTTrainer):
+class UnlearnTrainer(SavingTrainer):
     """
     Trainer for machine unlearning by any PEFT adapter of layers, or by all weights, with any forget loss.
 
     Its only changes from [`~trl.SFTTrainer`]: every step pairs rows to forget with rows to retain, the loss is a
     forget term (`FORGET_LOSSES`) plus a retain term (`RETAIN_LOSSES`), each a mean over its own tokens or rows of the
     whole step whatever the accumulation and the number of processes, what the forget loss needs of the rows is
-    measured before the first step, and where it has targets training ends once they are reached.
+    measured before the first step, and where it has targets training ends once they are reached. `output_dir` gets
+    what is to be delivered alone, in one step; checkpoints go to `args.checkpoint_dir`.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -123,6 +125,7 @@ class UnlearnTrainer(SFTTrainer):
         if not isinstance(args, self.config_class):
             raise ValueError(f"`args` is a {type(args).__name__}, but must be an {self.config_class.__name__}.")
         check_arguments(kwargs)
+        check_folders(args)
         if not isinstance(model, str):
             check_model(model)
         form = args.dataset_text_field, kwargs.pop("formatting_func", None), args.completion_only_loss is not False
@@ -279,10 +282,11 @@ class UnlearnTrainer(SFTTrainer):
         wrapped, size = self.model_wrapped, args.per_device_eval_batch_size
         return mean_gap(self.scored, rows, self.measured.targets, max_rows, args.seed, self.accelerator, size, wrapped)
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As [`~transformers.Trainer.train`], after `prepare`."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As [`~transformers.Trainer.train`], after `prepare`; `True` goes on from the last whole checkpoint."""
+        checkpoint = self._to_resume(resume_from_checkpoint)
         self.prepare()
-        return super().train(*args, **kwargs)
+        return super().train(checkpoint, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[tuple[int, int]]:
         data: PairDataset = self.train_dataset
@@ -313,7 +317,7 @@ class UnlearnTrainer(SFTTrainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """Counts what each term is a mean of over the whole step: all accumulated batches, all processes."""
-        if self.reached:  # resumed where it had come to its targets: no step is left
+        if self.reached or 0 < self.state.max_steps <= self.state.global_step:  # resumed at its end: no step is left
             return [], None
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         weights = self.args.forget_weight, self.args.retain_weight
