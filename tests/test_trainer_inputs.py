@@ -92,27 +92,21 @@ def test_rows_without_a_domain(tmp_path, tokenizer):
     refused(tmp_path, tokenizer, *parts, forget=Dataset.from_list(rows))
 
 
-@pytest.mark.parametrize("name", ["train_dataset", "retain_dataset"])
-def test_no_label_left_after_truncation(tmp_path, tokenizer, name):
-    long = {"prompt": "Where does Alice live? " * 12, "completion": " Alice lives in Paris."}
-    if name == "train_dataset":
-        given = {"forget": Dataset.from_list([*forget_rows(2).to_list(), {**long, "domain": "home"}])}
-    else:
-        given = {"retain": Dataset.from_list([*retain_rows(2).to_list(), long])}
-    parts = (f"1 of 3 rows of `{name}`", "`max_length`=60", "Raise `max_length`")
-    refused(tmp_path, tokenizer, *parts, max_length=60, **given)
-
-
-def test_no_row_left_after_truncation(tmp_path, tokenizer):
-    parts = ("8 of 8 rows of `train_dataset`", "`max_length`=3", "Raise `max_length`")
-    refused(tmp_path, tokenizer, *parts, max_length=3)
-
-
 @pytest.mark.parametrize(
     ("option", "value", "fix"),
     [
         ("packing", True, "False"),
         ("padding_free", True, "False"),
+        ("train_sampling_strategy", "group_by_length", "'random'"),
+        ("router_aux_loss_coef", 10.0, "unset or 0"),
+        ("average_tokens_across_devices", False, "True"),
+        ("shuffle_dataset", True, "False"),
+        ("data_seed", 3, "`seed`"),
+        ("optim_target_modules", "all-linear", "unset"),
+        ("dataset_kwargs", {"skip_prepare_dataset": True}, "without `skip_prepare_dataset`"),
+        ("max_length", 1, "2 or more"),
+        ("max_length", 0, "2 or more"),
+        ("long_rows", "cut", "'error'"),
         ("ddp_find_unused_parameters", True, "unset or False"),
         ("forget_weight", -1.0, "0 or positive"),
         ("forget_weight", float("inf"), "a finite number"),
@@ -175,8 +169,8 @@ def test_threshold_that_nothing_exceeds(tmp_path, tokenizer):
 def test_labels_are_looked_for_after_the_first_token():
     rows = Dataset.from_dict({"labels": [[-100, 3], [4, -100], [2], []]})
     with pytest.raises(ValueError, match="3 rows of `retain_dataset` have no labelled token, the first is row 1"):
-        check_all_labelled("retain_dataset", rows, rows, None)
-    check_all_labelled("retain_dataset", rows.select([0]), rows.select([0]), None)
+        check_all_labelled("retain_dataset", rows)
+    check_all_labelled("retain_dataset", rows.select([0]))
 
 
 def test_text_of_a_row():

@@ -251,18 +251,13 @@ def _flat(part: Any) -> str:
     return " ".join(str(message.get("content", message.get("value", ""))) for message in part)
 
 
-def check_all_labelled(name: str, before: Dataset, after: Dataset, max_length: int | None) -> None:
-    """Raise a `ValueError` if preparation dropped rows that truncation left without a label, or if one has none."""
-    lost = len(before) - len(after)
-    if lost:
-        raise ValueError(
-            f"{lost} of {len(before)} rows of `{name}` have no label left after truncation to `max_length`="
-            f"{max_length} tokens. Raise `max_length` or shorten the prompts."
-        )
+def check_all_labelled(name: str, rows: Dataset) -> None:
+    """Raise a `ValueError` if a row has no label."""
     # nothing predicts the first token
-    empty = [i for i, labels in enumerate(after["labels"]) if all(label == -100 for label in labels[1:])]
+    empty = [i for i, labels in enumerate(rows["labels"]) if all(label == -100 for label in labels[1:])]
     if empty:
+        first = rows[empty[0]].get("row", empty[0])  # of which this is a window
         raise ValueError(
-            f"{len(empty)} rows of `{name}` have no labelled token, the first is row {empty[0]}. Give every row a "
+            f"{len(empty)} rows of `{name}` have no labelled token, the first is row {first}. Give every row a "
             "completion (or `labels` other than -100 after the first token)."
         )
