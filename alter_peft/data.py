@@ -172,9 +172,12 @@ def check_disjoint(
     shared = [(i, kept[ids]) for i, ids in enumerate(_token_ids(forget)) if ids in kept]
     if shared:
         i, j = (_given_row(rows, index) for rows, index in zip((forget, retain), shared[0], strict=True))
+        fix = "Remove them from either."
+        if (i, j) != shared[0]:
+            fix = "These are windows of long rows: cut the text that is in both out of either."
         raise ValueError(
             f"`{second}` holds {len(shared)} of the {len(forget)} rows of `{first}`, token for token; the first is "
-            f"row {i} of `{first}` and row {j} of `{second}`. Remove them from either."
+            f"row {i} of `{first}` and row {j} of `{second}`. {fix}"
         )
 
 

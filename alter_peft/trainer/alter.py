@@ -169,6 +169,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         """
         if self._prepared:
             return
+        self._trained.keep(self.model)
         split = is_zero3_split(self.model)
         several, looks = self.accelerator.num_processes > 1, self.accelerator.is_main_process or split
         router = next((r for r in self.gating.routers if looks and self.adapter_name in r.alter_router), None)

@@ -270,6 +270,7 @@ class UnlearnTrainer(PairTrainer):
         """
         if self._prepared:
             return
+        self._trained.keep(self.model)
         size = max(1, self.args.per_device_train_batch_size)
         known, kept, unseen = (
             self._log_probabilities(rows, size) for rows in (self._forget, self._some_retain, self._calibration)
