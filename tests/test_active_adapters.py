@@ -328,7 +328,9 @@ def test_training_again_after_another_adapter_was_made_active(tmp_path, tokenize
         trainer = lora_trainer(tmp_path, tokenizer, model)
     trainer.train()
     trainer.model.set_adapter("default")
-    with pytest.raises(ValueError, match=r"active adapters \['default'\].*train 'later'.*`model.set_adapter\('later'\)`"):
+    with pytest.raises(
+        ValueError, match=r"active adapters \['default'\].*train 'later'.*`model.set_adapter\('later'\)`"
+    ):
         trainer.train()
     trainer.model.set_adapter("later")
     before = {name: value.clone() for name, value in get_peft_model_state_dict(model, adapter_name="later").items()}

@@ -531,6 +531,7 @@ def test_saved_adapter(tmp_path, tokenizer):
     assert f'from_pretrained("{tmp_path / "out"}")' in card
     state = trainer.state
     assert f"| `epochs trained` | {state.epoch:g} ({state.global_step} steps) |" in card
+    assert "## Before and after" in card and all(line in card for line in trainer.summary().lines)
     assert "forget_level" not in card  # which the paper's loss does not have
     ids = torch.tensor([tokenizer("Where does Alice live? Alice lives in")["input_ids"]])
     again = PeftModel.from_pretrained(make_llama(len(tokenizer)), tmp_path / "out").eval()
@@ -866,7 +867,9 @@ def test_data_sets_with_a_format(tmp_path, tokenizer, form):
     """They are read as the plain ones are."""
     found = []
     for chosen in (None, form):
-        rows = {name: data.with_format(chosen) for name, data in (("forget", forget_rows()), ("retain", retain_rows()))}
+        rows = {
+            name: data.with_format(chosen) for name, data in (("forget", forget_rows()), ("retain", retain_rows()))
+        }
         others = {"eval_dataset": retain_rows().with_format(chosen)}
         trainer = make_trainer(tmp_path, tokenizer, adapter={}, others=others, max_steps=1, **rows)
         trainer.train()

@@ -403,3 +403,24 @@ def test_the_active_adapter_is_trained(tmp_path, tokenizer, llama):
     assert trainer.adapter_name == "other" and trainer.alter_config is model.peft_config["other"]
     assert model.peft_config["other"].domains == ["home", "bread", "unused-2"]
     assert model.peft_config["default"].domains is None
+
+
+def test_how_many_sub_domains_were_found_is_said(caplog):
+    """Several may share an expert, unless the user names them."""
+    rows = forget_rows().remove_columns("domain")
+    assigned, _, _ = assign_experts(AlterConfig(), rows, "text", 0)
+    count = len(assigned.domains)
+    assert f"its 8 rows were sorted into {count} sub-domain" in caplog.text and "add the column" in caplog.text
+    caplog.clear()
+    assign_experts(AlterConfig(), forget_rows(), "text", 0)
+    assign_experts(AlterConfig(num_forget_experts=2), rows, "text", 0)
+    assert "sorted into" not in caplog.text
+
+
+def test_so_many_sub_domains_that_there_may_be_more(caplog, monkeypatch):
+    monkeypatch.setattr("alter_peft.subdomains.MAX_DOMAINS", 6)
+    for home in ("subdomains", "trainer.inputs"):
+        monkeypatch.setattr(f"alter_peft.{home}.MOST_DOMAINS", 12)
+    texts = [f"first{a} last{a} word{a}x{i % 3}" for a in range(16) for i in range(6)]
+    assigned, _, _ = assign_experts(AlterConfig(), Dataset.from_list([{"text": text} for text in texts]), "text", 0)
+    assert len(assigned.domains) == 12 and "the most that are looked for (12)" in caplog.text

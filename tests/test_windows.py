@@ -141,7 +141,9 @@ def test_every_set_becomes_windows(tmp_path, tokenizer, form):
 def test_rows_of_the_models_positions(tmp_path, tokenizer):
     """`max_length` is 1024 by default; a row of more tokens than GPT-2 has positions was an index error."""
     model = make_llama(len(tokenizer), max_position_embeddings=48)
-    retain = Dataset.from_list([*retain_rows().to_list(), {"prompt": "What? " * 60, "completion": " The sky is blue."}])
+    retain = Dataset.from_list(
+        [*retain_rows().to_list(), {"prompt": "What? " * 60, "completion": " The sky is blue."}]
+    )
     trainer = make_trainer(tmp_path, tokenizer, model=model, retain=retain, adapter={}, max_steps=1)
     assert max(len(ids) for ids in trainer._retain["input_ids"]) == 48
     last = trainer._retain[len(trainer._retain) - 1]
@@ -170,7 +172,7 @@ def test_a_shared_window_is_named_by_its_rows(tmp_path, tokenizer):
     shared = long_text(tokenizer, 200, "")
     forget = Dataset.from_list([{"text": " Alice."}, {"text": shared + " Alice lives in Paris."}])
     retain = Dataset.from_list([{"text": " Bo."}, {"text": " Carl."}, {"text": shared + " Bob bakes bread."}])
-    with pytest.raises(ValueError, match="row 1 of `train_dataset` and row 2 of `retain_dataset`. These are windows"):
+    with pytest.raises(ValueError, match=r"row 1 of `train_dataset` and row 2 of `retain_dataset`\. These are"):
         make_trainer(tmp_path, tokenizer, forget=forget, retain=retain, adapter={}, max_length=64)
 
 

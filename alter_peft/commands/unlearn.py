@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from transformers import AutoConfig
 from trl.scripts.utils import TrlParser
 
+from alter_peft.cli import MEASURED_AND_FAILED
 from alter_peft.evaluation.loading import loaded
 from alter_peft.options import option
 from alter_peft.trainer import AlterUnlearnTrainer, UnlearnTrainer
@@ -37,6 +39,7 @@ class ScriptArguments:
         "Rows like those to forget that the model never saw: they measure forget_level, or are the profiles of "
         "forget_loss=profile.",
     )
+    force: bool = option(False, "Train even if the model does not know the rows to forget.")
 
 
 def _print_subdomains(trainer: UnlearnTrainer) -> None:
@@ -49,7 +52,7 @@ def _print_subdomains(trainer: UnlearnTrainer) -> None:
         print(f"sub-domain {name}: {count} row{'s' * (count != 1)} to forget{terms}")
 
 
-def unlearn(argv: Sequence[str]) -> Callable[[], None]:
+def unlearn(argv: Sequence[str]) -> Callable[[], int | None]:
     """What trains an adapter, saves it with the tokenizer and prints where it is; what it is given is checked here."""
     argv = [part for flag in argv for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
     if argv and argv[-1] == "--config":
@@ -76,19 +79,24 @@ def unlearn(argv: Sequence[str]) -> Callable[[], None]:
         peft_config=config,
     )
 
-    def run() -> None:
-        if trainer.is_world_process_zero():
+    def run() -> int | None:
+        main = trainer.is_world_process_zero()
+        if main:
             _print_subdomains(trainer)
+        trainer.prepare()
+        unknown = trainer.knowledge.warning
+        if main:
+            print("answer probability before the training:", *trainer.knowledge.lines, sep="\n")
+        if unknown and not script.force:
+            if main:
+                print(f"alter-peft unlearn: {unknown} `--force` trains all the same.", file=sys.stderr)
+            return MEASURED_AND_FAILED
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         trainer.save_model(args.output_dir)
-        if trainer.is_world_process_zero():
-            final = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
-            for name, value in final.items():
-                print(f"{name}: {value:.6g}")
-            if args.forget_loss == "level":
-                print(f"forget_level: {trainer.measured.described_level}")
-            if trainer.reached:
-                print(f"reached: the forget rows have come to their level (epoch {trainer.state.epoch:g})")
+        summary = trainer.summary()
+        if main:
+            print("answer probability before -> after:", *summary.lines, sep="\n")
             print(f"{'model' if config is None else 'adapter'}: {args.output_dir}")
+        return None if summary.is_forgotten else MEASURED_AND_FAILED
 
     return run

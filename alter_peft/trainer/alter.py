@@ -358,6 +358,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
             base=self.scored.base.config._name_or_path,
             domains=self.alter_config.domains or [],
             options=options,
+            summary=self._outcome.lines if self._outcome is not None else (),
             place=self.hub_model_id or place,
             loading_options=on_hub if self.hub_model_id else {},
             dataset_name=dataset_name,

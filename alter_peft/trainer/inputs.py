@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from alter_peft.losses import RETAIN_LOSSES
 from alter_peft.scoring import ScoredModel
-from alter_peft.subdomains import discover_subdomains
+from alter_peft.subdomains import MOST_DOMAINS, NEAR, discover_subdomains
 from alter_peft.tuner.config import AlterConfig
 
 
@@ -173,6 +173,13 @@ def assign_experts(
         labels, terms = _discovered_subdomains(config.num_forget_experts, forget, text_field, seed)
         names = [f"domain_{d}" for d in range(1, 1 + len(terms))]
         logger.info(f"Sub-domains of `train_dataset`: {dict(zip(names, terms, strict=True))}.")
+        if config.num_forget_experts is None:
+            bound = f", the most that are looked for ({MOST_DOMAINS})" if len(names) > MOST_DOMAINS - NEAR else ""
+            logger.warning(
+                f"`train_dataset` has no column `domain`: its {len(forget)} rows were sorted into {len(names)} "
+                f"sub-domain{'s' * (len(names) != 1)}{bound}, each with a forget expert of its own. If they are more, "
+                "several share an expert: add the column, or set `num_forget_experts`."
+            )
     elif len(config.domains) == 1:
         names, labels = config.domains, [0] * len(forget)
     else:

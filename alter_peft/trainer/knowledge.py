@@ -80,7 +80,7 @@ class Knowledge(NamedTuple):
     def described_level(self) -> str:
         """The level of unseen text, and whether it was measured."""
         if self.is_guess:
-            return f"{self.level:.3f} (a guess, `forget_level`: there are no calibration rows)"
+            return f"{self.level:.3f} (a guess: there are no calibration rows)"
         return f"{self.level:.3f} ({_rows(self.unseen)})"
 
     @property

@@ -284,9 +284,8 @@ class UnlearnTrainer(PairTrainer):
     def _set_knowledge(self, known: list[Tensor], kept: list[Tensor], unseen: list[Tensor]) -> None:
         forget, retain, never = (torch.tensor([row.mean() for row in rows]) for rows in (known, kept, unseen))
         self.knowledge = Knowledge(forget, retain, never, self.measured.level)
-        for warning in (self.knowledge.warning, self.astray and self.astray.warning):
-            if warning is not None:
-                logger.warning(warning)
+        if self.astray is not None and self.astray.warning is not None:
+            logger.warning(self.astray.warning)
 
     def _log_probabilities(self, dataset: Dataset | None, batch_size: int, base: bool = False) -> list[Tensor]:
         """ln p of each row's labels by the model as it is, or by its base; none without a data set."""
@@ -303,9 +302,16 @@ class UnlearnTrainer(PairTrainer):
         return mean_gap(self.scored, rows, self.measured.targets, max_rows, args.seed, self.accelerator, size, wrapped)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As [`~transformers.Trainer.train`], between `prepare` and what `summary` needs."""
+        """
+        As [`~transformers.Trainer.train`], between `prepare` and what `summary` needs.
+
+        Rows that the model does not know are trained all the same; a warning says that there is nothing to forget.
+        """
         self._trained.keep(self.model)
         self.prepare()
+        if self.knowledge.warning is not None:
+            logger.warning(self.knowledge.warning)
+        self._outcome = None
         output = super().train(*args, **kwargs)
         self._outcome = self._summarize()
         return output
