@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from alter_peft.options import require_packages
 from alter_peft.scoring import ScoredModel
 
-from .answers import chat_or_plain
+from .answers import chat_or_plain, check_lengths
 from .arguments import HOLDOUT, PARAPHRASED, EvaluateArguments, read_oracle, read_set
 from .attacks import ATTACKS, Rows, attack, check_rows
 from .loading import load, loaded
@@ -60,7 +60,9 @@ class Evaluation:
             self.model = loaded("adapter", args.adapter, wear).eval()
         self.judge = None if args.judge is None else self._judge(args.judge)
         for data in self.parts.values():
+            asking = chat_or_plain(self.tokenizer, data.as_chat)
             for one in data.question_sets:
+                check_lengths(ScoredModel(self.model), asking, one.pairs, f"The set {one.name!r}")
                 guards = guards_of(self.model) if args.guards and one.is_guarded else []
                 check_model(self.model, one.name, [*one.metrics, *guards], self.judge)
         for model in (self.model, self.judge):
