@@ -34,6 +34,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "demo": Command("a small model forgets three facts that it knows", "alter_peft.commands.demo:demo"),
     "unlearn": Command("train an adapter that makes a model forget rows", "alter_peft.commands.unlearn:unlearn"),
     "generate": Command("ask a model that wears an adapter", "alter_peft.commands.generate:generate"),
     "evaluate": Command("measure a model, with or without an adapter", "alter_peft.commands.evaluate:evaluate"),

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`alter-peft demo`: a real, small model forgets three facts that it knows."""
