@@ -85,7 +85,7 @@ def test_unlearn_then_generate(files, capsys):
     out = capsys.readouterr().out
     assert "sub-domain person: 1 row to forget\nsub-domain recipe: 1 row to forget\n" in out
     assert "never seen: 0.100 (a guess" in out and "come to their level" not in out
-    assert re.search(r"^to forget:  [\d.]+ -> [\d.]+ \(2 rows\)$", out, re.MULTILINE), out
+    assert re.search(r"^to forget:  [\d.e-]+ -> [\d.e-]+ \(2 rows\)$", out, re.MULTILINE), out
     assert re.search(r"^astray: +[\d.]+% of the tokens to forget", out, re.MULTILINE), out
     assert "2 steps, 2 epochs\n" in out and f"adapter: {files['--output_dir']}" in out
     assert "loss/forget: " not in out  # these are in the log
@@ -114,7 +114,7 @@ def test_unlearn_says_what_it_found(files, tmp_path, capsys):
     out = capsys.readouterr().out
     for name in ("domain_1", "domain_2"):
         assert re.search(rf"^sub-domain {name}: 2 rows to forget \(\w+-\w+\)$", out, re.MULTILINE), out
-    assert re.search(r"^never seen: [\d.]+ \(1 row\)$", out, re.MULTILINE), out
+    assert re.search(r"^never seen: [\d.e-]+ \(1 row\)$", out, re.MULTILINE), out
     assert "result:     forgotten: the rows to forget have come to their level\n" in out
 
 
@@ -128,7 +128,7 @@ def test_nothing_to_forget_is_a_status_of_its_own(files, tmp_path, capsys, kind)
     said = capsys.readouterr()
     assert stop.value.code == 3 and not (tmp_path / "out" / "config.json").exists()
     assert re.search(
-        r"before the training:\nto forget:  0\.\d+ \(2 rows\)\nnever seen: 0\.100 \(a guess.*\nto retain:  0\.\d+",
+        r"before the training:\nto forget:  [\d.e-]+ \(2 rows\)\nnever seen: 0\.100 \(a guess.*\nto retain:  [\d.e-]+",
         said.out,
     )
     assert said.err.count("The model does not know the rows to forget") == 1 and "--force" in said.err

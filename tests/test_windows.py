@@ -99,7 +99,7 @@ def test_positions_that_no_padded_row_fits():
         row_limit(None, 64, 128)
 
 
-@pytest.mark.parametrize(("family", "positions"), [("gpt2", 64), ("llama", 512), ("opt", 64), ("gemma2", 64)])
+@pytest.mark.parametrize(("family", "positions"), [("gpt2", 64), ("llama", 1024), ("opt", 64), ("gemma2", 64)])
 def test_what_models_declare(family, positions):
     assert ScoredModel(base_model(family)).positions == positions
 

@@ -77,20 +77,20 @@ class Knowledge(NamedTuple):
         return bool(test.pvalue < SIGNIFICANCE)
 
     @property
-    def described_level(self) -> str:
-        """The level of unseen text, and whether it was measured."""
-        if self.is_guess:
-            return f"{self.level:.3f} (a guess: there are no calibration rows)"
-        return f"{self.level:.3f} ({_rows(self.unseen)})"
+    def described(self) -> tuple[str, str, str]:
+        """The probability of the rows to forget, of those never seen and of those to retain, and how many they are."""
+        unseen = "a guess: there are no calibration rows" if self.is_guess else _rows(self.unseen)
+        return (
+            f"{_number(self.forget_probability)} ({_rows(self.forget)})",
+            f"{_number(self.level)} ({unseen})",
+            f"{_number(self.retain_probability)} ({_rows(self.retain)})",
+        )
 
     @property
     def lines(self) -> list[str]:
         """The three numbers, a line each."""
-        return [
-            f"to forget:  {self.forget_probability:.3f} ({_rows(self.forget)})",
-            f"never seen: {self.described_level}",
-            f"to retain:  {self.retain_probability:.3f} ({_rows(self.retain)})",
-        ]
+        forget, unseen, retain = self.described
+        return [f"to forget:  {forget}", f"never seen: {unseen}", f"to retain:  {retain}"]
 
     @property
     def warning(self) -> str | None:
@@ -99,10 +99,11 @@ class Knowledge(NamedTuple):
             return None
         unseen = "the guess at text that it never saw" if self.is_guess else "text like them that it never saw"
         fix = ", or give calibration rows, which measure that" if self.is_guess else ""
+        found, expected = _number(self.forget_probability), _number(self.level)
         return (
-            f"The model does not know the rows to forget: their answer probability is {self.forget_probability:.3f}, "
-            f"and that of {unseen} {self.level:.3f}. There is nothing to forget. Check that these are the model and "
-            f"the rows that it was trained on, asked as it was trained{fix}."
+            f"The model does not know the rows to forget: their answer probability is {found}, and that of {unseen} "
+            f"{expected}. There is nothing to forget. Check that these are the model and the rows that it was trained "
+            f"on, asked as it was trained{fix}."
         )
 
 
@@ -167,15 +168,15 @@ class Summary(NamedTuple):
     @property
     def lines(self) -> list[str]:
         """About six lines in plain words."""
-        before, after = self.before, self.after
+        before, (forget, unseen, retain) = self.before, self.after.described
         routed = []
         if self.astray is not None:
             shares = f"{self.astray.forget:.1%} of the tokens to forget, {self.astray.retain:.1%} of those to retain"
             routed = [f"astray:     {shares}, sent to the wrong kind of expert"]
         return [
-            f"to forget:  {before.forget_probability:.3f} -> {after.forget_probability:.3f} ({_rows(after.forget)})",
-            f"never seen: {after.described_level}",
-            f"to retain:  {before.retain_probability:.3f} -> {after.retain_probability:.3f} ({_rows(after.retain)})",
+            f"to forget:  {_number(before.forget_probability)} -> {forget}",
+            f"never seen: {unseen}",
+            f"to retain:  {_number(before.retain_probability)} -> {retain}",
             *routed,
             f"trained:    {self.steps} steps, {self.epochs:g} epochs",
             f"result:     {self.verdict}",
@@ -184,3 +185,7 @@ class Summary(NamedTuple):
 
 def _rows(values: Tensor) -> str:
     return f"{len(values)} row{'s' * (len(values) != 1)}"
+
+
+def _number(probability: float) -> str:
+    return f"{probability:.3f}" if probability >= 0.0005 else f"{probability:.0e}"
