@@ -307,6 +307,7 @@ def test_a_rested_a_stays_so_whatever_was_asked_meanwhile(tmp_path, tokenizer):
     trainer.train()
     after = adapter_state(trainer)
     assert all(torch.equal(value, after[name]) for name, value in before.items() if ".alter_A." in name)
+    assert not any(weight.requires_grad for weight in trainer.shared_matrices)
 
 
 def lora_trainer(tmp_path, tokenizer, model):
