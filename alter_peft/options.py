@@ -19,6 +19,12 @@ from transformers.hf_argparser import string_to_bool
 
 
 Class = TypeVar("Class", bound=type)
+AS_CHAT = "Ask in a chat (true) or in plain text (false); unset: a chat if there is a template."
+CHAT_TEMPLATE_KWARGS = (  # the help of an option of several commands
+    "Variables of the chat template, as JSON on the command line: '{\"enable_thinking\": false}', or a date such as "
+    '\'{"date_string": "26 Jul 2024"}\'. They are saved in the template beside an adapter, so that it is asked as it '
+    "was trained."
+)
 
 
 def arguments_doc(cls: Class) -> Class:

@@ -7,10 +7,8 @@ for `.value`. So the enum itself is extended, once, before the config class is d
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import Any
 
-from packaging.version import Version
 from peft import mapping
 from peft.utils import PeftType, register_peft_method
 
@@ -18,17 +16,6 @@ from peft.utils import PeftType, register_peft_method
 NAME = "ALTER"
 # transformers hard-codes `peft_type.lower() + "_"` in `load_adapter`, so the prefix is no free choice
 PREFIX = "alter_"
-# The range of PEFT versions that the test-suite passes with
-OLDEST_PEFT, BEFORE_PEFT = Version("0.21.0"), Version("0.22.0")
-
-
-def check_peft_version(installed: str) -> None:
-    """Raise an `ImportError` if this PEFT version is outside the tested range."""
-    if not OLDEST_PEFT <= Version(installed) < BEFORE_PEFT:
-        raise ImportError(
-            f"alter-peft extends PEFT's internals and is tested with peft>={OLDEST_PEFT},<{BEFORE_PEFT}, but found "
-            f"peft=={installed}. Install a tested version: pip install 'peft>={OLDEST_PEFT},<{BEFORE_PEFT}'."
-        )
 
 
 def extend_peft_type() -> PeftType:
@@ -64,5 +51,4 @@ def register(config_cls: type, model_cls: type) -> None:
     mapping.PEFT_TYPE_TO_TUNER_MAPPING[ALTER] = model_cls
 
 
-check_peft_version(importlib.metadata.version("peft"))
 ALTER: PeftType = extend_peft_type()

@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from .losses.scores import TokenScores, score_tokens
 from .tuner.base_pass import base_model, evaluating, without_adapters
 from .tuner.decoder import Decoder, LanguageModelHead, check_head, find_decoder, last_hidden_states
-from .tuner.gating import GatingContext
-from .tuner.layer import AlterLayer, context_of, layers_of
+from .tuner.gating import GatingContext, GatingContexts
+from .tuner.layer import AlterLayer, contexts_of, layers_of
 
 
 # token ids of a row, and the label of each, -100 where it has none
@@ -74,7 +74,7 @@ class ScoredModel:
         stack, decoder: its decoder, with the layers and as a module.
         head: hidden states -> logits, as the model's own forward makes them. Where weights are sharded, a whole copy
             of the head takes its place.
-        gating: the state of the gates of ALTER adapters; `None` without one.
+        contexts: the states of the gates of ALTER adapters, one for each thread; `None` without such an adapter.
 
     Raises:
         ValueError: the model is no decoder-only language model of transformers.
@@ -86,7 +86,12 @@ class ScoredModel:
         self.base: Any = base
         self.stack: Decoder = find_decoder(base, "Scoring answers", "Give a decoder with an LM head.")
         self.head = LanguageModelHead(base)
-        self.gating: GatingContext | None = context_of(model)
+        self.contexts: GatingContexts | None = contexts_of(model)
+
+    @property
+    def gating(self) -> GatingContext | None:
+        """The state of the gates of ALTER adapters, in this thread; `None` without such an adapter."""
+        return None if self.contexts is None else self.contexts.here
 
     @property
     def decoder(self) -> nn.Module:
@@ -155,7 +160,7 @@ class ScoredModel:
     def sent_to(self, batch: Pass, adapter_name: str) -> Tensor:
         """Of the pass just made: the expert of this gated adapter that each labelled token was sent to, (n,)."""
         assert self.gating is not None
-        return self.gating.state.gates[adapter_name][:, :-1].argmax(dim=-1)[batch.labelled]
+        return self.gating.competing(adapter_name)[:, :-1].argmax(dim=-1)[batch.labelled]
 
     def score(self, hidden: Tensor, labels: Tensor) -> TokenScores:
         """Log-probabilities of labels (n,) and of their strongest rivals, from hidden states (n, k)."""

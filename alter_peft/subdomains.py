@@ -14,6 +14,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import silhouette_score
 from sklearn.preprocessing import normalize
 
+from alter_peft.words import terms
+
 
 MAX_DOMAINS = 20  # largest number of sub-domains that is tried at first
 MOST_DOMAINS = 60  # and where the best number is near the largest tried, in further steps
@@ -37,7 +39,7 @@ def discover_subdomains(
     dealt to the texts at random (each term keeps its number of texts), there are no clusters to speak of and N = 1. On
     TOFU, where the 2.5 was chosen, this finds one sub-domain in 20 of 20 single authors and two in 19 of 20 pairs of
     authors. Fewer than four texts are one sub-domain. No list of stop words is used: a term counts by how many texts
-    it is in, in any language that puts spaces between words.
+    it is in, in any language; of scripts without spaces it is two letters.
 
     Args:
         texts: The n forget texts, for question and answer pairs both joined.
@@ -82,7 +84,9 @@ def _vectorize(texts: Sequence[str]) -> tuple[Any, Any]:
     """TF-IDF of the terms in `_min_support` or more and at most 0.8 of the texts; of all terms if that leaves none."""
     supports = [(_min_support(len(texts)), 0.8), (1, 1.0)] if len(texts) >= 4 else [(1, 1.0)]
     for min_df, max_df in supports:
-        vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=min_df, max_df=max_df)
+        vectorizer = TfidfVectorizer(
+            sublinear_tf=True, min_df=min_df, max_df=max_df, tokenizer=terms, token_pattern=None
+        )
         try:
             matrix = vectorizer.fit_transform(texts)
         except ValueError:  # scikit-learn's way to say that no term is left

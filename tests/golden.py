@@ -34,6 +34,10 @@ ADAPTERS: dict[str, dict[str, Any]] = {
         "router": "static", "expert_weights": [0.5, 2.0], "target_modules": ["v_proj", "up_proj"], "use_rslora": True,
         "modules_to_save": ["lm_head"],
     },
+    "entropy": {
+        "router": "entropy", "domains": ["person", "recipe"], "router_layer": 1, "target_modules": ["o_proj"],
+        "entropy_threshold": 0.5, "temperature_low": 0.3,
+    },
 }  # fmt: skip
 
 

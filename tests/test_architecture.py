@@ -20,13 +20,14 @@ MOST_LINES, LARGEST_SHARE = 400, 0.35
 # a room -> the rooms that it may import from, beside the files that stand alone at the top of the package
 BELOW: dict[str, set[str]] = {
     "demo": set(),
+    "reading": set(),
     "losses": set(),
     "tuner": set(),
-    "trainer": {"losses", "tuner"},
-    "evaluation": {"losses", "tuner"},
+    "trainer": {"reading", "losses", "tuner"},
+    "evaluation": {"reading", "losses", "tuner"},
     "benchmark": {"losses", "tuner", "trainer", "evaluation"},
     "report": {"losses", "tuner", "evaluation"},
-    "commands": {"demo", "losses", "tuner", "trainer", "evaluation", "benchmark", "report"},
+    "commands": {"reading", "demo", "losses", "tuner", "trainer", "evaluation", "benchmark", "report"},
 }
 
 

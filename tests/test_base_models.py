@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from adapters import (
     IDS,
     MASK,
@@ -400,3 +401,31 @@ def test_cache_made_without_a_config_grows_its_own_layers_first():
     logits(model, input_ids=IDS, attention_mask=MASK, past_key_values=cache, use_cache=True)
     assert len(cache.layers) == 5  # those of the model, then the router's
     assert len([module for module in model.modules() if isinstance(module, AlterRouter)]) == 1
+
+
+# Bases on two devices
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])  # the router's layer is the third
+def test_gates_go_where_the_layers_are(first):
+    """The second device is simulated by meta; accelerate's hooks move inputs, as under `device_map`."""
+
+    def spread(model):
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        for module in (*base.model.layers[first:], base.model.norm, base.lm_head):
+            add_hook_to_module(module, AlignDevicesHook("meta", place_submodules=True, skip_keys="past_key_values"))
+        return model
+
+    model, whole = spread(llama(8.0)), llama(8.0)
+    loaded = adapt(spread(make_llama(VOCAB)), 8.0)  # spread before it was adapted
+    assert logits(model).device.type == logits(loaded).device.type == "meta"
+    caches = [DynamicCache(), DynamicCache()]
+    for part in IDS[2:].split([8, 1, 3], dim=1):
+        for each, cache in zip((model, whole), caches, strict=True):
+            logits(each, input_ids=part, past_key_values=cache, use_cache=True)
+        found, expected = (context_of(each).state.gates["default"] for each in (model, whole))
+        assert found.shape == expected.shape and (first < 3) == (found.device.type == "meta")
+        assert found.device.type == "meta" or torch.equal(found, expected)
+    owner = torch.tensor([[0.0, 1.0, 0.0]] * 3)
+    with context_of(model).supply(owner=owner, entropy=torch.ones(3, 12)):
+        assert model.train()(input_ids=IDS, attention_mask=MASK).logits.requires_grad

@@ -167,7 +167,7 @@ def test_all_weights_unlearn(files, capsys):
 def test_an_option_of_another_kind_of_adapter_is_refused(files, capsys, flag):
     with pytest.raises(SystemExit) as stop:
         main(plain_flags(files, "--adapter", "lora", flag, "1"))
-    said = f"`{flag[2:]}` is an option of `adapter` alter, but that is 'lora'."
+    said = f"`{flag}` is an option of `--adapter alter`, but `--adapter` is 'lora'. Remove it."
     assert stop.value.code == 2 and said in capsys.readouterr().err
 
 
@@ -184,7 +184,7 @@ def test_what_generate_cannot_load_is_named(tmp_path, capsys, name):
     with pytest.raises(SystemExit) as stop:
         main(["generate", "--prompt", "Who?", *(text for flag in given.items() for text in flag)])
     said = capsys.readouterr().err
-    assert stop.value.code == 2 and f"`{name[2:]}` is 'nowhere', which could not be loaded" in said
+    assert stop.value.code == 2 and f"`{name}` is 'nowhere', which could not be loaded" in said
 
 
 def test_an_unknown_adapter_in_yaml_is_refused(files, tmp_path, capsys):
@@ -195,7 +195,7 @@ def test_an_unknown_adapter_in_yaml_is_refused(files, tmp_path, capsys):
             ["unlearn", "--config", str(tmp_path / "options.yaml"), *(text for flag in files.items() for text in flag)]
         )
     assert stop.value.code == 2
-    assert "`adapter` is 'dora', but must be one of ['alter', 'lora', 'none']." in capsys.readouterr().err
+    assert "`--adapter` is 'dora', but must be one of ['alter', 'lora', 'none']." in capsys.readouterr().err
 
 
 def test_flags_override_yaml(files, tmp_path):
@@ -234,19 +234,19 @@ def test_flags_override_yaml(files, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "name"),
     [
-        (["--r", "0"], "`r`"),
-        (["--structural_q", "-1"], "`structural_q`"),
-        (["--top_k", "0"], "`top_k`"),
-        (["--router", "magic"], "`router` is 'magic', but must be 'context' or"),
+        (["--r", "0"], "`--r`"),
+        (["--structural_q", "-1"], "`--structural_q`"),
+        (["--top_k", "0"], "`--top_k`"),
+        (["--router", "magic"], "`--router` is 'magic', but must be 'context' or"),
         (["--init_weights", "maybe"], "init_weights"),
-        (["--rank_pattern", "q_proj=4"], "`rank_pattern`"),
-        (["--forget", "nowhere.jsonl"], "`forget`"),
-        (["--calibration", "nowhere.csv"], "`calibration`"),
+        (["--rank_pattern", "q_proj=4"], "`--rank_pattern`"),
+        (["--forget", "nowhere.jsonl"], "`--forget`"),
+        (["--calibration", "nowhere.csv"], "`--calibration`"),
         (["--no_such_option", "1"], "--no_such_option"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--config=nowhere.yaml"], "nowhere.yaml"),
-        (["--config"], "`config`"),
-        (["--model", "nowhere"], "`model` is 'nowhere'"),
+        (["--config"], "`--config`"),
+        (["--model", "nowhere"], "`--model` is 'nowhere'"),
     ],
 )
 def test_bad_input_ends_with_code_2_and_names_the_field(files, capsys, wrong, name):
@@ -259,12 +259,12 @@ def test_bad_input_ends_with_code_2_and_names_the_field(files, capsys, wrong, na
 
 def test_bad_rows_are_named(files, tmp_path, capsys):
     whole = '{"prompt": "Who?", "completion": " Bob.", "topic": "x"}\n'
-    for text in ('{"question": "Who?"}\n', "this is not JSON\n", whole):
+    for text in ('{"question": "Who?"}\n', "this is not JSON\n", whole + '{"prompt": "Who?", "completion": null}\n'):
         (tmp_path / "bad.jsonl").write_text(text)
         with pytest.raises(SystemExit) as ended:
             main(flags({**files, "--retain": str(tmp_path / "bad.jsonl")}))
         assert ended.value.code == 2
-        assert "`retain" in capsys.readouterr().err.splitlines()[-1]
+        assert "`--retain" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("argv", [[], ["relearn"], ["generate", "--adapter", "x"]])

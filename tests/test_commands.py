@@ -54,7 +54,7 @@ def test_bad_input_ends_with_code_2_and_one_line(folder, tmp_path, capsys):
         ([str(tmp_path / "nowhere")], "`folder`"),
         ([str(tmp_path)], "result.json"),
         ([str(other)], "no oracle"),
-        ([str(folder), "--output_dir", str(file)], "`output_dir`"),
+        ([str(folder), "--output_dir", str(file)], "`--output_dir`"),
     ):
         with pytest.raises(SystemExit) as ended:
             main(["report", *argv])
@@ -151,15 +151,15 @@ def test_what_evaluate_refuses(place, tmp_path, capsys):
     broken.write_text('{"prompt": "Who?"}\n')
     bare = ["evaluate", "--model", str(place / "model"), "--output_file", str(tmp_path / "x.json")]
     for argv, message in (
-        (bare, "`sets`, `tofu`, `books`, `tasks` and `task_data` are all unset"),
-        ([*bare, "--sets", "forget"], "entries name=file.jsonl"),
+        (bare, "`--sets`, `--tofu`, `--books`, `--tasks` and `--task_data` are all unset"),
+        ([*bare, "--sets", "forget"], "entries name=source"),
         ([*bare, "--sets", f"a={tmp_path / 'none.jsonl'}"], "there is no such file"),
-        ([*bare, "--sets", f"a={empty}"], "has no rows"),
-        ([*bare, "--sets", f"a={broken}"], "line 1 is no JSON object with `prompt` and `completion`"),
-        (ask(place, "x", "--metrics", "bleurt"), "`metrics` has ['bleurt']"),
-        (ask(place, "x", "--attacks", "rude"), "`attacks` has ['rude']"),
-        (ask(place, "x", "--forget", "world"), "`forget` has ['world'], but the `sets` are"),
-        (ask(place, "x", "--oracles", "one.json"), "`oracles` has one result"),
+        ([*bare, "--sets", f"a={empty}"], "is empty (0 bytes)"),
+        ([*bare, "--sets", f"a={broken}"], "has the columns ['prompt'], which name no known format"),
+        (ask(place, "x", "--metrics", "bleurt"), "`--metrics` has ['bleurt']"),
+        (ask(place, "x", "--attacks", "rude"), "`--attacks` has ['rude']"),
+        (ask(place, "x", "--forget", "world"), "`--forget` has ['world'], but the `--sets` are"),
+        (ask(place, "x", "--oracles", "one.json"), "`--oracles` has one result"),
         ([*bare, "--tofu", str(tmp_path / "nowhere")], "nowhere"),
     ):
         with pytest.raises(SystemExit) as ended:
@@ -276,4 +276,4 @@ def test_what_benchmark_refuses(place, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["benchmark", "--model", "m", "--output_dir", str(tmp_path), "--methods", "alters"])
     err = capsys.readouterr().err
-    assert ended.value.code == 2 and "`methods` has ['alters']" in err and err.count("\n") == 1
+    assert ended.value.code == 2 and "`--methods` has ['alters']" in err and err.count("\n") == 1

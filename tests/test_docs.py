@@ -62,9 +62,22 @@ def test_the_tree_shows_every_file():
 def test_what_ci_calls_has_a_recipe():
     """`make X` of a `.PHONY` target without a recipe succeeds and does nothing."""
     targets = re.findall(r"^make (\S+)$", (ROOT / ".ci/run").read_text(), flags=re.MULTILINE)
-    assert {"check", "test", "test-slow", "test-oldest"} <= set(targets)
+    assert {"check", "test", "test-slow", "test-oldest", "test-package"} <= set(targets)
     with_recipe = re.findall(r"^([a-z-]+):.*\n\t", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert set(targets) - set(with_recipe) == set()
+
+
+def test_what_readme_links_to_is_there():
+    """Links are absolute, as a package index shows README too, and lead to files and headings of the checkout."""
+    found = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    own = "https://github.com/alter-peft/alter-peft/"
+    assert all(link.startswith("https://") for link in found)
+    for link in (link for link in found if link.startswith(own)):
+        path, _, anchor = re.sub(r"^(blob|raw|tree)/main/", "", link.removeprefix(own)).partition("#")
+        assert (ROOT / path).exists(), link
+        headings = re.findall(r"^#+ (.*)$", (ROOT / path).read_text(), re.MULTILINE) if anchor else []
+        names = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        assert not anchor or anchor in names, link
 
 
 def rows_below(page, header):

@@ -93,20 +93,23 @@ def computed(monkeypatch) -> list[int]:
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--adapter", "{place}/nowhere"], "`adapter` is "),
-        (["--adapter", "{place}/forget.jsonl"], "`adapter` is "),
-        (["--attacks", "membership"], "`attacks` can't be run: `holdout` has no rows, but the attacks ['membership']"),
+        (["--adapter", "{place}/nowhere"], "`--adapter` is "),
+        (["--adapter", "{place}/forget.jsonl"], "`--adapter` is "),
+        (
+            ["--attacks", "membership"],
+            "`--attacks` can't be run: `holdout` has no rows, but the attacks ['membership']",
+        ),
         (
             ["--metrics", "rouge", "astray"],
             "'astray' was asked of the set 'forget', but the model has no adapter that",
         ),
-        pytest.param(["--tasks", "{place}/nowhere.jsonl"], "`tasks` has ", marks=HARNESS),
+        pytest.param(["--tasks", "{place}/nowhere.jsonl"], "`--tasks` has ", marks=HARNESS),
         pytest.param(["--tasks", "{place}/forget.jsonl"], "has no column 'question'", marks=HARNESS),
-        (["--tofu", "{place}/tofu"], "`sets` has ['forget', 'retain'], which are names of the sets of 'tofu'"),
-        (["--guards", "--judge", "{place}/nowhere"], "`judge` is "),
+        (["--tofu", "{place}/tofu"], "`--sets` has ['forget', 'retain'], which are names of the sets of 'tofu'"),
+        (["--guards", "--judge", "{place}/nowhere"], "`--judge` is "),
         (["--guards", "--judge", "{place}/other"], "which has another tokenizer than the model"),
         (["--guards", "--adapter", "{place}/unmeasured"], "`entropy_threshold` is not known yet"),
-        (["--oracles", "{place}/a.json", "{place}/b.json"], "`oracles` names "),
+        (["--oracles", "{place}/a.json", "{place}/b.json"], "`--oracles` names "),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_computed(ask, place, tmp_path, capsys, computed, more, message):
@@ -128,7 +131,7 @@ def test_rows_longer_than_the_models_positions_are_one_line(ask, capsys, compute
 
 
 @pytest.mark.parametrize(
-    "model, message", [("nowhere", "`model` is "), ("bare", "`as_chat` is True, but the tokenizer")]
+    "model, message", [("nowhere", "`--model` is "), ("bare", "`--as_chat` is True, but the tokenizer")]
 )
 def test_a_model_that_cannot_be_asked(ask, capsys, model, message):
     with pytest.raises(SystemExit) as ended:
@@ -312,7 +315,7 @@ def test_books_are_asked_as_tofu_is(place, tmp_path, result):
     assert {"forget/verbmem", "retain/bleu", "holdout/min_k", "forget/membership_auc"} <= set(map(str, found.scores))
     settings = found.scores.of("forget", "rouge_f").settings
     assert settings["books"] == ["a.txt", "b.txt"] and not settings["as_chat"]
-    with pytest.raises(ValueError, match=r"`books` is .*, but must hold the arguments of its reader"):
+    with pytest.raises(ValueError, match=r"`--books` is .*, but must hold the arguments of its reader"):
         evaluate([*argv, "--books", '{"forget": "a.txt", "pages": 3}'])
     with pytest.raises(ValueError, match=r"'tofu' and 'books' both have the sets \['forget', 'holdout', 'retain'\]"):
         evaluate([*argv, "--books", json.dumps(books), "--tofu", str(place / "tofu")])

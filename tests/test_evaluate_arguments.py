@@ -2,12 +2,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import pytest
 
-from alter_peft.evaluation import ATTACKS, METRICS, Pair, Result, Score, Scores
-from alter_peft.evaluation.arguments import EvaluateArguments, read_oracle, read_set
+from alter_peft.evaluation import ATTACKS, METRICS, Result, Score, Scores
+from alter_peft.evaluation.arguments import EvaluateArguments, read_oracle
 
 
 WHOLE = {"prompt": "Who?", "completion": "Bob."}
@@ -51,7 +50,7 @@ def test_every_option_says_what_it_is():
         ({"relearning_rate": 0.0}, "`relearning_rate` is 0.0, but must be above 0"),
         ({"relearning_rate": float("nan")}, "`relearning_rate` is nan, but"),
         ({"sets": "a=x.jsonl"}, "`sets` is 'a=x.jsonl', but must be a list"),
-        ({"sets": ["a"]}, "`sets` has 'a', but must be entries name=file.jsonl"),
+        ({"sets": ["a"]}, "`sets` has 'a', but must be entries name=source"),
         ({"sets": ["a="]}, "`sets` has 'a=', but"),
         ({"sets": ["a=x.jsonl", "a=y.jsonl"]}, "`sets` has the names .*, one of them twice"),
         ({"forget": ["world"]}, r"`forget` has \['world'\], but the `sets` are \['a', 'b'\]"),
@@ -88,55 +87,6 @@ def test_what_can(tmp_path):
     arguments()
     arguments(guards=True, adapter="a", output_file=str(tmp_path / "not" / "there" / "yet.json"))
     assert list(tmp_path.iterdir()) == []
-
-
-# ---- read_set -------------------------------------------------------------------------------------------------------
-
-
-def test_a_set_is_read(tmp_path):
-    rows = [
-        {"prompt": "Who\u2028is\x85it?", "completion": "Bob."},
-        {**WHOLE, "wrong": ["Al."], "rephrased": "It's Bob."},
-    ]
-    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    (tmp_path / "a.jsonl").write_text(f"{text}\n\n", encoding="utf-8-sig")  # as some editors save it
-    assert read_set("a", str(tmp_path / "a.jsonl"), ["probability"]) == [
-        Pair("Who\u2028is\x85it?", "Bob."),
-        Pair("Who?", "Bob.", ("Al.",), "It's Bob."),
-    ]
-
-
-@pytest.mark.parametrize(
-    "row, message",
-    [
-        ("{", "line 2 is no JSON object with `prompt` and `completion`"),
-        ("[]", "line 2 is no JSON object with `prompt` and `completion`"),
-        ({"prompt": "Who?"}, "line 2 is no JSON object with `prompt` and `completion`"),
-        ({**WHOLE, "wrong": "Al."}, "line 2 is .*`wrong` must be a list"),
-        ({**WHOLE, "wrong": 3}, "line 2 is"),
-        ({**WHOLE, "wrong": [3]}, "line 2 has something else than texts, or an empty answer"),
-        ({**WHOLE, "completion": ""}, "line 2 has something else than texts, or an empty answer"),
-        ({**WHOLE, "completion": " "}, "line 2 has something else than texts, or an empty answer"),
-        ({**WHOLE, "prompt": None}, "line 2 has something else than texts, or an empty answer"),
-        (WHOLE, "The set 'a' has no `wrong` answers in row 1"),
-    ],
-)
-def test_a_row_that_cannot_be_asked(tmp_path, row, message):
-    path = tmp_path / "a.jsonl"
-    line = row if isinstance(row, str) else json.dumps(row)
-    path.write_text(json.dumps({**WHOLE, "wrong": ["Al."]}) + f"\n{line}\n")
-    with pytest.raises(ValueError, match=message):
-        read_set("a", str(path), ["truth_ratio"])
-
-
-def test_a_file_that_is_no_set(tmp_path):
-    path = tmp_path / "a.jsonl"
-    with pytest.raises(ValueError, match=r"`sets` names .*, but there is no such file"):
-        read_set("a", str(path), [])
-    for content, message in ((b"\n", "has no rows"), (b"\xff\xfe", "is no text in UTF-8")):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=message):
-            read_set("a", str(path), [])
 
 
 # ---- read_oracle ----------------------------------------------------------------------------------------------------

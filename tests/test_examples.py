@@ -36,7 +36,6 @@ def test_readme_code(tokenizer, tmp_path):
     assert "AlterUnlearnTrainer(" in code and "AutoPeftModelForCausalLM" in code
     for before, after in (
         ("HuggingFaceTB/SmolLM2-135M-Instruct", model),
-        ("examples/demo_data", str(EXAMPLES / "demo_data")),
         ('output_dir="adapter"', 'output_dir="adapter", max_steps=2'),
     ):
         assert before in code

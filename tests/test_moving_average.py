@@ -97,3 +97,36 @@ def test_half_life_is_in_tokens():
     hidden = torch.eye(2)[torch.tensor([0, 0, 1, 1, 1, 1])].unsqueeze(0)  # one used token, then four of the other
     total = moving_average(hidden, torch.ones(1, 6, dtype=torch.bool), half_life=4.0).sum[0, -1]
     torch.testing.assert_close(total[0], torch.tensor(0.5))
+
+
+@pytest.mark.parametrize("past", [False, True], ids=["start", "going on"])
+def test_each_text_of_a_packed_row_stands_alone(past):
+    """Texts shorter and longer than a chunk, with padding between them."""
+    lengths = [3, 1, 2 * CHUNK + 5, 40, CHUNK]
+    hidden, valid = padded(sum(lengths))
+    text = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).expand(len(hidden), -1)
+    before = None
+    if past:
+        before = Context(*(part[:, -1:] for part in moving_average(*padded(9), 8.0)))
+    found = moving_average(hidden, valid, 8.0, before, text)
+    pieces = zip(hidden.split(lengths, dim=1), valid.split(lengths, dim=1), strict=True)
+    alone = [moving_average(*piece, 8.0, None if row else before) for row, piece in enumerate(pieces)]
+    for name in Context._fields:
+        expected = torch.cat([getattr(piece, name) for piece in alone], dim=1)
+        torch.testing.assert_close(getattr(found, name), expected, atol=2e-6, rtol=1e-5)
+
+
+def test_one_text_a_row_is_as_without_its_number():
+    hidden, valid = padded(CHUNK + 9)
+    expected = moving_average(hidden, valid, 8.0)
+    found = moving_average(hidden, valid, 8.0, text=torch.zeros(valid.shape, dtype=torch.long))
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_rounds_nothing(dtype):
+    hidden, valid = padded(CHUNK + 9)
+    expected = moving_average(hidden, valid, 8.0)
+    with torch.autocast("cpu", dtype=dtype):
+        found = moving_average(hidden, valid, 8.0)
+    assert all(map(torch.equal, found, expected))

@@ -13,7 +13,8 @@ from peft import PeftConfig, PeftType, mapping
 
 import alter_peft
 from alter_peft import AlterConfig, AlterModel
-from alter_peft.registration import ALTER, PREFIX, check_peft_version, extend_peft_type, register
+from alter_peft.peft_import import check_peft_version
+from alter_peft.registration import ALTER, PREFIX, extend_peft_type, register
 
 
 def run_fresh(code: str) -> str:

@@ -73,15 +73,36 @@ def test_only_tokens_above_the_threshold_are_high():
     assert torch.equal(soft, entropy > 0.5)
 
 
-def test_entropy_router_is_the_letter_of_eq_7():
-    router, entropy = make_router(router="entropy"), torch.rand(2, 5)
+def test_entropy_router_is_the_letter_of_eqs_7_and_9():
+    """The forget experts compete, and the retain expert acts at weight 1 beside them."""
+    router, entropy = make_router(router="entropy", entropy_threshold=0.5), torch.rand(2, 5)
     linear = router.alter_router["default"]
-    assert linear.bias is None and linear.weight.shape == (3, 1)
-    torch.testing.assert_close(
-        router.logits("default", some_context(), entropy), entropy[..., None] * linear.weight.T[0]
-    )
+    assert linear.bias is None and linear.weight.shape == (2, 1)
+    z = entropy[..., None] * linear.weight.T[0]
+    torch.testing.assert_close(router.logits("default", some_context(), entropy), z)
+    gates = router("default", some_context(), entropy)
+    tau = torch.where(entropy > 0.5, 0.8, 0.01)[..., None]
+    torch.testing.assert_close(gates, torch.cat([torch.ones(2, 5, 1), (z / tau).softmax(-1)], dim=-1))
+    assert torch.equal(router.config["default"].routing.competing(gates)[..., 1:], gates[..., 1:])
     with pytest.raises(ValueError, match="`router='entropy'` needs S_q"):
         router("default", some_context(), None)
+
+
+def test_entropy_router_keeps_the_top_k_forget_experts():
+    z = torch.tensor([[1.0, 4.0, 2.0, 3.0]])
+    gates = gate(z, torch.tensor([True]), 0.8, 0.01, 2, retain_competes=False)
+    expected = torch.zeros(5)
+    expected[0], expected[[2, 4]] = 1.0, (torch.tensor([4.0, 3.0]) / 0.8).softmax(-1)
+    torch.testing.assert_close(gates[0], expected)
+
+
+def test_entropy_router_of_format_1_has_the_retain_expert_in_its_softmax():
+    router, entropy = make_router(router="entropy", format_version=1), torch.rand(2, 5)
+    linear = router.alter_router["default"]
+    assert linear.weight.shape == (3, 1)
+    gates = router("default", some_context(), entropy)
+    torch.testing.assert_close(gates, gate(entropy[..., None] * linear.weight.T[0], None, 0.8, 0.01, 3))
+    assert torch.equal(router.config["default"].routing.competing(gates), gates)
 
 
 def test_unmeasured_threshold_is_named():

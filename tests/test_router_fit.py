@@ -9,7 +9,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from alter_peft.tuner.router import ROUTERS
+from alter_peft.tuner.router import ROUTERS, router_of
 from alter_peft.tuner.router_fit import class_weights, fit_router, sample_positions
 
 
@@ -76,9 +76,28 @@ def test_the_context_router_is_fitted_with_and_without_the_entropy():
     assert torch.equal(fitted["probe"], torch.tensor(features[1]))
 
 
-def test_the_entropy_router_is_fitted_on_the_entropy_alone():
+def test_the_entropy_router_is_fitted_on_the_entropy_of_forget_rows_alone():
     averages, entropy, experts = gated_data()
     fitted = fit_router(ROUTERS["entropy"], averages, entropy, experts, 3, threshold=0.5)
+    of_forget = experts > 0
+    weights = {1: 30 * 0.5 / 20, 2: 30 * 0.5 / 10}  # each sub-domain alike
+    expected = LogisticRegression(C=100.0, class_weight=weights, fit_intercept=False, max_iter=1000)
+    with threadpool_limits(1, user_api="blas"):
+        expected.fit(entropy.numpy()[of_forget, None], experts[of_forget])
+    coefficients = torch.tensor(expected.coef_, dtype=torch.float32)
+    assert torch.equal(fitted["weight"], torch.cat([torch.zeros(1, 1), coefficients, torch.zeros(1, 1)]))
+    assert "bias" not in fitted and torch.equal(fitted["probe"], entropy[of_forget, None])
+
+
+def test_the_entropy_router_has_nothing_to_choose_with_one_sub_domain():
+    averages, entropy, experts = gated_data()
+    fitted = fit_router(ROUTERS["entropy"], averages, entropy, experts.clip(max=1), 1, threshold=0.5)
+    assert torch.equal(fitted["weight"], torch.zeros(1, 1))
+
+
+def test_the_entropy_router_of_format_1_is_fitted_on_the_entropy_of_all_rows():
+    averages, entropy, experts = gated_data()
+    fitted = fit_router(router_of("entropy", 1), averages, entropy, experts, 3, threshold=0.5)
     expected = LogisticRegression(C=100.0, class_weight=class_weights(experts), fit_intercept=False, max_iter=1000)
     with threadpool_limits(1, user_api="blas"):
         expected.fit(entropy.numpy()[:, None], experts)

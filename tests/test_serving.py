@@ -100,6 +100,16 @@ def test_prompt_lookup_beyond_a_sliding_window():
     assert torch.equal(generated(model, prompt_lookup_num_tokens=3, **row), generated(model, **row))
 
 
+@routers
+@pytest.mark.parametrize("layers", [1, 2, 3])  # the router's layer is the third
+def test_early_exit_gives_the_same_tokens(router, layers):
+    model = llama(8.0, **router)
+    row = {"input_ids": IDS[2:], "attention_mask": MASK[2:]}
+    expected = generated(model, **row)
+    assert torch.equal(generated(model, assistant_early_exit=layers, **row), expected)
+    assert model.config.num_hidden_layers == 4 and torch.equal(generated(model, **row), expected)
+
+
 # The router's state in a dynamic cache
 
 

@@ -345,7 +345,7 @@ def test_forms_of_data(tmp_path, tokenizer, form, domain):
         assert any(not torch.equal(before[name], after[name]) for name in after if name.endswith(part)), part
     row = trainer.train_dataset.forget[0]
     answer = tokenizer.decode([t for t in row["labels"] if t != -100])
-    whole = form in ("messages", "text")
+    whole = form == "text"  # of a chat, the assistant's turns alone
     assert "Alice lives in Paris." in answer and ("Where does Alice" in answer) == whole
 
 

@@ -20,7 +20,8 @@ from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditional
 from trl import SFTConfig
 
 from alter_peft import AlterConfig, AlterUnlearnTrainer
-from alter_peft.trainer.inputs import assign_experts, check_all_labelled, checked_dataset, row_text
+from alter_peft.trainer.inputs import assign_experts, check_all_labelled, row_text
+from alter_peft.trainer.rows import checked_dataset
 
 
 def refused(tmp_path: Any, tokenizer: Any, *parts: str, **given: Any) -> None:
@@ -58,9 +59,9 @@ def test_overlapping_sets(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("name", ["forget", "retain"])
 def test_unknown_columns(tmp_path, tokenizer, name):
-    rows = Dataset.from_list([{"question": "Where?", "answer": "Here."}])
+    rows = Dataset.from_list([{"ask": "Where?", "told": "Here."}])
     field = {"forget": "`train_dataset`", "retain": "`retain_dataset`"}[name]
-    refused(tmp_path, tokenizer, field, "['answer', 'question']", "Rename", "'completion'", **{name: rows})
+    refused(tmp_path, tokenizer, field, "['ask', 'told']", "Rename", "'completion'", **{name: rows})
 
 
 @pytest.mark.parametrize("name", ["forget", "retain"])
@@ -184,10 +185,10 @@ def test_text_of_a_row():
 def test_formatting_func_reads_columns_of_the_users_own(tmp_path, tokenizer):
     """As SFTTrainer has it: rows of any columns become text, and `domain` is kept."""
     forget = Dataset.from_list(
-        [{"question": r["prompt"], "reply": r["completion"], "domain": r["domain"]} for r in forget_rows()]
+        [{"ask": r["prompt"], "told": r["completion"], "domain": r["domain"]} for r in forget_rows()]
     )
-    retain = Dataset.from_list([{"question": r["prompt"], "reply": r["completion"]} for r in retain_rows()])
-    others = {"formatting_func": lambda row: f"{row['question']} ->{row['reply']}"}
+    retain = Dataset.from_list([{"ask": r["prompt"], "told": r["completion"]} for r in retain_rows()])
+    others = {"formatting_func": lambda row: f"{row['ask']} ->{row['told']}"}
     trainer = make_trainer(tmp_path, tokenizer, forget=forget, retain=retain, adapter={}, others=others)
     assert tokenizer.decode(trainer._forget[0]["input_ids"]).startswith(
         "Where does Alice live? -> Alice lives in Paris."
@@ -247,23 +248,24 @@ def test_models_that_do_not_generate_left_to_right(tmp_path, tokenizer, router):
 
 
 @pytest.mark.parametrize("name", ["train_dataset", "retain_dataset", "calibration_dataset", "eval_dataset"])
-def test_a_column_that_nothing_reads(tmp_path, tokenizer, name):
-    """It may be a sub-domain under another name, an image, or an answer: what is left out must be seen to be."""
+def test_a_column_that_nothing_reads(tmp_path, tokenizer, name, caplog):
+    """It is left alone, and said to be: it may be a sub-domain under another name."""
     rows = {"train_dataset": forget_rows(), "retain_dataset": retain_rows(6)}
     rows["calibration_dataset"] = rows["eval_dataset"] = retain_rows().select([6, 7])
     rows[name] = rows[name].add_column("topic", ["x"] * len(rows[name]))
-    parts = (f"`{name}` has the unknown columns ['topic']", "'domain'", "'prompt'", "`remove_columns(['topic'])`")
     others = {key: rows[key] for key in ("calibration_dataset", "eval_dataset")}
-    given = {"forget": rows["train_dataset"], "retain": rows["retain_dataset"], "adapter": {}, "others": others}
-    refused(tmp_path, tokenizer, *parts, "`formatting_func`", **given)
+    with caplog.at_level("WARNING", "alter_peft"):
+        trainer = make_trainer(
+            tmp_path, tokenizer, forget=rows["train_dataset"], retain=rows["retain_dataset"], adapter={}, others=others
+        )
+    assert [one for one in caplog.messages if one.startswith(f"`{name}`: ") and one.endswith("left alone: topic.")]
+    assert "topic" not in trainer._forget.column_names
 
 
 def test_columns_under_names_of_the_users_own(tmp_path, tokenizer):
     renamed = Dataset.from_dict({"texts": [f"{r['prompt']}{r['completion']}" for r in retain_rows()]})
     make_trainer(tmp_path, tokenizer, retain=renamed, adapter={}, dataset_text_field="texts")
     refused(tmp_path, tokenizer, "['texts']", "'text'", retain=renamed)
-    typo = forget_rows().rename_column("domain", "domian")
-    refused(tmp_path, tokenizer, "['domian']", "'domain'", "Rename", forget=typo)
     refused(tmp_path, tokenizer, "['prompt']", "no known format", retain=retain_rows().select_columns(["prompt"]))
 
 

@@ -16,7 +16,8 @@ from accelerate import PartialState, logging
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from alter_peft.evaluation.answers import Pair, chat_or_plain
+from alter_peft.chat import chat_or_plain
+from alter_peft.evaluation.answers import Pair
 from alter_peft.evaluation.attacks import attack
 from alter_peft.evaluation.loading import load
 from alter_peft.evaluation.results import ORACLE, STOPPED, TARGET, Result, environment, machine

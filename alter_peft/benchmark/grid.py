@@ -6,6 +6,7 @@ from __future__ import annotations
 from accelerate import PartialState
 from transformers import AutoConfig, AutoTokenizer
 
+from alter_peft.chat import chat_or_plain
 from alter_peft.evaluation.attacks import ATTACKS, check_rows
 from alter_peft.evaluation.loading import loaded
 from alter_peft.evaluation.metrics import METRICS
@@ -30,7 +31,7 @@ class Grid:
     def __init__(self, args: BenchmarkArguments) -> None:
         source = ("target", args.target) if args.target else ("model", args.model)
         loaded(*source, AutoConfig.from_pretrained)
-        tokenizer = loaded(*source, AutoTokenizer.from_pretrained)
+        tokenizer = chat_or_plain(loaded(*source, AutoTokenizer.from_pretrained), None, args.template_kwargs)
         packages = [*TASKS[args.task[0]].packages, *(name for one in args.attacks for name in ATTACKS[one].packages)]
         require_packages(*dict.fromkeys(packages), *(["lm_eval"] if args.tasks else []))
         if args.tasks:

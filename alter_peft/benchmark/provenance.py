@@ -12,7 +12,17 @@ from alter_peft.evaluation.results import ORACLE, TARGET, Result
 
 RECORD = "taught.json"  # beside the weights of a target or an oracle: what it was taught with
 # The settings that those weights depend on
-TAUGHT_WITH = ("model", "data", "split", "retain_rows", "books", "task_data", "processes", "options")
+TAUGHT_WITH = (
+    "model",
+    "data",
+    "split",
+    "retain_rows",
+    "books",
+    "task_data",
+    "processes",
+    "options",
+    "chat_template_kwargs",
+)
 
 
 def corrected(result: Result, settings: Mapping[str, Any]) -> set[str]:

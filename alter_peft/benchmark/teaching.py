@@ -17,8 +17,9 @@ from trl import SFTConfig, SFTTrainer
 
 from alter_peft.evaluation.loading import load
 from alter_peft.losses import cross_entropy_loss
+from alter_peft.privacy import telemetry_is_wanted
 from alter_peft.scoring import ScoredModel
-from alter_peft.trainer.inputs import as_chat
+from alter_peft.trainer.encoding import encoded
 
 from .provenance import RECORD
 
@@ -40,6 +41,10 @@ class LabelledTrainer(SFTTrainer):
         self.scored.check()
         other = args.packing or args.padding_free or args.label_smoothing_factor or self.aux_loss_enabled
         self.is_plain = not other and args.loss_type in ("nll", "chunked_nll")  # the latter of older TRL
+
+    def _send_telemetry(self) -> None:
+        if telemetry_is_wanted():
+            super()._send_telemetry()
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -95,7 +100,7 @@ def teach(
         options: of [`~trl.SFTConfig`], over `TEACHING`.
     """
     args = SFTConfig(output_dir=str(folder), seed=seed, **{**run_arguments(), **TEACHING, **options})
-    LabelledTrainer(model, args, train_dataset=as_chat(rows, chat, tokenizer), processing_class=tokenizer).train()
+    LabelledTrainer(model, args, train_dataset=encoded(rows, tokenizer, chat), processing_class=tokenizer).train()
     state = PartialState()
     if state.is_main_process:
         partial_folder = folder.with_suffix(".partial")

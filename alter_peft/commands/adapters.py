@@ -7,10 +7,8 @@ import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
 from inspect import get_annotations
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_type_hints
 
-import yaml
 from peft import LoraConfig, PeftConfig
 
 from alter_peft.options import alternatives, option, parse_values
@@ -82,32 +80,31 @@ def _flag_type(hint: Any) -> Any:
     return str if {bool, Literal} <= kinds.keys() else hint
 
 
-def chosen_adapter(argv: Sequence[str]) -> Adapter:
+def chosen_adapter(argv: Sequence[str], config: Mapping[str, Any]) -> Adapter:
     """
     What the flags, or else the YAML file, ask for.
+
+    Args:
+        argv, config: what `read_config` gives.
 
     Raises:
         ValueError: an adapter that is not known, or an option of another one.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--adapter")
-    first.add_argument("--config")
     found, _ = first.parse_known_args(list(argv))
-    given = {flag[2:].partition("=")[0].replace("-", "_"): None for flag in argv if flag.startswith("--")}
-    if found.config is not None:
-        with Path(found.config).open(encoding="utf-8") as file:  # whose name an error of YAML's then has
-            options = yaml.safe_load(file)
-        if isinstance(options, dict):
-            given |= {flag: value for flag, value in options.items() if value is not None}
-    name = str(found.adapter or given.get("adapter") or "alter")
+    given = {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    given |= {name for name, value in config.items() if value is not None}
+    name = str(found.adapter or config.get("adapter") or "alter")
     if name not in ADAPTERS:
-        raise ValueError(f"`adapter` is {name!r}, but must be one of {list(ADAPTERS)}.")
+        raise ValueError(f"`--adapter` is {name!r}, but must be one of {list(ADAPTERS)}.")
     known = {
         inner: {*other.options, *(one.name for one in dataclasses.fields(other.trainer.config_class))}
         for inner, other in ADAPTERS.items()
     }
-    for flag in given:
-        owners = [inner for inner, options in known.items() if flag in options]
+    for option_name in sorted(given):
+        owners = [inner for inner, options in known.items() if option_name in options]
         if owners and name not in owners:
-            raise ValueError(f"`{flag}` is an option of `adapter` {' and '.join(owners)}, but that is {name!r}.")
+            kinds = " and ".join(f"`--adapter {owner}`" for owner in owners)
+            raise ValueError(f"`--{option_name}` is an option of {kinds}, but `--adapter` is {name!r}. Remove it.")
     return ADAPTERS[name]

@@ -9,47 +9,61 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from accelerate import PartialState
-from trl.scripts.utils import TrlParser
 
 from alter_peft.benchmark.arguments import BenchmarkArguments
 from alter_peft.benchmark.grid import Grid
+from alter_peft.cli import DONE, FAILED
 from alter_peft.evaluation.tables import to_markdown
 from alter_peft.options import require_packages
 from alter_peft.report.reading import read_benchmark, read_cells
 from alter_peft.report.report import report_tables
 from alter_peft.report.score_tables import error_text, score_table
 
+from .parser import OptionParser, Section, read_config
 from .report import write_and_print
 
 
-def benchmark(argv: Sequence[str]) -> Callable[[], None]:
+SECTIONS = (
+    Section("what is compared", "", ["model", "methods", "seeds", "oracle_seeds", "target", "options", "output_dir"]),
+    Section(
+        "what is forgotten",
+        "TOFU, or else books, or a task.",
+        ["data", "split", "retain_rows", "rows", "requests", "books", "task_data", "tasks", "limit", "form"],
+    ),
+    Section("how it is measured", "", ["answered", "max_new_tokens", "batch_size", "attacks", "relearning_rate"]),
+)
+
+
+def benchmark(argv: Sequence[str]) -> Callable[[], int | None]:
     """What runs a grid, as far as it isn't there yet, and writes its report."""
-    parser = TrlParser(
-        (BenchmarkArguments,),  # type: ignore[arg-type]
+    words, config = read_config(argv)
+    parser = OptionParser(
+        (BenchmarkArguments,),
+        sections=SECTIONS,
         prog="alter-peft benchmark",
         usage="alter-peft benchmark [--config grid.yaml] --model M --output_dir DIR [options]",
         description="Teach a model, make it forget by several methods, and measure all beside models that never saw "
         "what was to be forgotten. A run that stopped is taken up by the same command.",
     )
-    (args,) = parser.parse_args_and_config(list(argv))
+    (args,) = parser.parse(words, config)
     require_packages("matplotlib")
-    grid = Grid(args)
+    with parser.in_flags():
+        grid = Grid(args)
 
-    def run() -> None:
+    def run() -> int:
         try:
             results = grid.run()
         except BlockingIOError as error:  # another run is at work there
             print(f"alter-peft benchmark: error: {error}", file=sys.stderr)
-            raise SystemExit(1) from None
+            return FAILED
         if not PartialState().is_main_process:
-            return
+            return DONE
         failed = [result for result in results if result.error is not None]
         if failed:
             reasons = "; ".join(f"{one.name} of seed {one.seed}: {error_text(one)}" for one in failed)
             print(f"{len(failed)} of {len(results)} cells failed: {reasons}", file=sys.stderr)
         compared = _report(Path(args.output_dir), shlex.join(["alter-peft", "benchmark", *argv]))
-        if failed or not compared:
-            raise SystemExit(1)
+        return FAILED if failed or not compared else DONE
 
     return run
 

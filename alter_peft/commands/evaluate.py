@@ -3,25 +3,58 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
-
-from trl.scripts.utils import TrlParser
 
 from alter_peft.evaluation.arguments import EvaluateArguments
 from alter_peft.evaluation.evaluate import Evaluation
 from alter_peft.evaluation.tables import to_markdown
 
+from .parser import OptionParser, Section, read_config
 
-def evaluate(argv: Sequence[str]) -> Callable[[], None]:
+
+SECTIONS = (
+    Section("the model", "", ["model", "adapter", "as_chat", "bf16"]),
+    Section(
+        "what is asked",
+        "At least one of sets, tofu, books, tasks and task_data.",
+        [
+            "sets",
+            "columns",
+            "forget",
+            "metrics",
+            "tofu",
+            "split",
+            "retain_rows",
+            "rows",
+            "books",
+            "tasks",
+            "limit",
+            "form",
+            "task_data",
+        ],
+    ),
+    Section("how it answers", "", ["answered", "max_new_tokens", "batch_size"]),
+    Section("attacks and guards", "", ["attacks", "relearning_rate", "guards", "judge"]),
+    Section("what is written, and compared", "", ["output_file", "name", "seed", "oracles"]),
+)
+
+
+def evaluate(argv: Sequence[str]) -> Callable[[], int | None]:
     """What measures one model, and prints its scores."""
-    parser = TrlParser(
-        (EvaluateArguments,),  # type: ignore[arg-type]
+    argv, config = read_config(argv)
+    parser = OptionParser(
+        (EvaluateArguments,),
+        sections=SECTIONS,
         prog="alter-peft evaluate",
         usage="alter-peft evaluate [--config options.yaml] --model M [--adapter A] --output_file F [options]",
-        description="Measure a model, with or without an adapter. Every option may also stand in a YAML file.",
+        description="Measure a model, with or without an adapter.",
     )
-    (args,) = parser.parse_args_and_config(list(argv))
-    evaluation = Evaluation(args)
+    (args,) = parser.parse(argv, config)
+    with parser.in_flags():
+        evaluation = Evaluation(args)
+    if evaluation.taken:
+        print(*evaluation.taken, sep="\n", file=sys.stderr)
 
     def run() -> None:
         result = evaluation.run()

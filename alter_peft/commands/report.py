@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,10 +13,12 @@ from alter_peft.report.reading import read_benchmark
 from alter_peft.report.report import report_tables, write_report
 from alter_peft.report.summary import Benchmark
 
+from .parser import CommandParser
+
 
 def report(argv: Sequence[str]) -> Callable[[], None]:
     """What writes a benchmark's tables, figures and page, and prints its main table."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="alter-peft report",
         description="Tables, figures and one self-contained HTML page from the results of a benchmark.",
     )
@@ -29,7 +30,7 @@ def report(argv: Sequence[str]) -> Callable[[], None]:
     tables = report_tables(found)
     output: Path = args.output_dir or args.folder
     if output.exists() and not output.is_dir():
-        raise ValueError(f"`output_dir` is '{output}', but that is a file. Give a folder.")
+        raise ValueError(f"`--output_dir` is '{output}', but that is a file. Give a folder.")
     return lambda: write_and_print(found, tables, output, shlex.join(["alter-peft", "report", *argv]))
 
 

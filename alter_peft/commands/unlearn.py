@@ -5,19 +5,35 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
+from inspect import get_annotations
 from typing import Any, Literal
 
+from peft import PeftConfig
 from transformers import AutoConfig
-from trl.scripts.utils import TrlParser
+from trl import SFTConfig
 
 from alter_peft.cli import MEASURED_AND_FAILED
 from alter_peft.evaluation.loading import loaded
 from alter_peft.options import option
-from alter_peft.trainer import AlterUnlearnTrainer, UnlearnTrainer
+from alter_peft.reading import COLUMNS_HELP, OFFERED, parse_columns, read_all
+from alter_peft.trainer import AlterUnlearnTrainer, UnlearnConfig, UnlearnTrainer
 
-from .adapters import chosen_adapter
-from .rows import load_rows
+from .adapters import Adapter, chosen_adapter
+from .parser import OptionParser, Section, read_config
+from .retain import AUTO, CORPUS, RETAIN, check_retain, found_rows
+
+
+# of TRL and transformers
+TRAINING = (
+    "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "max_length", "bf16",
+    "use_cpu", "seed", "logging_steps", "report_to", "save_strategy", "save_steps", "save_total_limit",
+    "resume_from_checkpoint", "model_init_kwargs", "push_to_hub", "hub_model_id",
+)  # fmt: skip
+# the trainer's arguments -> the options that they come from
+ROWS = {"train_dataset": "forget", "retain_dataset": "retain", "calibration_dataset": "calibration"}
 
 
 @dataclass
@@ -26,11 +42,11 @@ class ScriptArguments:
 
     model: str = field(metadata={"help": "Folder or Hub id of the model that shall forget."})
     forget: str = field(
-        metadata={"help": "Rows to forget: a .jsonl, .json, .csv or .parquet file, or a Hub data set."}
+        metadata={"help": f"Rows to forget: a {OFFERED}, a folder of .txt, or a Hub data set (name:config:split)."}
     )
-    retain: str = field(
-        metadata={"help": "Rows to retain: a .jsonl, .json, .csv or .parquet file, or a Hub data set."}
-    )
+    retain: str | None = option(None, RETAIN)
+    corpus: str | None = option(None, CORPUS)
+    columns: list[str] = option([], COLUMNS_HELP)
     adapter: Literal["alter", "lora", "none"] = option(
         "alter", "What is trained: an ALTER adapter, plain LoRA, or none: all weights."
     )
@@ -52,51 +68,93 @@ def _print_subdomains(trainer: UnlearnTrainer) -> None:
         print(f"sub-domain {name}: {count} row{'s' * (count != 1)} to forget{terms}")
 
 
+def _sections(adapter: Adapter) -> list[Section]:
+    """Our own options, and those of TRL and transformers that are asked for most."""
+    inherited = {one.name for one in fields(SFTConfig)}
+    of_all, of_adapter = get_annotations(UnlearnConfig), get_annotations(adapter.trainer.config_class)
+    return [
+        Section("what is forgotten", "", [*(one.name for one in fields(ScriptArguments)), "output_dir"]),
+        Section("how it is forgotten", "", [name for name in of_all if name not in inherited]),
+        Section(
+            "training",
+            "Those of TRL and transformers that are asked for most; --help-all shows the others.",
+            [*TRAINING, *(name for name in {**of_all, **of_adapter} if name in inherited and name not in TRAINING)],
+        ),
+        Section("training of this adapter", "", [name for name in of_adapter if name not in {*inherited, *of_all}]),
+        Section("the adapter", "", list(adapter.options)),
+    ]
+
+
+def _checkpoint(value: Any) -> Any:
+    """What `--resume_from_checkpoint` says: a folder, or `true`, the last one in `--output_dir`."""
+    return {"true": True, "false": None}.get(str(value).lower(), value)
+
+
 def unlearn(argv: Sequence[str]) -> Callable[[], int | None]:
     """What trains an adapter, saves it with the tokenizer and prints where it is; what it is given is checked here."""
-    argv = [part for flag in argv for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
-    if argv and argv[-1] == "--config":
-        raise ValueError("`config` has no value, but must be the path of a YAML file.")
-    adapter = chosen_adapter(argv)
-    groups: Any = (ScriptArguments, adapter.trainer.config_class, adapter.arguments())
-    parser = TrlParser(
-        groups,
+    argv, config = read_config(argv)
+    adapter = chosen_adapter(argv, config)
+    parser = OptionParser(
+        (ScriptArguments, adapter.trainer.config_class, adapter.arguments()),
+        sections=_sections(adapter),
+        hidden=[one.name for one in fields(SFTConfig)],
+        required=["output_dir"],
         prog="alter-peft unlearn",
-        allow_abbrev=False,  # `chosen_adapter` knows whole names alone
         usage="alter-peft unlearn [--config options.yaml] --model M --forget F --retain R --output_dir DIR [options]",
         description="Make a model forget rows by an ALTER adapter, or by another kind (--adapter), with any forget "
-        "loss (--forget_loss). Every option may also stand in a YAML file, given by --config; a flag overrides it.",
+        "loss (--forget_loss).",
     )
-    script, args, arguments = parser.parse_args_and_config(argv)
-    config = adapter.make(vars(arguments))
+    script, args, arguments = parser.parse(argv, config)
+    with parser.in_flags(ROWS):
+        trainer = _trainer(script, args, adapter, adapter.make(vars(arguments)))
+    return partial(_run, trainer, adapter, script.force)
+
+
+def _trainer(script: ScriptArguments, args: UnlearnConfig, adapter: Adapter, config: PeftConfig | None) -> Any:
+    check_retain(script.retain, script.corpus)
     loaded("model", script.model, AutoConfig.from_pretrained)
-    trainer = adapter.trainer(
+    retain = None if script.retain == AUTO else script.retain
+    given = {
+        "--forget": script.forget, "--retain": retain, "--calibration": script.calibration, "--corpus": script.corpus
+    }  # fmt: skip
+    rows = read_all(
+        {flag: source for flag, source in given.items() if source is not None},
+        parse_columns(script.columns),
+        text_field=args.dataset_text_field,
+        whole_chats=args.completion_only_loss is False,
+    )
+    sets, taken = {flag: one.dataset for flag, one in rows.items()}, [one.taken for one in rows.values()]
+    if retain is None:
+        sets["--retain"], said = found_rows(sets["--forget"], sets.get("--corpus"))
+        taken.append(said)
+    if args.process_index == 0:
+        print(*taken, sep="\n")
+    return adapter.trainer(
         script.model,
         args,
-        train_dataset=load_rows("forget", script.forget),
-        retain_dataset=load_rows("retain", script.retain),
-        calibration_dataset=None if script.calibration is None else load_rows("calibration", script.calibration),
+        train_dataset=sets["--forget"],
+        retain_dataset=sets["--retain"],
+        calibration_dataset=sets.get("--calibration"),
         peft_config=config,
     )
 
-    def run() -> int | None:
-        main = trainer.is_world_process_zero()
-        if main:
-            _print_subdomains(trainer)
-        trainer.prepare()
-        unknown = trainer.knowledge.warning
-        if main:
-            print("answer probability before the training:", *trainer.knowledge.lines, sep="\n")
-        if unknown and not script.force:
-            if main:
-                print(f"alter-peft unlearn: {unknown} `--force` trains all the same.", file=sys.stderr)
-            return MEASURED_AND_FAILED
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-        trainer.save_model(args.output_dir)
-        summary = trainer.summary()
-        if main:
-            print("answer probability before -> after:", *summary.lines, sep="\n")
-            print(f"{'model' if config is None else 'adapter'}: {args.output_dir}")
-        return None if summary.is_forgotten else MEASURED_AND_FAILED
 
-    return run
+def _run(trainer: Any, adapter: Adapter, force: bool) -> int | None:
+    args, main = trainer.args, trainer.is_world_process_zero()
+    if main:
+        _print_subdomains(trainer)
+    trainer.prepare()
+    unknown = trainer.knowledge.warning
+    if main:
+        print("answer probability before the training:", *trainer.knowledge.lines, sep="\n")
+    if unknown and not force:
+        if main:
+            print(f"alter-peft unlearn: {unknown} `--force` trains all the same.", file=sys.stderr)
+        return MEASURED_AND_FAILED
+    trainer.train(resume_from_checkpoint=_checkpoint(args.resume_from_checkpoint))
+    trainer.save_model(args.output_dir)
+    summary = trainer.summary()
+    if main:
+        print("answer probability before -> after:", *summary.lines, sep="\n")
+        print(f"{'model' if adapter.config is None else 'adapter'}: {args.output_dir}")
+    return None if summary.is_forgotten else MEASURED_AND_FAILED

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The measure of unlearning: what a model still knows, what it kept, and how far both are from an oracle."""
 
-from .answers import AnswerScores, Pair, chat_or_plain, encode_pair, generate_answers, score_answers
+from alter_peft.chat import chat_or_plain
+
+from .answers import AnswerScores, Pair, encode_pair, generate_answers, score_answers
 from .attacks import ATTACKS, Attack, Attacked, Rows, attack
 from .attacks.asking_otherwise import IDLE
 from .metrics import METRICS, measure, measure_guards

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import takewhile
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -16,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from alter_peft.chat import Message, encode_conversation, encode_text, turns
 from alter_peft.entropy import log_probabilities, map_row_chunks
 from alter_peft.scoring import Row, ScoredModel
 from alter_peft.tuner.base_pass import evaluating
@@ -36,6 +35,8 @@ class Pair(NamedTuple):
     rephrased: the true answer in other words, which TOFU compares the false ones with.
     given: the beginning of the answer, put in the model's mouth; `completion` is what follows it and alone counts, and
         `wrong` and `rephrased` follow it as well.
+    turns: the messages before the prompt, if the conversation has more than the two turns.
+    is_text: whether it is plain text even where there is a chat template, as a document without a prompt is.
     """
 
     prompt: str
@@ -43,6 +44,8 @@ class Pair(NamedTuple):
     wrong: tuple[str, ...] = ()
     rephrased: str | None = None
     given: str = ""
+    turns: tuple[Message, ...] = ()
+    is_text: bool = False
 
 
 def spread(items: Sequence[T], count: int | None) -> list[T]:
@@ -51,53 +54,20 @@ def spread(items: Sequence[T], count: int | None) -> list[T]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def chat_or_plain(tokenizer: PreTrainedTokenizerBase, as_chat: bool | None = None) -> PreTrainedTokenizerBase:
-    """
-    The tokenizer with which questions are asked as turns of a chat, or as plain text: all here asks by its template.
-
-    Args:
-        as_chat: as in [`AlterUnlearnConfig`]: a chat if there is a template (`None`) or without question (`True`), or
-            plain text even so (`False`), which gives a copy without the template.
-
-    Raises:
-        ValueError: a chat is asked for, and there is no template.
-    """
-    if as_chat and tokenizer.chat_template is None:
-        raise ValueError(
-            "`as_chat` is True, but the tokenizer has no chat template. Give it one, or leave `as_chat` unset to ask "
-            "in plain text."
-        )
-    if as_chat is not False or tokenizer.chat_template is None:
-        return tokenizer
-    plain = copy.deepcopy(tokenizer)
-    plain.chat_template = None
-    return plain
-
-
 def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> tuple[list[int], int]:
     """
-    Token ids of the pair, and where among them its answer begins, as TRL tokenises a prompt and its completion.
+    Token ids of the pair, and where among them its answer begins, as in training (`alter_peft.chat`).
 
-    With a chat template the pair is a conversation of two turns; without one the answer follows as it stands, and EOS
-    follows it. It begins where the ids leave those of the prompt alone, which may be earlier than these end: tokens
-    merge over the border, and some tokenizers end every text by EOS.
+    With a chat template the pair is a conversation, whose last two turns are the question and the answer; without one
+    the answer follows as it stands, and EOS follows it.
     """
-    if tokenizer.chat_template is None:
-        end = tokenizer.eos_token or ""
-        answer = pair.completion if pair.completion.endswith(end) else pair.completion + end
-        start = pair.prompt + pair.given
-        prompt, ids = tokenizer(start)["input_ids"], tokenizer(start + answer)["input_ids"]
+    if pair.is_text or (tokenizer.chat_template is None and not pair.turns):
+        encoded = encode_text(tokenizer, pair.prompt, pair.completion, pair.given)
     else:
-        user = {"role": "user", "content": pair.prompt}
-        begun, whole = ({"role": "assistant", "content": pair.given + text} for text in ("", pair.completion))
-        render: Any = tokenizer.apply_chat_template
-        if pair.given:
-            prompt = render([user, begun], continue_final_message=True, return_dict=True)["input_ids"]
-        else:
-            prompt = render([user], add_generation_prompt=True, return_dict=True)["input_ids"]
-        ids = render([user, whole], return_dict=True)["input_ids"]
-    shared = takewhile(lambda both: both[0] == both[1], zip(prompt, ids, strict=False))
-    return ids, len(list(shared))
+        messages, first = turns(pair.prompt, pair.given + pair.completion)
+        messages = [*pair.turns, *messages]
+        encoded = encode_conversation(tokenizer, messages, len(pair.turns) + first, pair.given)
+    return encoded.ids, encoded.start
 
 
 def encode_texts(
@@ -274,11 +244,12 @@ def generate_answers(
 
     Of the model's own `generation_config` the special tokens count alone: with its penalties and filters the answers
     would not be those of the probabilities that `score_answers` reads. With `num_return_sequences=n`, n answers to the
-    first prompt come first, and so on. In eval mode, and in the precision of the context, as `score_answers`. An
+    first prompt come first, and so on. In eval mode, and in the precision of the context, as `score_answers`. Where
+    nothing stands before an answer, not even BOS, the model is given its first token, as in scoring, and goes on. An
     answer ends where the model has no more positions.
 
     Raises:
-        ValueError: `pairs` is empty, or a prompt is longer than the model's positions.
+        ValueError: `pairs` is empty, there is nothing to begin with, or a prompt is longer than the model's positions.
     """
     _require_pairs(pairs)
     device = next(model.parameters()).device
@@ -290,7 +261,10 @@ def generate_answers(
     scored.check_lengths([length + 1 for _, length in all_encoded], f"The set {desc!r}" if desc else "`pairs`")
     starts = range(0, len(pairs), batch_size)
     for start in tqdm(starts, desc=desc, disable=None if desc else True, leave=False):
-        prompts = [ids[:length] for ids, length in all_encoded[start : start + batch_size]]
+        encoded = all_encoded[start : start + batch_size]
+        prompts = [ids[: max(length, 1)] for ids, length in encoded]
+        if [] in prompts:
+            raise ValueError(f"`pairs` has no text in row {start + prompts.index([])}, and the tokenizer has no EOS.")
         ids, mask = (
             pad_sequence(
                 [torch.tensor(row) for row in rows], batch_first=True, padding_value=value, padding_side="left"
@@ -301,7 +275,12 @@ def generate_answers(
         room = max_new_tokens if limit is None else min(max_new_tokens, limit - ids.shape[1])
         with evaluating(model), _own_probabilities(model), _casting_once(model):
             output = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=room, **options)
-        answers += tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+        of_each = len(output) // len(prompts)
+        said = [
+            [*(prompts[row // of_each] if encoded[row // of_each][1] == 0 else []), *one]
+            for row, one in enumerate(output[:, ids.shape[1] :].tolist())
+        ]
+        answers += tokenizer.batch_decode(said, skip_special_tokens=True)
     return answers
 
 

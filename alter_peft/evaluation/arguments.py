@@ -3,17 +3,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from alter_peft.options import check_counts, check_known, json_object, option
+from alter_peft.options import AS_CHAT, CHAT_TEMPLATE_KWARGS, check_counts, check_known, json_object, option
+from alter_peft.reading import COLUMNS_HELP, parse_columns
 
-from .answers import Pair
 from .attacks import ATTACKS, LEARNING_RATE
-from .metrics import METRICS, check_set
+from .metrics import METRICS
 from .results import STOPPED, Result
 from .tasks import TASKS
 
@@ -44,6 +43,7 @@ class MeasureArguments:
     answered: int | None = option(None, "How many questions of each set are answered in full, if not all.")
     max_new_tokens: int = option(200, "Tokens of an answer, also under attack.")
     batch_size: int | None = option(None, "Rows of a batch; unset: 8 of a pass, 12 of answers.")
+    chat_template_kwargs: dict[str, Any] | str | None = option(None, CHAT_TEMPLATE_KWARGS)
     attacks: list[str] = option(
         [],
         "On what is to be forgotten of the sets, or else of the task: "
@@ -52,7 +52,7 @@ class MeasureArguments:
     relearning_rate: float = option(LEARNING_RATE, "Learning rate of the attack relearning: try several.")
 
     def __post_init__(self) -> None:
-        for name in ("books", "task_data"):
+        for name in ("books", "task_data", "chat_template_kwargs"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, json_object(name, getattr(self, name)))
         for name, known in (("attacks", ATTACKS), ("task_data", TASKS)):
@@ -69,6 +69,11 @@ class MeasureArguments:
     def other_tasks(self) -> dict[str, Any]:
         """`task_data`, read."""
         return self.task_data if isinstance(self.task_data, dict) else {}
+
+    @property
+    def template_kwargs(self) -> dict[str, Any] | None:
+        """`chat_template_kwargs`, read."""
+        return self.chat_template_kwargs if isinstance(self.chat_template_kwargs, dict) else None
 
     def set_of_tofu(self, *others: str) -> list[str]:
         """Which of TOFU's options, and of others, are set."""
@@ -90,15 +95,15 @@ class EvaluateArguments(MeasureArguments):
     adapter: str | None = option(None, "Folder or Hub id of an adapter of any PEFT type.")
     name: str | None = option(None, "What the report calls the model; unset: the name of its folder.")
     seed: int = option(0, "Of the model's training, as the report tells seeds apart.")
-    as_chat: bool | None = option(
-        None, "Ask in a chat (true) or in plain text (false); unset: a chat if there is a template."
-    )
+    as_chat: bool | None = option(None, AS_CHAT)
     sets: list[str] = option(
         [],
-        "name=file.jsonl: rows of prompt and completion. One named `holdout` is of rows that were never "
-        "trained on, as the attacks membership and relearning and the comparison with oracles need them. One "
-        "named `paraphrased` has the questions to forget in other words, for the attack asking_otherwise.",
+        "name=source: questions and answers, chats or texts, in any form that `unlearn` reads. One named `holdout` is "
+        "of rows that were never trained on, as the attacks membership and relearning and the comparison with oracles "
+        "need them. One named `paraphrased` has the questions to forget in other words, for the attack "
+        "asking_otherwise.",
     )
+    columns: list[str] = option([], COLUMNS_HELP)
     forget: list[str] = option(
         [],
         "Names of the sets that are to be forgotten; all others but `holdout` and `paraphrased` are to be "
@@ -163,9 +168,10 @@ class EvaluateArguments(MeasureArguments):
             raise ValueError(f"`output_file` is {self.output_file!r}, which is read and would be lost. Give another.")
 
     def _check_sets(self) -> None:
+        parse_columns(self.columns)
         odd = [entry for entry in self.sets if not all(entry.partition("="))]
         if odd:
-            raise ValueError(f"`sets` has {odd[0]!r}, but must be entries name=file.jsonl.")
+            raise ValueError(f"`sets` has {odd[0]!r}, but must be entries name=source, such as forget=forget.jsonl.")
         names = [entry.partition("=")[0] for entry in self.sets]
         if len(set(names)) < len(names):
             raise ValueError(f"`sets` has the names {names}, one of them twice. Rename one.")
@@ -188,45 +194,6 @@ class EvaluateArguments(MeasureArguments):
                 "`guards` is set, but a model without an `adapter` can't judge its own fluency. Give another as "
                 "`judge`."
             )
-
-
-def read_set(name: str, path: str, metrics: list[str]) -> list[Pair]:
-    """
-    Questions and answers of a file of JSON lines, with all that the metrics need.
-
-    Raises:
-        ValueError: no such file, or a line that is no JSON object, has no `prompt` or `completion`, or something else
-            than texts; or rows that lack what a metric needs.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"`sets` names {path!r}, but there is no such file.")
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # a text may hold other ends of a line
-    except ValueError as error:
-        raise ValueError(f"`sets` names {path!r}, which is no text in UTF-8 ({error}).") from error
-    pairs = [_pair(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not pairs:
-        raise ValueError(f"`sets` names {path!r}, which has no rows.")
-    check_set(name, pairs, metrics)
-    return pairs
-
-
-def _pair(line: str, path: str, number: int) -> Pair:
-    try:
-        row = json.loads(line)
-        pair = Pair(row["prompt"], row["completion"], tuple(row.get("wrong") or ()), row.get("rephrased"))
-        if isinstance(row.get("wrong"), str):
-            raise TypeError("`wrong` must be a list")
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"`sets` names {path!r}, whose line {number} is no JSON object with `prompt` and `completion` ({error!r})."
-        ) from error
-    answers = [pair.completion, *pair.wrong, *([] if pair.rephrased is None else [pair.rephrased])]
-    if not (isinstance(pair.prompt, str) and all(isinstance(text, str) and text.strip() for text in answers)):
-        raise ValueError(
-            f"`sets` names {path!r}, whose line {number} has something else than texts, or an empty answer: {row}."
-        )
-    return pair
 
 
 def read_oracle(path: str) -> Result:

@@ -14,15 +14,18 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from alter_peft.chat import chat_or_plain
 from alter_peft.options import require_packages
+from alter_peft.reading import parse_columns
 from alter_peft.scoring import ScoredModel
 
-from .answers import chat_or_plain, check_lengths
-from .arguments import HOLDOUT, PARAPHRASED, EvaluateArguments, read_oracle, read_set
+from .answers import check_lengths
+from .arguments import HOLDOUT, PARAPHRASED, EvaluateArguments, read_oracle
 from .attacks import ATTACKS, Rows, attack, check_rows
-from .loading import load, loaded
+from .loading import load, load_tokenizer, loaded
 from .metrics import METRICS, check_model, guards_of
 from .results import STOPPED, Result, environment
+from .sets import read_sets
 from .tables import Table, oracle_table, result_table
 from .tasks import TASKS, QuestionSet, TaskData, measure_task
 from .tasks.choices import ChoiceData
@@ -42,9 +45,9 @@ class Evaluation:
         self.args = args
         self._require_packages()
         self.files = {name: path for name, _, path in (entry.partition("=") for entry in args.sets)}
-        self.sets = {name: read_set(name, path, args.metrics) for name, path in self.files.items()}
+        self.sets, self.taken = read_sets(self.files, args.metrics, parse_columns(args.columns))
         self.oracles = [read_oracle(path) for path in args.oracles]
-        self.tokenizer = chat_or_plain(loaded("model", args.model, AutoTokenizer.from_pretrained), args.as_chat)
+        self.tokenizer = chat_or_plain(load_tokenizer(args.model, args.adapter), args.as_chat, args.template_kwargs)
         self.parts = {f"set: {name}": self._own_set(name) for name in self.sets} | self._tasks()
         metrics = {name for data in self.parts.values() for one in data.question_sets for name in one.metrics}
         require_packages(*sorted({package for name in metrics for package in METRICS[name].packages}))

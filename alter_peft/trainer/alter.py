@@ -13,7 +13,9 @@ from transformers.trainer_utils import TrainOutput
 
 from alter_peft.data import PairDataset
 from alter_peft.tuner.config import AlterConfig
+from alter_peft.tuner.decoder_call import Tokens
 from alter_peft.tuner.files import moved_into
+from alter_peft.tuner.hooks import replay_in_checkpoints
 
 from .active_adapters import check_active_together, load_own, own_folder
 from .batch import TokenMasks, token_masks
@@ -112,7 +114,6 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         if len(self._active) > 1:
             logger.info(f"Adapter {self._active[0]!r} is trained, while {self._active[1:]} act beside it.")
         self.alter_config: AlterConfig = self.model.peft_config[self.adapter_name]
-        self.gating: Any = self.scored.gating
         layers = self.scored.layers_of(self.adapter_name)
         if not any(expert.requires_grad for layer in layers for expert in layer.alter_B.parameters()):
             raise ValueError("`model` has a frozen adapter. Load it with `is_trainable=True`.")
@@ -218,7 +219,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
             loss: Tensor = super().training_step(*args, **kwargs)
             return loss
         finally:
-            self.gating.begin(None)
+            self.gating.begin(Tokens())
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As [`~transformers.Trainer.train`], after phase I."""
@@ -248,6 +249,11 @@ class AlterUnlearnTrainer(UnlearnTrainer):
     # ---- one step ---------------------------------------------------------------------------------------------------
 
     @property
+    def gating(self) -> Any:
+        """The state of the gates in this thread."""
+        return self.scored.gating
+
+    @property
     def num_experts(self) -> int:
         """1 + N."""
         return 1 + (self.alter_config.num_forget_experts or 1)
@@ -270,12 +276,14 @@ class AlterUnlearnTrainer(UnlearnTrainer):
     def hidden_states(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """The decoder's last hidden states (B, T, k) under the gates, each expert learning from its own rows."""
         owner = nn.functional.one_hot(inputs["expert"], self.num_experts)
+        contexts: Any = self.scored.contexts
+        replay_in_checkpoints(self.scored.decoder, contexts)  # a static router has no hook that would
         with self.gating.supply(self.adapter_name, inputs["entropy"], owner, learns_shared=False):
             return super().hidden_states(model, inputs)
 
     def _gates(self) -> Tensor | None:
-        gates: Tensor | None = self.gating.state.gates.get(self.adapter_name)
-        return gates
+        gating = self.gating
+        return gating.competing(self.adapter_name) if self.adapter_name in gating.state.gates else None
 
     def skipped_groups(self) -> set[str]:
         """The names of the experts that no row of the present step teaches, and `shared` where A does not move."""

@@ -8,7 +8,7 @@ import torch
 from trl import SFTConfig
 
 from alter_peft.losses import FORGET_LOSSES, RETAIN_LOSSES, ForgetLoss
-from alter_peft.options import arguments_doc, option
+from alter_peft.options import CHAT_TEMPLATE_KWARGS, arguments_doc, option
 from alter_peft.tuner.values import is_finite_number, is_integer, is_positive, require
 
 
@@ -58,7 +58,7 @@ class UnlearnConfig(SFTConfig):
         field, the value and the fix.
     """
 
-    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "forget_loss_kwargs"]  # noqa: RUF012 (TRL declares it so)
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "forget_loss_kwargs", "chat_template_kwargs"]  # noqa: RUF012 (TRL declares it so)
 
     learning_rate: float = option(1e-4, "Initial learning rate. All weights want less than an adapter.")
     num_train_epochs: float = option(5.0, "Passes over the forget set, at most (TOFU's 5).")
@@ -102,6 +102,7 @@ class UnlearnConfig(SFTConfig):
         "has a chat template, since that is how the model will be asked: made to forget the bare strings, it still "
         "answers in its template (docs/log.md). False takes them as they are, as TRL does.",
     )
+    chat_template_kwargs: dict[str, Any] | str | None = option(None, CHAT_TEMPLATE_KWARGS)
 
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
@@ -161,6 +162,8 @@ class UnlearnConfig(SFTConfig):
         )
 
     def _check_inherited(self) -> None:
+        given = self.chat_template_kwargs
+        require(given is None or isinstance(given, dict), "chat_template_kwargs", given, "a dict, or JSON of one")
         for name, option_ in INHERITED.items():
             value = getattr(self, name)
             require(value in option_.allowed, name, value, option_.fix)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -20,12 +19,6 @@ from alter_peft.tuner.config import AlterConfig
 
 
 logger = logging.getLogger(__name__)  # not accelerate's, which needs a process state that is made later
-# What TRL reads, beside the column `dataset_text_field`
-INPUT_COLUMNS = {"prompt", "completion", "messages", "conversations", "input_ids", "labels", "completion_mask"}
-INPUT_COLUMNS |= {"assistant_masks", "tools", "chat_template_kwargs"}
-# What rows may have besides: the sub-domain, which matters to the rows to forget alone, a tokenizer's mask, for which
-# the collator makes its own, and what the same rows are evaluated with
-OTHER_COLUMNS = {"domain", "attention_mask", "paraphrase", "rephrased", "wrong"}
 # Arguments of SFTTrainer that would put something in the place of what ALTER is made of
 OWN_PARTS = ("data_collator", "compute_loss_func", "optimizer_cls_and_kwargs")
 
@@ -70,70 +63,6 @@ def check_retain_loss(name: str, scored: ScoredModel) -> None:
         )
     with scored.as_base():
         pass  # raises for an adapter of no layers
-
-
-def checked_dataset(
-    name: str, dataset: Any, text_field: str, formatting_func: Callable[[dict[str, Any]], str] | None = None
-) -> Dataset:
-    """
-    The data set, its rows turned into text by `formatting_func` if there is one.
-
-    Raises:
-        ValueError: unless it is a non-empty map-style data set in a format that TRL knows, without other columns.
-    """
-    if dataset is None:
-        raise ValueError(f"`{name}` is required: ALTER needs both the rows to forget and rows to retain.")
-    if not isinstance(dataset, Dataset):
-        raise ValueError(
-            f"`{name}` is a {type(dataset).__name__}, but must be a `datasets.Dataset`: phase I passes over all rows "
-            "before training. Collect a stream with `Dataset.from_generator`, or choose one split of a `DatasetDict`."
-        )
-    if len(dataset) == 0:
-        raise ValueError(f"`{name}` is empty. Give at least one row.")
-    if formatting_func is not None:
-        formatted = {text_field: [formatting_func(row) for row in dataset]}
-        return Dataset.from_dict(formatted | ({"domain": dataset["domain"]} if "domain" in dataset.features else {}))
-    columns, known = set(dataset.column_names), {*INPUT_COLUMNS, *OTHER_COLUMNS, text_field}
-    unknown = sorted(columns - known)
-    if unknown:
-        raise ValueError(
-            f"`{name}` has the unknown columns {unknown}, but must have none beside {sorted(known)}. Rename them (a "
-            f"question and its answer are 'prompt' and 'completion', a sub-domain is 'domain'), remove them by "
-            f"`remove_columns({unknown})`, or pass `formatting_func`."
-        )
-    forms = ({"prompt", "completion"}, {"messages"}, {"conversations"}, {text_field}, {"input_ids"})
-    if not any(form <= columns for form in forms):
-        raise ValueError(
-            f"`{name}` has the columns {sorted(columns)}, which name no known format. Rename them to 'prompt' and "
-            f"'completion', to 'messages', or to {text_field!r} (`dataset_text_field`), or pass `formatting_func`."
-        )
-    return dataset
-
-
-def as_chat(dataset: Dataset, wanted: bool | None, tokenizer: Any) -> Dataset:
-    """
-    `prompt` and `completion` strings made turns of a chat, if that is wanted or, unless said, there is a template.
-
-    Raises:
-        ValueError: it is wanted, but the tokenizer has no chat template.
-    """
-    if wanted and not tokenizer.chat_template:
-        raise ValueError(
-            "`as_chat` is True, but the tokenizer has no chat template. Set `chat_template_path`, or leave `as_chat` "
-            "unset to take the rows as they are."
-        )
-    if wanted is False or not tokenizer.chat_template or not {"prompt", "completion"} <= set(dataset.column_names):
-        return dataset
-    roles = {"prompt": "user", "completion": "assistant"}
-    if not all(isinstance(dataset[0][name], str) for name in roles):
-        return dataset
-    turns = {name: [[{"role": role, "content": text}] for text in dataset[name]] for name, role in roles.items()}
-    return Dataset.from_dict({**{name: dataset[name][:] for name in dataset.column_names}, **turns})
-
-
-def keep_input_columns(dataset: Dataset, text_field: str) -> Dataset:
-    """Without the columns that no trainer reads."""
-    return dataset.select_columns([c for c in dataset.column_names if c in INPUT_COLUMNS or c == text_field])
 
 
 class Subdomain(NamedTuple):

@@ -24,7 +24,6 @@ from alter_peft.tuner.base_pass import observe_base
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder import check_head
 from alter_peft.tuner.layer import AlterLayer
-from alter_peft.tuner.router import ROUTERS
 from alter_peft.tuner.router_fit import fit_router, sample_positions, shares_astray
 from alter_peft.tuner.token_router import AlterRouter
 
@@ -182,14 +181,14 @@ class PhaseOne:
             found[f"{prefix}labelled"] = torch.tensor([len(row) for row in known])
         found["threshold"] = torch.tensor(threshold, dtype=torch.float64)
         if self.config.is_gated:
-            outputs = 1 + (self.config.num_forget_experts or 1)
-            router, of_sample = ROUTERS[self.config.router], (seen.averages, seen.entropy[sample], experts[sample])
-            found |= fit_router(router, *of_sample, outputs, threshold)
+            router, count = self.config.routing, self.config.num_forget_experts or 1
+            of_sample = seen.averages, seen.entropy[sample], experts[sample]
+            found |= fit_router(router, *of_sample, router.num_outputs(count), threshold)
             # as the adapter will be asked
             entropy = None if self.config.inference_entropy == "none" else seen.entropy[sample]
             features = router.features(seen.averages, entropy, threshold)
             is_answer = answer_positions(both["labels"])[sample]
-            found["astray"] = torch.tensor(shares_astray(found, features, experts[sample], is_answer))
+            found["astray"] = torch.tensor(shares_astray(router, found, features, experts[sample], is_answer))
         return found
 
     def _cache_path(self, forget: Dataset, retain: Dataset, seed: int) -> Path:
@@ -198,8 +197,8 @@ class PhaseOne:
             digest.update(chunk)
         c = self.config
         settings: list[Any] = [c.entropy_q, c.entropy_quantile, c.router, c.router_layer, c.router_half_life]
-        settings.append(c.inference_entropy)
         settings += [c.num_forget_experts, None if c.entropy_quantile is not None else c.entropy_threshold, seed, 8]
+        settings += [c.routing.retain_competes, c.inference_entropy]
         device = self.scored.device.type
         if torch.is_autocast_enabled(device):
             settings.append(str(torch.get_autocast_dtype(device)))

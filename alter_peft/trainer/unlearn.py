@@ -15,25 +15,25 @@ from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import TrainOutput
 
 from alter_peft.data import Epochs, PairCollator, PairDataset, check_disjoint
+from alter_peft.privacy import telemetry_is_wanted
 from alter_peft.scoring import ScoredModel
 from alter_peft.tuner.config import AlterConfig
 
 from .active_adapters import Trained, others_frozen
 from .config import UnlearnConfig
 from .distributed import HeadGathering, gathering_layers, set_up_distributed
+from .encoding import encoded, set_template_defaults
 from .inputs import (
-    as_chat,
     check_all_labelled,
     check_arguments,
     check_model,
     check_retain_loss,
-    checked_dataset,
-    keep_input_columns,
 )
 from .knowledge import RETAIN_ROWS, Astray, Knowledge, Summary
 from .measuring import drawn, row_means
 from .pairs import PairTrainer
 from .phase_one import labelled_rows
+from .rows import checked_dataset, keep_input_columns
 from .stopping import Stopping, mean_gap
 from .targets import Measured, measure
 from .windows import Limit, in_windows, row_limit
@@ -121,19 +121,19 @@ class UnlearnTrainer(PairTrainer):
         check_arguments(kwargs)
         if not isinstance(model, str):
             check_model(model)
-        formatting_func = kwargs.pop("formatting_func", None)
-
-        def checked(name: str, rows: Any) -> Dataset:
-            found = checked_dataset(name, rows, args.dataset_text_field, formatting_func)
-            return found if found.format["type"] == "custom" else found.with_format(None)  # TRL refuses transforms
-
-        forget, retain = checked("train_dataset", train_dataset), checked("retain_dataset", retain_dataset)
-        calibration = None if calibration_dataset is None else checked("calibration_dataset", calibration_dataset)
+        form = args.dataset_text_field, kwargs.pop("formatting_func", None), args.completion_only_loss is not False
+        forget = checked_dataset("train_dataset", train_dataset, *form)
+        retain = checked_dataset("retain_dataset", retain_dataset, *form)
+        calibration = calibration_dataset
+        if calibration is not None:
+            calibration = checked_dataset("calibration_dataset", calibration, *form)
         held_out = kwargs.pop("eval_dataset", None)
         if isinstance(held_out, dict):
-            held_out = {name: checked(f"eval_dataset[{name!r}]", rows) for name, rows in held_out.items()}
+            held_out = {
+                name: checked_dataset(f"eval_dataset[{name!r}]", rows, *form) for name, rows in held_out.items()
+            }
         elif held_out is not None:
-            held_out = checked("eval_dataset", held_out)
+            held_out = checked_dataset("eval_dataset", held_out, *form)
         if calibration is None and "profiles" in args.loss.needs:
             raise ValueError(
                 f"`forget_loss` is {args.forget_loss!r}, but there is no `calibration_dataset` to take profiles from. "
@@ -159,6 +159,11 @@ class UnlearnTrainer(PairTrainer):
                 if peft_config is not None:  # the user's model as it was given, for another attempt
                     self.model.unload()
                 raise
+
+    def _send_telemetry(self) -> None:
+        """TRL's report of every trainer that is made, only where the user wants it (`alter_peft.privacy`)."""
+        if telemetry_is_wanted():
+            super()._send_telemetry()
 
     # ---- set-up -----------------------------------------------------------------------------------------------------
 
@@ -208,8 +213,9 @@ class UnlearnTrainer(PairTrainer):
         self._calibration = calibration and self._prepare_rows("calibration_dataset", calibration)
         if self._calibration is None and self.args.forget_loss == "level":
             logger.warning(
-                f"Without a `calibration_dataset`, forget rows come to `forget_level`={self.args.forget_level}, a "
-                "guess. Rows like them that the model was never trained on measure the level."
+                "Without calibration rows (`calibration_dataset`; on the command line `--calibration`) forget rows "
+                f"come to `forget_level`={self.args.forget_level}, a guess, and may be forgotten too little or too "
+                "much. Rows like them that the model was never trained on measure the level."
             )
         if self._calibration is not None:  # what the model was taught is no measure of what it never saw
             for name, known in (("train_dataset", self._forget), ("retain_dataset", self._retain)):
@@ -235,11 +241,13 @@ class UnlearnTrainer(PairTrainer):
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
         """
-        As the parent's, after questions and answers became turns of a chat (`as_chat`), and without truncation: rows
-        that are too long become windows, at once if the model is known by then.
+        As the parent's, after the rows became token ids and labels, questions and answers as turns of a chat, and
+        without truncation: rows that are too long become windows, at once if the model is known by then.
         """
         if isinstance(dataset, Dataset):
-            dataset = as_chat(dataset, args.as_chat, self._tokenizer)
+            set_template_defaults(self._tokenizer, args.chat_template_kwargs)
+            answers_only, processes = args.completion_only_loss is not False, args.dataset_num_proc
+            dataset = encoded(dataset, self._tokenizer, args.as_chat, args.dataset_text_field, answers_only, processes)
         whole = copy.copy(args)
         whole.max_length = None
         rows = super()._prepare_dataset(dataset, processing_class, whole, packing, formatting_func, dataset_name)

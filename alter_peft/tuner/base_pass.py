@@ -17,6 +17,7 @@ from alter_peft.entropy import chunked_tsallis_entropy
 
 from .cache import base_layers
 from .decoder import LanguageModelHead
+from .decoder_call import Tokens
 from .gating import GatingContext
 from .moving_average import Context
 
@@ -26,15 +27,22 @@ def base_entropy(
     head: LanguageModelHead,
     context: GatingContext,
     q: float,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    given: dict[str, Any],
+    cache_name: str | None,
 ) -> Tensor:
-    """S_q (B, T) of the base model: a pass without adapters, in eval mode, with its own layers of the KV cache."""
-    cache = kwargs.get("past_key_values")
-    if cache is not None:
-        kwargs = {**kwargs, "past_key_values": Cache(layers=base_layers(cache, context.num_layers))}
+    """
+    S_q (B, T) of the base model: a pass without adapters, in eval mode, with its own layers of the KV cache.
+
+    Args:
+        q: order of the entropy.
+        given: the decoder's arguments by name.
+        cache_name: the one that holds the cache.
+    """
+    cache = None if cache_name is None else given.get(cache_name)
+    if cache_name is not None and cache is not None:
+        given = {**given, cache_name: Cache(layers=base_layers(cache, context.num_layers))}
     with base_model(decoder, head, context):
-        hidden = decoder.forward(*args, **kwargs)[0]
+        hidden = decoder.forward(**given)[0]
         entropy = chunked_tsallis_entropy(hidden.flatten(0, 1), head, q)
     return entropy.view(hidden.shape[:2])
 
@@ -81,10 +89,10 @@ def observe_base(
 ) -> tuple[Tensor, dict[str, Context]]:
     """S_q (B, T) of the base model and the moving averages of the active adapters, from one pass."""
     averages: dict[str, Context] = {}
-    context.begin(inputs["attention_mask"])
+    context.begin(Tokens(inputs["attention_mask"].bool()))
     context.observer = averages.__setitem__
     try:
-        entropy = base_entropy(decoder, head, context, q, (), {**inputs, "use_cache": False})
+        entropy = base_entropy(decoder, head, context, q, {**inputs, "use_cache": False}, None)
     finally:
         context.observer = None
     return entropy, averages

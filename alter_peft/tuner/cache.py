@@ -88,14 +88,20 @@ class StaticRouterStateLayer(RouterState, StaticLayer):
         return self.keys, self.values
 
 
-def with_cache(decoder: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Make the cache that the decoder would make by itself, so that the base pass finds its layers in it."""
-    use_cache = kwargs.get("use_cache")
+def with_cache(decoder: Any, given: dict[str, Any], cache_name: str | None) -> dict[str, Any]:
+    """
+    Make the cache that the decoder would make by itself, so that the base pass finds its layers in it.
+
+    Args:
+        given: the decoder's arguments by name.
+        cache_name: the one that holds the cache.
+    """
+    use_cache = given.get("use_cache")
     if use_cache is None:
         use_cache = decoder.config.use_cache
-    if decoder.training or not use_cache or kwargs.get("past_key_values") is not None:
-        return kwargs
-    return {**kwargs, "past_key_values": DynamicCache(config=decoder.config)}
+    if decoder.training or not use_cache or cache_name is None or given.get(cache_name) is not None:
+        return given
+    return {**given, cache_name: DynamicCache(config=decoder.config)}
 
 
 def refuse_offloading(cache: Cache | None) -> None:

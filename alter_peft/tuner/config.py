@@ -13,7 +13,7 @@ from alter_peft.registration import ALTER
 from alter_peft.version import __version__
 
 from .files import FORMAT_VERSION, check_format_version, explain_loading, refuse_pickle_on_load, refuse_pickle_on_save
-from .router import ROUTERS
+from .router import ROUTERS, Router, router_of
 from .values import is_finite_number, is_index, is_integer, is_positive, require
 
 
@@ -134,6 +134,8 @@ class AlterConfig(PeftConfig):
     )
 
     def __post_init__(self) -> None:
+        if self.peft_version is not None and self.alter_peft_version is None and self.format_version == FORMAT_VERSION:
+            self.format_version = 1  # a file from before these two were written, which says no version
         super().__post_init__()
         self.peft_type = ALTER
         check_format_version(self.format_version, self.alter_peft_version)
@@ -180,6 +182,11 @@ class AlterConfig(PeftConfig):
     def is_gated(self) -> bool:
         """Whether the gates depend on the token (context and entropy routers)."""
         return ROUTERS[self.router].is_gated
+
+    @property
+    def routing(self) -> Router:
+        """What `router` names, in an adapter of this format."""
+        return router_of(self.router, self.format_version)
 
     @property
     def expert_names(self) -> list[str]:

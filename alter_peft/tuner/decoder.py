@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
 
 
 class Decoder(NamedTuple):
@@ -121,50 +120,3 @@ def last_hidden_states(model: nn.Module, decoder: nn.Module, input_ids: Tensor, 
     with decoder.register_forward_hook(lambda module, args, output: tapped.append(output[0])):
         model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=1)
     return tapped[0]
-
-
-def padding_mask(args: tuple[Any, ...], kwargs: dict[str, Any], masks_are_made: bool) -> Tensor | None:
-    """
-    Which of its tokens a decoder was told to be padding, from the attention mask in any of its forms.
-
-    Most decoders are given (B, at least T). `generate` makes (B, 1, T, cached length) for a static cache, as
-    vision-language models do for their text decoder; hybrid models have one for each kind of layer. In those a token
-    that is no padding attends to itself.
-
-    Args:
-        args, kwargs: what the decoder is called with.
-        masks_are_made: whether the model makes such masks itself, also without a static cache.
-
-    Returns:
-        (B, at least T), nonzero at tokens, the present ones last; `None` if there is no padding.
-
-    Raises:
-        ValueError: rows that hold several texts, or a mask of the caller's own making, which may hide such rows.
-    """
-    if kwargs.get("cu_seq_lens_q") is not None:
-        raise ValueError(
-            "A gated router needs one text a row, but the decoder was given packed rows (`cu_seq_lens_q`, as "
-            "continuous batching and padding-free training make them). Use `generate` or a padded batch, or "
-            "`AlterConfig(router='static')`."
-        )
-    mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-    cache: Cache | None = kwargs.get("past_key_values")
-    if isinstance(mask, dict):
-        mask = mask["full_attention"] if "full_attention" in mask else next(iter(mask.values()))
-        masks_are_made = True
-    masks_are_made = masks_are_made or (cache is not None and cache.is_compileable)
-    if mask is None or (isinstance(mask, Tensor) and mask.dim() == 2):
-        return mask
-    if not (isinstance(mask, Tensor) and mask.dim() == 4 and masks_are_made):
-        raise ValueError(
-            "A gated router needs the (batch, length) `attention_mask`, but the decoder was given "
-            f"{f'one of shape {tuple(mask.shape)}' if isinstance(mask, Tensor) else type(mask).__name__}. "
-            "Pass that mask instead, or use `AlterConfig(router='static')`."
-        )
-    length, width = mask.shape[2:]
-    index = torch.arange(length, device=mask.device)
-    seen = 0 if cache is None else cache.get_seq_length()
-    # a sliding window keeps the last columns alone
-    column = torch.minimum(index + seen, index + (width - length))
-    itself = mask[:, 0].gather(-1, column.view(1, length, 1).expand(mask.shape[0], length, 1)).squeeze(-1)
-    return itself if itself.dtype == torch.bool else itself == 0  # a float mask is added to the scores

@@ -59,7 +59,7 @@ class ExpertBank(nn.Module):
             )
         if owner is None:
             return F.linear(gated.flatten(-2), stacked)
-        taught = gated * owner.to(gated.dtype).view(owner.shape[0], *[1] * (gated.dim() - 3), owner.shape[1], 1)
+        taught = gated * owner.to(gated).view(owner.shape[0], *[1] * (gated.dim() - 3), owner.shape[1], 1)
         both = torch.cat([taught.flatten(-2), (gated - taught).flatten(-2)], dim=-1)  # (..., 2 (1+N) r)
         return F.linear(both, torch.cat([stacked, stacked.detach()], dim=1))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import AlterConfig
-from .gating import GatingContext
+from .gating import GatingContext, GatingContexts
 from .layer import AlterLayer, layers_of
 from .token_router import AlterRouter
 from .values import is_finite_number
@@ -42,7 +42,12 @@ class ExpertControl:
     """
 
     peft_config: Any
-    context: GatingContext
+    contexts: GatingContexts
+
+    @property
+    def context(self) -> GatingContext:
+        """The gating state of this thread."""
+        return self.contexts.here
 
     def list_experts(self, adapter_name: str | None = None) -> dict[str, Expert]:
         """
@@ -84,6 +89,9 @@ class ExpertControl:
     ) -> Iterator[None]:
         """
         Other scales for some forget experts inside the context; the rest keep theirs. For inference.
+
+        They hold in the thread that has entered the context, and in no other: a thread that is started inside, to
+        stream what is generated, has to enter it itself.
 
             >>> with model.experts(private_person=0.0):
             ...     model.generate(**inputs)  # as if that request had never been made
@@ -150,7 +158,7 @@ class ExpertControl:
                 layer.expert_weights[name] = weights[: d + 1] + weights[d + 2 :]
         for router in self.context.routers:
             if name in router.alter_router:
-                _delete_output(router, name, d + 1)
+                _delete_output(router, name, d + int(config.routing.retain_competes))
 
     def _adapter(self, adapter_name: str | None) -> tuple[str, AlterConfig, list[AlterLayer]]:
         tuner: Any = self

@@ -16,7 +16,8 @@ from transformers.utils.hub import has_file
 
 
 # Raised when an adapter written by this version would be misread by an older one.
-FORMAT_VERSION = 1
+# 2: with `router="entropy"` the retain expert has no output of the router, and acts at weight 1.
+FORMAT_VERSION = 2
 
 LOADING = """Importing `alter_peft` is what tells PEFT of this kind of adapter (`pip install alter-peft`). Without it,
 every way to load the adapter in PEFT and in transformers ends in `KeyError: 'ALTER'`:

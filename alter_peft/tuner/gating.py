@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the gates reach the layers: the one state that an adapted model carries through a forward pass."""
+"""How the gates reach the layers: the one state that an adapted model carries through a forward pass.
+
+Each thread has a state of its own, so that threads may share a model.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from .config import AlterConfig
+from .decoder_call import Tokens
 from .mixed_batch import RowAdapters
 from .moving_average import Context
 from .token_router import AlterRouter
@@ -41,18 +46,18 @@ class GateState(NamedTuple):
 
 
 class GatingContext:
-    """The state of one base model, shared by its hooks and by all of its ALTER layers."""
+    """The state of one base model in one thread, shared by its hooks and by all of its ALTER layers."""
 
-    def __init__(self) -> None:
-        self.routers: list[AlterRouter] = []
-        self.num_layers = 0
-        self.flattens = False  # whether the decoder's layers call some of their own on (B T, k), as OPT's do
+    def __init__(self, routers: list[AlterRouter], flattens: bool) -> None:
+        self.routers = routers
+        self.flattens = flattens
+        self.num_layers = 0  # of the decoder, in this pass
         self.state = GateState(gates={})
         self.base_pass = False
         self.mixed: RowAdapters | None = None  # set when each row has an adapter of its own
         # adapter -> temporary scales of its experts, (1+N,) or (B, 1+N): see `ExpertControl.experts`
         self.expert_scales: dict[str, Tensor] = {}
-        self.attention_mask: Tensor | None = None
+        self.tokens = Tokens()
         self.entropy: Tensor | None = None
         self.observer: Callable[[str, Context], None] | None = None
         self._supplied = GateState(gates={})
@@ -71,7 +76,7 @@ class GatingContext:
         before = self._supplied, self._supplied_entropy
         self._supplied = GateState({}, learner, owner, learns_experts, learns_shared)
         self._supplied_entropy = entropy
-        self.begin(None)  # a static router has no hook that would
+        self.begin(Tokens())  # a static router has no hook that would
         try:
             yield
         finally:
@@ -104,9 +109,9 @@ class GatingContext:
         finally:
             self.base_pass = before
 
-    def begin(self, attention_mask: Tensor | None) -> None:
+    def begin(self, tokens: Tokens) -> None:
         """Start a forward pass with what was supplied for it."""
-        self.entropy, self.attention_mask = self._supplied_entropy, attention_mask
+        self.entropy, self.tokens = self._supplied_entropy, tokens
         self.state = self._supplied._replace(gates={})
 
     def active(self) -> list[tuple[AlterRouter, str]]:
@@ -128,6 +133,11 @@ class GatingContext:
             return None if self.state.owner is None else self.state.owner.shape[0]
         return gates[0].shape[0] if gates[0].shape[:-1].numel() == x.shape[0] else None
 
+    def competing(self, name: str) -> Tensor:
+        """Of the pass just made: gates (B, T, 1+N) whose greatest is the expert that a token was sent to."""
+        router = next(router for router in self.routers if name in router.alter_router)
+        return router.config[name].routing.competing(self.state.gates[name])
+
     def entropy_for(self, name: str, config: AlterConfig) -> Tensor | None:
         """S_q (B, T) as this adapter takes it: what was supplied, or the base pass if it asks for one."""
         supplied = self._supplied_entropy is not None and self._supplied.concerns(name)
@@ -148,3 +158,36 @@ class GatingContext:
                 "layer by `exclude_modules`, or use `AlterConfig(router='static')`."
             )
         return gates
+
+
+class _Threads(threading.local):
+    """`context`: the state of the thread that asks, made when it first does."""
+
+    def __init__(self, contexts: GatingContexts) -> None:
+        self.context = GatingContext(contexts.routers, contexts.flattens)
+
+
+class GatingContexts:
+    """
+    The states of one base model, one for each thread.
+
+    routers: of all decoder layers that have one.
+    flattens: whether the decoder's layers call some of their own on (B T, k), as OPT's do.
+    """
+
+    def __init__(self, flattens: bool = False) -> None:
+        self.routers: list[AlterRouter] = []
+        self.flattens = flattens
+        self._threads = _Threads(self)
+
+    @property
+    def here(self) -> GatingContext:
+        """The state of this thread."""
+        return self._threads.context
+
+    def __getstate__(self) -> dict[str, Any]:  # copies and pickles: no pass is under way in them
+        return {"routers": self.routers, "flattens": self.flattens}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.routers, self.flattens = state["routers"], state["flattens"]
+        self._threads = _Threads(self)

@@ -13,13 +13,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import Cache
 
 from .base_pass import base_entropy
 from .cache import refuse_offloading, router_state, with_cache
-from .decoder import LanguageModelHead, padding_mask
-from .gating import GatingContext
+from .decoder import Decoder, LanguageModelHead
+from .decoder_call import DecoderCall
+from .gating import GatingContext, GatingContexts
 from .moving_average import Context, moving_average
 from .token_router import AlterRouter
 
@@ -27,35 +28,38 @@ from .token_router import AlterRouter
 class DecoderHook:
     """Pre-hook of the decoder: takes the mask, has checkpoints replay the gates, runs the base model if asked to."""
 
-    def __init__(self, context: GatingContext, head: LanguageModelHead) -> None:
-        self.context, self.head = context, head
+    def __init__(self, contexts: GatingContexts, head: LanguageModelHead, decoder: Decoder) -> None:
+        self.contexts, self.head, self.num_layers = contexts, head, len(decoder.layers)
+        self.call = DecoderCall(decoder.module, head.is_composite)
 
-    def __call__(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        context = self.context
+    def __call__(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        context = self.contexts.here
         active = context.active()
         if context.base_pass or not active:
             return None
-        refuse_offloading(kwargs.get("past_key_values"))
-        context.begin(padding_mask(args, kwargs, self.head.is_composite))
-        if decoder.training and not torch.compiler.is_compiling():
-            _replay_gates_in_checkpoints(decoder, context)
+        given = self.call.arguments(args, kwargs)
+        refuse_offloading(self.call.cache(given))
+        context.begin(self.call.tokens(given))
+        context.num_layers = min(self.num_layers, decoder.config.num_hidden_layers)  # fewer in an early exit
+        replay_in_checkpoints(decoder, self.contexts)
         orders = {router.config[n].entropy_q for router, n in active if router.config[n].inference_entropy == "base"}
         if orders and context.entropy is None:
             if len(orders) > 1:
                 raise ValueError(f"Adapters that are active together must share `entropy_q`, but found {orders}.")
-            kwargs = with_cache(decoder, kwargs)
-            context.entropy = base_entropy(decoder, self.head, context, orders.pop(), args, kwargs)
+            given = with_cache(decoder, given, self.call.cache_name)
+            context.entropy = base_entropy(decoder, self.head, context, orders.pop(), given, self.call.cache_name)
+            return (), given
         return args, kwargs
 
 
 class RouterHook:
     """Pre-hook of decoder layer l0: gates every token of the pass."""
 
-    def __init__(self, context: GatingContext) -> None:
-        self.context = context
+    def __init__(self, contexts: GatingContexts) -> None:
+        self.contexts = contexts
 
     def __call__(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        context = self.context
+        context = self.contexts.here
         if context.base_pass and context.observer is None:
             return
         hidden = args[0] if args else kwargs["hidden_states"]
@@ -70,7 +74,9 @@ class RouterHook:
                 if name in context.state.gates:  # recomputed: checkpoints of transformers before 5.23 run hooks too
                     continue
                 with torch.no_grad():
-                    average = self._average(router, name, hidden.detach(), cache)
+                    # its weights may be on another device than the layers below
+                    hidden = hidden.detach().to(router.alter_router[name].weight.device)
+                    average = _average(context, router, name, hidden, cache)
                     if context.observer is not None:
                         context.observer(name, average)
                     else:
@@ -78,42 +84,46 @@ class RouterHook:
                             name, average, context.entropy_for(name, router.config[name])
                         )
 
-    def _average(self, router: AlterRouter, name: str, hidden: Tensor, cache: Cache | None) -> Context:
-        batch, length = hidden.shape[:2]
-        mask = self.context.attention_mask
-        if mask is None:
-            valid = torch.ones(batch, length, dtype=torch.bool, device=hidden.device)
-        else:
-            valid = mask[:, -length:].to(hidden.device).bool()
-        state = None if cache is None else router_state(cache, name, self.context.num_layers)
-        past = None if state is None else state.past()
-        average = moving_average(hidden, valid, router.config[name].router_half_life, past)
-        if state is not None:
-            counts = torch.stack([average.weight, average.count], dim=-1)
-            state.update(average.sum.unsqueeze(1), counts.unsqueeze(1))
-        return average
+
+def _average(context: GatingContext, router: AlterRouter, name: str, hidden: Tensor, cache: Cache | None) -> Context:
+    """The moving average of this pass, and the cache's own brought up to it."""
+    valid, text = context.tokens
+    if valid is None:
+        valid = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+    if text is not None:
+        text = text.to(hidden.device).expand(hidden.shape[:2])
+    state = None if cache is None else router_state(cache, name, context.num_layers)
+    past = None if state is None else state.past()
+    average = moving_average(hidden, valid.to(hidden.device), router.config[name].router_half_life, past, text)
+    if state is not None:
+        counts = torch.stack([average.weight, average.count], dim=-1)
+        state.update(average.sum.unsqueeze(1), counts.unsqueeze(1))
+    return average
 
 
 class _ReplayingCheckpoint:
     """A layer's own checkpoint function, whose recomputation in backward sees the gates of the first run."""
 
-    def __init__(self, checkpoint: Callable[..., Any], context: GatingContext) -> None:
-        self.checkpoint, self.context = checkpoint, context
+    def __init__(self, checkpoint: Callable[..., Any], contexts: GatingContexts) -> None:
+        self.checkpoint, self.contexts = checkpoint, contexts
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
         if torch.compiler.is_compiling():  # the graph recomputes with the gates that it traced
             return self.checkpoint(function, *args)
-        state = self.context.state
+        state = self.contexts.here.state
 
         def replayed(*args: Any, **kwargs: Any) -> Any:
-            with self.context.replaying(state):
+            with self.contexts.here.replaying(state):  # autograd may run it in a thread of its own
                 return function(*args, **kwargs)
 
         return self.checkpoint(replayed, *args)
 
 
-def _replay_gates_in_checkpoints(decoder: Any, context: GatingContext) -> None:
+def replay_in_checkpoints(decoder: Any, contexts: GatingContexts) -> None:
+    """Where layers are recomputed in the backward pass, they see the gates, and who learns, of the forward pass."""
+    if not decoder.training or torch.compiler.is_compiling():
+        return
     for module in decoder.modules():
         checkpoint = module.__dict__.get("_gradient_checkpointing_func")
         if checkpoint is not None and not isinstance(checkpoint, _ReplayingCheckpoint):
-            module._gradient_checkpointing_func = _ReplayingCheckpoint(checkpoint, context)
+            module._gradient_checkpointing_func = _ReplayingCheckpoint(checkpoint, contexts)

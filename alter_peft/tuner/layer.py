@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .config import AlterConfig
 from .expert_bank import ExpertBank, SharedProjection, check_rows, scale_gates
-from .gating import GateState, GatingContext
+from .gating import GateState, GatingContext, GatingContexts
 from .mixed_batch import RowAdapters
 from .token_router import AlterTunerLayer
 
@@ -43,9 +43,9 @@ class AlterLayer(AlterTunerLayer):
     adapter_layer_names: tuple[str, ...] = ("alter_A", "alter_B")
     other_param_names = ("r", "lora_alpha", "scaling", "alter_dropout", "expert_weights", "expert_scales")
 
-    def __init__(self, base_layer: nn.Module, context: GatingContext, **kwargs: Any) -> None:
+    def __init__(self, base_layer: nn.Module, contexts: GatingContexts, **kwargs: Any) -> None:
         self.base_layer = base_layer
-        self.context = context
+        self.contexts = contexts
         self.r: dict[str, int] = {}
         self.lora_alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}
@@ -73,6 +73,11 @@ class AlterLayer(AlterTunerLayer):
             self.in_features, self.out_features = shape
         else:
             raise TypeError(f"AlterLayer cannot adapt a {type(layer).__name__}; supported are Linear and Conv1D.")
+
+    @property
+    def context(self) -> GatingContext:
+        """The gating state of this thread."""
+        return self.contexts.here
 
     def update_layer(self, adapter_name: str, r: int, lora_alpha: float, config: AlterConfig) -> None:
         """Create A and the experts of an adapter on this layer."""
@@ -135,14 +140,14 @@ class AlterLinear(nn.Module, AlterLayer):
         self,
         base_layer: nn.Module,
         adapter_name: str,
-        context: GatingContext,
+        contexts: GatingContexts,
         config: AlterConfig,
         r: int,
         lora_alpha: float,
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        AlterLayer.__init__(self, base_layer, context, **kwargs)
+        AlterLayer.__init__(self, base_layer, contexts, **kwargs)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, r, lora_alpha, config)
 
@@ -205,7 +210,7 @@ class AlterLinear(nn.Module, AlterLayer):
         if weights is not None:
             gates = h.new_tensor(weights).expand(*h.shape[:-1], len(weights))
         else:
-            gates = self.context.gates_for(name, h).to(h.dtype)
+            gates = self.context.gates_for(name, h).to(h)  # the layer may be on another device than the router
         if temporary is not None and self.training and torch.is_grad_enabled():
             # checkpoints would be recomputed after the context has been left
             raise ValueError(
@@ -261,6 +266,6 @@ def layers_of(model: nn.Module, adapter_name: str) -> dict[str, AlterLayer]:
     return {name: m for name, m in modules if isinstance(m, AlterLayer) and adapter_name in m.alter_A}
 
 
-def context_of(model: nn.Module) -> GatingContext | None:
-    """The context that a model's ALTER layers share; `None` without one."""
-    return next((module.context for module in model.modules() if isinstance(module, AlterLayer)), None)
+def contexts_of(model: nn.Module) -> GatingContexts | None:
+    """The gating states that a model's ALTER layers share; `None` without such layers."""
+    return next((module.contexts for module in model.modules() if isinstance(module, AlterLayer)), None)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -50,13 +51,17 @@ class RowAdapters(NamedTuple):
 
 
 class _RowHook:
-    """Pre-hook of PEFT's wrappers (`modules_to_save`, trainable tokens), which take the names as an argument."""
+    """
+    Pre-hook of PEFT's wrappers (`modules_to_save`, trainable tokens), which take the names as an argument: those of
+    the thread that has set it.
+    """
 
     def __init__(self, mixed: RowAdapters) -> None:
-        self.mixed = mixed
+        self.mixed, self.thread = mixed, threading.get_ident()
 
     def __call__(self, wrapper: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if wrapper.disable_adapters:  # the base pass, whose head reads one row for each token
+        # disabled in the base pass, whose head reads one row for each token
+        if wrapper.disable_adapters or threading.get_ident() != self.thread:
             return None
         names = self.mixed.of(args[0].shape[0])
         # an adapter that has no copy of this module uses the base model's

@@ -19,9 +19,9 @@ from alter_peft.registration import PREFIX
 from .config import AlterConfig
 from .decoder import Decoder, LanguageModelHead, find_decoder
 from .experts import ExpertControl
-from .gating import GatingContext
+from .gating import GatingContexts
 from .hooks import DecoderHook, RouterHook
-from .layer import NO_FIXED_WEIGHT, AlterLayer, AlterLinear, context_of
+from .layer import NO_FIXED_WEIGHT, AlterLayer, AlterLinear, contexts_of
 from .mixed_batch import RowAdapters, adapters_of_wrappers, check_adapter_names, copies_of_a_row
 from .targets import check_name, check_targets, refuse_split_weights, refuse_unfelt, refuse_unsupported, resolve_layers
 from .token_router import AlterRouter, AlterTunerLayer
@@ -83,9 +83,8 @@ class AlterModel(ExpertControl, BaseTuner):
         self.peft_config[adapter_name] = config
         if config.num_forget_experts is None:
             config.num_forget_experts = 1
-        self.context = context_of(model) or GatingContext()
-        if isinstance(model, PreTrainedModel):
-            self.context.flattens = model.config.get_text_config().model_type == "opt"
+        flattens = isinstance(model, PreTrainedModel) and model.config.get_text_config().model_type == "opt"
+        self.contexts = contexts_of(model) or GatingContexts(flattens)
         self._decoder: Decoder | None = None
         if config.is_gated:
             self._decoder = find_decoder(model)
@@ -103,13 +102,12 @@ class AlterModel(ExpertControl, BaseTuner):
         assert self._decoder is not None and config.router_layer is not None
         layer: Any = self._decoder.layers[config.router_layer]
         if not any(isinstance(hook, DecoderHook) for hook in self._decoder.module._forward_pre_hooks.values()):
-            hook = DecoderHook(self.context, LanguageModelHead(model))
+            hook = DecoderHook(self.contexts, LanguageModelHead(model), self._decoder)
             self._decoder.module.register_forward_pre_hook(hook, with_kwargs=True)
-            self.context.num_layers = len(self._decoder.layers)
         if not any(isinstance(hook, RouterHook) for hook in layer._forward_pre_hooks.values()):
             layer.token_router = AlterRouter(layer)
-            layer.register_forward_pre_hook(RouterHook(self.context), with_kwargs=True)
-            self.context.routers.append(layer.token_router)
+            layer.register_forward_pre_hook(RouterHook(self.contexts), with_kwargs=True)
+            self.contexts.routers.append(layer.token_router)
         width = model.config.get_text_config().hidden_size
         with init_empty_weights() if low_cpu_mem_usage else nullcontext():
             layer.token_router.update_layer(adapter_name, width, config)
@@ -158,7 +156,7 @@ class AlterModel(ExpertControl, BaseTuner):
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         quantization = get_quantization_kwargs(self.model)
         refuse_unsupported(base, current_key, quantization)
-        new_module = AlterLinear(target, adapter_name, self.context, config, **sizes, **quantization)
+        new_module = AlterLinear(target, adapter_name, self.contexts, config, **sizes, **quantization)
         if adapter_name not in self.active_adapters:
             new_module.requires_grad_(False)  # adding an adapter must not make it trainable
         self._replace_module(parent, target_name, new_module, target)
@@ -265,9 +263,9 @@ class AlterModel(ExpertControl, BaseTuner):
                 if isinstance(hook, (DecoderHook, RouterHook)):
                     del module._forward_pre_hooks[key]
                     module._forward_pre_hooks_with_kwargs.pop(key, None)
-        for router in self.context.routers:
+        for router in self.contexts.routers:
             del router.get_base_layer().token_router
-        self.context.routers.clear()
+        self.contexts.routers.clear()
         return model
 
     @classmethod

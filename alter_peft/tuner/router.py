@@ -7,31 +7,48 @@ from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
-def gate(logits: Tensor, high: Tensor | None, temperature_high: float, temperature_low: float, top_k: int) -> Tensor:
+def gate(
+    logits: Tensor,
+    high: Tensor | None,
+    temperature_high: float,
+    temperature_low: float,
+    top_k: int,
+    retain_competes: bool = True,
+) -> Tensor:
     """
     Eq. 7: softmax(z / tau(S)), with tau = `temperature_high` on high-entropy tokens, which keep the retain expert and
     their `top_k` best forget experts (renormalised), and `temperature_low`, nearly one-hot, on the others.
 
     Args:
-        logits: z, (..., 1+N), retain expert first.
+        logits: z of the experts that compete, (..., 1+N), retain expert first, or (..., N).
         high: bool (...), S > threshold; `None` if no token counts as high.
+        retain_competes: whether the retain expert is one of them; if not, its gate is 1 (Eqs. 6 and 9).
 
     Returns:
-        gates g, (..., 1+N), each row summing to 1.
+        gates g, (..., 1+N), those of the experts that compete summing to 1.
     """
+    gates = _softmax(logits, high, temperature_high, temperature_low, top_k, int(retain_competes))
+    return gates if retain_competes else F.pad(gates, (1, 0), value=1.0)
+
+
+def _softmax(
+    logits: Tensor, high: Tensor | None, temperature_high: float, temperature_low: float, top_k: int, kept: int
+) -> Tensor:
+    """The first `kept` experts, none or one, stay beside the `top_k` best of the others."""
     low_gates = (logits / temperature_low).softmax(dim=-1)
     if high is None:
         return low_gates
     probabilities = (logits / temperature_high).softmax(dim=-1)
-    forget = probabilities[..., 1:]
+    forget = probabilities[..., kept:]
     best = forget.topk(min(top_k, forget.shape[-1]), dim=-1).indices
-    keep = torch.zeros_like(probabilities).scatter(-1, best + 1, 1.0)
-    keep[..., 0] = 1.0
-    kept = probabilities * keep
-    return torch.where(high.unsqueeze(-1), kept / kept.sum(dim=-1, keepdim=True), low_gates)
+    keep = torch.zeros_like(probabilities).scatter(-1, best + kept, 1.0)
+    keep[..., :kept] = 1.0
+    left = probabilities * keep
+    return torch.where(high.unsqueeze(-1), left / left.sum(dim=-1, keepdim=True), low_gates)
 
 
 class Router(ABC):
@@ -44,12 +61,22 @@ class Router(ABC):
     is_gated: whether the gates depend on the token at all.
     entropy_sources: values that `inference_entropy` may have, the default first.
     has_bias: whether there is a b.
+    retain_competes: whether the retain expert has an output, too, and a gate between 0 and 1; if not, its gate is 1.
     """
 
     caption: str
     is_gated: bool = True
     entropy_sources: tuple[Literal["none", "base"], ...] = ("none", "base")
     has_bias: bool = True
+    retain_competes: bool = True
+
+    def num_outputs(self, num_forget_experts: int) -> int:
+        """Entries of z: 1 + N, or N."""
+        return num_forget_experts + int(self.retain_competes)
+
+    def competing(self, gates: Tensor) -> Tensor:
+        """Gates g (..., 1+N) whose greatest is the expert that a token is sent to: 0 for one that doesn't compete."""
+        return gates if self.retain_competes else F.pad(gates[..., 1:], (1, 0))
 
     @abstractmethod
     def num_features(self, width: int) -> int:
@@ -82,11 +109,18 @@ class ContextRouter(Router):
 
 
 class EntropyRouter(Router):
-    """x_t = S_t, the letter of Eq. 7: it cannot tell sub-domains apart (design), and is here for the ablation."""
+    """
+    x_t = S_t, and the retain expert outside of the softmax: the letter of Eqs. 6, 7 and 9. It cannot tell sub-domains
+    apart (design), and is here for the ablation.
+    """
 
-    caption = "is Eq. 7 as printed, S_q alone, for ablations"
+    caption = (
+        "is the letter of Eqs. 7 and 9, for ablations: S_q alone gates the forget experts, and the retain expert acts "
+        "on every token at weight 1"
+    )
     entropy_sources = ("base",)
     has_bias = False
+    retain_competes = False
 
     def num_features(self, width: int) -> int:
         return 1
@@ -95,6 +129,12 @@ class EntropyRouter(Router):
         if entropy is None:
             raise ValueError("`router='entropy'` needs S_q; set `inference_entropy='base'`.")
         return entropy.float().unsqueeze(-1)
+
+
+class EntropyRouterOfFormat1(EntropyRouter):
+    """The entropy router of adapters of format version 1, where the retain expert competed in the softmax."""
+
+    retain_competes = True
 
 
 class StaticRouter(Router):
@@ -116,6 +156,12 @@ ROUTERS: dict[str, Router] = {
     "entropy": EntropyRouter(),
     "static": StaticRouter(),
 }
+_OF_FORMAT_1: dict[str, Router] = {"entropy": EntropyRouterOfFormat1()}
+
+
+def router_of(name: str, format_version: int) -> Router:
+    """The router of this name in adapters of this format version."""
+    return _OF_FORMAT_1.get(name, ROUTERS[name]) if format_version == 1 else ROUTERS[name]
 
 
 def above_threshold(entropy: Tensor, threshold: float | None) -> Tensor:

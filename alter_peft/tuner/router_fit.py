@@ -39,14 +39,16 @@ def sample_positions(experts: np.ndarray, seed: int, limit: int = MAX_ROUTER_POS
 
 def class_weights(experts: np.ndarray) -> dict[int, float]:
     """
-    Weight of each position by its expert: half of the total for retain, the other half shared by the sub-domains.
+    Weight of each position by its expert: half of the total for retain, if any is of it, and the rest shared by the
+    sub-domains.
 
     Args:
-        experts: the expert of each position, 0 for retain, (n,); at least one of retain and one of a sub-domain.
+        experts: the expert of each position, 0 for retain, (n,); at least one of a sub-domain.
     """
     present, counts = np.unique(experts, return_counts=True)
-    forget = len(present) - 1
-    shares = (0.5 if expert == 0 else 0.5 / forget for expert in present)
+    of_retain = 0.5 if present[0] == 0 else 0.0
+    forget = np.count_nonzero(present)
+    shares = (of_retain if expert == 0 else (1 - of_retain) / forget for expert in present)
     return {
         int(expert): share * len(experts) / count for expert, share, count in zip(present, shares, counts, strict=True)
     }
@@ -60,46 +62,62 @@ def fit_router(
 
     With a router that can do without S, every position counts twice, once with its S and once without (as one at the
     threshold). Retained text has half of the weight and the sub-domains share the other half: with equal weights for
-    all experts, many sub-domains would draw retained text to themselves (`docs/log.md`).
+    all experts, many sub-domains would draw retained text to themselves (`docs/log.md`). Where the retain expert does
+    not compete, retained positions are left out.
 
     Args:
         averages: c_t of the positions, (n, k).
         entropy: S_q there, (n,).
         experts: 0 for a position in a retain row, d for one in sub-domain d, (n,).
-        num_outputs: 1 + N.
+        num_outputs: 1 + N, or N if the retain expert does not compete.
         threshold: of the entropy.
 
     Returns:
-        `weight`, (1+N, features), `bias`, (1+N,), if the router has one, and `probe`: features of some of the
+        `weight`, (outputs, features), `bias`, (outputs,), if the router has one, and `probe`: features of some of the
         positions, by which another router is compared with this one.
     """
+    if not router.retain_competes:
+        of_forget = experts > 0
+        averages, entropy, experts = averages[of_forget], entropy[of_forget], experts[of_forget]
     features = [router.features(averages, entropy, threshold)]
     if "none" in router.entropy_sources:
         features.append(router.features(averages, None, threshold))
     inputs, targets = torch.cat(features).numpy(), np.tile(experts, len(features))
-    regression = LogisticRegression(
-        C=100.0, class_weight=class_weights(experts), fit_intercept=router.has_bias, max_iter=1000
-    )
-    with threadpool_limits(1, user_api="blas"):  # more are no faster on such narrow matrices, and end elsewhere
-        regression.fit(inputs, targets)
-    coefficients, intercepts = regression.coef_, regression.intercept_
-    if len(regression.classes_) == 2:  # scikit-learn keeps one row for two classes
-        coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])
-        intercepts = np.concatenate([np.zeros_like(intercepts), intercepts])
+    classes, coefficients, intercepts = _regression(inputs, targets, router.has_bias)
     probe = np.linspace(0, len(experts) - 1, min(len(experts), PROBE_POSITIONS)).astype(int)
     found = {"weight": torch.zeros(num_outputs, inputs.shape[1]), "probe": features[-1][probe]}
-    found["weight"][regression.classes_] = torch.as_tensor(coefficients, dtype=torch.float32)
+    outputs = classes - int(not router.retain_competes)
+    found["weight"][outputs] = torch.as_tensor(coefficients, dtype=torch.float32)
     if router.has_bias:
         found["bias"] = torch.full((num_outputs,), -1e4)  # an expert without rows is never chosen
-        found["bias"][regression.classes_] = torch.as_tensor(intercepts, dtype=torch.float32)
+        found["bias"][outputs] = torch.as_tensor(intercepts, dtype=torch.float32)
     return found
 
 
+def _regression(inputs: np.ndarray, experts: np.ndarray, has_bias: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The experts that are there, ascending, their coefficients, and their intercepts."""
+    classes = np.unique(experts)
+    if len(classes) == 1:  # nothing to choose between
+        return classes, np.zeros((1, inputs.shape[1])), np.zeros(1)
+    regression = LogisticRegression(
+        C=100.0, class_weight=class_weights(experts), fit_intercept=has_bias, max_iter=1000
+    )
+    with threadpool_limits(1, user_api="blas"):  # more are no faster on such narrow matrices, and end elsewhere
+        regression.fit(inputs, experts)
+    coefficients, intercepts = regression.coef_, regression.intercept_
+    if len(classes) == 2:  # scikit-learn keeps one row for two classes
+        coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])
+        intercepts = np.concatenate([np.zeros_like(intercepts), intercepts])
+    return classes, coefficients, intercepts
+
+
 def shares_astray(
-    fitted: dict[str, Tensor], features: Tensor, experts: np.ndarray, counted: np.ndarray
+    router: Router, fitted: dict[str, Tensor], features: Tensor, experts: np.ndarray, counted: np.ndarray
 ) -> tuple[float, float]:
     """
     Share of the positions of forget rows that go to the retain expert, and of those of retain rows that go to others.
+
+    Where the retain expert does not compete, every token goes to a forget expert.
 
     Args:
         fitted: `weight` and perhaps `bias` of the router.
@@ -109,6 +127,6 @@ def shares_astray(
     """
     sent = torch.nn.functional.linear(features, fitted["weight"], fitted.get("bias")).argmax(dim=-1).numpy()
     is_forget = experts > 0
-    wrong = (sent > 0) != is_forget
+    wrong = (sent + int(not router.retain_competes) > 0) != is_forget
     of_forget, of_retain = (wrong[kind & counted] for kind in (is_forget, ~is_forget))
     return (float(of_forget.mean()) if of_forget.size else 0.0, float(of_retain.mean()) if of_retain.size else 0.0)

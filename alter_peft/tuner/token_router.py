@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from transformers.utils.generic import maybe_autocast
 
 from .config import AlterConfig
 from .moving_average import Context
-from .router import ROUTERS, above_threshold, gate
+from .router import above_threshold, gate
 
 
 class AlterTunerLayer(BaseTunerLayer):
@@ -41,8 +42,8 @@ class AlterRouter(nn.Module, AlterTunerLayer):
 
     def update_layer(self, adapter_name: str, width: int, config: AlterConfig) -> None:
         """Create the router of an adapter; its outputs start at zero."""
-        outputs = 1 + (config.num_forget_experts or 1)
-        router = ROUTERS[config.router]
+        router = config.routing
+        outputs = router.num_outputs(config.num_forget_experts or 1)
         linear = nn.Linear(router.num_features(width), outputs, bias=router.has_bias)
         if not config.init_weights:
             nn.init.normal_(linear.weight, std=4.0)  # for tests: gates that really differ from token to token
@@ -55,19 +56,22 @@ class AlterRouter(nn.Module, AlterTunerLayer):
         self.config[adapter_name] = config
 
     def logits(self, name: str, context: Context, entropy: Tensor | None) -> Tensor:
-        """z, (B, T, 1+N), from the moving average and S_q (B, T), or `None` where it isn't known."""
+        """z, (B, T, 1+N or N), from the moving average and S_q (B, T), or `None` where it isn't known."""
         config, linear = self.config[name], self.alter_router[name]
-        with torch.autocast(linear.weight.device.type, enabled=False):
-            features = ROUTERS[config.router].features(context.average(), entropy, config.entropy_threshold)
+        with maybe_autocast(linear.weight.device.type, enabled=False):
+            features = config.routing.features(context.average(), entropy, config.entropy_threshold)
             bias = None if linear.bias is None else linear.bias.float()
             return F.linear(features, linear.weight.float(), bias)
 
     def forward(self, name: str, context: Context, entropy: Tensor | None) -> Tensor:
         """Gates of every position, (B, T, 1+N), float32."""
         config = self.config[name]
+        if entropy is not None:
+            entropy = entropy.to(context.sum.device)  # from that of the LM head
         high = None if entropy is None else above_threshold(entropy, config.entropy_threshold) > 0
         logits = self.logits(name, context, entropy)
-        return gate(logits, high, config.temperature_high, config.temperature_low, config.top_k)
+        temperatures = config.temperature_high, config.temperature_low
+        return gate(logits, high, *temperatures, config.top_k, config.routing.retain_competes)
 
     def hold_as_buffers(self) -> None:
         """Make buffers of all weights, for DeepSpeed, which rounds and splits Parameters, frozen ones too."""

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from alter_peft.evaluation.answers import Pair, spread
 from alter_peft.evaluation.metrics import measure
 from alter_peft.evaluation.scores import Score
+from alter_peft.words import pieces
 
 from .attack import ASKED, Attack, Rows
 
@@ -86,7 +86,7 @@ def first_third_given(pair: Pair) -> Pair:
 
 def _third(text: str) -> int:
     """Where the first third of a text's words ends; 0 if it has fewer than three."""
-    ends = [word.end() for word in re.finditer(r"\S+", text)]
+    ends = [end for _, end in pieces(text)]
     return ends[len(ends) // 3 - 1] if len(ends) >= 3 else 0
 
 

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from alter_peft.evaluation.model_on_set import ModelOnSet
+from alter_peft.words import spaced, words
 
 from .metric import Metric
 
@@ -18,6 +19,18 @@ KNOWMEM_TOKENS = 32
 KNOWMEM_ENDS = re.compile("\n\n|\nQuestion|Question:")
 
 
+class _Words:
+    """What rouge-score calls for the words of a text; Porter stems are of English words of four letters or more."""
+
+    def __init__(self, use_stemmer: bool) -> None:
+        from nltk.stem.porter import PorterStemmer  # a dependency of rouge-score
+
+        self.stem: Callable[[str], str] = PorterStemmer().stem if use_stemmer else str
+
+    def tokenize(self, text: str) -> list[str]:
+        return [self.stem(word) if len(word) > 3 and word.isascii() else word for word in words(text)]
+
+
 def rouge_l(
     answers: Sequence[str], references: Sequence[str], kind: str = "recall", use_stemmer: bool = True
 ) -> list[float]:
@@ -25,7 +38,8 @@ def rouge_l(
     ROUGE-L of each answer against its reference, by the package rouge-score.
 
     TOFU takes the recall of stemmed words. MUSE's code takes the F-measure of words as they stand, for VerbMem and
-    for KnowMem; open-unlearning stems there too.
+    for KnowMem; open-unlearning stems there too. Words are those of `alter_peft.words`, of any script; English ones
+    are those of rouge-score. A reference without a word, such as a sign, is recited (1) or not (0).
 
     Args:
         kind: `"recall"`, `"precision"` or `"fmeasure"`.
@@ -39,9 +53,11 @@ def rouge_l(
     kinds = ("precision", "recall", "fmeasure")
     if kind not in kinds:
         raise ValueError(f"`kind` is {kind!r}, but must be one of {list(kinds)}.")
-    scorer = RougeScorer(["rougeL"], use_stemmer=use_stemmer)
-    scores = [scorer.score(reference, answer)["rougeL"] for answer, reference in zip(answers, references, strict=True)]
-    return [float(score[kinds.index(kind)]) for score in scores]
+    scorer, place = RougeScorer(["rougeL"], tokenizer=_Words(use_stemmer)), kinds.index(kind)
+    return [
+        float(scorer.score(reference, answer)["rougeL"][place] if words(reference) else answer == reference)
+        for answer, reference in zip(answers, references, strict=True)
+    ]
 
 
 def bleu(answers: Sequence[str], references: Sequence[str]) -> list[float]:
@@ -49,7 +65,7 @@ def bleu(answers: Sequence[str], references: Sequence[str]) -> list[float]:
     BLEU-4 of each answer against its reference, in [0, 1], by the package sacrebleu with its defaults.
 
     The mean over answers is what the code of ECO (arXiv 2406.07933) and SOUL (arXiv 2404.18239) reports; it is not the
-    BLEU of all of them as one corpus.
+    BLEU of all of them as one corpus. In scripts without spaces each letter is a word.
 
     References:
         Post, "A Call for Clarity in Reporting BLEU Scores", arXiv 1804.08771.
@@ -57,12 +73,15 @@ def bleu(answers: Sequence[str], references: Sequence[str]) -> list[float]:
     import sacrebleu
 
     pairs = zip(answers, references, strict=True)
-    return [float(sacrebleu.corpus_bleu([answer], [[reference]]).score) / 100 for answer, reference in pairs]
+    return [
+        float(sacrebleu.corpus_bleu([spaced(answer)], [[spaced(reference)]]).score) / 100
+        for answer, reference in pairs
+    ]
 
 
 def unique_tokens(answers: Sequence[str]) -> list[float]:
-    """Unique words over words of each answer: near 0 for one that repeats itself; 0 for an empty one."""
-    return [len(set(words)) / len(words) if (words := answer.lower().split()) else 0.0 for answer in answers]
+    """Unique words, of any script, over words of each answer: near 0 for one that repeats itself; 0 if empty."""
+    return [len(set(found)) / len(found) if (found := spaced(answer.lower()).split()) else 0.0 for answer in answers]
 
 
 def rouge_f(answers: Sequence[str], references: Sequence[str]) -> list[float]:

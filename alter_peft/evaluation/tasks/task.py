@@ -11,7 +11,8 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from alter_peft.evaluation.answers import Pair, chat_or_plain
+from alter_peft.chat import chat_or_plain
+from alter_peft.evaluation.answers import Pair
 from alter_peft.evaluation.attacks.attack import Rows
 from alter_peft.evaluation.metrics import measure, measure_guards
 from alter_peft.evaluation.metrics.metric import Metric

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files -> the rows in them as they came, one after another; what a file is, is found by its content and its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+
+from . import delimited, json_rows
+from .columns import Ambiguous, Unrecognised, choose
+from .passages import passages
+from .texts import first_bytes, open_binary, text_file
+from .values import is_blank, shown
+
+
+# Suffix, without that of a compression -> kind. Content comes first: JSON lines may be called .json, and so on.
+SUFFIXES = {
+    ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".tab": "csv",
+    ".parquet": "parquet", ".pq": "parquet", ".txt": "document", ".text": "document", ".md": "document",
+}  # fmt: skip
+PACKED = (".gz", ".bz2", ".xz")
+OFFERED = ".jsonl, .json, .csv, .tsv, .parquet or .txt file, also with .gz"
+BATCH = 1000  # rows that are in memory at once
+Records = Callable[[], Iterator[tuple[str, Mapping[str, Any]]]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """
+    Rows as they came.
+
+    Attributes:
+        what: what they were read from, as it is printed.
+        names: of all columns that any row has.
+        records: gives each row with its place there, such as `"line 3"`; may be called again.
+        notes: what was found of the form, where it is not what one would expect.
+        unit: what the rows are called.
+    """
+
+    what: str
+    names: list[str]
+    records: Records
+    notes: tuple[str, ...] = ()
+    unit: str = "row"
+
+
+def kind_of(path: Path) -> str | None:
+    """What a file is, by its name."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    while suffixes and suffixes[-1] in PACKED:
+        suffixes.pop()
+    return SUFFIXES.get(suffixes[-1]) if suffixes else None
+
+
+def file_table(path: Path, given: Collection[str] = ()) -> Table:
+    """
+    The rows of a file.
+
+    Args:
+        given: columns that the user names.
+
+    Raises:
+        ValueError: it is nothing that rows can be read from; the message goes on after the file's name.
+    """
+    start = first_bytes(path)
+    if not start:
+        raise ValueError("which is empty (0 bytes). Give a file with rows")
+    if start.startswith(b"PAR1"):
+        return _parquet_table(path)
+    kind = kind_of(path)
+    if kind == "parquet":
+        raise ValueError("which is no Parquet file. Write it anew")
+    file = text_file(path)
+    first = next((line.strip() for _, line in file.lines()), None)
+    if first is None or (is_blank(first.replace("\ufeff", "")) and len(start) < 8):
+        raise ValueError("which has no rows. Give at least one")
+    notes = (f"read as {file.note}",) if file.note else ()
+    if kind == "document":
+        return documents(path.name, [path], notes)
+    if kind == "json" or (kind is None and first[0] in "[{"):
+        if first[0] in '[{"' or _is_json(first):
+            return _json_table(path, notes, given)
+        if kind == "json" and not _are_columns(delimited.header_of(file, delimited.delimiter_of(file))):
+            return _no_json_lines(path, notes)
+        kind = "csv"
+    if kind == "csv":
+        return _csv_table(path, notes)
+    raise ValueError(f"which is of no kind that is known by its suffix {path.suffix!r}. Give a {OFFERED}")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json_rows.parsed(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _are_columns(names: list[str], given: Collection[str] = ()) -> bool:
+    """Whether these are names of columns, by what they are called or by what the user says."""
+    if not set(names).isdisjoint(given):
+        return True
+    for first in ({}, {"labels": ""}):  # KnowUnDo's `labels` are known by their type
+        try:
+            choose(names, dict.fromkeys(names) | first)
+        except Ambiguous:
+            return True
+        except Unrecognised:
+            continue
+        return True
+    return False
+
+
+def _json_table(path: Path, notes: tuple[str, ...], given: Collection[str]) -> Table:
+    file = text_file(path)
+    if json_rows.is_lines(file):
+        names = {name: None for _, row in json_rows.line_rows(file) for name in row}
+        return Table(path.name, list(names), lambda: json_rows.line_rows(file), notes)
+    rows = json_rows.whole_rows(file, lambda names: _are_columns(names, given))
+    return Table(path.name, list({name: None for row in rows for name in row}), lambda: _listed(rows), notes)
+
+
+def _listed(rows: list[dict[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, row in enumerate(rows):
+        yield f"row {number}", row
+
+
+def _csv_table(path: Path, notes: tuple[str, ...]) -> Table:
+    file = text_file(path)
+    usual = "\t" if ".tsv" in path.name.lower() or ".tab" in path.name.lower() else ","
+    delimiter = delimited.delimiter_of(file, usual)
+    found = () if delimiter == usual else (f"delimited by {delimited.NAMES[delimiter]}",)
+    names = delimited.header_of(file, delimiter)
+    return Table(path.name, names, lambda: delimited.table_rows(file, delimiter), notes + found)
+
+
+def line_table(path: Path, notes: tuple[str, ...] = ()) -> Table:
+    """Plain text, a text a line."""
+    file = text_file(path)
+
+    def records() -> Iterator[tuple[str, Mapping[str, Any]]]:
+        for number, line in file.lines():
+            yield f"line {number}", {"text": line.strip()}
+
+    return Table(path.name, ["text"], records, notes, "line")
+
+
+def _no_json_lines(path: Path, notes: tuple[str, ...]) -> Table:
+    """Plain text where JSON lines were announced, such as TOFU's `idontknow.jsonl`."""
+    lines = list(islice(text_file(path).lines(), 2))
+    mixed = next((number for number, line in text_file(path).lines() if line.lstrip()[0] in "{["), None)
+    if mixed is not None or len(lines) < 2:
+        number, line = lines[0]
+        raise ValueError(f"whose line {number} is no JSON: {shown(line.strip())}. Write each row as a JSON object")
+    return line_table(path, (*notes, "no JSON, so that each line is a text"))
+
+
+def documents(what: str, files: list[Path], notes: tuple[str, ...] = ()) -> Table:
+    """A document a file, in passages."""
+
+    def records() -> Iterator[tuple[str, Mapping[str, Any]]]:
+        for path in files:
+            with text_file(path).open() as text:
+                for number, passage in enumerate(passages(text.read().removeprefix("\ufeff"))):
+                    yield f"passage {number} of {path.name}", {"text": passage}
+
+    count = f"{len(files)} document{'s' * (len(files) != 1)}, cut into passages"
+    return Table(what, ["text"], records, (count, *notes), "passage")
+
+
+def _parquet_table(path: Path) -> Table:
+    def records() -> Iterator[tuple[str, Mapping[str, Any]]]:
+        number = 0
+        with open_binary(path) as raw:
+            for batch in pyarrow.parquet.ParquetFile(raw).iter_batches(BATCH):
+                for row in batch.to_pylist():
+                    yield f"row {number}", row
+                    number += 1
+
+    try:
+        with open_binary(path) as raw:
+            names = pyarrow.parquet.ParquetFile(raw).schema_arrow.names
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"which is no whole Parquet file ({error}). Write it anew") from error
+    return Table(path.name, names, records)

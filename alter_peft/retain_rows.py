@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows to retain for those who have none: `retain_auto`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import Dataset
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from alter_peft.words import terms, words
+
+
+GENERAL_TEXT = "general_text.jsonl"
+# From which cosine of the TF-IDF of two rows, or of their answers, on they are taken for one in other words. Of TOFU's
+# 3,960 rows about other authors one comes so near to one of forget01; of the 40 rows themselves, paraphrased, 16 do
+NEAR_DUPLICATE = 0.5
+SHARED_WORDS = 8  # so many words in a row, as in a row to forget, or all words of its answer, are none to retain
+LEAST_WORDS = 3  # of an answer that is looked for in others: "yes" is in many
+FEWEST_NEIGHBOURS = 2  # that are looked for of each row to forget
+SPARE = 4  # times as many neighbours of a row are looked at, since some of them will say the same
+CHUNK = 2**22  # cosines that are held at once
+
+
+class Question(NamedTuple):
+    """
+    A row as a question and its answer.
+
+    asked: the question; empty of a plain text.
+    answer: the answer or the text.
+    """
+
+    asked: str
+    answer: str
+
+    @property
+    def text(self) -> str:
+        """Both, one after the other."""
+        return f"{self.asked} {self.answer.strip()}".strip()
+
+
+def retain_auto(
+    forget: Dataset, corpus: Dataset | None = None, neighbours: int | None = None, text_field: str = "text"
+) -> Dataset:
+    """
+    Rows to retain that are in form like the rows to forget: general text, and neighbours of these from a corpus.
+
+    The general text, 232 everyday questions with their answers, ships with the package and is its own. It keeps the
+    ability to speak, but not what the model knows beside the rows to forget: for that give a corpus of text that the
+    model was trained on. Of it the rows most like each row to forget are taken, by the cosine of their TF-IDF, but
+    none that says the same: the same question, a text or an answer with a cosine of 0.5 or more, all words of an
+    answer or eight of them in a row. That leaves out repetitions, not every way to say a fact in other words: look at
+    the rows.
+
+    Args:
+        forget: the rows to forget, of `prompt` and `completion` (texts or turns), `messages` or texts.
+        corpus: rows in any of these forms. A text among questions becomes its first sentence and what follows.
+        neighbours: rows taken from the corpus at most; by default as many as of the general text, and two of each row
+            to forget at least.
+        text_field: the column of plain texts.
+
+    Returns:
+        The rows, general text first; those of the corpus in its order.
+
+    Raises:
+        ValueError: `forget` or `corpus` has rows of another form, or `neighbours` is below 1.
+    """
+    if neighbours is not None and neighbours < 1:
+        raise ValueError(f"`neighbours` is {neighbours}, but must be 1 or more.")
+    known = _questions("forget", forget, text_field)
+    general = _general_text()
+    if not any(one.asked for one in known):  # the answers are sentences of their own
+        general = [Question("", one.answer) for one in general]
+    found = [general[i] for i in _unlike(general, known)]
+    if corpus is not None:
+        wanted = neighbours or max(len(found), FEWEST_NEIGHBOURS * len(known))
+        others = _questions("corpus", corpus, text_field)
+        found += [others[i] for i in _nearest(others, known, wanted)]
+    return _in_form(found, forget, text_field)
+
+
+def _general_text() -> list[Question]:
+    lines = files("alter_peft").joinpath(GENERAL_TEXT).read_text(encoding="utf-8").splitlines()
+    return [Question(row["prompt"], row["completion"]) for row in map(json.loads, lines)]
+
+
+def _questions(name: str, rows: Dataset, text_field: str) -> list[Question]:
+    columns = set(rows.column_names)
+    conversation = next((column for column in ("messages", "conversations") if column in columns), None)
+    if {"prompt", "completion"} <= columns:
+        return [Question(_said(row["prompt"]), _said(row["completion"])) for row in rows]
+    if conversation is not None:
+        return [Question(_said(row[conversation][:-1]), _said(row[conversation][-1:])) for row in rows]
+    if text_field in columns:
+        return [Question("", text) for text in rows[text_field]]
+    raise ValueError(
+        f"`{name}` has the columns {sorted(columns)}, but `retain_auto` needs 'prompt' and 'completion', "
+        f"'messages' or {text_field!r}. Give such rows."
+    )
+
+
+def _said(part: str | Sequence[Mapping[str, Any]]) -> str:
+    """The text, or those of turns."""
+    if isinstance(part, str):
+        return part
+    return " ".join(str(turn.get("content", turn.get("value", ""))) for turn in part)
+
+
+class _Known:
+    """What is to be forgotten, to be found again in other rows."""
+
+    def __init__(self, questions: Sequence[Question]) -> None:
+        self.asked = {tuple(words(one.asked)) for one in questions if one.asked}
+        self.runs: set[tuple[str, ...]] = set()
+        for one in questions:
+            answer = words(one.answer)
+            if len(answer) >= LEAST_WORDS:
+                self.runs |= set(_runs(answer, min(SHARED_WORDS, len(answer))))
+        self.lengths = sorted({len(run) for run in self.runs})
+
+    def says(self, other: Question) -> bool:
+        """Whether another row asks or tells the same, word for word."""
+        if tuple(words(other.asked)) in self.asked:
+            return True
+        text = words(other.text)
+        return any(run in self.runs for length in self.lengths for run in _runs(text, length))
+
+
+def _runs(text: Sequence[str], length: int) -> Iterable[tuple[str, ...]]:
+    return (tuple(text[start : start + length]) for start in range(len(text) - length + 1))
+
+
+class _Cosines:
+    """The cosines of TF-IDF of rows to forget and others: of whole rows, and of answers."""
+
+    def __init__(self, known: Sequence[Question], others: Sequence[Question]) -> None:
+        vectorizer = TfidfVectorizer(sublinear_tf=True, tokenizer=terms, token_pattern=None)
+        try:
+            vectorizer.fit(one.text for part in (known, others) for one in part)
+        except ValueError:  # scikit-learn's way to say that there is no term
+            vectorizer.fit(["none"])
+        of_known, of_others = ([one.text for one in part] for part in (known, others))
+        self.texts = vectorizer.transform(of_known), vectorizer.transform(of_others)
+        of_known, of_others = ([one.answer for one in part] for part in (known, others))
+        self.answers = vectorizer.transform(of_known), vectorizer.transform(of_others)
+
+    def near_duplicates(self) -> Any:
+        """Whether each of the others is like a row to forget, or answers like one, bool (m,)."""
+        found = np.zeros(self.answers[1].shape[0], dtype=bool)
+        for part in (self.texts, self.answers):
+            for chunk in _chunks(*part):
+                found |= (chunk >= NEAR_DUPLICATE).any(axis=0)
+        return found
+
+    def nearest(self, most: int, left_out: Any) -> list[list[int]]:
+        """
+        The others that have words in common with each row to forget, nearest first, so many at most.
+
+        Args:
+            left_out: which are not looked at, bool (m,).
+        """
+        found: list[list[int]] = []
+        for chunk in _chunks(*self.texts):
+            for row in chunk * ~left_out:
+                best = np.argsort(-row, kind="stable")[:most]
+                found.append(best[row[best] > 0].tolist())
+        return found
+
+
+def _chunks(known: Any, others: Any) -> Iterator[Any]:
+    """Cosines of some of the first with all of the second, (chunk, m), chunk after chunk."""
+    size = max(1, CHUNK // max(1, others.shape[0]))
+    for start in range(0, known.shape[0], size):
+        yield (known[start : start + size] @ others.T).toarray()
+
+
+def _unlike(others: Sequence[Question], known: Sequence[Question]) -> list[int]:
+    """Which of the others say nothing that is known."""
+    same, near = _Known(known), _Cosines(known, others).near_duplicates()
+    return [i for i, one in enumerate(others) if not (near[i] or same.says(one))]
+
+
+def _nearest(others: Sequence[Question], known: Sequence[Question], wanted: int) -> list[int]:
+    """The others most like what is known that say none of it, as many of each row; ascending."""
+    cosines, same = _Cosines(known, others), _Known(known)
+    near = cosines.near_duplicates()
+    each = min(len(others), SPARE * max(FEWEST_NEIGHBOURS, -(-wanted // len(known))))
+    ranked = cosines.nearest(each, near)
+    found, seen = set[int](), set[int]()
+    for place in range(each):  # the nearest of each row, then the next of each
+        for i in (one[place] for one in ranked if place < len(one)):
+            if i not in seen and len(found) < wanted and not same.says(others[i]):
+                found.add(i)
+            seen.add(i)
+    return sorted(found)
+
+
+def _in_form(found: Sequence[Question], forget: Dataset, text_field: str) -> Dataset:
+    """The questions as rows like those to forget."""
+    columns = set(forget.column_names)
+    if not columns & {"prompt", "messages", "conversations"}:
+        return Dataset.from_dict({text_field: [one.text for one in found]})
+    pairs = [one if one.asked else _begun(one.answer) for one in found]
+    first = forget[0]
+    if "prompt" in columns and isinstance(first["prompt"], str):
+        space = re.match(r"\s*", str(first["completion"]))
+        led = space.group() if space else ""  # what stands between the two in plain text
+        return Dataset.from_dict(
+            {"prompt": [one.asked for one in pairs], "completion": [led + one.answer.strip() for one in pairs]}
+        )
+    asked = [[{"role": "user", "content": one.asked}] for one in pairs]
+    told = [[{"role": "assistant", "content": one.answer.strip()}] for one in pairs]
+    if "prompt" in columns:
+        return Dataset.from_dict({"prompt": asked, "completion": told})
+    return Dataset.from_dict({"messages": [[*both[0], *both[1]] for both in zip(asked, told, strict=True)]})
+
+
+def _begun(text: str) -> Question:
+    """A text as its beginning and what follows: after the first sentence, or in the middle of a single one."""
+    text = text.strip()
+    ends = [match.end() for match in re.finditer(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])", text)]
+    middle = text.rfind(" ", 0, len(text) // 2) + 1 or len(text) // 2
+    at = next((end for end in ends if end < len(text)), middle)
+    return Question(text[:at].strip(), text[at:].strip())

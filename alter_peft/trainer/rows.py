@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows that a trainer is given, checked and under the names that TRL knows."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+
+from alter_peft.reading.canonical import BadCell, Row, canonical, cell, features
+from alter_peft.reading.chats import SAID, SPEAKER, answers
+from alter_peft.reading.columns import OTHERS, Taken, Unrecognised, choose
+from alter_peft.reading.rows import described, is_domain
+from alter_peft.reading.values import Unusable, filled, shown
+
+
+logger = logging.getLogger(__name__)  # not accelerate's, which needs a process state that is made later
+# What TRL reads, beside the column `dataset_text_field`
+INPUT_COLUMNS = {"prompt", "completion", "messages", "conversations", "input_ids", "labels", "completion_mask"}
+INPUT_COLUMNS |= {"assistant_masks", "tools", "chat_template_kwargs"}
+OF_CHATS = ("tools", "chat_template_kwargs")  # what TRL hands to the chat template
+BATCH = 1000  # rows that are in memory at once
+
+
+def checked_dataset(
+    name: str,
+    dataset: Any,
+    text_field: str,
+    formatting_func: Callable[[dict[str, Any]], str] | None = None,
+    answers_alone: bool = True,
+) -> Dataset:
+    """
+    The rows under the names that TRL knows, every value checked; what else they have is left alone.
+
+    Names that the field uses (`alter_peft/reading/columns.py`) are recognised, and numbers become text. Of chats every
+    turn of the assistant becomes a row, with all turns before it as its prompt.
+
+    Args:
+        name: the argument of the trainer, for messages.
+        text_field: the column of plain texts.
+        formatting_func: makes a text of a row, if there is one.
+        answers_alone: whether the assistant's turns alone are learned from, not a chat as a whole.
+
+    Raises:
+        ValueError: unless it is a non-empty map-style data set whose text can be told from its columns' names, and
+            every row of which has an answer, or a text.
+    """
+    if dataset is None:
+        raise ValueError(f"`{name}` is required: ALTER needs both the rows to forget and rows to retain.")
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"`{name}` is a {type(dataset).__name__}, but must be a `datasets.Dataset`: phase I passes over all rows "
+            "before training. Collect a stream with `Dataset.from_generator`, or choose one split of a `DatasetDict`."
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"`{name}` is empty. Give at least one row.")
+    if dataset.format["type"] == "custom":
+        raise ValueError(f"`{name}` has a transform (`with_transform`). Make its rows once and for all by `map`.")
+    dataset = dataset.with_format(None)
+    if formatting_func is not None:
+        return _formatted(name, dataset, text_field, formatting_func)
+    first = dataset.with_format("arrow")[:1].to_pylist()[0]
+    try:
+        taken = choose(dataset.column_names, first, text_field=text_field)
+    except Unrecognised as error:
+        raise ValueError(
+            f"`{name}` {error}. Rename them to 'prompt' and 'completion', to 'messages', or to {text_field!r} "
+            "(`dataset_text_field`), or pass `formatting_func`."
+        ) from error
+    return _named(name, dataset, _of_training(name, dataset, taken), text_field, answers_alone)
+
+
+def keep_input_columns(dataset: Dataset, text_field: str) -> Dataset:
+    """Without the columns that no trainer reads."""
+    return dataset.select_columns([c for c in dataset.column_names if c in INPUT_COLUMNS or c == text_field])
+
+
+def _formatted(name: str, dataset: Dataset, text_field: str, form: Callable[[dict[str, Any]], str]) -> Dataset:
+    texts = []
+    for number, row in enumerate(dataset):
+        try:
+            texts.append(filled(form(row)))
+        except Unusable as error:
+            raise ValueError(f"`formatting_func` made no text of row {number} of `{name}`, {error}.") from error
+    return Dataset.from_dict(
+        {text_field: texts} | ({"domain": dataset["domain"]} if "domain" in dataset.features else {})
+    )
+
+
+def _of_training(name: str, dataset: Dataset, taken: Taken) -> Taken:
+    """Without what the same rows are evaluated with, and sub-domains of other rows than those to forget."""
+    columns = {own: column for own, column in taken.columns.items() if own not in OTHERS}
+    maybe = taken.maybe_domain if name == "train_dataset" else None
+    if maybe is not None:
+        batches = dataset.select_columns(maybe).iter(BATCH)
+        values = Counter(None if value is None else str(value) for batch in batches for value in batch[maybe])
+        maybe = maybe if is_domain(values, len(dataset)) else None
+    left = taken.left if maybe == taken.maybe_domain else (*taken.left, str(taken.maybe_domain))
+    return replace(taken, columns=columns, maybe_domain=maybe, left=left)
+
+
+def _named(name: str, dataset: Dataset, taken: Taken, text_field: str, answers_alone: bool) -> Dataset:
+    """The rows under their names, made anew where values must change."""
+    domain = taken.columns.get("domain") or taken.maybe_domain
+    columns = {column: text_field if role == "text" else role for role, column in taken.columns.items()}
+    columns |= {domain: "domain"} if domain else {}
+    if taken.kind == "chats" and not answers_alone and taken.columns["messages"] == "conversations":
+        columns["conversations"] = "conversations"  # which TRL knows
+    kept = [column for column in OF_CHATS if column in dataset.column_names] if "chat" in taken.kind else []
+    taken = replace(taken, left=tuple(column for column in taken.left if column not in kept))
+    if _stays(dataset, taken, answers_alone):
+        own = dataset.select_columns([*columns])
+        for start in range(0, 0 if _is_free(dataset, taken) else len(dataset), BATCH):
+            for number, row in enumerate(own.with_format("arrow")[start : start + BATCH].to_pylist(), start=start):
+                _rows(name, number, row, taken)
+        named = dataset.select_columns([*columns, *kept])
+        named = named.rename_columns({column: to for column, to in columns.items() if column != to})
+    else:
+        named = _made_anew(name, dataset, taken, text_field, kept)
+    changed = any(column != to for column, to in columns.items())
+    if changed or taken.left or (taken.kind == "chats" and answers_alone):
+        logger.warning(f"`{name}`: {described(taken, named)}.")
+    return named
+
+
+def _stays(dataset: Dataset, taken: Taken, answers_alone: bool) -> bool:
+    """Whether the values are what TRL reads, so that their columns need other names at most."""
+    if taken.kind in ("tokens", "chat pairs"):
+        return True
+    if taken.kind == "chats":
+        return not answers_alone
+    texts = [column for role, column in taken.columns.items() if role in ("prompt", "completion", "text")]
+    whole = taken.kind in ("pairs", "text") and not taken.beside and "masked" not in taken.columns
+    return whole and all(_is_text(dataset.features[column]) for column in texts)
+
+
+def _is_free(dataset: Dataset, taken: Taken) -> bool:
+    """Whether the values are left to TRL and the chat template: token ids, and turns that hold more than texts."""
+    if "chat" not in taken.kind:
+        return taken.kind == "tokens"
+    return any(_turn_keys(dataset.features[column]) - {*SPEAKER, *SAID} for column in taken.columns.values())
+
+
+def _turn_keys(feature: Any) -> set[str]:
+    """What each turn of a chat holds."""
+    inner = feature[0] if isinstance(feature, list) else feature.feature if isinstance(feature, List) else None
+    return set(inner) if isinstance(inner, dict) else set()
+
+
+def _is_text(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+
+
+def _rows(name: str, number: int, row: Mapping[str, Any], taken: Taken, free: bool = False) -> list[Row]:
+    """As `canonical`, of a row of the data set; the turns of free chats stay as they are."""
+    try:
+        if not free:
+            return canonical(row, taken)
+        pairs = cell(row, taken.columns["messages"], answers)
+        domain = {"domain": row["domain"]} if "domain" in taken.columns else {}
+        return [{"prompt": before, "completion": answer} | domain for before, answer in pairs]
+    except BadCell as error:
+        raise ValueError(
+            f"`{name}` has {shown(error.value)} in row {number} of the column {error.column!r}, {error.problem}."
+        ) from error
+
+
+def _made_anew(name: str, dataset: Dataset, taken: Taken, text_field: str, kept: list[str]) -> Dataset:
+    """Rows whose values have to change: numbers, several columns in one, chats; `kept` goes along with each."""
+    made = dict(features(taken, "domain" in taken.columns or taken.maybe_domain is not None))
+    made = {text_field if column == "text" else column: feature for column, feature in made.items()}
+    made |= {column: dataset.features[column] for column in kept}
+    free = taken.kind == "chats" and _is_free(dataset, taken)
+    if free:
+        made |= dict.fromkeys(("prompt", "completion"), dataset.features[taken.columns["messages"]])
+
+    def convert(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
+        found: list[Row] = []
+        for number, values in zip(numbers, zip(*batch.values(), strict=True), strict=True):
+            row = dict(zip(batch, values, strict=True))
+            for one in _rows(name, number, row, taken, free):
+                one |= {column: row[column] for column in kept}
+                found.append(one | ({text_field: one["text"]} if "text" in one else {}))
+        return {column: [one.get(column) for one in found] for column in made}
+
+    names = dataset.column_names
+    return dataset.map(convert, batched=True, with_indices=True, remove_columns=names, features=Features(made))
