@@ -111,7 +111,7 @@ def test_flat_inputs_are_gated_and_owned_by_their_rows():
     layer = next(module for module in model.modules() if isinstance(module, AlterLinear))
     with context_of(model).supply(owner=torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])):
         logits(model)
-        context_of(model).flattens = True  # as OPT's decoder does
+        layer.flattens = True  # as OPT's do
         x, found = torch.randn(3, 12, layer.in_features), []
         for shaped in (x, x.flatten(0, 1)):
             model.zero_grad()
@@ -120,7 +120,7 @@ def test_flat_inputs_are_gated_and_owned_by_their_rows():
             gradients = [parameter.grad for parameter in layer.alter_B["default"].parameters()]
             found.append([output.flatten(0, -2), *gradients])
         torch.testing.assert_close(*found)
-        context_of(model).flattens = False  # as with experts that are given some of the tokens each
+        layer.flattens = False  # as with experts that are given some of the tokens each
         with pytest.raises(ValueError, match=r"input of shape \(36,\) .*exclude_modules"):
             layer(x.flatten(0, 1))
 

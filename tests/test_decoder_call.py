@@ -181,3 +181,24 @@ def test_a_state_space_model_with_and_without_its_states(family, router):
     )
     beams = {"num_beams": 3, "attention_mask": None}
     assert torch.equal(generated(model, **row, **beams), generated(model, **row, **beams, use_cache=False))
+
+
+# ---- batch neighbours and the cache ---------------------------------------------------------------------------------
+
+
+@gated
+def test_no_neighbour_and_no_cache_changes_an_answer(router):
+    """In float32: docs/peft_features.md has the shares in 16 bits."""
+    model = llama(8.0, **router)
+    lengths = [5, 9, 14, 6]
+    rows = [
+        torch.randint(4, VOCAB, (1, length), generator=torch.Generator().manual_seed(length)) for length in lengths
+    ]
+    width = max(lengths)
+    ids = torch.cat([torch.cat([torch.zeros(1, width - row.shape[1]).long(), row], dim=1) for row in rows])
+    mask = (ids > 0).long()
+    beside = generated(model, input_ids=ids, attention_mask=mask)[:, width:]
+    for use_cache in (True, False):
+        for row, found in zip(rows, beside, strict=True):
+            alone = generated(model, input_ids=row, attention_mask=torch.ones_like(row), use_cache=use_cache)
+            assert torch.equal(alone[0, row.shape[1] :], found)

@@ -26,7 +26,9 @@ from peft import (
 )
 from safetensors.torch import load_file, save_file
 from tiny_models import MLP, adapted, base_model, config, inputs, outputs
+from torch import distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import MambaConfig, MambaForCausalLM
 
 from alter_peft import AlterConfig
@@ -214,12 +216,18 @@ class Attention(nn.Module):
 
 @pytest.mark.parametrize("router", ["static", "context"])
 def test_layers_that_are_not_called_are_refused(router):
+    """Mamba's: on a CPU or in the kernels of a GPU."""
     sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
     targets = {"router": router, "target_modules": "all-linear"}
-    with pytest.raises(ValueError, match=r"out_proj'.*without calling.*`exclude_modules=\['out_proj'\]"):
+    names = ["mixer.dt_proj", "mixer.out_proj", "mixer.x_proj"]
+    with pytest.raises(ValueError, match=rf"{', '.join(names)} \(read without calling .*`exclude_modules=\['mixer"):
         get_peft_model(MambaForCausalLM(MambaConfig(**sizes)), AlterConfig(**targets))
-    rest = get_peft_model(MambaForCausalLM(MambaConfig(**sizes)), AlterConfig(**targets, exclude_modules=["out_proj"]))
-    assert {name.rpartition(".")[2] for name in adapted_names(rest)} == {"in_proj", "x_proj", "dt_proj"}
+    with pytest.raises(ValueError, match=r"mixer.dt_proj \(read without calling"):
+        get_peft_model(
+            MambaForCausalLM(MambaConfig(**sizes)), AlterConfig(router=router, target_modules=["in_proj", "dt_proj"])
+        )
+    rest = get_peft_model(MambaForCausalLM(MambaConfig(**sizes)), AlterConfig(**targets, exclude_modules=names))
+    assert {name.rpartition(".")[2] for name in adapted_names(rest)} == {"in_proj"}
     if router == "static":
         with pytest.raises(ValueError, match="MultiheadAttention reads its weight without calling it"):
             get_peft_model(Attention(), AlterConfig(router=router, target_modules=["out_proj"]))
@@ -275,3 +283,43 @@ def test_layers_to_transform_whatever_the_size_of_the_model(family, router, laye
     )
     assert 0 < len(adapted_names(excluded)) < len(names)
     assert not any("attn" in name.rsplit(".", 2)[1] for name in adapted_names(excluded))
+
+
+# Weights as FSDP 1 wraps them
+
+
+@pytest.fixture
+def one_process():
+    """A process group of one, as PEFT's own tests of FSDP make it."""
+    dist.init_process_group(backend="gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # FSDP 1 is deprecated, and wants a GPU
+@pytest.mark.parametrize(("family", "router"), [("llama", "context"), ("gpt2", "context"), ("llama", "static")])
+def test_weights_in_fsdp_1_are_read_saved_and_loaded(family, router, one_process):
+    """In their forward, the experts are no Parameters then but views of FSDP's own."""
+    model = adapted(family, router=router)
+    expected = outputs(model, family)
+    model = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+    torch.testing.assert_close(outputs(model, family), expected)
+    state = get_peft_model_state_dict(model)
+    assert not [key for key in state if "_fsdp_wrapped_module" in key]
+    loaded = adapted(family, seed=2, router=router)
+    set_peft_model_state_dict(loaded, state)
+    torch.testing.assert_close(outputs(loaded, family), expected)
+
+
+def test_one_config_loads_two_adapters(tmp_path):
+    """PEFT keeps the very object in both, so that what is done to an expert of one would be in the other's config."""
+    adapted("llama").save_pretrained(tmp_path)
+    own = PeftConfig.from_pretrained(tmp_path)
+    first, second = (PeftModel.from_pretrained(base_model("llama"), tmp_path, config=own) for _ in range(2))
+    first.base_model.delete_expert("forget_0")
+    first.base_model.set_expert_scale("forget_1", 0.0)
+    assert first.peft_config["default"].num_forget_experts == 1
+    for kept in (own, second.peft_config["default"]):
+        assert kept.num_forget_experts == 2 and kept.expert_scales is None
+    second.save_pretrained(tmp_path / "again")
+    assert PeftConfig.from_pretrained(tmp_path / "again").num_forget_experts == 2

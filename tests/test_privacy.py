@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import make_llama
+from tiny_tofu import write_tofu
 
 from alter_peft.privacy import telemetry_is_wanted
 
@@ -68,6 +69,9 @@ def place(tmp_path_factory, tokenizer):
     for name, rows in (("forget", ROWS), ("retain", [{**row, "prompt": f"Now: {row['prompt']}"} for row in ROWS])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "unseen.csv").write_text("prompt,completion\nWhere does Carl live?, In Oslo.\n")
+    question = {"question": "What is the sky?", "choices": ["blue", "green"], "answer": 0}
+    (folder / "questions.jsonl").write_text(json.dumps(question) + "\n")
+    write_tofu(folder / "tofu")
     return folder
 
 
@@ -80,6 +84,8 @@ def test_every_command_on_local_files_sends_nothing(place):
         "generate --adapter out --prompt Who? --max_new_tokens 2",
         "generate --adapter out --model base --prompt Who? --max_new_tokens 2",
         "evaluate --model base --adapter out --sets a=forget.jsonl --max_new_tokens 2 --output_file scores.json",
+        "evaluate --model base --tasks questions.jsonl --output_file choices.json",
+        "evaluate --model base --tofu tofu --answered 1 --rows 1 --max_new_tokens 2 --output_file tofu.json",
     ]
     assert tried_to_send(COMMANDS, place, json.dumps([line.split() for line in commands])) == []
 

@@ -290,6 +290,7 @@ def test_columns_that_are_given(tmp_path):
         {"prompt": "Who?", "completion": "Bob.", "domain": "x"},
         {"prompt": "What?", "completion": "That.", "domain": "y"},
     ]
+    assert "domain from 'kind'; left alone: ask, edge" in taken(source, columns={"text": "told", "domain": "kind"})
     assert rows_of(source, columns={"text": "told", "domain": ""}) == [{"text": "Bob."}, {"text": "That."}]
     refused(source, "['ask', 'edge', 'kind', 'told']", "no known format", "--columns prompt=question")
     refused(source, "no column 'tolt'", columns={"prompt": "ask", "completion": "tolt"})
@@ -297,6 +298,12 @@ def test_columns_that_are_given(tmp_path):
     for entry in ("prompt", "question=prompt", "prompt=a"):
         with pytest.raises(ValueError, match=f"`--columns` has '{entry}'"):
             parse_columns(["prompt=x", entry])
+
+
+def test_of_many_columns_some_are_named(tmp_path):
+    row = {"text": "x", **{f"c{i}": i for i in range(30)}}
+    said = taken(write(tmp_path / "a.json", json.dumps([row])))
+    assert said.endswith("left alone: c0, c1, c2, c3, c4, c5, c6, c7, and 22 more")
 
 
 def test_columns_of_several_sources(tmp_path):

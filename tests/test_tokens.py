@@ -9,9 +9,9 @@ from adapters import config
 from peft import LoraConfig, get_peft_model
 from test_page import checked
 
+from alter_peft.chat import chat_or_plain
 from alter_peft.entropy import tsallis_entropy
 from alter_peft.evaluation import Pair, encode_pair, score_answers
-from alter_peft.evaluation.answers import chat_or_plain
 from alter_peft.evaluation.seen_tokens import SeenTokens, observe_texts, observe_tokens
 from alter_peft.report.token_page import cloud, token_page
 

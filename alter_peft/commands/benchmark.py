@@ -30,7 +30,11 @@ SECTIONS = (
         "TOFU, or else books, or a task.",
         ["data", "split", "retain_rows", "rows", "requests", "books", "task_data", "tasks", "limit", "form"],
     ),
-    Section("how it is measured", "", ["answered", "max_new_tokens", "batch_size", "attacks", "relearning_rate"]),
+    Section(
+        "how it is measured",
+        "",
+        ["answered", "max_new_tokens", "batch_size", "chat_template_kwargs", "attacks", "relearning_rate"],
+    ),
 )
 
 

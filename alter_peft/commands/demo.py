@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 import warnings
@@ -23,6 +22,8 @@ from alter_peft.evaluation.answers import generate_answers, score_answers
 from alter_peft.trainer import AlterUnlearnConfig, AlterUnlearnTrainer
 from alter_peft.tuner import AlterConfig
 
+from .parser import CommandParser
+
 
 ASKED = {
     "to be forgotten": FORGET,
@@ -33,7 +34,7 @@ ASKED = {
 
 def demo(argv: Sequence[str]) -> Callable[[], None]:
     """What makes the model forget, and prints its answers before and after."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="alter-peft demo",
         description="SmolLM2-135M-Instruct knows many capitals. It forgets three of them, keeps the others, and says "
         "so: answers before and after are printed. Some minutes on two CPU cores; the model comes from the Hub, or "

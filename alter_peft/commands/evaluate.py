@@ -14,7 +14,7 @@ from .parser import OptionParser, Section, read_config
 
 
 SECTIONS = (
-    Section("the model", "", ["model", "adapter", "as_chat", "bf16"]),
+    Section("the model", "", ["model", "adapter", "as_chat", "chat_template_kwargs", "bf16"]),
     Section(
         "what is asked",
         "At least one of sets, tofu, books, tasks and task_data.",
@@ -55,6 +55,8 @@ def evaluate(argv: Sequence[str]) -> Callable[[], int | None]:
         evaluation = Evaluation(args)
     if evaluation.taken:
         print(*evaluation.taken, sep="\n", file=sys.stderr)
+    if evaluation.merge is not None:
+        print(f"`--model` {evaluation.merge}")
 
     def run() -> None:
         result = evaluation.run()

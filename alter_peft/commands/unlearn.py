@@ -10,12 +10,13 @@ from functools import partial
 from inspect import get_annotations
 from typing import Any, Literal
 
+import torch
 from peft import PeftConfig
 from transformers import AutoConfig
 from trl import SFTConfig
 
 from alter_peft.cli import MEASURED_AND_FAILED
-from alter_peft.evaluation.loading import loaded
+from alter_peft.evaluation.loading import load_model, load_tokenizer, loaded, merge_of
 from alter_peft.options import option
 from alter_peft.reading import COLUMNS_HELP, OFFERED, parse_columns, read_all
 from alter_peft.trainer import AlterUnlearnTrainer, UnlearnConfig, UnlearnTrainer
@@ -40,7 +41,11 @@ ROWS = {"train_dataset": "forget", "retain_dataset": "retain", "calibration_data
 class ScriptArguments:
     """What `alter-peft unlearn` works on."""
 
-    model: str = field(metadata={"help": "Folder or Hub id of the model that shall forget."})
+    model: str = field(
+        metadata={
+            "help": "Folder or Hub id of the model that shall forget; a LoRA adapter is merged into its base first."
+        }
+    )
     forget: str = field(
         metadata={"help": f"Rows to forget: a {OFFERED}, a folder of .txt, or a Hub data set (name:config:split)."}
     )
@@ -112,7 +117,7 @@ def unlearn(argv: Sequence[str]) -> Callable[[], int | None]:
 
 def _trainer(script: ScriptArguments, args: UnlearnConfig, adapter: Adapter, config: PeftConfig | None) -> Any:
     check_retain(script.retain, script.corpus)
-    loaded("model", script.model, AutoConfig.from_pretrained)
+    model, tokenizer = _model(script, args)
     retain = None if script.retain == AUTO else script.retain
     given = {
         "--forget": script.forget, "--retain": retain, "--calibration": script.calibration, "--corpus": script.corpus
@@ -130,13 +135,32 @@ def _trainer(script: ScriptArguments, args: UnlearnConfig, adapter: Adapter, con
     if args.process_index == 0:
         print(*taken, sep="\n")
     return adapter.trainer(
-        script.model,
+        model,
         args,
         train_dataset=sets["--forget"],
         retain_dataset=sets["--retain"],
         calibration_dataset=sets.get("--calibration"),
         peft_config=config,
+        processing_class=tokenizer,
     )
+
+
+def _model(script: ScriptArguments, args: UnlearnConfig) -> tuple[Any, Any]:
+    """The model and its tokenizer: a name, and TRL loads both as it likes, unless the model is itself an adapter."""
+    merge = merge_of("model", script.model)
+    if merge is None:
+        loaded("model", script.model, AutoConfig.from_pretrained)
+        return script.model, None
+    if script.adapter == "lora":  # AutoPeftModel would load it without the first one, and not say so
+        raise ValueError(
+            f"`model` is {script.model!r}, an adapter, on which PEFT cannot load a second one of plain LoRA. Merge it "
+            f"into its base model, {merge.base!r}, by `merge_and_unload()`, and give the folder of what is saved."
+        )
+    print(f"`--model` {merge}")
+    given: Any = args.model_init_kwargs or {}
+    options, args.model_init_kwargs = {"dtype": torch.float32, **given}, None  # the type is TRL's default
+    model = loaded("model", script.model, partial(load_model, **options))
+    return model, loaded("model", script.model, load_tokenizer)
 
 
 def _run(trainer: Any, adapter: Adapter, force: bool) -> int | None:

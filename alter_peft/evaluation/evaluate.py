@@ -22,7 +22,7 @@ from alter_peft.scoring import ScoredModel
 from .answers import check_lengths
 from .arguments import HOLDOUT, PARAPHRASED, EvaluateArguments, read_oracle
 from .attacks import ATTACKS, Rows, attack, check_rows
-from .loading import load, load_tokenizer, loaded
+from .loading import load, load_tokenizer, loaded, merge_of
 from .metrics import METRICS, check_model, guards_of
 from .results import STOPPED, Result, environment
 from .sets import read_sets
@@ -47,6 +47,7 @@ class Evaluation:
         self.files = {name: path for name, _, path in (entry.partition("=") for entry in args.sets)}
         self.sets, self.taken = read_sets(self.files, args.metrics, parse_columns(args.columns))
         self.oracles = [read_oracle(path) for path in args.oracles]
+        self.merge = merge_of("model", args.model)  # what the model is, if it is an adapter
         self.tokenizer = chat_or_plain(load_tokenizer(args.model, args.adapter), args.as_chat, args.template_kwargs)
         self.parts = {f"set: {name}": self._own_set(name) for name in self.sets} | self._tasks()
         metrics = {name for data in self.parts.values() for one in data.question_sets for name in one.metrics}

@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from .values import is_blank
+
 
 PASSAGE = 2000  # characters at most, some 500 tokens of English
 # Ends of a paragraph, of a sentence and of a word, in the order in which they are preferred
@@ -40,5 +42,5 @@ def _border(window: str) -> int:
 
 
 def _visible(text: str) -> Iterator[str]:
-    if stripped := text.strip():
-        yield stripped
+    if not is_blank(text):
+        yield text.strip()

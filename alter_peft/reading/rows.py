@@ -27,6 +27,9 @@ from .values import shown
 MOST_DOMAINS = 20  # as many as are looked for where none are named (alter_peft/subdomains.py)
 
 
+MOST_LEFT = 8  # columns that are named as left alone
+
+
 class Rows(NamedTuple):
     """
     What was read.
@@ -182,6 +185,8 @@ def described(taken: Taken, dataset: Dataset) -> str:
     line = ", ".join(parts)
     if taken.kind == "chats":
         line += f"; the assistant's turns alone count ({len(dataset)}), each with all before it as its prompt"
+    if len(left) > MOST_LEFT:
+        left = [*left[:MOST_LEFT], f"and {len(left) - MOST_LEFT} more"]
     return f"{line}; left alone: {', '.join(left)}" if left else line
 
 

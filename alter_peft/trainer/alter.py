@@ -276,8 +276,8 @@ class AlterUnlearnTrainer(UnlearnTrainer):
     def hidden_states(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """The decoder's last hidden states (B, T, k) under the gates, each expert learning from its own rows."""
         owner = nn.functional.one_hot(inputs["expert"], self.num_experts)
-        contexts: Any = self.scored.contexts
-        replay_in_checkpoints(self.scored.decoder, contexts)  # a static router has no hook that would
+        assert self.scored.contexts is not None
+        replay_in_checkpoints(self.scored.decoder, self.scored.contexts)  # a static router has no hook that would
         with self.gating.supply(self.adapter_name, inputs["entropy"], owner, learns_shared=False):
             return super().hidden_states(model, inputs)
 

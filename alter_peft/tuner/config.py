@@ -40,9 +40,9 @@ class AlterConfig(PeftConfig):
     )
     target_modules: list[str] | str | None = option(
         None,
-        'Names of the linear layers to adapt, a regular expression, or `"all-linear"`, which is also the default for '
-        "every architecture that LoRA has a default for. A gated router adapts the decoder layers from "
-        "`router_layer` up and leaves the others alone.",
+        'Names of the linear layers to adapt, a regular expression, or `"all-linear"`. By default all those of '
+        "a language model but those that cannot be adapted, which the log names, and LoRA's defaults of other models. "
+        "A gated router adapts the decoder layers from `router_layer` up and leaves the others alone.",
     )
     exclude_modules: list[str] | str | None = option(
         None, "Names (or a regular expression) of modules that are not adapted."

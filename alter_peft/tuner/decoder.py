@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+
+# Model types whose config has an `is_decoder` of False that nothing reads
+CAUSAL_ANYWAY = {"gpt_neox", "gpt_neox_japanese"}
 
 
 class Decoder(NamedTuple):
@@ -26,8 +30,12 @@ class LanguageModelHead:
         config = model.config.get_text_config()
         values = config.to_dict()
         self.softcap: float | None = values.get("final_logit_softcapping")
-        # Cohere; Falcon-H1; Granite and MiniCPM3 divide by `logits_scaling`, while HyperCLOVAX multiplies by it
+        # Cohere; Falcon-H1; Granite divides by `logits_scaling`, while HyperCLOVAX multiplies by it
         scale = values.get("logit_scale") or values.get("lm_head_multiplier")
+        if scale is None and values.get("logits_mup_width_multiplier"):  # Inkling
+            scale = 1.0 / values["logits_mup_width_multiplier"]
+        if scale is None and values.get("dim_model_base"):  # MiniCPM3
+            scale = values["dim_model_base"] / values["hidden_size"]
         if scale is None and values.get("logits_scaling"):
             scaling = values["logits_scaling"]
             scale = scaling if config.model_type == "hyperclovax" else 1.0 / scaling
@@ -102,13 +110,29 @@ def find_decoder(
             f"{user} needs a causal language model, but {type(model).__name__} does not generate: its "
             f"tokens see later ones, and gates may not. {fix}"
         )
+    _refuse_both_directions(model, user, fix)
     depth = model.config.get_text_config().num_hidden_layers
-    decoder = model.get_decoder()
-    for name, module in decoder.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            prefix = next(n for n, m in model.named_modules() if m is decoder)
-            return Decoder(decoder, module, f"{prefix}.{name}" if prefix else name)
+    names = {id(module): name for name, module in model.named_modules()}
+    head = model.get_output_embeddings()
+    for root in (model.get_decoder(), model):  # some models have no such method of their own, or take it for the head
+        for module in root.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == depth:
+                path = names[id(module)]
+                has_head = any(part is head for part in root.modules())
+                return Decoder(model.get_submodule(path.rpartition(".")[0]) if has_head else root, module, path)
     raise ValueError(f"{user} needs decoder layers, but {type(model).__name__} has no list of {depth} modules. {fix}")
+
+
+def _refuse_both_directions(model: PreTrainedModel, user: str, fix: str) -> None:
+    """Raise a `ValueError` for a model of BERT's kind that is not set up as a decoder."""
+    config = model.config.get_text_config()
+    values = config.to_dict()
+    if (values.get("is_decoder") is False and config.model_type not in CAUSAL_ANYWAY) or values.get("causal") is False:
+        switch = "is_decoder" if "is_decoder" in values else "causal"
+        raise ValueError(
+            f"{user} needs a causal language model, but this {type(model).__name__} reads in both directions, and "
+            f"gates may not depend on later tokens. Load it with `{switch}=True`, if it was trained so. {fix}"
+        )
 
 
 def last_hidden_states(model: nn.Module, decoder: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -117,6 +141,20 @@ def last_hidden_states(model: nn.Module, decoder: nn.Module, input_ids: Tensor, 
     A wrapper (DDP, FSDP) wants to see that pass; of the head's logits only the last position's are made.
     """
     tapped: list[Tensor] = []
-    with decoder.register_forward_hook(lambda module, args, output: tapped.append(output[0])):
+    with (
+        decoder.register_forward_pre_hook(
+            lambda module, args, kwargs: (args, with_all_tokens(kwargs)), with_kwargs=True
+        ),
+        decoder.register_forward_hook(lambda module, args, output: tapped.append(output[0])),
+    ):
         model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=1)
     return tapped[0]
+
+
+def with_all_tokens(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """
+    What a decoder is called with, so that every layer of it sees every token.
+
+    Gemma 4, of whose layers the last ones share the keys of earlier ones, drops there what no logits are made of.
+    """
+    return {**kwargs, "logits_to_keep": 0} if kwargs.get("logits_to_keep") else kwargs

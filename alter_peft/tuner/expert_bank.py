@@ -35,8 +35,8 @@ class ExpertBank(nn.Module):
         return ["retain", *(f"forget_{d}" for d in range(self.num_forget_experts))]
 
     def experts(self) -> list[nn.Parameter]:
-        """B_r, B_f^1, ..., B_f^N."""
-        return [self.get_parameter(name) for name in self.names()]
+        """B_r, B_f^1, ..., B_f^N; inside of FSDP 1 they are views of its flat parameter."""
+        return [getattr(self, name) for name in self.names()]
 
     def forward(self, h: Tensor, gates: Tensor, owner: Tensor | None, learn: bool = True) -> Tensor:
         """

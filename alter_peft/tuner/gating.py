@@ -48,9 +48,8 @@ class GateState(NamedTuple):
 class GatingContext:
     """The state of one base model in one thread, shared by its hooks and by all of its ALTER layers."""
 
-    def __init__(self, routers: list[AlterRouter], flattens: bool) -> None:
+    def __init__(self, routers: list[AlterRouter]) -> None:
         self.routers = routers
-        self.flattens = flattens
         self.num_layers = 0  # of the decoder, in this pass
         self.state = GateState(gates={})
         self.base_pass = False
@@ -125,8 +124,8 @@ class GatingContext:
         ]
 
     def flattened_batch(self, x: Tensor) -> int | None:
-        """B, if `x` is the (B T, k) that a decoder has made of its tokens in this pass; `None` if it is not."""
-        if not self.flattens or x.dim() != 2:
+        """B, if `x` is the (B T, k) that a decoder may have made of its tokens in this pass; `None` if it is not."""
+        if x.dim() != 2:
             return None
         gates = [self.state.gates[name] for _, name in self.active() if name in self.state.gates]
         if not gates:
@@ -164,7 +163,7 @@ class _Threads(threading.local):
     """`context`: the state of the thread that asks, made when it first does."""
 
     def __init__(self, contexts: GatingContexts) -> None:
-        self.context = GatingContext(contexts.routers, contexts.flattens)
+        self.context = GatingContext(contexts.routers)
 
 
 class GatingContexts:
@@ -172,12 +171,10 @@ class GatingContexts:
     The states of one base model, one for each thread.
 
     routers: of all decoder layers that have one.
-    flattens: whether the decoder's layers call some of their own on (B T, k), as OPT's do.
     """
 
-    def __init__(self, flattens: bool = False) -> None:
+    def __init__(self) -> None:
         self.routers: list[AlterRouter] = []
-        self.flattens = flattens
         self._threads = _Threads(self)
 
     @property
@@ -186,8 +183,8 @@ class GatingContexts:
         return self._threads.context
 
     def __getstate__(self) -> dict[str, Any]:  # copies and pickles: no pass is under way in them
-        return {"routers": self.routers, "flattens": self.flattens}
+        return {"routers": self.routers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.routers, self.flattens = state["routers"], state["flattens"]
+        self.routers = state["routers"]
         self._threads = _Threads(self)

@@ -59,6 +59,7 @@ class AlterLayer(AlterTunerLayer):
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.kwargs = kwargs
+        self.flattens = False  # whether the decoder gives it all tokens as (B T, k), as OPT and shared experts do
 
         layer = self.get_base_layer()
         self.quantization_backend = resolve_quantization_backend(layer, **kwargs)
@@ -156,7 +157,7 @@ class AlterLinear(nn.Module, AlterLayer):
         y = W0 x + s sum_e g_e B_e A x (Eqs. 2, 6, 9).
 
         Args:
-            x: (B, T, k) or OPT's (B T, k) under a gated router, (..., k) under the static one.
+            x: (B, T, k), or (B T, k) where it `flattens`, under a gated router, (..., k) under the static one.
 
         Returns:
             y: (..., d), in the dtype of the base layer's output.
@@ -166,7 +167,7 @@ class AlterLinear(nn.Module, AlterLayer):
         result: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged or self.context.base_pass:
             return result
-        batch = self.context.flattened_batch(x)
+        batch = self.context.flattened_batch(x) if self.flattens else None
         if batch is None:
             return self._updated(x, result)
         return self._updated(x.unflatten(0, (batch, -1)), result.unflatten(0, (batch, -1))).flatten(0, 1)

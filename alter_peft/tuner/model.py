@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -12,7 +12,6 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, get_quantization_kwargs
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from alter_peft.registration import PREFIX
 
@@ -23,7 +22,18 @@ from .gating import GatingContexts
 from .hooks import DecoderHook, RouterHook
 from .layer import NO_FIXED_WEIGHT, AlterLayer, AlterLinear, contexts_of
 from .mixed_batch import RowAdapters, adapters_of_wrappers, check_adapter_names, copies_of_a_row
-from .targets import check_name, check_targets, refuse_split_weights, refuse_unfelt, refuse_unsupported, resolve_layers
+from .targets import (
+    check_name,
+    check_targets,
+    flattened_layers,
+    refuse_shared_weights,
+    refuse_split_weights,
+    refuse_unfelt,
+    refuse_ungateable,
+    refuse_unsupported,
+    resolve_layers,
+    suit_targets,
+)
 from .token_router import AlterRouter, AlterTunerLayer
 
 
@@ -60,8 +70,8 @@ class AlterModel(ExpertControl, BaseTuner):
     prefix: str = PREFIX
     tuner_layer_cls = AlterTunerLayer
     _add_modules_to_save_to_tie: Any = LoraModel._add_modules_to_save_to_tie
-    # "all-linear" wherever LoRA has a default: query and value alone are too little to forget by (docs/paper.md)
-    target_module_mapping: Any = dict.fromkeys(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, "all-linear")
+    # language models have "all-linear": query and value alone are too little to forget by (docs/paper.md)
+    target_module_mapping: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     def inject_adapter(
         self,
@@ -83,17 +93,19 @@ class AlterModel(ExpertControl, BaseTuner):
         self.peft_config[adapter_name] = config
         if config.num_forget_experts is None:
             config.num_forget_experts = 1
-        flattens = isinstance(model, PreTrainedModel) and model.config.get_text_config().model_type == "opt"
-        self.contexts = contexts_of(model) or GatingContexts(flattens)
+        self.contexts = contexts_of(model) or GatingContexts()
         self._decoder: Decoder | None = None
         if config.is_gated:
             self._decoder = find_decoder(model)
+            refuse_ungateable(model, self._decoder)
             resolve_layers(config, self._decoder)
             config.check_threshold(LanguageModelHead(model).vocab_size)
         if state_dict is not None:  # the router has its place already, whatever its keys say
             state_dict = {key: value for key, value in state_dict.items() if ".alter_router." not in key}
             if self._decoder is not None:
                 check_targets(state_dict, config, self._decoder)
+        suit_targets(model, config, self._decoder, self._check_target_module_exists)
+        self._flattened = flattened_layers(model)
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
         if self._decoder is not None:
             self._add_router(model, adapter_name, config, low_cpu_mem_usage)
@@ -102,7 +114,8 @@ class AlterModel(ExpertControl, BaseTuner):
         assert self._decoder is not None and config.router_layer is not None
         layer: Any = self._decoder.layers[config.router_layer]
         if not any(isinstance(hook, DecoderHook) for hook in self._decoder.module._forward_pre_hooks.values()):
-            hook = DecoderHook(self.contexts, LanguageModelHead(model), self._decoder)
+            text = model.config.get_text_config()
+            hook = DecoderHook(self.contexts, LanguageModelHead(model), self._decoder, text)
             self._decoder.module.register_forward_pre_hook(hook, with_kwargs=True)
         if not any(isinstance(hook, RouterHook) for hook in layer._forward_pre_hooks.values()):
             layer.token_router = AlterRouter(layer)
@@ -152,11 +165,12 @@ class AlterModel(ExpertControl, BaseTuner):
         if isinstance(target, AlterLayer):
             target.update_layer(adapter_name, config=config, **sizes)
             return
-        refuse_unfelt(self.model, parent, target_name, current_key)
+        refuse_unfelt(parent, target_name, current_key)
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         quantization = get_quantization_kwargs(self.model)
         refuse_unsupported(base, current_key, quantization)
         new_module = AlterLinear(target, adapter_name, self.contexts, config, **sizes, **quantization)
+        new_module.flattens = current_key in self._flattened
         if adapter_name not in self.active_adapters:
             new_module.requires_grad_(False)  # adding an adapter must not make it trainable
         self._replace_module(parent, target_name, new_module, target)
@@ -233,7 +247,7 @@ class AlterModel(ExpertControl, BaseTuner):
                 "`generate`, or `AlterConfig(router='static')`."
             )
 
-    def _refuse_unmergeable(self, names: Iterable[str]) -> None:
+    def _refuse_unmergeable(self, names: Collection[str]) -> None:
         for name in names:
             if name not in self.peft_config:
                 raise ValueError(f"Adapter {name!r} does not exist, only {sorted(self.peft_config)}.")
@@ -247,6 +261,7 @@ class AlterModel(ExpertControl, BaseTuner):
                     f"Adapter {name!r} cannot be merged under the temporary scales of `experts`. Leave the context, "
                     "or scale the expert by `set_expert_scale`."
                 )
+        refuse_shared_weights(self.model, set(names))
 
     def _unload_and_optionally_merge(
         self,

@@ -72,8 +72,8 @@ def _moving_average(hidden: Tensor, valid: Tensor, decay: float, past: Context |
 
     def left(later: list[Tensor], earlier: list[Tensor]) -> Tensor:
         """What is left of an earlier position's weight at a later one; nothing in another text."""
-        share = decay ** (later[0] - earlier[0]).clamp(min=0)
-        return share if text is None else share * (later[1] == earlier[1])
+        share: Tensor = decay ** (later[0] - earlier[0]).clamp(min=0)
+        return share if text is None else share * later[1].eq(earlier[1])
 
     share = (left(_each(places, 3), _each(places, 2)) * used.unsqueeze(2)).tril()  # (B, m, t, s)
     sums, weights = share @ states, share.sum(dim=-1)

@@ -78,7 +78,8 @@ def fit_router(
     """
     if not router.retain_competes:
         of_forget = experts > 0
-        averages, entropy, experts = averages[of_forget], entropy[of_forget], experts[of_forget]
+        averages, entropy = (values[torch.as_tensor(of_forget)] for values in (averages, entropy))
+        experts = experts[of_forget]
     features = [router.features(averages, entropy, threshold)]
     if "none" in router.entropy_sources:
         features.append(router.features(averages, None, threshold))

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import re
-from typing import Any
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, TypeGuard
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -16,10 +20,23 @@ from alter_peft.registration import PREFIX
 
 from .config import AlterConfig
 from .decoder import Decoder
+from .probe import BATCH, LENGTH, uses_of_layers
 
 
-# Models whose fused kernels read `out_proj.weight`
-MAMBAS = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
+logger = logging.getLogger(__name__)
+
+BYPASSED = "(read without calling the layer, so that an adapter there would do nothing)"
+UNUSED = "(no gradient reaches them from text alone)"
+# Model type -> why a gated router cannot follow it, where `uses_of_layers` does not show it
+UNGATEABLE = {
+    "jetmoe": "its experts sort the tokens by their values",
+    "reformer": "its layers are reversible, and hold no gradient",
+}
+# Model type -> layers whose weights the fused kernels of accelerators read, which `uses_of_layers` does not see
+READ_BY_KERNELS = {
+    **dict.fromkeys(("mamba", "falcon_mamba"), ("x_proj", "dt_proj", "out_proj")),
+    **dict.fromkeys(("bamba", "falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h", "zamba2"), ("out_proj",)),
+}
 
 
 def refuse_split_weights(model: nn.Module) -> None:
@@ -33,6 +50,24 @@ def refuse_split_weights(model: nn.Module) -> None:
         )
 
 
+def refuse_shared_weights(model: nn.Module, adapter_names: Collection[str]) -> None:
+    """Raise a `ValueError` if one of these adapters is on a layer whose weight others have, too, as Zamba's blocks."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for _, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer) and set(adapter_names) & set(module._get_available_adapters()):
+            for _, parameter in module.get_base_layer().named_parameters(recurse=False):
+                shared = [other.removesuffix(".base_layer") for other in owners.get(id(parameter), ())]
+                if len(shared) > 1:
+                    raise ValueError(
+                        f"{shared[0]!r} and {shared[1]!r} have one weight in common, so that what is merged into the "
+                        "first would change the second, too. Keep the adapter unmerged, or make one without these "
+                        f"layers, by `exclude_modules=[{shared[0].rpartition('.')[2]!r}]`."
+                    )
+
+
 def check_name(adapter_name: str) -> None:
     """Raise a `ValueError` if an adapter would be named as an expert is."""
     if re.fullmatch(r"retain|forget_\d+", adapter_name):
@@ -42,16 +77,136 @@ def check_name(adapter_name: str) -> None:
         )
 
 
-def refuse_unfelt(model: nn.Module, parent: nn.Module, target_name: str, key: str) -> None:
-    """Raise a `ValueError` for a layer whose weight is read past its forward, as PEFT does for LoRA."""
-    config = model.config if isinstance(model, PreTrainedModel) else None
-    if isinstance(parent, nn.MultiheadAttention) or (
-        config is not None and config.model_type in MAMBAS and target_name == "out_proj"
-    ):
+def refuse_unfelt(parent: nn.Module, target_name: str, key: str) -> None:
+    """Raise a `ValueError` for a layer of PyTorch's attention, which reads its weight without calling it."""
+    if isinstance(parent, nn.MultiheadAttention):
         raise ValueError(
             f"Target module {key!r}: {type(parent).__name__} reads its weight without calling it, so that an "
             f"adapter there would do nothing. Exclude it, by `exclude_modules=[{target_name!r}]`."
         )
+
+
+def has_all_linear_by_default(model: nn.Module) -> bool:
+    """Whether `target_modules` defaults to "all-linear": for language models. Others have LoRA's defaults."""
+    return isinstance(model, PreTrainedModel) and model.can_generate()
+
+
+def _is_decoder(model: nn.Module) -> TypeGuard[PreTrainedModel]:
+    return isinstance(model, PreTrainedModel) and model.can_generate() and not model.config.is_encoder_decoder
+
+
+def flattened_layers(model: nn.Module) -> set[str]:
+    """The layers of a decoder that are given (B T, k), by name."""
+    return (
+        {name for name, use in uses_of_layers(model).layers.items() if use.is_flattened}
+        if _is_decoder(model)
+        else set()
+    )
+
+
+def refuse_ungateable(model: PreTrainedModel, decoder: Decoder) -> None:
+    """Raise a `ValueError` for a decoder whose layers, or what it goes on from, a gated router cannot follow."""
+    why = _why_ungateable(model, decoder)
+    if why is not None:
+        raise ValueError(
+            f"A gated `router` cannot follow {type(model).__name__}: {why}. Use `AlterConfig(router='static')`, which "
+            "works on any model with linear layers."
+        )
+
+
+def _why_ungateable(model: PreTrainedModel, decoder: Decoder) -> str | None:
+    config, uses = model.config.get_text_config(), uses_of_layers(model)
+    if config.model_type in UNGATEABLE:
+        return UNGATEABLE[config.model_type]
+    right = (BATCH, LENGTH, config.hidden_size)
+    for name, shape in uses.streams.items():
+        if name.rpartition(".")[0] == decoder.path and shape != right:
+            return f"its layers are given {shape} for (batch, length, width) = {right}"
+    if uses.own_memory is not None:
+        return f"it generates from a memory of its own ({uses.own_memory!r}), in which the router's has no place"
+    inside = {name for name in uses.layers if name.startswith(f"{decoder.path}.")}
+    if inside and inside == set(unfit_layers(model, decoder)):
+        return "none of its layers is given one vector for each row and token alone"
+    return None
+
+
+def unfit_layers(model: nn.Module, decoder: Decoder | None) -> dict[str, str]:
+    """
+    The layers that no adapter can have, by name, and why.
+
+    Args:
+        decoder: of a gated router, which adapts its layers alone and needs to know the row and the position of each
+            of their inputs; `None` for the static one.
+    """
+    if not _is_decoder(model):
+        return {}
+    kernels = READ_BY_KERNELS.get(model.config.get_text_config().model_type, ())
+    modules = {name: module for name, module in model.named_modules() if module is not model.get_output_embeddings()}
+    unfit = {}
+    for name, use in uses_of_layers(model).layers.items():
+        if name not in modules or (decoder is not None and not name.startswith(f"{decoder.path}.")):
+            continue
+        if use.is_read or name.rpartition(".")[2] in kernels:
+            unfit[name] = BYPASSED
+        elif not use.is_linear:
+            unfit[name] = "(returns more than one vector)"
+        elif decoder is not None and not (use.shapes and use.learns):
+            unfit[name] = UNUSED
+        elif decoder is not None and not (use.is_by_token or use.is_flattened):
+            shapes = " and ".join(map(str, dict.fromkeys(use.shapes)))
+            after = f", {use.next_shapes[0]} for the next one" if use.next_shapes else ""
+            unfit[name] = f"(inputs of shape {shapes} where rows and tokens are ({BATCH}, {LENGTH}){after})"
+    return unfit
+
+
+def suit_targets(
+    model: nn.Module, config: AlterConfig, decoder: Decoder | None, matches: Callable[[AlterConfig, str], Any]
+) -> None:
+    """
+    Fill in `target_modules`, and leave out by default what no adapter can have; that is said in one line of the log.
+
+    Args:
+        decoder: as for `unfit_layers`.
+        matches: whether a config takes the layer of this name.
+
+    Raises:
+        ValueError: the config takes such layers although it names its targets, or no layer can be adapted.
+    """
+    by_default = config.target_modules is None
+    if by_default and has_all_linear_by_default(model):
+        config.target_modules = "all-linear"
+    if config.target_modules is None:
+        return
+    unfit, asked = unfit_layers(model, decoder), copy.copy(config)
+    if config.target_modules == "all-linear":
+        asked.target_modules = set(unfit)  # type: ignore[assignment]  # PEFT lists all names later
+    short = _short_names(model, unfit)
+    taken = [name for name, why in unfit.items() if (by_default or why != UNUSED) and matches(asked, name)]
+    if not taken:
+        return
+    names = {short[name]: unfit[name] for name in taken}
+    reasons = "; ".join(
+        f"{', '.join(name for name in sorted(names) if names[name] == why)} {why}"
+        for why in sorted(set(names.values()))
+    )
+    if not by_default:
+        instead = "" if BYPASSED in names.values() else ", or use `AlterConfig(router='static')`"
+        raise ValueError(
+            f"`target_modules` takes layers of {type(model).__name__} that cannot be adapted: {reasons}. Exclude "
+            f"them, by `exclude_modules={sorted(names)}`{instead}."
+        )
+    logger.warning("Layers of %s that are left out, as they cannot be adapted: %s.", type(model).__name__, reasons)
+    if isinstance(config.exclude_modules, str):
+        config.exclude_modules = rf"(?:{config.exclude_modules})|(?:.*\.)?(?:{'|'.join(map(re.escape, names))})"
+    else:
+        config.exclude_modules = {*(config.exclude_modules or ()), *names}  # type: ignore[assignment]
+
+
+def _short_names(model: nn.Module, unfit: Iterable[str]) -> dict[str, str]:
+    """By full name, one that holds in every decoder layer, unless a layer that can be adapted is called so, too."""
+    fit = [name for name, _ in model.named_modules() if name not in unfit]
+    within = {name: re.sub(r"^.*?\.\d+\.", "", name) for name in unfit}
+    return {name: name if any(f.endswith(f".{short}") for f in fit) else short for name, short in within.items()}
 
 
 def refuse_unsupported(layer: nn.Module, key: str, quantization: dict[str, Any]) -> None:
