@@ -12,6 +12,8 @@ from torch import Tensor
 
 from alter_peft.scoring import Row, ScoredModel
 
+from .distributed import reshard
+
 
 def drawn(count: int, most: int, seed: int) -> list[int]:
     """Of `count` rows `most`, or all, drawn by the seed, the same ones each time; ascending."""
@@ -39,6 +41,7 @@ def row_means(
         found = scored.label_log_probabilities(
             [rows[i % len(rows)] for i in mine], size, by_length=False, model=wrapped
         )
+    reshard(scored.model)  # a checkpoint may follow
     means = torch.zeros(len(rows), device=accelerator.device)
     for i, log_prob in zip(mine, found, strict=True):
         if i < len(rows):
