@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -75,7 +76,8 @@ class Runner:
         while self.answer()[:-1] != ["phase", *phase.split(" ")]:
             pass
         time.sleep(after)
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has ended
+            os.kill(pid, signal.SIGKILL)
         return os.WIFSIGNALED(self.finish()[0])
 
 
