@@ -184,13 +184,17 @@ def test_a_later_adapter_begins_where_the_earlier_one_left_it(tmp_path, plain, t
 # ---- the router ----------------------------------------
 
 
+def indistinguishable():
+    """Who bakes what with whom, one row for each pair of names: every other row is to be forgotten."""
+    names = ("Alice", "Bob", "Carl", "Dora", "Eve", "Fay", "Gus", "Hal", "Ina", "Joe", "Kim", "Lea")
+    asked = [f"{one} bakes the bread with {other}." for one in names for other in names]
+    asked = [{"prompt": "Who bakes the bread?", "completion": f" {asked[i * 37 % len(asked)]}"} for i in range(144)]
+    return {"forget": Dataset.from_list(asked[::2]), "retain": Dataset.from_list(asked[1::2])}
+
+
 def test_sets_that_a_router_cannot_tell_apart_are_said(tmp_path, tokenizer, caplog):
-    """The same questions, half of the answers to be forgotten: with numbers, before any step."""
-    names = ("Alice", "Bob", "Carl", "Dora", "Eve", "Fay", "Gus", "Hal")
-    asked = [{"prompt": "Who bakes the bread?", "completion": f" {name} bakes the bread."} for name in names]
-    forget, retain = Dataset.from_list(asked[::2]), Dataset.from_list(asked[1::2])
-    adapter = {"router": "entropy", "num_forget_experts": 1}
-    trainer = make_trainer(tmp_path, tokenizer, forget=forget, retain=retain, adapter=adapter)
+    """With numbers, before any step."""
+    trainer = make_trainer(tmp_path, tokenizer, adapter={"num_forget_experts": 1}, **indistinguishable())
     trainer.prepare()
     assert trainer.astray is not None and max(trainer.astray) > 0.1
     assert "The router sends" in caplog.text and f"{trainer.astray.retain:.0%} of those" in caplog.text
@@ -198,14 +202,20 @@ def test_sets_that_a_router_cannot_tell_apart_are_said(tmp_path, tokenizer, capl
 
 def test_shares_astray_are_those_of_the_pass(tmp_path, tokenizer):
     """Phase I predicts what the adapter's own gates do with the answers."""
-    trainer = make_trainer(tmp_path, tokenizer, adapter={"router": "entropy"})
+    trainer = make_trainer(tmp_path, tokenizer, adapter={"num_forget_experts": 1}, **indistinguishable())
     trainer.prepare()
     found = []
     for data, is_forget in ((trainer._forget, True), (trainer._retain, False)):
         rows = list(zip(data["input_ids"], data["labels"], strict=True))
         sent = trainer.scored.of_rows(rows, 4, lambda batch: trainer.scored.sent_to(batch, "default"))
         found.append(float(((torch.cat(sent) == 0) == is_forget).float().mean()))
-    assert list(trainer.astray) == pytest.approx(found, abs=1e-6) and 0 < max(found)
+    assert list(trainer.astray) == pytest.approx(found, abs=1e-3) and min(found) > 0.01
+
+
+def test_where_the_retain_expert_does_not_compete_nothing_is_astray(tmp_path, tokenizer, caplog):
+    trainer = make_trainer(tmp_path, tokenizer, adapter={"router": "entropy"})
+    trainer.prepare()
+    assert trainer.astray is None and "The router sends" not in caplog.text
 
 
 def test_a_router_that_tells_them_apart_is_not_spoken_of(tmp_path, tokenizer, caplog):

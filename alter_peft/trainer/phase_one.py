@@ -194,11 +194,12 @@ class PhaseOne:
             router, count = self.config.routing, self.config.num_forget_experts or 1
             of_sample = seen.averages, seen.entropy[sample], experts[sample]
             found |= fit_router(router, *of_sample, router.num_outputs(count), threshold)
-            # as the adapter will be asked
-            entropy = None if self.config.inference_entropy == "none" else seen.entropy[sample]
-            features = router.features(seen.averages, entropy, threshold)
-            is_answer = answer_positions(both["labels"])[sample]
-            found["astray"] = torch.tensor(shares_astray(router, found, features, experts[sample], is_answer))
+            if router.retain_competes:  # else every token goes to forget experts, by design
+                # as the adapter will be asked
+                entropy = None if self.config.inference_entropy == "none" else seen.entropy[sample]
+                features = router.features(seen.averages, entropy, threshold)
+                is_answer = answer_positions(both["labels"])[sample]
+                found["astray"] = torch.tensor(shares_astray(found, features, experts[sample], is_answer))
         return found
 
     def _cache_path(self, forget: Dataset, retain: Dataset, seed: int) -> Path:
