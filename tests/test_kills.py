@@ -70,15 +70,16 @@ class Runner:
         assert status == 0, self.log.read_text()[-5000:]
         return result
 
-    def killed_in(self, phase: str, after: float, **options: Any) -> bool:
-        """Kills a training so many seconds after a phase began; whether it was still running."""
+    def killed_in(self, phase: str, after: float, **options: Any) -> str | None:
+        """Kills a training so many seconds after a phase began; the phase that it had come to, or `None` if it ended."""
         pid = self.order("train", **options)
         while self.answer()[:-1] != ["phase", *phase.split(" ")]:
             pass
         time.sleep(after)
         with suppress(ProcessLookupError):  # it has ended
             os.kill(pid, signal.SIGKILL)
-        return os.WIFSIGNALED(self.finish()[0])
+        status, _, began = self.finish()
+        return [phase, *began][-1] if os.WIFSIGNALED(status) else None
 
 
 @pytest.fixture
@@ -112,8 +113,9 @@ def test_fifty_kills(runner, tmp_path, capsys):
         version, phase = "ab"[kill % 2], PHASES[(kill // 2) % len(PHASES)]
         options = {"folder": str(folder), "version": version, "repo": REPO}
         forget_cache(folder)
-        while not runner.killed_in(phase, chance.random() * lasted[phase], **options):
+        while (at := runner.killed_in(phase, chance.random() * lasted[phase], **options)) is None:
             before = on_hub = version  # it was faster this time
+        phase = "pushing" if at == "end" else at
         found = runner.do("look", folder=str(folder / "out"), known=known)
         assert found in ({before} if phase in PHASES[:2] else {before, version}), (kill, phase, found)
         if REPO in runner.hub.repos and "adapter_config.json" in files_of(runner.hub):
