@@ -71,7 +71,7 @@ class Runner:
         return result
 
     def killed_in(self, phase: str, after: float, **options: Any) -> str | None:
-        """Kills a training so many seconds after a phase began; the phase that it had come to, or `None` if it ended."""
+        """Kills a training so many seconds after a phase began; the phase that it had come to, `None` if it ended."""
         pid = self.order("train", **options)
         while self.answer()[:-1] != ["phase", *phase.split(" ")]:
             pass
