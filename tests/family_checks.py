@@ -28,6 +28,7 @@ from alter_peft.tuner.layer import AlterLinear
 
 IDS = torch.randint(4, VOCAB, (3, 9), generator=torch.Generator().manual_seed(0))
 CLOSE = 0.01  # of the logits' standard deviation
+ROUNDING = 1e-4  # likewise: some kernels round by where their inputs lie in memory
 WRONG = "WRONG"
 DOCS = Path(__file__).parents[1] / "docs" / "peft_features.md"
 BEGIN, END = "<!-- families: begin -->\n", "<!-- families: end -->\n"
@@ -109,7 +110,7 @@ def unfelt_layers(model: PeftModel) -> list[str]:
 
 def is_saved_and_loaded(model: PeftModel, family: str, folder: Path) -> bool:
     model.save_pretrained(folder)
-    return torch.equal(logits(PeftModel.from_pretrained(tiny_model(family), folder).eval()), logits(model))
+    return gap(logits(PeftModel.from_pretrained(tiny_model(family), folder).eval()), logits(model)) < ROUNDING
 
 
 def is_trained(family: str, tokenizer: Any, folder: Path) -> bool:
@@ -132,7 +133,7 @@ def findings(family: str, tokenizer: Any, folder: Path) -> list[str]:
     base, found = tiny_model(family), []
     expected = logits(base)
     try:
-        if not torch.equal(logits(adapted(tiny_model(family), init_weights=True)), expected):
+        if gap(logits(adapted(tiny_model(family), init_weights=True)), expected) > ROUNDING:
             found.append(f"{WRONG}: a fresh adapter is not the base")
         model = adapted(base)
     except ValueError as error:
@@ -195,8 +196,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             found[family] = findings(family, tokenizer, Path(folder))
         print(family, found[family], flush=True)
-    before, _, rest = DOCS.read_text().partition(BEGIN)
-    DOCS.write_text(before + BEGIN + rendered(found) + END + rest.partition(END)[2])
+        before, _, rest = DOCS.read_text().partition(BEGIN)
+        DOCS.write_text(before + BEGIN + rendered(found) + END + rest.partition(END)[2])
 
 
 if __name__ == "__main__":

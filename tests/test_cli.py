@@ -31,6 +31,7 @@ RETAIN = [
 ]
 QUICK = ["--bf16", "false", "--max_steps", "2", "--logging_steps", "1", "--report_to", "none"]
 QUICK += ["--disable_tqdm", "true", "--dataloader_pin_memory", "false", "--entropy_quantile", "0.7"]
+QUICK += ["--force"]  # a random model knows no row
 
 
 def write_rows(path, rows):
@@ -85,8 +86,11 @@ def test_unlearn_then_generate(files, capsys):
     )
     out = capsys.readouterr().out
     assert "sub-domain person: 1 row to forget\nsub-domain recipe: 1 row to forget\n" in out
-    assert "forget_level: 0.1 (a guess)\n" in out and "reached" not in out
-    assert "loss/forget: " in out and f"adapter: {files['--output_dir']}" in out
+    assert "never seen: 0.100 (a guess" in out and "come to their level" not in out
+    assert re.search(r"^to forget:  [\d.e-]+ -> [\d.e-]+ \(2 rows\)$", out, re.MULTILINE), out
+    assert re.search(r"^astray: +[\d.]+% of the tokens to forget", out, re.MULTILINE), out
+    assert "2 steps, 2 epochs\n" in out and f"adapter: {files['--output_dir']}" in out
+    assert "loss/forget: " not in out  # these are in the log
     config = saved_config(files)
     assert config["r"] == 4 and set(config["target_modules"]) == {"q_proj", "v_proj"}
     assert config["rank_pattern"] == {"q_proj": 2} and config["domains"] == ["person", "recipe"]
@@ -112,8 +116,37 @@ def test_unlearn_says_what_it_found(files, tmp_path, capsys):
     out = capsys.readouterr().out
     for name in ("domain_1", "domain_2"):
         assert re.search(rf"^sub-domain {name}: 2 rows to forget \(\w+-\w+\)$", out, re.MULTILINE), out
-    assert re.search(r"^forget_level: \S+ \(measured on `calibration_dataset`\)$", out, re.MULTILINE), out
-    assert "reached: the forget rows have come to their level (epoch 1)\n" in out
+    assert re.search(r"^never seen: [\d.e-]+ \(1 row\)$", out, re.MULTILINE), out
+    assert "result:     forgotten: the rows to forget have come to their level\n" in out
+
+
+@pytest.mark.parametrize("kind", ["alter", "lora", "none"])
+def test_nothing_to_forget_is_a_status_of_its_own(files, tmp_path, capsys, kind):
+    """The three numbers, one sentence, and no training; `--force` trains all the same."""
+    given = flags(files) if kind == "alter" else plain_flags(files, "--adapter", kind)
+    given.remove("--force")
+    with pytest.raises(SystemExit) as stop:
+        main(given)
+    said = capsys.readouterr()
+    assert stop.value.code == 3 and not (tmp_path / "out" / "config.json").exists()
+    assert re.search(
+        r"before the training:\nto forget:  [\d.e-]+ \(2 rows\)\nnever seen: 0\.100 \(a guess.*\nto retain:  [\d.e-]+",
+        said.out,
+    )
+    assert said.err.count("The model does not know the rows to forget") == 1 and "--force" in said.err
+    assert "before -> after" not in said.out
+    main([*given, "--force"])
+    assert "before -> after" in capsys.readouterr().out
+
+
+def test_what_was_not_forgotten_is_a_status_of_its_own(files, capsys):
+    """A level far below what the random model gives the rows: known, and a rate of nearly 0 changes nothing."""
+    given = flags(files, "--forget_level", "1e-12", "--learning_rate", "1e-12", "--init_weights", "false")
+    with pytest.raises(SystemExit) as stop:
+        main(given)
+    out = capsys.readouterr().out
+    assert stop.value.code == 3 and "result:     not forgotten" in out
+    assert Path(files["--output_dir"], "adapter_config.json").is_file()  # saved, for whoever wants to look
 
 
 def test_a_run_is_resumed_from_its_last_checkpoint(files, tmp_path, capsys):
@@ -211,6 +244,7 @@ def test_flags_override_yaml(files, tmp_path):
         "report_to": "none",
         "top_k": 1,
         "entropy_quantile": 0.7,
+        "force": True,
     }
     options |= {"domains": ["person", "recipe"], "rank_pattern": {"q_proj": 3}, "modules_to_save": "lm_head"}
     options |= {

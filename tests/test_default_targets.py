@@ -8,6 +8,7 @@ import re
 
 import pytest
 import torch
+from adapters import context_of
 from conftest import make_llama
 from family_checks import IDS, adapted, gap, logits
 from peft import PeftModel, get_peft_model
@@ -17,7 +18,7 @@ from transformers import BertModel, MistralForSequenceClassification
 
 from alter_peft import AlterConfig
 from alter_peft.tuner.export import export_to_lora
-from alter_peft.tuner.layer import AlterLinear, context_of
+from alter_peft.tuner.layer import AlterLinear
 from alter_peft.tuner.probe import uses_of_layers
 
 

@@ -531,6 +531,7 @@ def test_saved_adapter(tmp_path, tokenizer):
     assert f'from_pretrained("{tmp_path / "out"}")' in card
     state = trainer.state
     assert f"| `epochs trained` | {state.epoch:g} ({state.global_step} steps) |" in card
+    assert "## Before and after" in card and all(line in card for line in trainer.summary().lines)
     assert "forget_level" not in card  # which the paper's loss does not have
     ids = torch.tensor([tokenizer("Where does Alice live? Alice lives in")["input_ids"]])
     again = PeftModel.from_pretrained(make_llama(len(tokenizer)), tmp_path / "out").eval()
@@ -611,7 +612,9 @@ def test_phase_one_runs_again_on_anything_else(tmp_path, tokenizer):
     assert base_passes(make_trainer(tmp_path, tokenizer, adapter={}, retain=retain_rows(7))) > 0
     assert base_passes(make_trainer(tmp_path, tokenizer, adapter={"entropy_q": 2.0})) > 0
     assert base_passes(make_trainer(tmp_path, tokenizer, adapter={"entropy_quantile": 0.5})) > 0
-    assert base_passes(make_trainer(tmp_path, tokenizer, adapter={"init_weights": False})) == 0  # the adapter's own
+    files = len(list((tmp_path / "cache" / "alter_peft").iterdir()))
+    make_trainer(tmp_path, tokenizer, adapter={"init_weights": False}).prepare()  # the adapter's own
+    assert len(list((tmp_path / "cache" / "alter_peft").iterdir())) == files == 7
 
 
 def test_phase_one_finds_the_same_entropy_whatever_its_batches(tmp_path, tokenizer, monkeypatch):
@@ -848,3 +851,38 @@ def test_each_row_of_a_batch_comes_to_its_own_profile(tmp_path, tokenizer):
     assert float(forget_term(scores, batch, masks, trainer.args.loss, {}, trainer.measured)) == pytest.approx(
         expected, rel=1e-5
     )
+
+
+def test_a_batch_before_the_training(tmp_path, tokenizer):
+    """Phase I is run for it, and not again."""
+    trainer = make_trainer(tmp_path, tokenizer, adapter={})
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert {"input_ids", "labels", "entropy", "expert", "row_id"} <= set(batch)
+    assert len(batch["expert"]) == 8 and (batch["expert"] == 0).sum() == 4
+    trainer.train()
+
+
+@pytest.mark.parametrize("form", ["torch", "numpy", "pandas", "arrow"])
+def test_data_sets_with_a_format(tmp_path, tokenizer, form):
+    """They are read as the plain ones are."""
+    found = []
+    for chosen in (None, form):
+        rows = {
+            name: data.with_format(chosen) for name, data in (("forget", forget_rows()), ("retain", retain_rows()))
+        }
+        others = {"eval_dataset": retain_rows().with_format(chosen)}
+        trainer = make_trainer(tmp_path, tokenizer, adapter={}, others=others, max_steps=1, **rows)
+        trainer.train()
+        assert trainer.evaluate()["eval_loss"] > 0
+        found.append(adapter_state(trainer))
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def test_tokenised_data_sets_with_a_format(tmp_path, tokenizer):
+    def rows(texts):
+        ids = [tokenizer(text)["input_ids"] for text in texts]
+        return Dataset.from_dict({"input_ids": ids, "domain": ["home"] * len(ids)}).with_format("torch")
+
+    forget, retain = rows(["Alice lives in Paris.", "Bob bakes bread."]), rows(["The sky is blue.", "Ice is cold."])
+    trainer = make_trainer(tmp_path, tokenizer, forget=forget, retain=retain, adapter={}, max_steps=1)
+    trainer.train()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -15,6 +16,7 @@ from peft import PeftConfig
 from transformers import AutoConfig
 from trl import SFTConfig
 
+from alter_peft.cli import MEASURED_AND_FAILED
 from alter_peft.evaluation.loading import load_model, load_tokenizer, loaded, merge_of
 from alter_peft.options import option
 from alter_peft.reading import COLUMNS_HELP, OFFERED, parse_columns, read_all
@@ -60,6 +62,7 @@ class ScriptArguments:
         "Rows like those to forget that the model never saw: they measure forget_level, or are the profiles of "
         "forget_loss=profile.",
     )
+    force: bool = option(False, "Train even if the model does not know the rows to forget.")
 
 
 def _print_subdomains(trainer: UnlearnTrainer) -> None:
@@ -107,7 +110,7 @@ def unlearn(argv: Sequence[str]) -> Callable[[], int | None]:
     with parser.in_flags(ROWS):
         checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, Path(str(args.checkpoint_dir)))
         trainer = _trainer(script, args, adapter, adapter.make(vars(arguments)))
-    return partial(_run, trainer, adapter, checkpoint)
+    return partial(_run, trainer, adapter, checkpoint, script.force)
 
 
 def _trainer(script: ScriptArguments, args: UnlearnConfig, adapter: Adapter, config: PeftConfig | None) -> Any:
@@ -158,19 +161,22 @@ def _model(script: ScriptArguments, args: UnlearnConfig) -> tuple[Any, Any]:
     return model, loaded("model", script.model, load_tokenizer)
 
 
-def _run(trainer: Any, adapter: Adapter, checkpoint: str | None) -> None:
-    args = trainer.args
-    if trainer.is_world_process_zero():
+def _run(trainer: Any, adapter: Adapter, checkpoint: str | None, force: bool) -> int | None:
+    args, main = trainer.args, trainer.is_world_process_zero()
+    if main:
         _print_subdomains(trainer)
+    trainer.prepare()
+    unknown = trainer.knowledge.warning
+    if main:
+        print("answer probability before the training:", *trainer.knowledge.lines, sep="\n")
+    if unknown and not force:
+        if main:
+            print(f"alter-peft unlearn: {unknown} `--force` trains all the same.", file=sys.stderr)
+        return MEASURED_AND_FAILED
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir)
-    if not trainer.is_world_process_zero():
-        return
-    final = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
-    for name, value in final.items():
-        print(f"{name}: {value:.6g}")
-    if args.forget_loss == "level":
-        print(f"forget_level: {trainer.measured.described_level}")
-    if trainer.reached:
-        print(f"reached: the forget rows have come to their level (epoch {trainer.state.epoch:g})")
-    print(f"{'model' if adapter.config is None else 'adapter'}: {args.output_dir}")
+    summary = trainer.summary()
+    if main:
+        print("answer probability before -> after:", *summary.lines, sep="\n")
+        print(f"{'model' if adapter.config is None else 'adapter'}: {args.output_dir}")
+    return None if summary.is_forgotten else MEASURED_AND_FAILED

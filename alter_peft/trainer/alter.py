@@ -170,6 +170,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         """
         if self._prepared:
             return
+        self._trained.keep(self.model)
         split = is_zero3_split(self.model)
         several, looks = self.accelerator.num_processes > 1, self.accelerator.is_main_process or split
         router = next((r for r in self.gating.routers if looks and self.adapter_name in r.alter_router), None)
@@ -177,20 +178,22 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         phase = PhaseOne(self.scored, self.alter_config, router, self.adapter_name, agree)
         size = max(1, self.args.per_device_eval_batch_size)
         found: dict[str, Tensor] = {}
-        unseen: list[Tensor] = []
+        unseen, as_given = list[Tensor](), list[list[Tensor]]()
         if looks:
             with self.accelerator.autocast(), gathering_layers(self.model):
                 found = phase.find(self._forget, self._retain, size, self.args.seed)
             unseen = self._log_probabilities(self._calibration, size, base=True)
+            if not self._begins_as_base:
+                as_given = [self._log_probabilities(rows, size) for rows in (self._forget, self._some_retain)]
         if several:
-            found, unseen = from_main_process((found, unseen))
+            found, unseen, as_given = from_main_process((found, unseen, as_given))
         forget, retain = phase.use(found, self._forget, self._retain)
-        known = list(phase.forget_log_probabilities)
-        if "reference" in self.args.loss.needs:
-            if looks and not self._begins_as_base:
-                known = self._log_probabilities(self._forget, size)
-            known = from_main_process(known) if several else known
-        self.measured = measure(self.args.loss, known, unseen, self.args.forget_level, self.args.seed)
+        of_base = phase.forget_log_probabilities
+        known, kept = as_given or (of_base, phase.retain_log_probabilities)
+        needed = known if "reference" in self.args.loss.needs else of_base
+        self.measured = measure(self.args.loss, needed, unseen, self.args.forget_level, self.args.seed)
+        self.astray = phase.astray
+        self._set_knowledge(known, kept, unseen)
         self.train_dataset = PairDataset(forget, retain)
         if self.alter_config.init_weights == "cluster" and looks:
             with gathering_layers(self.model):
@@ -359,6 +362,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
             base=self.scored.base.config._name_or_path,
             domains=self.alter_config.domains or [],
             options=options,
+            summary=self._outcome.lines if self._outcome is not None else (),
             place=self.hub_model_id or place,
             loading_options=on_hub if self.hub_model_id else {},
             dataset_name=dataset_name,

@@ -125,7 +125,9 @@ def _next_token(twin: Any, ids: Tensor, watch: _Watch, without_cache: set[str]) 
         with torch.no_grad(), watch:
             twin(input_ids=ids[:, :1], use_cache=True, **of_transformers)
     others = sorted(set(output) - without_cache - set(of_transformers))
-    return others[0] if others else None
+    if not others:
+        return None
+    return type(output[others[0]]).__name__ if isinstance(output[others[0]], Cache) else others[0]
 
 
 class _Guesses(TorchDispatchMode):

@@ -31,6 +31,8 @@ UNUSED = "(no gradient reaches them from text alone)"
 UNGATEABLE = {
     "jetmoe": "its experts sort the tokens by their values",
     "reformer": "its layers are reversible, and hold no gradient",
+    "xlm": "it has a cache for an encoder, too",
+    "xlnet": "it reads in any order",
 }
 # Model type -> layers whose weights the fused kernels of accelerators read, which `uses_of_layers` does not see
 READ_BY_KERNELS = {
