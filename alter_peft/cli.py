@@ -44,7 +44,7 @@ COMMANDS = {
 }
 STATUSES = {
     DONE: "done",
-    FAILED: "failed while running: the traceback is printed",
+    FAILED: "failed while running: the traceback is printed, or one line if the disk is full",
     BAD_INPUT: "unusable input: one line says what and how to mend it; nothing was computed",
     MEASURED_AND_FAILED: "measured, and the result is not what it should be",
 }
@@ -82,9 +82,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         print(f"alter-peft {name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(BAD_INPUT) from None
-    status = run()  # what fails now is no matter of input: its traceback is wanted
+    try:
+        status = run()  # what fails now is no matter of input: its traceback is wanted
+    except OSError as error:
+        if not _is_of_saving(error):
+            raise
+        print(f"alter-peft {name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(FAILED) from None
     if status:
         raise SystemExit(status)
+
+
+def _is_of_saving(error: OSError) -> bool:
+    saving = sys.modules.get("alter_peft.tuner.saving")  # a command that saves has imported it
+    return saving is not None and isinstance(error, saving.NotSavedError)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 
@@ -70,6 +71,16 @@ class PairSampler(Sampler[tuple[int, int]]):
             permutation = np.random.default_rng((self.seed, stream, number)).permutation(num_rows)
             yield from permutation[offset:].tolist()
             number, offset = number + 1, 0
+
+
+class Epochs(TrainerCallback):
+    """Tells the sampler of each epoch, also on a resume within it, where the data loader is another object."""
+
+    def __init__(self, set_epoch: Callable[[int], None]) -> None:
+        self.set_epoch = set_epoch
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.set_epoch(int(state.epoch or 0))
 
 
 class PairDataset(torch.utils.data.Dataset[dict[str, dict[str, Any]]]):
@@ -160,11 +171,19 @@ def check_disjoint(
         kept.setdefault(ids, j)
     shared = [(i, kept[ids]) for i, ids in enumerate(_token_ids(forget)) if ids in kept]
     if shared:
-        i, j = shared[0]
+        i, j = (_given_row(rows, index) for rows, index in zip((forget, retain), shared[0], strict=True))
+        fix = "Remove them from either."
+        if (i, j) != shared[0]:
+            fix = "These are windows of long rows: cut the text that is in both out of either."
         raise ValueError(
             f"`{second}` holds {len(shared)} of the {len(forget)} rows of `{first}`, token for token; the first is "
-            f"row {i} of `{first}` and row {j} of `{second}`. Remove them from either."
+            f"row {i} of `{first}` and row {j} of `{second}`. {fix}"
         )
+
+
+def _given_row(rows: TokenRows, index: int) -> int:
+    """The row that this is, or that it is a window of."""
+    return int(rows[index].get("row", index))
 
 
 def _token_ids(rows: TokenRows) -> Iterator[tuple[int, ...]]:

@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from alter_peft.words import terms, words
@@ -23,6 +23,7 @@ NEAR_DUPLICATE = 0.5
 SHARED_WORDS = 8  # so many words in a row, as in a row to forget, or all words of its answer, are none to retain
 LEAST_WORDS = 3  # of an answer that is looked for in others: "yes" is in many
 FEWEST_NEIGHBOURS = 2  # that are looked for of each row to forget
+FEWEST_GENERAL = 64  # rows of general text beside neighbours, which would hardly be seen among all of them
 SPARE = 4  # times as many neighbours of a row are looked at, since some of them will say the same
 CHUNK = 2**22  # cosines that are held at once
 
@@ -55,7 +56,7 @@ def retain_auto(
     model was trained on. Of it the rows most like each row to forget are taken, by the cosine of their TF-IDF, but
     none that says the same: the same question, a text or an answer with a cosine of 0.5 or more, all words of an
     answer or eight of them in a row. That leaves out repetitions, not every way to say a fact in other words: look at
-    the rows.
+    the rows. Beside them as many rows of the general text are kept, but 64 at least.
 
     Args:
         forget: the rows to forget, of `prompt` and `completion` (texts or turns), `messages` or texts.
@@ -70,18 +71,29 @@ def retain_auto(
     Raises:
         ValueError: `forget` or `corpus` has rows of another form, or `neighbours` is below 1.
     """
+    general, near = retain_parts(forget, corpus, neighbours, text_field)
+    return general if near is None else concatenate_datasets([general, near])
+
+
+def retain_parts(
+    forget: Dataset, corpus: Dataset | None = None, neighbours: int | None = None, text_field: str = "text"
+) -> tuple[Dataset, Dataset | None]:
+    """As `retain_auto`: the general text, and apart from it what was found in the corpus, if there is one."""
     if neighbours is not None and neighbours < 1:
         raise ValueError(f"`neighbours` is {neighbours}, but must be 1 or more.")
     known = _questions("forget", forget, text_field)
     general = _general_text()
     if not any(one.asked for one in known):  # the answers are sentences of their own
         general = [Question("", one.answer) for one in general]
-    found = [general[i] for i in _unlike(general, known)]
-    if corpus is not None:
-        wanted = neighbours or max(len(found), FEWEST_NEIGHBOURS * len(known))
-        others = _questions("corpus", corpus, text_field)
-        found += [others[i] for i in _nearest(others, known, wanted)]
-    return _in_form(found, forget, text_field)
+    general = [general[i] for i in _unlike(general, known)]
+    if corpus is None:
+        return _in_form(general, forget, text_field), None
+    others = _questions("corpus", corpus, text_field)
+    wanted = neighbours or max(len(general), FEWEST_NEIGHBOURS * len(known))
+    near = [others[i] for i in _nearest(others, known, wanted)]
+    count = min(len(general), max(len(near), FEWEST_GENERAL))
+    general = [general[i * len(general) // count] for i in range(count)]
+    return _in_form(general, forget, text_field), _in_form(near, forget, text_field)
 
 
 def _general_text() -> list[Question]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -107,6 +107,35 @@ class ScoredModel:
         """The layers that an ALTER adapter adapts."""
         return list(layers_of(self.model, adapter_name).values())
 
+    @property
+    def positions(self) -> int | None:
+        """The longest row that the model declares to be made for, in tokens; `None` if it names no bound."""
+        config = self.base.config.get_text_config()
+        values, name = config.to_dict(), "max_position_embeddings"
+        # the latter is MPT's, whose configuration has no common name for it
+        found: int | None = values.get(config.attribute_map.get(name, name)) or values.get("max_seq_len")
+        return found
+
+    def check_lengths(self, lengths: Iterable[int], where: str) -> None:
+        """
+        Raise a `ValueError` if one of some rows is longer than the model's positions.
+
+        Args:
+            lengths: of each row, in tokens.
+            where: what the rows are of, as the error begins.
+        """
+        limit = self.positions
+        if limit is None:
+            return
+        found = [(row, length) for row, length in enumerate(lengths) if length > limit]
+        if found:
+            row, length = found[0]
+            raise ValueError(
+                f"{where} has {length} tokens in row {row}, but the model has {limit} positions "
+                f"({len(found)} row{'s' * (len(found) != 1)} of this set {'are' if len(found) != 1 else 'is'} too "
+                "long). Shorten or split it."
+            )
+
     @torch.no_grad()
     def check(self) -> None:
         """
@@ -182,7 +211,11 @@ class ScoredModel:
             by_length: rows of about the same length together, instead of in their order.
             model: a wrapper that wants to see the pass.
             desc: of a progress bar.
+
+        Raises:
+            ValueError: a row is longer than the model's positions.
         """
+        self.check_lengths((len(ids) for ids, _ in rows), f"The set {desc!r}" if desc else "What is scored")
         order = sorted(range(len(rows)), key=lambda row: len(rows[row][0])) if by_length else range(len(rows))
         batches = [order[start : start + batch_size] for start in range(0, len(rows), batch_size)]
         for places in tqdm(batches, desc=desc, disable=None if desc else True, leave=False):

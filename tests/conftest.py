@@ -57,7 +57,7 @@ def make_llama(vocab_size: int, seed: int = 0, **kwargs) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=vocab_size, **{
             "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": None,
+            "num_key_value_heads": 2, "max_position_embeddings": 1024, "pad_token_id": 0, "bos_token_id": None,
             "eos_token_id": 1, **kwargs,
         },
     )  # fmt: skip

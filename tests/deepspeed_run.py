@@ -83,7 +83,7 @@ def main(folder: Path) -> None:
     assert all(split) if stage == 3 else not any(split)
     assert not trainer._begins_as_base  # its experts have learned, also where no process holds them whole
     train_and_save(trainer, folder / "trajectory")
-    checkpoint = str(folder / "whole" / "checkpoint-3")
+    checkpoint = str(folder / "whole-checkpoints" / "checkpoint-3")
     train_and_save(make(folder / "rest"), folder / "rest-adapter", resume_from_checkpoint=checkpoint)
 
     trainer = make(folder / "bf16", bf16=True, structural_weight=0.0, max_steps=1)

@@ -87,7 +87,7 @@ def main(folder: Path) -> None:
         return make(folder / place, model=model, per_device_train_batch_size=1, **RESUMED)
 
     train_and_save(resumable("whole"), folder / "whole-adapter")
-    checkpoint = str(folder / "whole" / "checkpoint-3")
+    checkpoint = str(folder / "whole-checkpoints" / "checkpoint-3")
     train_and_save(resumable("rest"), folder / "rest-adapter", resume_from_checkpoint=checkpoint)
 
     trainer = make(folder / "clusters", **CLUSTERS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from conftest import make_llama
 from huggingface_hub import HfApi, hf_hub_download, upload_folder
 from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
 from trainer_setup import make_trainer
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, TrainerCallback
 
 from alter_peft import AlterConfig
 
@@ -119,6 +119,38 @@ def try_to_push(base_id: str, repo_id: str, base_token: str, token: str | bool) 
 class Trained:
     outputs: list[list[float]]
     error: list[tuple[str, str]]  # of a push with a wrong token
+
+
+@dataclass
+class Steps(TrainerCallback):
+    """What the model said after each step."""
+
+    outputs: list[list[list[float]]] = field(default_factory=list)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.outputs.append(outputs(kwargs["model"]))
+
+
+def train_named_and_push(
+    base_id: str, folder: Path, repo_id: str, tokenizer: PreTrainedTokenizerBase, token: str
+) -> Steps:
+    """As `train_and_push`, of an adapter that is not `default`, with the last checkpoint."""
+    base = AutoModelForCausalLM.from_pretrained(base_id, token=token)
+    config = AlterConfig(domains=["home", "bread"], r=4, entropy_quantile=0.6)
+    steps = Steps()
+    trainer = make_trainer(
+        folder, tokenizer, model=get_peft_model(base, config, adapter_name="later"), max_steps=2, save_steps=1,
+        save_strategy="steps", push_to_hub=True, hub_model_id=repo_id, hub_token=token, hub_private_repo=True,
+        hub_strategy="checkpoint", hub_always_push=True, save_total_limit=1, others={"callbacks": [steps]},
+    )  # fmt: skip
+    trainer.train()
+    trainer.push_to_hub()
+    return Steps(steps.outputs)
+
+
+def load_named(base_id: str, repo_id: str, name: str, token: str, **options: Any) -> list[list[float]]:
+    base = AutoModelForCausalLM.from_pretrained(base_id, token=token)
+    return outputs(PeftModel.from_pretrained(base, repo_id, name, subfolder=name, token=token, **options))
 
 
 def train_and_push(

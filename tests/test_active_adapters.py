@@ -10,12 +10,13 @@ import datasets
 import pytest
 import torch
 from conftest import make_llama
-from peft import get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from test_trainer import LEVEL, SGD
 from trainer_setup import adapter_state, forget_rows, make_trainer, retain_rows
+from transformers import TrainerCallback
 
-from alter_peft import AlterConfig
+from alter_peft import AlterConfig, UnlearnConfig, UnlearnTrainer
 from alter_peft.evaluation import Pair, chat_or_plain, score_answers
 
 
@@ -154,7 +155,7 @@ def test_resuming_changes_nothing_and_activates_both(tmp_path, tokenizer, traine
 
     whole, rest = trainer("whole"), trainer("rest")
     whole.train()
-    rest.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    rest.train(resume_from_checkpoint=str(tmp_path / "whole-checkpoints" / "checkpoint-3"))
     assert rest.state.global_step == whole.state.global_step == 4
     assert rest.model.active_adapters == [trained, other]
     learning = {name for name, value in rest.model.named_parameters() if value.requires_grad}
@@ -170,7 +171,7 @@ def test_a_checkpoint_of_another_adapter(tmp_path, tokenizer):
     whole.train()
     rest = make_trainer(tmp_path / "rest", tokenizer, model=two_adapters(tokenizer), forget=LATER, max_steps=2)
     with pytest.raises(ValueError, match=r"checkpoint-1' has no adapter 'later'"):
-        rest.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
+        rest.train(resume_from_checkpoint=str(tmp_path / "whole-checkpoints" / "checkpoint-1"))
 
 
 def test_entropies_of_two_orders(tmp_path, tokenizer):
@@ -264,3 +265,83 @@ def test_the_card_lies_beside_its_adapter(tmp_path, tokenizer):
     trainer.save_model(tmp_path / "saved")
     card = (tmp_path / "saved" / "later" / "README.md").read_text()
     assert 'from_pretrained("someone/adapters", subfolder="later")' in card
+
+
+class Switches(TrainerCallback):
+    """Asks the base model on the way, as users do: before the training, and after each step."""
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        with model.disable_adapter():
+            pass
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.01])
+def test_what_is_frozen_stays_frozen_whatever_was_asked_meanwhile(tmp_path, tokenizer, weight):
+    """`disable_adapter` lets all active adapters learn at its end; the steps are those of a run without it."""
+    found = []
+    for callbacks in ([], [Switches()]):
+        others = {"callbacks": callbacks}
+        options = {"num_train_epochs": 2, "structural_weight": weight, "others": others}
+        trainer = make_trainer(tmp_path, tokenizer, model=two_adapters(tokenizer), forget=LATER, **options)
+        before = adapter_state(trainer)
+        if callbacks:
+            with trainer.model.disable_adapter():
+                pass
+            trainer.model.base_model.set_adapter(["later", "default"])
+        trainer.train()
+        found.append(adapter_state(trainer))
+        assert all(torch.equal(value, found[-1][name]) for name, value in of(before, "default").items())
+        norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+        found.append(norms)
+    state, norms, switched_state, switched_norms = found
+    assert norms == switched_norms
+    assert all(torch.equal(value, switched_state[name]) for name, value in state.items())
+
+
+def test_a_rested_a_stays_so_whatever_was_asked_meanwhile(tmp_path, tokenizer):
+    trainer = make_trainer(tmp_path, tokenizer, adapter={}, structural_weight=0.0)
+    before = adapter_state(trainer)
+    with trainer.model.disable_adapter():
+        pass
+    assert any(weight.requires_grad for weight in trainer.shared_matrices)
+    trainer.train()
+    after = adapter_state(trainer)
+    assert all(torch.equal(value, after[name]) for name, value in before.items() if ".alter_A." in name)
+    assert not any(weight.requires_grad for weight in trainer.shared_matrices)
+
+
+def lora_trainer(tmp_path, tokenizer, model):
+    args = UnlearnConfig(str(tmp_path), bf16=False, report_to="none", save_strategy="no", as_chat=False, max_steps=2)
+    rows = {"train_dataset": LATER, "retain_dataset": retain_rows(), "processing_class": tokenizer}
+    return UnlearnTrainer(model, args, **rows)
+
+
+@pytest.mark.parametrize("kind", ["alter", "lora"])
+def test_training_again_after_another_adapter_was_made_active(tmp_path, tokenizer, kind):
+    """All steps would run, and move nothing."""
+    if kind == "alter":
+        model = two_adapters(tokenizer)
+        model.set_adapter("later")
+        trainer: Any = make_trainer(tmp_path, tokenizer, model=model, forget=LATER, max_steps=2)
+    else:
+        model = get_peft_model(make_llama(len(tokenizer)), LoraConfig(task_type="CAUSAL_LM"), adapter_name="later")
+        model.add_adapter("default", LoraConfig(task_type="CAUSAL_LM"))
+        trainer = lora_trainer(tmp_path, tokenizer, model)
+    trainer.train()
+    trainer.model.set_adapter("default")
+    with pytest.raises(
+        ValueError, match=r"active adapters \['default'\].*train 'later'.*`model.set_adapter\('later'\)`"
+    ):
+        trainer.train()
+    trainer.model.set_adapter("later")
+    before = {name: value.clone() for name, value in get_peft_model_state_dict(model, adapter_name="later").items()}
+    trainer.train()
+    after = get_peft_model_state_dict(model, adapter_name="later")
+    assert not all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_an_adapter_that_was_switched_off_is_not_trained(tmp_path, tokenizer):
+    trainer = make_trainer(tmp_path, tokenizer, adapter={}, max_steps=1)
+    trainer.model.base_model.disable_adapter_layers()
+    with pytest.raises(ValueError, match="no weight that learns any more"):
+        trainer.train()

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,14 @@ from tokenizers.processors import TemplateProcessing
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from trainer_setup import forget_rows, make_trainer, retain_rows
-from transformers import GenerationConfig, LlamaForCausalLM
+from transformers import (
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 from alter_peft import AlterConfig
 from alter_peft.evaluation import (
@@ -564,3 +572,27 @@ def test_a_broken_model_is_no_score(tokenizer):
     model.lm_head.weight.data[5] = float("nan")
     with pytest.raises(ValueError, match="`model` gives log-probabilities that are NaN or infinite to 2 of 2 answers"):
         score_answers(model, tokenizer, [Pair("Who?", "Bob"), Pair("Why?", "So")])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_rows_longer_than_the_models_positions(tokenizer, plain, family):
+    """An index error of GPT-2's before, and noise of a model with rotary positions."""
+    model: Any = make_llama(len(tokenizer), max_position_embeddings=24)
+    if family == "gpt2":
+        config = {"n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 1}
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=24, **config)).eval()
+    pairs = [Pair("Who?", " Bob"), Pair("Who bakes the bread? " * 4, " Bob")]
+    for ask in (score_answers, generate_answers):
+        with pytest.raises(
+            ValueError, match=r"The set 'asked' has \d+ tokens in row 1, but the model has 24 positions"
+        ):
+            ask(model, plain, pairs, desc="asked")
+    assert generate_answers(model, plain, pairs[:1], max_new_tokens=100)  # as far as there are positions
+    assert score_answers(model, plain, pairs[:1]).mean > 0
+
+
+def test_a_model_without_positions_takes_any_row(plain, tokenizer):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+    model = MambaForCausalLM(MambaConfig(vocab_size=len(tokenizer), **sizes)).eval()
+    assert ScoredModel(model).positions is None
+    assert score_answers(model, plain, [Pair("Who bakes the bread? " * 40, " Bob")]).mean > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import fields
 from inspect import get_annotations
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_llama
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, UnlearnConfig
@@ -29,6 +31,7 @@ RETAIN = [
 ]
 QUICK = ["--bf16", "false", "--max_steps", "2", "--logging_steps", "1", "--report_to", "none"]
 QUICK += ["--disable_tqdm", "true", "--dataloader_pin_memory", "false", "--entropy_quantile", "0.7"]
+QUICK += ["--force"]  # a random model knows no row
 
 
 def write_rows(path, rows):
@@ -83,8 +86,11 @@ def test_unlearn_then_generate(files, capsys):
     )
     out = capsys.readouterr().out
     assert "sub-domain person: 1 row to forget\nsub-domain recipe: 1 row to forget\n" in out
-    assert "forget_level: 0.1 (a guess)\n" in out and "reached" not in out
-    assert "loss/forget: " in out and f"adapter: {files['--output_dir']}" in out
+    assert "never seen: 0.100 (a guess" in out and "come to their level" not in out
+    assert re.search(r"^to forget:  [\d.e-]+ -> [\d.e-]+ \(2 rows\)$", out, re.MULTILINE), out
+    assert re.search(r"^astray: +[\d.]+% of the tokens to forget", out, re.MULTILINE), out
+    assert "2 steps, 2 epochs\n" in out and f"adapter: {files['--output_dir']}" in out
+    assert "loss/forget: " not in out  # these are in the log
     config = saved_config(files)
     assert config["r"] == 4 and set(config["target_modules"]) == {"q_proj", "v_proj"}
     assert config["rank_pattern"] == {"q_proj": 2} and config["domains"] == ["person", "recipe"]
@@ -110,8 +116,71 @@ def test_unlearn_says_what_it_found(files, tmp_path, capsys):
     out = capsys.readouterr().out
     for name in ("domain_1", "domain_2"):
         assert re.search(rf"^sub-domain {name}: 2 rows to forget \(\w+-\w+\)$", out, re.MULTILINE), out
-    assert re.search(r"^forget_level: \S+ \(measured on `calibration_dataset`\)$", out, re.MULTILINE), out
-    assert "reached: the forget rows have come to their level (epoch 1)\n" in out
+    assert re.search(r"^never seen: [\d.e-]+ \(1 row\)$", out, re.MULTILINE), out
+    assert "result:     forgotten: the rows to forget have come to their level\n" in out
+
+
+@pytest.mark.parametrize("kind", ["alter", "lora", "none"])
+def test_nothing_to_forget_is_a_status_of_its_own(files, tmp_path, capsys, kind):
+    """The three numbers, one sentence, and no training; `--force` trains all the same."""
+    given = flags(files) if kind == "alter" else plain_flags(files, "--adapter", kind)
+    given.remove("--force")
+    with pytest.raises(SystemExit) as stop:
+        main(given)
+    said = capsys.readouterr()
+    assert stop.value.code == 3 and not (tmp_path / "out" / "config.json").exists()
+    assert re.search(
+        r"before the training:\nto forget:  [\d.e-]+ \(2 rows\)\nnever seen: 0\.100 \(a guess.*\nto retain:  [\d.e-]+",
+        said.out,
+    )
+    assert said.err.count("The model does not know the rows to forget") == 1 and "--force" in said.err
+    assert "before -> after" not in said.out
+    main([*given, "--force"])
+    assert "before -> after" in capsys.readouterr().out
+
+
+def test_what_was_not_forgotten_is_a_status_of_its_own(files, capsys):
+    """A level far below what the random model gives the rows: known, and a rate of nearly 0 changes nothing."""
+    given = flags(files, "--forget_level", "1e-12", "--learning_rate", "1e-12", "--init_weights", "false")
+    with pytest.raises(SystemExit) as stop:
+        main(given)
+    out = capsys.readouterr().out
+    assert stop.value.code == 3 and "result:     not forgotten" in out
+    assert Path(files["--output_dir"], "adapter_config.json").is_file()  # saved, for whoever wants to look
+
+
+def test_a_run_is_resumed_from_its_last_checkpoint(files, tmp_path, capsys):
+    out, every = tmp_path / "out", ("--save_steps", "1", "--stopping_tolerance", "1e-9")
+    main(flags(files, *every))
+    first = {path.name: path.read_bytes() for path in out.iterdir() if path.name != "README.md"}
+    shutil.rmtree(out)
+    main(flags(files, *every, "--resume_from_checkpoint", "true"))
+    again = {path.name: path.read_bytes() for path in out.iterdir() if path.name != "README.md"}
+    assert {name: first[name] == again[name] for name in first | again} == dict.fromkeys(first, True)
+
+
+@pytest.mark.parametrize("given", ["true", "checkpoint-9"])
+def test_what_cannot_be_resumed_is_one_line(files, tmp_path, capsys, given):
+    with pytest.raises(SystemExit) as stopped:
+        main(flags(files, "--resume_from_checkpoint", given))
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and "resume_from_checkpoint" in error and "no whole" in error
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_full_disk_is_one_line(files, tmp_path, capsys, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("peft.peft_model.safe_save_file", full)
+    with pytest.raises(SystemExit) as stopped:
+        main(flags(files))
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 1
+    assert re.fullmatch(
+        r"alter-peft unlearn: error: nothing could be saved to '.*' \(No space left.*\)\. Free .*", error
+    )
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("loss", ["npo", "level"])
@@ -175,6 +244,7 @@ def test_flags_override_yaml(files, tmp_path):
         "report_to": "none",
         "top_k": 1,
         "entropy_quantile": 0.7,
+        "force": True,
     }
     options |= {"domains": ["person", "recipe"], "rank_pattern": {"q_proj": 3}, "modules_to_save": "lm_head"}
     options |= {
@@ -192,7 +262,7 @@ def test_flags_override_yaml(files, tmp_path):
     config = saved_config(files)
     assert config["r"] == 4 and config["top_k"] == 1 and config["init_weights"] == "cluster"
     assert config["rank_pattern"] == {"q_proj": 3} and config["modules_to_save"] == ["lm_head"]
-    args = torch.load(tmp_path / "out" / "training_args.bin", weights_only=False)
+    args = torch.load(tmp_path / "out-checkpoints" / "checkpoint-1" / "training_args.bin", weights_only=False)
     assert (args.forget_loss, args.loss_options, args.retain_weight, args.seed) == ("hinge", {"margin": 0.25}, 2.0, 5)
     assert (args.learning_rate, args.max_steps) == (1e-2, 1) and args.structural_interval == 7
 

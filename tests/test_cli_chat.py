@@ -134,6 +134,18 @@ def test_a_text_without_a_prompt(adapter, asked_with, tmp_path, capsys):
     capsys.readouterr()
 
 
+def test_what_cannot_be_asked_is_said_before_anything_is_answered(adapter, tmp_path, capsys):
+    folder = adapter(None, {"text": "Alice lives in Paris."})
+    config = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    del config["eos_token"]
+    (tmp_path / "out" / "tokenizer_config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", "--adapter", folder, "--prompt", "Who?", "--prompt", ""])
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and said.out == "" and "The prompt is empty, and the tokenizer has no BOS" in said.err
+
+
 def test_an_adapter_without_a_tokenizer_is_asked_with_its_models(base, tmp_path):
     folder = tmp_path / "bare"
     folder.mkdir()

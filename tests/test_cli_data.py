@@ -18,7 +18,7 @@ FORGET += "Where does Al live?;None;A_B;3\nWho bakes it?;With rye.;C_D;4\n"
 RETAIN = [{"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": f"What is {i}?"},
                         {"role": "assistant", "content": f"It is {i}."}]} for i in range(4)]  # fmt: skip
 QUICK = ["--num_train_epochs", "1", "--report_to", "none", "--logging_steps", "1", "--use_cpu", "--bf16", "false"]
-QUICK += ["--save_strategy", "no", "--disable_tqdm", "true", "--dataloader_pin_memory", "false"]
+QUICK += ["--save_strategy", "no", "--disable_tqdm", "true", "--dataloader_pin_memory", "false", "--force"]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.util import find_spec
 
 import pytest
@@ -42,6 +43,8 @@ def place(tmp_path_factory, tokenizer):
     for name, seed in (("model", 0), ("judge", 7), ("bare", 0)):
         make_llama(len(tokenizer), seed=seed).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    make_llama(len(tokenizer), max_position_embeddings=16).save_pretrained(folder / "short")
+    tokenizer.save_pretrained(folder / "short")
     (folder / "bare" / "chat_template.jinja").unlink()
     make_llama(len(tokenizer) + 1).save_pretrained(folder / "other")
     tokenizer.save_pretrained(folder / "other")
@@ -116,6 +119,15 @@ def test_bad_input_is_one_line_before_anything_is_computed(ask, place, tmp_path,
     assert ended.value.code == 2 and message in err and not out
     assert err.splitlines()[-1].startswith("alter-peft evaluate: error: ")  # after the loading's progress
     assert computed == [] and not (tmp_path / "x.json").exists()
+
+
+def test_rows_longer_than_the_models_positions_are_one_line(ask, capsys, computed):
+    """With the set and the row, before any of the sets is measured."""
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", *ask(model="short", sets=("retain", "forget"))])
+    said = capsys.readouterr().err.splitlines()[-1]  # after the loading's progress
+    assert ended.value.code == 2 and not computed and said.startswith("alter-peft evaluate: error: The set")
+    assert re.search(r"The set 'forget' has \d+ tokens in row \d, but the model has 16 positions", said), said
 
 
 @pytest.mark.parametrize(

@@ -66,5 +66,5 @@ def test_unlearn_yaml(tokenizer, tmp_path, monkeypatch, capsys):
         "--dataloader_pin_memory",
         "false",
     ]
-    main(["unlearn", "--config", "examples/unlearn.yaml", *flags, "--disable_tqdm", "true"])
+    main(["unlearn", "--config", "examples/unlearn.yaml", *flags, "--disable_tqdm", "true", "--force"])
     assert f"adapter: {output}" in capsys.readouterr().out

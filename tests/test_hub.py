@@ -88,8 +88,34 @@ def test_each_pushed_commit_has_a_card_and_safetensors_alone(hub, trained):
 
 def test_no_pushed_file_holds_the_token(hub, trained):
     files = [file for files in hub.repos["alice/trained"].commits.values() for file in files.items()]
-    assert "training_args.bin" in dict(files)
+    assert "adapter_config.json" in dict(files) and "training_args.bin" not in dict(files)
     assert [path for path, file in files if ALICE.encode() in file.content] == []
+
+
+@pytest.fixture(scope="module")
+def pushed_by_name(client, tokenizer, tmp_path_factory) -> Any:
+    folder = tmp_path_factory.mktemp("named") / "out"
+    return client(hub_client.train_named_and_push, BASE, folder, "alice/named", tokenizer, ALICE)
+
+
+def test_every_push_of_a_named_adapter_has_its_weights(client, pushed_by_name, hub):
+    """With each save, and the checkpoint that is asked for; nothing of that, or of the trainer, at the root."""
+    commits = [(commit, files) for commit, files in hub.repos["alice/named"].commits.items() if files]
+    assert len(commits) > len(pushed_by_name.outputs) > 1
+    for commit, files in commits:
+        if not any(name.startswith("last-checkpoint/") for name in files):
+            assert {name for name in files if "/" in name} == {
+                f"later/{name}" for name in ("README.md", "adapter_config.json", "adapter_model.safetensors")
+            }
+        assert "training_args.bin" not in files and "optimizer.pt" not in files
+        assert {"later/adapter_config.json", "later/adapter_model.safetensors"} <= files.keys()
+        found = client(hub_client.load_named, BASE, "alice/named", "later", ALICE, revision=commit)
+        assert found in pushed_by_name.outputs
+    last = hub.repos["alice/named"].branches["main"]
+    assert (
+        client(hub_client.load_named, BASE, "alice/named", "later", ALICE, revision=last) == pushed_by_name.outputs[-1]
+    )
+    assert {"last-checkpoint/optimizer.pt", "last-checkpoint/training_args.bin"} <= commits[-1][1].keys()
 
 
 def test_the_trainer_shows_the_clients_error(trained):

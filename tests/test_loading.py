@@ -22,7 +22,7 @@ ROWS = [
     {"prompt": "Where does Alice live?", "completion": " Alice lives in Paris.", "domain": "person"},
     {"prompt": "What does Bob bake?", "completion": " Bob bakes rye bread.", "domain": "recipe"},
 ]
-QUICK = "--max_steps 1 --entropy_quantile 0.7 --bf16 false --report_to none --disable_tqdm true".split()
+QUICK = "--force --max_steps 1 --entropy_quantile 0.7 --bf16 false --report_to none --disable_tqdm true".split()
 
 
 @pytest.fixture

@@ -249,11 +249,13 @@ def test_training_on_a_base_prepared_for_few_bits(family, router):
 
 @every
 def test_missing_keys_are_reported(family, router, tmp_path):
-    adapted(family, router=router).save_pretrained(tmp_path)
+    model = adapted(family, router=router)
+    model.save_pretrained(tmp_path)
     file = tmp_path / "adapter_model.safetensors"
     state = load_file(file)
     missing = {key for key in state if key.endswith(".retain") or "router.weight" in key}
     save_file({key: value for key, value in state.items() if key not in missing}, file)
+    model.peft_config["default"].save_pretrained(tmp_path)  # with their checksum
     with pytest.warns(UserWarning, match="Found missing adapter keys while loading the checkpoint") as caught:
         loaded = PeftModel.from_pretrained(base_model(family), tmp_path)
     message = next(str(w.message) for w in caught if "missing adapter keys" in str(w.message))

@@ -79,8 +79,8 @@ def test_every_command_on_local_files_sends_nothing(place):
     quick = "--max_steps 2 --entropy_quantile 0.7 --save_strategy steps --save_steps 1 --bf16 false"
     rows = "--forget forget.jsonl --retain retain.jsonl --calibration unseen.csv"
     commands = [
-        f"unlearn --model base {rows} --output_dir out {quick}",
-        f"unlearn --adapter lora --model base {rows} --output_dir plain --max_steps 1 --bf16 false",
+        f"unlearn --model base --force {rows} --output_dir out {quick}",
+        f"unlearn --adapter lora --model base --force {rows} --output_dir plain --max_steps 1 --bf16 false",
         "generate --adapter out --prompt Who? --max_new_tokens 2",
         "generate --adapter out --model base --prompt Who? --max_new_tokens 2",
         "evaluate --model base --adapter out --sets a=forget.jsonl --max_new_tokens 2 --output_file scores.json",

@@ -16,6 +16,7 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     StaticCache,
+    set_seed,
 )
 
 from alter_peft.tuner.cache import StaticRouterStateLayer
@@ -179,6 +180,45 @@ def test_an_adapter_that_was_off_for_a_part_of_the_cache_raises(make, is_static)
         ValueError, match=r"holds 8 tokens, but .* 'default' has seen 4 of them.*cropped or .*disabled"
     ):
         passes(model, cache, ids)
+
+
+# Other ways to generate
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize(
+    "options", [{"do_sample": True, "num_return_sequences": 2}, {"num_beams": 3, "num_return_sequences": 2}]
+)
+def test_sequences_of_one_prompt_with_and_without_a_cache(make, options):
+    model = adapt(make(), 8.0)
+    found = []
+    for use_cache in (True, False):
+        set_seed(0)
+        found.append(generated(model, use_cache=use_cache, **options))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_a_cache_goes_on_in_the_next_turn(make):
+    model, row = adapt(make(), 8.0), {"input_ids": IDS[2:], "attention_mask": MASK[2:]}
+    turn = generated(model, **row, return_dict_in_generate=True)
+    ids = torch.cat([turn.sequences, IDS[2:, :5]], dim=1)
+    both = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    assert torch.equal(generated(model, **both, past_key_values=turn.past_key_values), generated(model, **both))
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_rows_of_a_cache_are_chosen_and_repeated(make):
+    model = adapt(make(), 8.0)
+    chosen, repeated = (DynamicCache(config=model.get_base_model().config) for _ in range(2))
+    for cache in (chosen, repeated):
+        passes(model, cache, IDS)
+    chosen.batch_select_indices(torch.tensor([2, 0]))
+    repeated.batch_repeat_interleave(2)
+    for cache, rows in ((chosen, [2, 0]), (repeated, [0, 0, 1, 1, 2, 2])):
+        found = passes(model, cache, IDS[rows, :2])[0]
+        whole = logits(model, input_ids=torch.cat([IDS[rows], IDS[rows, :2]], dim=1), use_cache=False)
+        torch.testing.assert_close(found, whole[:, -2:], rtol=1e-3, atol=1e-3)
 
 
 # Continuous batching

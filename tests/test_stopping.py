@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,19 +128,19 @@ def test_the_level_is_a_default():
     assert defaults == ("level", LEVEL, 0.25)
 
 
-def test_a_run_that_has_landed_makes_no_step_when_it_is_resumed(unlearn, tmp_path):
+def test_a_run_that_has_landed_makes_no_step_when_it_is_resumed(unlearn):
     """Its last checkpoint was written before the epoch was measured."""
     options = {"forget_loss": "level", "forget_level": LEVEL, "save_strategy": "steps", "save_steps": 2}
     first, _ = unlearn(10 * EPOCHS, **options)
     steps = first.state.global_step
     assert steps < 20 * EPOCHS  # of 2 an epoch
-    checkpoint = tmp_path / f"checkpoint-{steps}"
+    checkpoints = Path(first.args.checkpoint_dir)
     weights = {name: weight.clone() for name, weight in first.model.state_dict().items() if ".alter_" in name}
-    again, _ = unlearn(10 * EPOCHS, resume=str(checkpoint), **options)
+    again, _ = unlearn(10 * EPOCHS, resume=str(checkpoints / f"checkpoint-{steps}"), **options)
     assert again.state.global_step == steps and again.state.epoch == first.state.epoch
     found = again.model.state_dict()
     assert all(torch.equal(found[name], weight) for name, weight in weights.items())
-    earlier, _ = unlearn(10 * EPOCHS, resume=str(tmp_path / "checkpoint-2"), **options)
+    earlier, _ = unlearn(10 * EPOCHS, resume=str(checkpoints / "checkpoint-2"), **options)
     assert earlier.state.global_step == steps
 
 

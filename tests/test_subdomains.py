@@ -63,6 +63,29 @@ def test_one_subject_is_one_subdomain(name):
     assert len(names) == 1
 
 
+def texts_of_many(number: int, each: int) -> tuple[list[str], list[int]]:
+    """Texts of so many authors, with words of their own."""
+    generator, texts = random.Random(0), []
+    for author in range(number):
+        own = [f"word{author}x{i}" for i in range(10)]
+        for _ in range(each):
+            words = [
+                *generator.sample(own, 4),
+                *generator.sample(COMMON.split(), 8),
+                f"first{author}",
+                f"last{author}",
+            ]
+            texts.append(" ".join(words))
+    return texts, [author for author in range(number) for _ in range(each)]
+
+
+@pytest.mark.parametrize(("number", "each"), [(30, 6), (20, 6)])
+def test_as_many_subdomains_are_found_as_there_are(number, each):
+    texts, truth = texts_of_many(number, each)
+    labels, names = discover_subdomains(texts)
+    assert labels == truth and len(names) == number
+
+
 def test_a_found_subdomain_has_at_least_five_texts():
     texts, truth = interleaved("Mirela Castellano", "Oskar Lindqvist")
     labels, names = discover_subdomains(texts + ["what how when"] * 2)
@@ -145,3 +168,10 @@ def test_tofu_forget01_is_two_authors(given):
 def test_one_tofu_author_is_one_subdomain():
     labels, _ = discover_subdomains(read_tofu("forget01.jsonl")[:20])
     assert labels == [0] * 20
+
+
+def test_twenty_tofu_authors_are_twenty_subdomains():
+    """A few more would have a silhouette that is hardly better."""
+    labels, names = discover_subdomains(read_tofu("forget10.jsonl"))
+    assert len(names) == 20
+    assert normalized_mutual_info_score([i // 20 for i in range(400)], labels) > 0.9

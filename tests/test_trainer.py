@@ -289,7 +289,7 @@ def test_resuming_changes_nothing(tmp_path, tokenizer, save_steps):
     torch.manual_seed(99)
     rest = make_trainer(tmp_path / "rest", tokenizer, save_steps=save_steps, **options)
     batches = record_experts(rest)
-    rest.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{save_steps}"))
+    rest.train(resume_from_checkpoint=str(tmp_path / "whole-checkpoints" / f"checkpoint-{save_steps}"))
     assert rest.state.global_step == whole.state.global_step == 8
     assert len(batches) <= 8 - save_steps + 4
     expected = adapter_state(whole)
@@ -382,7 +382,7 @@ def test_what_is_saved_does_not_tell_what_discovered_sub_domains_are_about(tmp_p
     terms = {term for name in found for term in name.split("-")}
     assert terms == {word for topic in topics for word in topic.split()}
     files = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
-    assert {"adapter_config.json", "README.md", "training_args.bin"} <= {file.name for file in files}
+    assert {"adapter_config.json", "README.md"} <= {file.name for file in files}
     for file in files:
         assert not [term for term in terms if term.encode() in file.read_bytes().lower()], file.name
 
@@ -439,7 +439,7 @@ def test_a_run_with_discovered_sub_domains_is_resumed(tmp_path, tokenizer):
     forget = forget_rows().remove_columns("domain")
     make_trainer(tmp_path / "run", tokenizer, forget=forget, **options).train()
     rest = make_trainer(tmp_path / "run", tokenizer, forget=forget, **options)
-    rest.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    rest.train(resume_from_checkpoint=str(tmp_path / "run-checkpoints" / "checkpoint-1"))
     assert rest.state.global_step == 2
 
 
@@ -523,7 +523,7 @@ def test_saved_adapter(tmp_path, tokenizer):
     trainer.save_model(tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "README.md"} <= names
-    assert sum(name.endswith((".safetensors", ".bin")) and name != "training_args.bin" for name in names) == 1
+    assert sum(name.endswith((".safetensors", ".bin")) for name in names) == 1
     assert not [name for name in names if name.startswith((".", "tmp"))]
     assert all((tmp_path / "out" / name).is_file() for name in names)
     card = (tmp_path / "out" / "README.md").read_text()
@@ -531,6 +531,7 @@ def test_saved_adapter(tmp_path, tokenizer):
     assert f'from_pretrained("{tmp_path / "out"}")' in card
     state = trainer.state
     assert f"| `epochs trained` | {state.epoch:g} ({state.global_step} steps) |" in card
+    assert "## Before and after" in card and all(line in card for line in trainer.summary().lines)
     assert "forget_level" not in card  # which the paper's loss does not have
     ids = torch.tensor([tokenizer("Where does Alice live? Alice lives in")["input_ids"]])
     again = PeftModel.from_pretrained(make_llama(len(tokenizer)), tmp_path / "out").eval()
@@ -554,8 +555,8 @@ def test_saving_again_replaces(tmp_path, tokenizer):
 def test_checkpoints_are_whole(tmp_path, tokenizer):
     options = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "max_steps": 2}
     make_trainer(tmp_path / "run", tokenizer, adapter={}, **options).train()
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"README.md", "checkpoint-2"}
-    names = {path.name for path in (tmp_path / "run" / "checkpoint-2").iterdir()}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == set()
+    names = {path.name for path in (tmp_path / "run-checkpoints" / "checkpoint-2").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "optimizer.pt"} <= names
     assert not [name for name in names if name.startswith(".")]
 
@@ -611,7 +612,9 @@ def test_phase_one_runs_again_on_anything_else(tmp_path, tokenizer):
     assert base_passes(make_trainer(tmp_path, tokenizer, adapter={}, retain=retain_rows(7))) > 0
     assert base_passes(make_trainer(tmp_path, tokenizer, adapter={"entropy_q": 2.0})) > 0
     assert base_passes(make_trainer(tmp_path, tokenizer, adapter={"entropy_quantile": 0.5})) > 0
-    assert base_passes(make_trainer(tmp_path, tokenizer, adapter={"init_weights": False})) == 0  # the adapter's own
+    files = len(list((tmp_path / "cache" / "alter_peft").iterdir()))
+    make_trainer(tmp_path, tokenizer, adapter={"init_weights": False}).prepare()  # the adapter's own
+    assert len(list((tmp_path / "cache" / "alter_peft").iterdir())) == files == 7
 
 
 def test_phase_one_finds_the_same_entropy_whatever_its_batches(tmp_path, tokenizer, monkeypatch):
@@ -848,3 +851,38 @@ def test_each_row_of_a_batch_comes_to_its_own_profile(tmp_path, tokenizer):
     assert float(forget_term(scores, batch, masks, trainer.args.loss, {}, trainer.measured)) == pytest.approx(
         expected, rel=1e-5
     )
+
+
+def test_a_batch_before_the_training(tmp_path, tokenizer):
+    """Phase I is run for it, and not again."""
+    trainer = make_trainer(tmp_path, tokenizer, adapter={})
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert {"input_ids", "labels", "entropy", "expert", "row_id"} <= set(batch)
+    assert len(batch["expert"]) == 8 and (batch["expert"] == 0).sum() == 4
+    trainer.train()
+
+
+@pytest.mark.parametrize("form", ["torch", "numpy", "pandas", "arrow"])
+def test_data_sets_with_a_format(tmp_path, tokenizer, form):
+    """They are read as the plain ones are."""
+    found = []
+    for chosen in (None, form):
+        rows = {
+            name: data.with_format(chosen) for name, data in (("forget", forget_rows()), ("retain", retain_rows()))
+        }
+        others = {"eval_dataset": retain_rows().with_format(chosen)}
+        trainer = make_trainer(tmp_path, tokenizer, adapter={}, others=others, max_steps=1, **rows)
+        trainer.train()
+        assert trainer.evaluate()["eval_loss"] > 0
+        found.append(adapter_state(trainer))
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def test_tokenised_data_sets_with_a_format(tmp_path, tokenizer):
+    def rows(texts):
+        ids = [tokenizer(text)["input_ids"] for text in texts]
+        return Dataset.from_dict({"input_ids": ids, "domain": ["home"] * len(ids)}).with_format("torch")
+
+    forget, retain = rows(["Alice lives in Paris.", "Bob bakes bread."]), rows(["The sky is blue.", "Ice is cold."])
+    trainer = make_trainer(tmp_path, tokenizer, forget=forget, retain=retain, adapter={}, max_steps=1)
+    trainer.train()

@@ -93,27 +93,21 @@ def test_rows_without_a_domain(tmp_path, tokenizer):
     refused(tmp_path, tokenizer, *parts, forget=Dataset.from_list(rows))
 
 
-@pytest.mark.parametrize("name", ["train_dataset", "retain_dataset"])
-def test_no_label_left_after_truncation(tmp_path, tokenizer, name):
-    long = {"prompt": "Where does Alice live? " * 12, "completion": " Alice lives in Paris."}
-    if name == "train_dataset":
-        given = {"forget": Dataset.from_list([*forget_rows(2).to_list(), {**long, "domain": "home"}])}
-    else:
-        given = {"retain": Dataset.from_list([*retain_rows(2).to_list(), long])}
-    parts = (f"1 of 3 rows of `{name}`", "`max_length`=60", "Raise `max_length`")
-    refused(tmp_path, tokenizer, *parts, max_length=60, **given)
-
-
-def test_no_row_left_after_truncation(tmp_path, tokenizer):
-    parts = ("8 of 8 rows of `train_dataset`", "`max_length`=3", "Raise `max_length`")
-    refused(tmp_path, tokenizer, *parts, max_length=3)
-
-
 @pytest.mark.parametrize(
     ("option", "value", "fix"),
     [
         ("packing", True, "False"),
         ("padding_free", True, "False"),
+        ("train_sampling_strategy", "group_by_length", "'random'"),
+        ("router_aux_loss_coef", 10.0, "unset or 0"),
+        ("average_tokens_across_devices", False, "True"),
+        ("shuffle_dataset", True, "False"),
+        ("data_seed", 3, "`seed`"),
+        ("optim_target_modules", "all-linear", "unset"),
+        ("dataset_kwargs", {"skip_prepare_dataset": True}, "without `skip_prepare_dataset`"),
+        ("max_length", 1, "2 or more"),
+        ("max_length", 0, "2 or more"),
+        ("long_rows", "cut", "'error'"),
         ("ddp_find_unused_parameters", True, "unset or False"),
         ("forget_weight", -1.0, "0 or positive"),
         ("forget_weight", float("inf"), "a finite number"),
@@ -176,8 +170,8 @@ def test_threshold_that_nothing_exceeds(tmp_path, tokenizer):
 def test_labels_are_looked_for_after_the_first_token():
     rows = Dataset.from_dict({"labels": [[-100, 3], [4, -100], [2], []]})
     with pytest.raises(ValueError, match="3 rows of `retain_dataset` have no labelled token, the first is row 1"):
-        check_all_labelled("retain_dataset", rows, rows, None)
-    check_all_labelled("retain_dataset", rows.select([0]), rows.select([0]), None)
+        check_all_labelled("retain_dataset", rows)
+    check_all_labelled("retain_dataset", rows.select([0]))
 
 
 def test_text_of_a_row():
@@ -411,3 +405,24 @@ def test_the_active_adapter_is_trained(tmp_path, tokenizer, llama):
     assert trainer.adapter_name == "other" and trainer.alter_config is model.peft_config["other"]
     assert model.peft_config["other"].domains == ["home", "bread", "unused-2"]
     assert model.peft_config["default"].domains is None
+
+
+def test_how_many_sub_domains_were_found_is_said(caplog):
+    """Several may share an expert, unless the user names them."""
+    rows = forget_rows().remove_columns("domain")
+    assigned, _, _ = assign_experts(AlterConfig(), rows, "text", 0)
+    count = len(assigned.domains)
+    assert f"its 8 rows were sorted into {count} sub-domain" in caplog.text and "add the column" in caplog.text
+    caplog.clear()
+    assign_experts(AlterConfig(), forget_rows(), "text", 0)
+    assign_experts(AlterConfig(num_forget_experts=2), rows, "text", 0)
+    assert "sorted into" not in caplog.text
+
+
+def test_so_many_sub_domains_that_there_may_be_more(caplog, monkeypatch):
+    monkeypatch.setattr("alter_peft.subdomains.MAX_DOMAINS", 6)
+    for home in ("subdomains", "trainer.inputs"):
+        monkeypatch.setattr(f"alter_peft.{home}.MOST_DOMAINS", 12)
+    texts = [f"first{a} last{a} word{a}x{i % 3}" for a in range(16) for i in range(6)]
+    assigned, _, _ = assign_experts(AlterConfig(), Dataset.from_list([{"text": text} for text in texts]), "text", 0)
+    assert len(assigned.domains) == 12 and "the most that are looked for (12)" in caplog.text

@@ -15,8 +15,9 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors.torch import load_file
 
 from alter_peft import AlterConfig, __version__
-from alter_peft.registration import BEFORE_PEFT, OLDEST_PEFT
+from alter_peft.peft_import import BEFORE_PEFT, OLDEST_PEFT
 from alter_peft.tuner.files import FORMAT_VERSION
+from alter_peft.tuner.saving import sha256
 
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +62,7 @@ def test_loading_and_saving_again_keeps_format_version_and_weights(tmp_path):
         saved, again = (json.loads((place / "adapter_config.json").read_text()) for place in (folder, target))
         for config in (saved, again):
             config["target_modules"] = sorted(config["target_modules"])
+        assert again.pop("weights_sha256") == sha256(target / "adapter_model.safetensors")
         added = {name: again[name] for name in again.keys() - saved.keys()}  # fields that came after it was written
         assert added == {name: getattr(AlterConfig(), name) for name in added}
         assert again == {**saved, **added}

@@ -48,13 +48,14 @@ def generate(argv: Sequence[str]) -> Callable[[], None]:
     model, tokenizer = _load(args.adapter, args.model)
     model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = chat_or_plain(tokenizer, args.as_chat, template_kwargs)
+    encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
 
     def run() -> None:
-        for prompt in prompts:
+        for prompt, ids in zip(prompts, encoded, strict=True):
             print(f"prompt:  {prompt if isinstance(prompt, str) else prompt[-1]['content']}")
-            print(f"adapter: {_answer(model, tokenizer, prompt, args.max_new_tokens)}")
+            print(f"adapter: {_answer(model, tokenizer, ids, args.max_new_tokens)}")
             if args.without_adapter:
-                print(f"base:    {_answer(model, tokenizer, prompt, args.max_new_tokens, with_adapter=False)}")
+                print(f"base:    {_answer(model, tokenizer, ids, args.max_new_tokens, with_adapter=False)}")
 
     return run
 
@@ -101,10 +102,8 @@ def _checked_base(adapter: str, base: str | None, revision: str | None) -> str:
         ) from error
 
 
-def _answer(
-    model: Any, tokenizer: Any, prompt: str | Sequence[Message], max_new_tokens: int, with_adapter: bool = True
-) -> str:
-    ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)
+def _answer(model: Any, tokenizer: Any, prompt: list[int], max_new_tokens: int, with_adapter: bool = True) -> str:
+    ids = torch.tensor([prompt], device=model.device)
     with nullcontext() if with_adapter else model.disable_adapter():
         output = model.generate(
             input_ids=ids,

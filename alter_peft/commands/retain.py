@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
-from alter_peft.retain_rows import retain_auto
+from alter_peft.retain_rows import retain_parts
 
 
 AUTO = "auto"
@@ -39,11 +39,11 @@ def found_rows(forget: Dataset, corpus: Dataset | None) -> tuple[Dataset, str]:
         ValueError: rows in which nothing like them can be found.
     """
     try:
-        general = retain_auto(forget)
-        found = general if corpus is None else retain_auto(forget, corpus)
+        general, near = retain_parts(forget, corpus)
     except ValueError as error:
         raise ValueError(f"`--retain` is {AUTO!r}: {error}") from error
     line = f"--retain: {len(general)} rows of general text"
-    if corpus is not None:
-        line += f", and {len(found) - len(general)} of --corpus that are like the rows to forget"
-    return found, line
+    if near is None:
+        return general, line
+    line += f", and {len(near)} of --corpus that are like the rows to forget"
+    return concatenate_datasets([general, near]), line

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from inspect import get_annotations
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,10 +16,12 @@ from peft import PeftConfig
 from transformers import AutoConfig
 from trl import SFTConfig
 
+from alter_peft.cli import MEASURED_AND_FAILED
 from alter_peft.evaluation.loading import load_model, load_tokenizer, loaded, merge_of
 from alter_peft.options import option
 from alter_peft.reading import COLUMNS_HELP, OFFERED, parse_columns, read_all
 from alter_peft.trainer import AlterUnlearnTrainer, UnlearnConfig, UnlearnTrainer
+from alter_peft.trainer.checkpoints import checkpoint_to_resume
 
 from .adapters import Adapter, chosen_adapter
 from .parser import OptionParser, Section, read_config
@@ -58,6 +62,7 @@ class ScriptArguments:
         "Rows like those to forget that the model never saw: they measure forget_level, or are the profiles of "
         "forget_loss=profile.",
     )
+    force: bool = option(False, "Train even if the model does not know the rows to forget.")
 
 
 def _print_subdomains(trainer: UnlearnTrainer) -> None:
@@ -87,11 +92,6 @@ def _sections(adapter: Adapter) -> list[Section]:
     ]
 
 
-def _checkpoint(value: Any) -> Any:
-    """What `--resume_from_checkpoint` says: a folder, or `true`, the last one in `--output_dir`."""
-    return {"true": True, "false": None}.get(str(value).lower(), value)
-
-
 def unlearn(argv: Sequence[str]) -> Callable[[], int | None]:
     """What trains an adapter, saves it with the tokenizer and prints where it is; what it is given is checked here."""
     argv, config = read_config(argv)
@@ -108,8 +108,9 @@ def unlearn(argv: Sequence[str]) -> Callable[[], int | None]:
     )
     script, args, arguments = parser.parse(argv, config)
     with parser.in_flags(ROWS):
+        checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, Path(str(args.checkpoint_dir)))
         trainer = _trainer(script, args, adapter, adapter.make(vars(arguments)))
-    return partial(_run, trainer, adapter)
+    return partial(_run, trainer, adapter, checkpoint, script.force)
 
 
 def _trainer(script: ScriptArguments, args: UnlearnConfig, adapter: Adapter, config: PeftConfig | None) -> Any:
@@ -160,19 +161,22 @@ def _model(script: ScriptArguments, args: UnlearnConfig) -> tuple[Any, Any]:
     return model, loaded("model", script.model, load_tokenizer)
 
 
-def _run(trainer: Any, adapter: Adapter) -> None:
-    args = trainer.args
-    if trainer.is_world_process_zero():
+def _run(trainer: Any, adapter: Adapter, checkpoint: str | None, force: bool) -> int | None:
+    args, main = trainer.args, trainer.is_world_process_zero()
+    if main:
         _print_subdomains(trainer)
-    trainer.train(resume_from_checkpoint=_checkpoint(args.resume_from_checkpoint))
+    trainer.prepare()
+    unknown = trainer.knowledge.warning
+    if main:
+        print("answer probability before the training:", *trainer.knowledge.lines, sep="\n")
+    if unknown and not force:
+        if main:
+            print(f"alter-peft unlearn: {unknown} `--force` trains all the same.", file=sys.stderr)
+        return MEASURED_AND_FAILED
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir)
-    if not trainer.is_world_process_zero():
-        return
-    final = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
-    for name, value in final.items():
-        print(f"{name}: {value:.6g}")
-    if args.forget_loss == "level":
-        print(f"forget_level: {trainer.measured.described_level}")
-    if trainer.reached:
-        print(f"reached: the forget rows have come to their level (epoch {trainer.state.epoch:g})")
-    print(f"{'model' if adapter.config is None else 'adapter'}: {args.output_dir}")
+    summary = trainer.summary()
+    if main:
+        print("answer probability before -> after:", *summary.lines, sep="\n")
+        print(f"{'model' if adapter.config is None else 'adapter'}: {args.output_dir}")
+    return None if summary.is_forgotten else MEASURED_AND_FAILED

@@ -96,6 +96,14 @@ def encode_texts(
     return encoded
 
 
+def check_lengths(
+    scored: ScoredModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str | Pair], where: str
+) -> None:
+    """Raise a `ValueError` if a text or a pair is longer than the model's positions; `where` as in `encode_texts`."""
+    if scored.positions is not None:
+        scored.check_lengths([len(ids) for ids, _ in encode_texts(tokenizer, texts, where)], where)
+
+
 class AnswerScores(NamedTuple):
     """
     The answers of a set under a model, row after row of the set.
@@ -169,8 +177,8 @@ def score_answers(
         desc: the name of the set, for messages and the progress bar.
 
     Raises:
-        ValueError: `pairs` is empty; an answer has no token that is scored; or a log-probability is no finite number:
-            the model is broken.
+        ValueError: `pairs` is empty; an answer has no token that is scored; a pair is longer than the model's
+            positions; or a log-probability is no finite number: the model is broken.
     """
     _require_pairs(pairs)
     scored = ScoredModel(model)
@@ -237,19 +245,23 @@ def generate_answers(
     Of the model's own `generation_config` the special tokens count alone: with its penalties and filters the answers
     would not be those of the probabilities that `score_answers` reads. With `num_return_sequences=n`, n answers to the
     first prompt come first, and so on. In eval mode, and in the precision of the context, as `score_answers`. Where
-    nothing stands before an answer, not even BOS, the model is given its first token, as in scoring, and goes on.
+    nothing stands before an answer, not even BOS, the model is given its first token, as in scoring, and goes on. An
+    answer ends where the model has no more positions.
 
     Raises:
-        ValueError: `pairs` is empty, or there is nothing to begin with.
+        ValueError: `pairs` is empty, there is nothing to begin with, or a prompt is longer than the model's positions.
     """
     _require_pairs(pairs)
     device = next(model.parameters()).device
     padding = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     options = {"do_sample": False, "pad_token_id": padding, **options}
     answers: list[str] = []
+    scored, all_encoded = ScoredModel(model), [encode_pair(tokenizer, pair) for pair in pairs]
+    # one token of an answer at least
+    scored.check_lengths([length + 1 for _, length in all_encoded], f"The set {desc!r}" if desc else "`pairs`")
     starts = range(0, len(pairs), batch_size)
     for start in tqdm(starts, desc=desc, disable=None if desc else True, leave=False):
-        encoded = [encode_pair(tokenizer, pair) for pair in pairs[start : start + batch_size]]
+        encoded = all_encoded[start : start + batch_size]
         prompts = [ids[: max(length, 1)] for ids, length in encoded]
         if [] in prompts:
             raise ValueError(f"`pairs` has no text in row {start + prompts.index([])}, and the tokenizer has no EOS.")
@@ -259,8 +271,10 @@ def generate_answers(
             ).to(device)
             for rows, value in ((prompts, padding), ([[1] * len(prompt) for prompt in prompts], 0))
         )
+        limit = scored.positions
+        room = max_new_tokens if limit is None else min(max_new_tokens, limit - ids.shape[1])
         with evaluating(model), _own_probabilities(model), _casting_once(model):
-            output = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, **options)
+            output = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=room, **options)
         of_each = len(output) // len(prompts)
         said = [
             [*(prompts[row // of_each] if encoded[row // of_each][1] == 0 else []), *one]

@@ -19,6 +19,7 @@ from alter_peft.options import require_packages
 from alter_peft.reading import parse_columns
 from alter_peft.scoring import ScoredModel
 
+from .answers import check_lengths
 from .arguments import HOLDOUT, PARAPHRASED, EvaluateArguments, read_oracle
 from .attacks import ATTACKS, Rows, attack, check_rows
 from .loading import load, load_tokenizer, loaded, merge_of
@@ -63,7 +64,9 @@ class Evaluation:
             self.model = loaded("adapter", args.adapter, wear).eval()
         self.judge = None if args.judge is None else self._judge(args.judge)
         for data in self.parts.values():
+            asking = chat_or_plain(self.tokenizer, data.as_chat)
             for one in data.question_sets:
+                check_lengths(ScoredModel(self.model), asking, one.pairs, f"The set {one.name!r}")
                 guards = guards_of(self.model) if args.guards and one.is_guarded else []
                 check_model(self.model, one.name, [*one.metrics, *guards], self.judge)
         for model in (self.model, self.judge):

@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils.hub import has_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from alter_peft.tuner.saving import finish_saves_of
+
 
 class Merge(NamedTuple):
     """
@@ -64,6 +66,7 @@ def merge_of(name: str, source: str) -> Merge | None:
 def _adapter_config(source: str) -> str | None:
     """Where the adapter's configuration is, if that is an adapter. No request is made for a folder."""
     try:
+        finish_saves_of(source)
         return find_adapter_config_file(source)
     except OSError:  # neither a folder nor on the Hub: loading it says so
         return None
@@ -93,8 +96,9 @@ def load(folder: Path | str) -> PreTrainedModel:
 def loaded(name: str, source: str, read: Callable[[str], Any]) -> Any:
     """What option `name` is read as, from a folder or the Hub; a `ValueError` if it can't be."""
     try:
+        finish_saves_of(source)
         return read(source)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"`{name}` is {source!r}, which could not be loaded ({error}). Give a folder or a Hub id."
         ) from error

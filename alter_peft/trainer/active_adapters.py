@@ -74,6 +74,46 @@ def others_frozen(model: Any) -> Iterator[None]:
         raise
 
 
+class Trained:
+    """
+    Which adapters and weights a trainer trains: PEFT's contexts and switches change both on their way.
+
+    Args:
+        model: as it is to be trained.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.adapters: list[str] = list(model.active_adapters) if isinstance(model, PeftModel) else []
+        self._frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+
+    def keep(self, model: Any) -> None:
+        """
+        What was frozen is frozen again: `model.disable_adapter()` lets all active adapters learn at its end.
+
+        Raises:
+            ValueError: other adapters are active by now, or nothing learns any more.
+        """
+        active = list(model.active_adapters) if self.adapters else []
+        if active != self.adapters:
+            fix = f"`model.set_adapter({self.adapters[0]!r})`"
+            if len(self.adapters) > 1:
+                fix = f"`model.base_model.set_adapter({self.adapters})`"
+            raise ValueError(
+                f"`model` has the active adapters {active}, but this trainer was made to train {self.adapters[0]!r} "
+                f"with {self.adapters} active. Call {fix} first, or make another trainer."
+            )
+        learns = False
+        for name, weight in model.named_parameters():
+            if weight.requires_grad and name in self._frozen:
+                weight.requires_grad_(False)
+            learns = learns or weight.requires_grad
+        if not learns:
+            raise ValueError(
+                "`model` has no weight that learns any more: its adapter was disabled or frozen after the trainer was "
+                "made. Call `model.base_model.enable_adapter_layers()` first, or make another trainer."
+            )
+
+
 def own_folder(folder: Path | str, adapter_name: str) -> Path:
     """Where PEFT keeps an adapter in a folder that a model was saved to."""
     return Path(folder) if adapter_name == "default" else Path(folder) / adapter_name

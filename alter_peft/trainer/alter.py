@@ -14,8 +14,8 @@ from transformers.trainer_utils import TrainOutput
 from alter_peft.data import PairDataset
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder_call import Tokens
-from alter_peft.tuner.files import moved_into
 from alter_peft.tuner.hooks import replay_in_checkpoints
+from alter_peft.tuner.saving import one_save
 
 from .active_adapters import check_active_together, load_own, own_folder
 from .batch import TokenMasks, token_masks
@@ -170,6 +170,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         """
         if self._prepared:
             return
+        self._trained.keep(self.model)
         split = is_zero3_split(self.model)
         several, looks = self.accelerator.num_processes > 1, self.accelerator.is_main_process or split
         router = next((r for r in self.gating.routers if looks and self.adapter_name in r.alter_router), None)
@@ -177,20 +178,22 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         phase = PhaseOne(self.scored, self.alter_config, router, self.adapter_name, agree)
         size = max(1, self.args.per_device_eval_batch_size)
         found: dict[str, Tensor] = {}
-        unseen: list[Tensor] = []
+        unseen, as_given = list[Tensor](), list[list[Tensor]]()
         if looks:
             with self.accelerator.autocast(), gathering_layers(self.model):
                 found = phase.find(self._forget, self._retain, size, self.args.seed)
             unseen = self._log_probabilities(self._calibration, size, base=True)
+            if not self._begins_as_base:
+                as_given = [self._log_probabilities(rows, size) for rows in (self._forget, self._some_retain)]
         if several:
-            found, unseen = from_main_process((found, unseen))
+            found, unseen, as_given = from_main_process((found, unseen, as_given))
         forget, retain = phase.use(found, self._forget, self._retain)
-        known = list(phase.forget_log_probabilities)
-        if "reference" in self.args.loss.needs:
-            if looks and not self._begins_as_base:
-                known = self._log_probabilities(self._forget, size)
-            known = from_main_process(known) if several else known
-        self.measured = measure(self.args.loss, known, unseen, self.args.forget_level, self.args.seed)
+        of_base = phase.forget_log_probabilities
+        known, kept = as_given or (of_base, phase.retain_log_probabilities)
+        needed = known if "reference" in self.args.loss.needs else of_base
+        self.measured = measure(self.args.loss, needed, unseen, self.args.forget_level, self.args.seed)
+        self.astray = phase.astray
+        self._set_knowledge(known, kept, unseen)
         self.train_dataset = PairDataset(forget, retain)
         if self.alter_config.init_weights == "cluster" and looks:
             with gathering_layers(self.model):
@@ -218,14 +221,15 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         finally:
             self.gating.begin(Tokens())
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As [`~transformers.Trainer.train`], after phase I."""
+        checkpoint = self._to_resume(resume_from_checkpoint)
         check_unscaled(self.alter_config)
         self.prepare()
         if self.is_deepspeed_enabled:
             for router in self.gating.routers:
                 router.hold_as_buffers()
-        return super().train(*args, **kwargs)
+        return super().train(checkpoint, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW (or `args.optim`) on the groups `shared` (A, at eta_A), `experts` (at eta_B) and, if any, `other`."""
@@ -324,14 +328,8 @@ class AlterUnlearnTrainer(UnlearnTrainer):
             super()._load_best_model()
         self._activate()
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """As the parent's, with the adapter's card; no file is ever half written."""
-        if not self.args.should_save:  # under FSDP every process comes here
-            return
-        target = Path(output_dir or str(self.args.output_dir))
-        with moved_into(target) as beside:
-            super()._save(str(beside), state_dict)
-            self._write_card(own_folder(beside, self.adapter_name), place=own_folder(target, self.adapter_name))
+    def _describe(self, folder: Path, place: Path) -> None:
+        self._write_card(own_folder(folder, self.adapter_name), own_folder(place, self.adapter_name))
 
     def create_model_card(  # type: ignore[override]  # TRL's signature, not that of transformers
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
@@ -339,7 +337,8 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         """The adapter's card; it carries the import line without which PEFT does not know the adapter."""
         if self.is_world_process_zero():
             folder = own_folder(str(self.args.output_dir), self.adapter_name)
-            self._write_card(folder, folder, model_name, dataset_name, tags)
+            with one_save(folder) as beside:
+                self._write_card(beside, folder, model_name, dataset_name, tags)
 
     def _write_card(
         self,
@@ -363,6 +362,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
             base=self.scored.base.config._name_or_path,
             domains=self.alter_config.domains or [],
             options=options,
+            summary=self._outcome.lines if self._outcome is not None else (),
             place=self.hub_model_id or place,
             loading_options=on_hub if self.hub_model_id else {},
             dataset_name=dataset_name,

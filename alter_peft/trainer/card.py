@@ -30,7 +30,7 @@ The base model still holds what was forgotten: whoever removes or disables the a
 
 {domains}
 
-## Training
+{summary}## Training
 
 | option | value |
 |---|---|
@@ -51,6 +51,15 @@ The base model still holds what was forgotten: whoever removes or disables the a
 ```
 """
 
+SUMMARY = """## Before and after
+
+Answer probability of the rows that it was trained with (exp of the mean log-probability of a row's tokens):
+
+```
+{lines}
+```
+
+"""
 LOADING_CODE = """from peft import AutoPeftModelForCausalLM
 
 model = AutoPeftModelForCausalLM.from_pretrained("{place}"{options})"""
@@ -70,6 +79,7 @@ def write_card(
     base: str,
     domains: Sequence[str],
     options: Mapping[str, Any],
+    summary: Sequence[str] = (),
     place: Path | str,
     loading_options: Mapping[str, str | None],
     dataset_name: str | None = None,
@@ -81,7 +91,8 @@ def write_card(
     Args:
         base: name or path of the base model.
         domains: names of the sub-domains.
-        options: what it was trained with, and what came of it.
+        options: what it was trained with.
+        summary: what came of it, in lines; none of a checkpoint.
         place, loading_options: where and how it will be loaded.
     """
     data = ModelCardData(
@@ -103,6 +114,7 @@ def write_card(
         forgotten=f"{len(domains)} sub-domain{'s' * (len(domains) != 1)}",
         loading=LOADING.format(loading=code),
         domains="\n".join(f"{d}. {name}" for d, name in enumerate(domains, start=1)),
+        summary=SUMMARY.format(lines="\n".join(summary)) if summary else "",
         options="\n".join(f"| `{name}` | {value} |" for name, value in options.items()),
         versions="\n".join(f"- {name}: {version}" for name, version in versions.items()),
     )

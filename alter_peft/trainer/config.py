@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from trl import SFTConfig
@@ -10,6 +11,32 @@ from trl import SFTConfig
 from alter_peft.losses import FORGET_LOSSES, RETAIN_LOSSES, ForgetLoss
 from alter_peft.options import CHAT_TEMPLATE_KWARGS, arguments_doc, option
 from alter_peft.tuner.values import is_finite_number, is_integer, is_positive, require
+
+
+class Inherited(NamedTuple):
+    """What an inherited option may be at most, since pairs of rows, their losses or their windows take its place."""
+
+    allowed: tuple[Any, ...]
+    fix: str
+
+
+ONE_ROW = "gates need one row for each text"
+OWN_LOSS = "Eq. 8 is the loss"
+PAIRS = "pairs of rows are drawn anew for each epoch, by `seed`"
+INHERITED = {
+    "loss_type": Inherited(("nll",), f"'nll': {OWN_LOSS}"),
+    "label_smoothing_factor": Inherited((0,), f"0: {OWN_LOSS}"),
+    # 0.001 is the default of older TRL, which does nothing either
+    "router_aux_loss_coef": Inherited((None, 0, 0.001), f"unset or 0: {OWN_LOSS}, without a term for MoE routers"),
+    "average_tokens_across_devices": Inherited((True,), "True: each term is a mean over the step on all devices"),
+    "packing": Inherited((False,), f"False: {ONE_ROW}"),
+    "eval_packing": Inherited((None, False), f"unset: {ONE_ROW}"),
+    "padding_free": Inherited((False,), f"False: {ONE_ROW}"),
+    "train_sampling_strategy": Inherited(("random",), f"'random': {PAIRS}"),
+    "shuffle_dataset": Inherited((False,), f"False: {PAIRS}"),
+    "data_seed": Inherited((None,), f"unset: {PAIRS}"),
+    "truncation_mode": Inherited(("keep_start",), "'keep_start': no row is truncated (`long_rows`)"),
+}
 
 
 def _listed(losses: dict[str, Any]) -> str:
@@ -62,6 +89,14 @@ class UnlearnConfig(SFTConfig):
     retain_loss: str = option(
         "cross_entropy", f"What is minimised on retain rows, a name of `RETAIN_LOSSES`. {_listed(RETAIN_LOSSES)}"
     )
+    long_rows: str = option(
+        "windows",
+        "What becomes of rows of more than `max_length` tokens, or than the model has positions. 'windows': they are "
+        "trained in overlapping windows, each a row of its own for the pairs, the level, the stopping and the logs. "
+        "Each label is a label in exactly one window; before it a window has a fourth of its tokens at least as "
+        "context, and at its front what the row begins with before its first label (a prompt), a fourth at most. "
+        "'error': a `ValueError` that says how many tokens of which rows would be lost.",
+    )
     as_chat: bool | None = option(
         None,
         "Whether `prompt` and `completion` strings become the turns of a chat. By default they do if the tokenizer "
@@ -70,11 +105,19 @@ class UnlearnConfig(SFTConfig):
     )
     chat_template_kwargs: dict[str, Any] | str | None = option(None, CHAT_TEMPLATE_KWARGS)
 
+    checkpoint_dir: str | None = option(
+        None, "Where checkpoints go, out of what is delivered: by default `output_dir` with `-checkpoints` behind it."
+    )
+
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
             # TRL's default, bf16, is autocast on a CPU too, but transformers wants to be told that it is one
             self.use_cpu, self.dataloader_pin_memory = True, False
         super().__post_init__()
+        if self.checkpoint_dir is None:
+            output = Path(str(self.output_dir))
+            output = output if output.name not in ("", "..") else output.resolve()
+            self.checkpoint_dir = str(output.with_name(f"{output.name}-checkpoints"))
         self._check_weights()
         self._check_losses()
         self._check_inherited()
@@ -130,12 +173,19 @@ class UnlearnConfig(SFTConfig):
     def _check_inherited(self) -> None:
         given = self.chat_template_kwargs
         require(given is None or isinstance(given, dict), "chat_template_kwargs", given, "a dict, or JSON of one")
-        require(self.loss_type == "nll", "loss_type", self.loss_type, "'nll': Eq. 8 is the loss")
-        smoothing = self.label_smoothing_factor
-        require(smoothing == 0, "label_smoothing_factor", smoothing, "0: Eq. 8 is the loss")
-        require(not self.eval_packing, "eval_packing", self.eval_packing, "unset: gates need one row for each text")
-        require(not self.packing, "packing", self.packing, "False: gates need one row for each text")
-        require(not self.padding_free, "padding_free", self.padding_free, "False: gates need one row for each text")
+        for name, option_ in INHERITED.items():
+            value = getattr(self, name)
+            require(value in option_.allowed, name, value, option_.fix)
+        prepared = self.dataset_kwargs if isinstance(self.dataset_kwargs, dict) else {}  # from JSON by now
+        require(
+            not prepared.get("skip_prepare_dataset"),
+            "dataset_kwargs",
+            self.dataset_kwargs,
+            "without `skip_prepare_dataset`: rows are prepared",
+        )
+        length, known = self.max_length, ("windows", "error")
+        require(length is None or (is_integer(length) and length >= 2), "max_length", length, "2 or more, or None")
+        require(self.long_rows in known, "long_rows", self.long_rows, f"one of {list(known)}")
 
     def __getstate__(self) -> dict[str, Any]:
         # transformers pickles its arguments into training_args.bin and pushes it with the adapter, for all to read
@@ -175,6 +225,12 @@ class AlterUnlearnConfig(UnlearnConfig):
         )
         require(is_positive(q), "structural_q", q, "above 0 and finite (1 is Shannon's entropy)")
         require(is_integer(interval) and interval >= 1, "structural_interval", interval, "1 or more steps, an integer")
+        require(
+            self.optim_target_modules is None,
+            "optim_target_modules",
+            self.optim_target_modules,
+            "unset: it is A and the experts that learn, each by its own rate",
+        )
         require(self.ddp_find_unused_parameters is not True, "ddp_find_unused_parameters", True, "unset or False")
         # A learns through its own term alone, which DDP would take for "unused, then ready twice"
         self.ddp_find_unused_parameters = False

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.distributed.fsdp import CPUOffloadPolicy, StateDictType
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, StateDictType
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 
@@ -72,6 +72,13 @@ def gathering_layers(model: nn.Module) -> Iterator[None]:
                 stack.enter_context(module.register_forward_pre_hook(before))
                 stack.enter_context(module.register_forward_hook(after))
         yield
+
+
+def reshard(model: nn.Module) -> None:
+    """After a pass without a backward, after which FSDP2 leaves its root whole: each process has its part again."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from alter_peft.losses import RETAIN_LOSSES
 from alter_peft.scoring import ScoredModel
-from alter_peft.subdomains import discover_subdomains
+from alter_peft.subdomains import MOST_DOMAINS, NEAR, discover_subdomains
 from alter_peft.tuner.config import AlterConfig
 
 
@@ -102,6 +102,13 @@ def assign_experts(
         labels, terms = _discovered_subdomains(config.num_forget_experts, forget, text_field, seed)
         names = [f"domain_{d}" for d in range(1, 1 + len(terms))]
         logger.info(f"Sub-domains of `train_dataset`: {dict(zip(names, terms, strict=True))}.")
+        if config.num_forget_experts is None:
+            bound = f", the most that are looked for ({MOST_DOMAINS})" if len(names) > MOST_DOMAINS - NEAR else ""
+            logger.warning(
+                f"`train_dataset` has no column `domain`: its {len(forget)} rows were sorted into {len(names)} "
+                f"sub-domain{'s' * (len(names) != 1)}{bound}, each with a forget expert of its own. If they are more, "
+                "several share an expert: add the column, or set `num_forget_experts`."
+            )
     elif len(config.domains) == 1:
         names, labels = config.domains, [0] * len(forget)
     else:
@@ -180,18 +187,13 @@ def _flat(part: Any) -> str:
     return " ".join(str(message.get("content", message.get("value", ""))) for message in part)
 
 
-def check_all_labelled(name: str, before: Dataset, after: Dataset, max_length: int | None) -> None:
-    """Raise a `ValueError` if preparation dropped rows that truncation left without a label, or if one has none."""
-    lost = len(before) - len(after)
-    if lost:
-        raise ValueError(
-            f"{lost} of {len(before)} rows of `{name}` have no label left after truncation to `max_length`="
-            f"{max_length} tokens. Raise `max_length` or shorten the prompts."
-        )
+def check_all_labelled(name: str, rows: Dataset) -> None:
+    """Raise a `ValueError` if a row has no label."""
     # nothing predicts the first token
-    empty = [i for i, labels in enumerate(after["labels"]) if all(label == -100 for label in labels[1:])]
+    empty = [i for i, labels in enumerate(rows["labels"]) if all(label == -100 for label in labels[1:])]
     if empty:
+        first = rows[empty[0]].get("row", empty[0])  # of which this is a window
         raise ValueError(
-            f"{len(empty)} rows of `{name}` have no labelled token, the first is row {empty[0]}. Give every row a "
+            f"{len(empty)} rows of `{name}` have no labelled token, the first is row {first}. Give every row a "
             "completion (or `labels` other than -100 after the first token)."
         )

@@ -6,14 +6,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import torch
+from accelerate import logging
 from datasets import Dataset
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -24,10 +26,15 @@ from alter_peft.tuner.base_pass import observe_base
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder import check_head
 from alter_peft.tuner.layer import AlterLayer
-from alter_peft.tuner.router_fit import fit_router, sample_positions
+from alter_peft.tuner.router_fit import fit_router, sample_positions, shares_astray
 from alter_peft.tuner.token_router import AlterRouter
 
 from .distributed import zero3_gathered
+from .knowledge import RETAIN_ROWS, Astray
+from .measuring import drawn
+
+
+logger = logging.get_logger(__name__)
 
 
 class Observations(NamedTuple):
@@ -77,8 +84,12 @@ def observe(
 
 def measure_threshold(entropy: Tensor, labels: Sequence[Sequence[int]], quantile: float) -> float:
     """The entropy that a share `quantile` of the answer tokens does not exceed; S at t is of the label at t + 1."""
-    valid = torch.cat([torch.tensor([*row[1:], -100]) != -100 for row in labels])
-    return entropy_quantile(entropy, valid, quantile)
+    return entropy_quantile(entropy, torch.from_numpy(answer_positions(labels)), quantile)
+
+
+def answer_positions(labels: Iterable[Sequence[int]]) -> np.ndarray:
+    """Which positions predict a label, bool (total tokens,), row after row."""
+    return np.concatenate([np.array([*row[1:], -100]) != -100 for row in labels])
 
 
 def labelled_rows(dataset: Dataset) -> list[Row]:
@@ -109,19 +120,26 @@ class PhaseOne:
     def find(self, forget: Dataset, retain: Dataset, batch_size: int, seed: int) -> dict[str, Tensor]:
         """What phase I measures, on the CPU; from the disk if it is there."""
         path = self._cache_path(forget, retain, seed)
-        if self.agree(path.exists()):
-            return load_file(path) if path.exists() else {}
+        cached = _read(path)
+        if self.agree(cached is not None):
+            return cached or {}
         found = {name: tensor.cpu() for name, tensor in self._compute(forget, retain, batch_size, seed).items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}")
-        save_file(found, partial)
-        os.replace(partial, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(found, partial)
+            os.replace(partial, path)
+        except (OSError, SafetensorError) as error:  # a full disk costs the next run a pass, not this one its result
+            partial.unlink(missing_ok=True)
+            logger.warning(f"Phase I could not be kept for another run in '{path.parent}': {error}")
         return found
 
     def use(self, found: dict[str, Tensor], forget: Dataset, retain: Dataset) -> tuple[Dataset, Dataset]:
         """Sets the threshold and the router to what was found; the two sets with the column `entropy`."""
         self.config.entropy_threshold = float(found["threshold"])
-        self.forget_log_probabilities = found["log_probability"].split(found["labelled"].tolist())
+        self.forget_log_probabilities = list(found["log_probability"].split(found["labelled"].tolist()))
+        self.retain_log_probabilities = list(found["retain_log_probability"].split(found["retain_labelled"].tolist()))
+        self.astray = Astray(*found["astray"].tolist()) if "astray" in found else None
         if self.router is not None:
             self._set_router(self.router.alter_router[self.adapter_name], found)
         rows = [part.tolist() for part in found["entropy"].split(found["lengths"].tolist())]
@@ -166,14 +184,22 @@ class PhaseOne:
         assert threshold is not None
         # float64, so that a threshold that was given comes back as it is
         found = {"entropy": seen.entropy, "lengths": seen.lengths}
-        known = scored.label_log_probabilities(labelled_rows(forget), batch_size, base=True, by_length=False)
-        found["log_probability"] = torch.cat(known)
-        found["labelled"] = torch.tensor([len(row) for row in known])
+        some = retain.select(drawn(len(retain), RETAIN_ROWS, seed))
+        for prefix, rows in (("", forget), ("retain_", some)):
+            known = scored.label_log_probabilities(labelled_rows(rows), batch_size, base=True, by_length=False)
+            found[f"{prefix}log_probability"] = torch.cat(known)
+            found[f"{prefix}labelled"] = torch.tensor([len(row) for row in known])
         found["threshold"] = torch.tensor(threshold, dtype=torch.float64)
         if self.config.is_gated:
             router, count = self.config.routing, self.config.num_forget_experts or 1
             of_sample = seen.averages, seen.entropy[sample], experts[sample]
             found |= fit_router(router, *of_sample, router.num_outputs(count), threshold)
+            if router.retain_competes:  # else every token goes to forget experts, by design
+                # as the adapter will be asked
+                entropy = None if self.config.inference_entropy == "none" else seen.entropy[sample]
+                features = router.features(seen.averages, entropy, threshold)
+                is_answer = answer_positions(both["labels"])[sample]
+                found["astray"] = torch.tensor(shares_astray(found, features, experts[sample], is_answer))
         return found
 
     def _cache_path(self, forget: Dataset, retain: Dataset, seed: int) -> Path:
@@ -182,8 +208,8 @@ class PhaseOne:
             digest.update(chunk)
         c = self.config
         settings: list[Any] = [c.entropy_q, c.entropy_quantile, c.router, c.router_layer, c.router_half_life]
-        settings += [c.num_forget_experts, None if c.entropy_quantile is not None else c.entropy_threshold, seed, 7]
-        settings.append(c.routing.retain_competes)
+        settings += [c.num_forget_experts, None if c.entropy_quantile is not None else c.entropy_threshold, seed, 8]
+        settings += [c.routing.retain_competes, c.inference_entropy]
         device = self.scored.device.type
         if torch.is_autocast_enabled(device):
             settings.append(str(torch.get_autocast_dtype(device)))
@@ -193,6 +219,14 @@ class PhaseOne:
         base: Any = self.scored.decoder
         digest.update(base.config.to_json_string().encode())
         return Path(datasets.config.HF_DATASETS_CACHE) / "alter_peft" / f"{digest.hexdigest()}.safetensors"
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    """What phase I left on the disk; `None` if it left nothing, or nothing that can be read."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError):
+        return None
 
 
 def _base_bytes(model: nn.Module) -> Iterator[Any]:

@@ -13,6 +13,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from alter_peft.scoring import Row, ScoredModel
 
+from .measuring import drawn, row_means
+
 
 logger = logging.get_logger(__name__)
 # Rows that are measured after each epoch, at most, and before them, to see whether these can be near
@@ -81,18 +83,6 @@ def mean_gap(
         max_rows: of many rows so many, drawn by the seed, the same ones each time.
         wrapped: the model in its wrapper, which wants to see the passes.
     """
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(len(rows), generator=generator)[:max_rows].sort().values.tolist()
-    total, world = torch.zeros(2, device=accelerator.device), accelerator.num_processes
-    # as many passes on every process: sharded weights are gathered together
-    size, steps = max(1, batch_size), -(-len(drawn) // world)
-    mine = [i * world + accelerator.process_index for i in range(-(-steps // size) * size)]
-    own_rows = [rows[drawn[i % len(drawn)]] for i in mine]
-    with accelerator.autocast():
-        found = scored.label_log_probabilities(own_rows, size, by_length=False, model=wrapped)
-    for i, log_prob in zip(mine, found, strict=True):
-        if i < len(drawn):
-            gap = (log_prob.mean() - targets[drawn[i]]).abs()
-            total += torch.stack([gap, gap.new_ones(())]).to(total.device)
-    gaps, count = accelerator.reduce(total, "sum").tolist()
-    return float(gaps / count)
+    places = drawn(len(rows), max_rows, seed)
+    means = row_means(scored, [rows[place] for place in places], accelerator, batch_size, wrapped)
+    return float((means - targets[torch.tensor(places)]).abs().mean())

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +9,18 @@ import torch
 from accelerate import logging
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
-from torch import Tensor, nn
-from torch.utils.data import Sampler
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, set_seed
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import TrainOutput
-from trl import SFTTrainer
 
-from alter_peft.data import PairCollator, PairDataset, PairSampler, check_disjoint
-from alter_peft.losses import RETAIN_LOSSES
+from alter_peft.data import Epochs, PairCollator, PairDataset, check_disjoint
 from alter_peft.privacy import telemetry_is_wanted
 from alter_peft.scoring import ScoredModel
 from alter_peft.tuner.config import AlterConfig
 
-from .active_adapters import others_frozen
-from .batch import TokenMasks, count_terms, token_masks, token_shares, token_sums
+from .active_adapters import Trained, others_frozen
+from .checkpoints import check_folders
 from .config import UnlearnConfig
 from .distributed import HeadGathering, gathering_layers, set_up_distributed
 from .encoding import encoded, set_template_defaults
@@ -32,24 +30,28 @@ from .inputs import (
     check_model,
     check_retain_loss,
 )
+from .knowledge import RETAIN_ROWS, Astray, Knowledge, Summary
+from .measuring import drawn, row_means
+from .pairs import PairTrainer
 from .phase_one import labelled_rows
 from .rows import checked_dataset, keep_input_columns
 from .stopping import Stopping, mean_gap
 from .targets import Measured, measure
-from .terms import forget_term, retain_term
+from .windows import Limit, in_windows, row_limit
 
 
 logger = logging.get_logger(__name__)
 
 
-class UnlearnTrainer(SFTTrainer):
+class UnlearnTrainer(PairTrainer):
     """
     Trainer for machine unlearning by any PEFT adapter of layers, or by all weights, with any forget loss.
 
     Its only changes from [`~trl.SFTTrainer`]: every step pairs rows to forget with rows to retain, the loss is a
     forget term (`FORGET_LOSSES`) plus a retain term (`RETAIN_LOSSES`), each a mean over its own tokens or rows of the
     whole step whatever the accumulation and the number of processes, what the forget loss needs of the rows is
-    measured before the first step, and where it has targets training ends once they are reached.
+    measured before the first step, and where it has targets training ends once they are reached. `output_dir` gets
+    what is to be delivered alone, in one step; checkpoints go to `args.checkpoint_dir`.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -72,6 +74,8 @@ class UnlearnTrainer(SFTTrainer):
     **Attributes**:
         - **forget_level** (`float`) -- The level that `forget_loss="level"` aims at: `args.forget_level`, until
           `calibration_dataset` has been measured.
+        - **knowledge** ([`Knowledge`]) -- After `prepare`, how well the model knew the rows to forget, to retain and
+          never seen, and whether there is anything to forget (`is_known`).
         - **reached** (`bool`) -- Whether training ended because the forget rows had come to their targets.
 
     Example:
@@ -94,17 +98,11 @@ class UnlearnTrainer(SFTTrainer):
         `ValueError`: unusable data or options, before any training; the message names the field, the value, the fix.
     """
 
-    args: Any
-    model: Any
-    optimizer: Any
-    processing_class: Any
-    train_dataset: Any
-    _signature_columns: Any
-
     _tag_names = ["trl", "unlearning"]  # noqa: RUF012 (TRL declares it so)
     _name = "Unlearning"
     config_class: type[UnlearnConfig] = UnlearnConfig
-    loss_is_scaled_for_ga: Any = True
+    knowledge: Knowledge
+    _limit: Limit | None = None  # until the model is known
 
     def __init__(
         self,
@@ -123,6 +121,7 @@ class UnlearnTrainer(SFTTrainer):
         if not isinstance(args, self.config_class):
             raise ValueError(f"`args` is a {type(args).__name__}, but must be an {self.config_class.__name__}.")
         check_arguments(kwargs)
+        check_folders(args)
         if not isinstance(model, str):
             check_model(model)
         form = args.dataset_text_field, kwargs.pop("formatting_func", None), args.completion_only_loss is not False
@@ -157,6 +156,7 @@ class UnlearnTrainer(SFTTrainer):
             try:
                 set_up_distributed(self.accelerator, self.model, args.max_grad_norm)
                 self._set_up_model()
+                self._trained = Trained(self.model)
                 self._set_up_data(forget, retain, calibration)
             except ValueError:
                 if peft_config is not None:  # the user's model as it was given, for another attempt
@@ -191,16 +191,27 @@ class UnlearnTrainer(SFTTrainer):
         check_retain_loss(self.args.retain_loss, self.scored)
         self.measured = Measured(self.args.forget_level)
         self._prepared = False
-        self._token_sums: dict[str, float] = {}
+        self.astray: Astray | None = None
+        self._outcome: Summary | None = None
+        self._token_sums = {}
         self._stopping: Stopping | None = None
         self.add_callback(HeadGathering(self.scored, self.accelerator))
-        self.add_callback(_Epochs(lambda epoch: self._sampler.set_epoch(epoch)))
+        self.add_callback(Epochs(lambda epoch: self._sampler.set_epoch(epoch)))
 
     def _set_up_data(self, forget: Dataset, retain: Dataset, calibration: Dataset | None) -> None:
-        check_all_labelled("train_dataset", forget, self.train_dataset, self.args.max_length)
+        self._limit = row_limit(self.args.max_length, self.scored.positions, self.args.pad_to_multiple_of)
+        self.train_dataset = self._in_windows("train_dataset", self.train_dataset)
+        check_all_labelled("train_dataset", self.train_dataset)
+        held_out = self.eval_dataset
+        if isinstance(held_out, dict):
+            held_out = {name: self._in_windows(f"eval_dataset[{name!r}]", rows) for name, rows in held_out.items()}
+        elif held_out is not None:
+            held_out = self._in_windows("eval_dataset", held_out)
+        self.eval_dataset = held_out
         prepared = self._prepare_rows("retain_dataset", retain)
         check_disjoint(self.train_dataset, prepared)
         self._forget: Dataset = self.train_dataset
+        self._some_retain = prepared.select(drawn(len(prepared), RETAIN_ROWS, self.args.seed))
         self._retain: Dataset = prepared.add_column("expert", [0] * len(prepared))
         self._calibration = calibration and self._prepare_rows("calibration_dataset", calibration)
         if self._calibration is None and self.args.forget_loss == "level":
@@ -232,12 +243,21 @@ class UnlearnTrainer(SFTTrainer):
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
-        """As the parent's, after the rows became token ids and labels, questions and answers as turns of a chat."""
+        """
+        As the parent's, after the rows became token ids and labels, questions and answers as turns of a chat, and
+        without truncation: rows that are too long become windows, at once if the model is known by then.
+        """
         if isinstance(dataset, Dataset):
             set_template_defaults(self._tokenizer, args.chat_template_kwargs)
             answers_only, processes = args.completion_only_loss is not False, args.dataset_num_proc
             dataset = encoded(dataset, self._tokenizer, args.as_chat, args.dataset_text_field, answers_only, processes)
-        return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        whole = copy.copy(args)
+        whole.max_length = None
+        rows = super()._prepare_dataset(dataset, processing_class, whole, packing, formatting_func, dataset_name)
+        return self._in_windows(dataset_name, rows) if self._limit and isinstance(rows, Dataset) else rows
+
+    def _in_windows(self, name: str, rows: Dataset) -> Dataset:
+        return in_windows(name, rows, self._limit, self.args.long_rows, self._tokenizer.bos_token_id)
 
     def _prepare_rows(self, name: str, dataset: Dataset) -> Dataset:
         """Tokenised rows, labelled by their own format: completions alone where there are prompts."""
@@ -249,21 +269,34 @@ class UnlearnTrainer(SFTTrainer):
             prepared = self._prepare_dataset(dataset, self.processing_class, self.args, False, None, name)
         finally:
             self.completion_only_loss = of_forget
-        check_all_labelled(name, dataset, prepared, self.args.max_length)
+        check_all_labelled(name, prepared)
         return prepared
 
     # ---- what is measured before the first step ---------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Measure what the forget loss needs of the rows, by the model as it was given; `train` calls it once."""
+        """
+        Measure how well the model as it was given knows the rows (`knowledge`), and what the forget loss needs of them
+        (`measured`); `train` calls it once.
+        """
         if self._prepared:
             return
+        self._trained.keep(self.model)
         size = max(1, self.args.per_device_train_batch_size)
-        known = self._log_probabilities(self._forget if self.args.loss.needs else None, size)
-        unseen = self._log_probabilities(self._calibration, size)
-        self.measured = measure(self.args.loss, known, unseen, self.args.forget_level, self.args.seed)
+        known, kept, unseen = (
+            self._log_probabilities(rows, size) for rows in (self._forget, self._some_retain, self._calibration)
+        )
+        needed = known if self.args.loss.needs else []
+        self.measured = measure(self.args.loss, needed, unseen, self.args.forget_level, self.args.seed)
+        self._set_knowledge(known, kept, unseen)
         self.train_dataset = PairDataset(self._forget, self._retain)
         self._prepared = True
+
+    def _set_knowledge(self, known: list[Tensor], kept: list[Tensor], unseen: list[Tensor]) -> None:
+        forget, retain, never = (torch.tensor([row.mean() for row in rows]) for rows in (known, kept, unseen))
+        self.knowledge = Knowledge(forget, retain, never, self.measured.level)
+        if self.astray is not None and self.astray.warning is not None:
+            logger.warning(self.astray.warning)
 
     def _log_probabilities(self, dataset: Dataset | None, batch_size: int, base: bool = False) -> list[Tensor]:
         """ln p of each row's labels by the model as it is, or by its base; none without a data set."""
@@ -279,116 +312,52 @@ class UnlearnTrainer(SFTTrainer):
         wrapped, size = self.model_wrapped, args.per_device_eval_batch_size
         return mean_gap(self.scored, rows, self.measured.targets, max_rows, args.seed, self.accelerator, size, wrapped)
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As [`~transformers.Trainer.train`], after `prepare`."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """
+        As [`~transformers.Trainer.train`], between `prepare` and what `summary` needs.
+
+        `True` goes on from the last whole checkpoint in `args.checkpoint_dir`.
+        Rows that the model does not know are trained all the same; a warning says that there is nothing to forget.
+        """
+        checkpoint = self._to_resume(resume_from_checkpoint)
+        self._trained.keep(self.model)
         self.prepare()
-        return super().train(*args, **kwargs)
+        if self.knowledge.warning is not None:
+            logger.warning(self.knowledge.warning)
+        self._outcome = None
+        output = super().train(checkpoint, *args, **kwargs)
+        self._outcome = self._summarize()
+        return output
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[tuple[int, int]]:
-        data: PairDataset = self.train_dataset
-        rows = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        self._sampler = PairSampler(len(data.forget), len(data.retain), rows, self.args.seed)
-        return self._sampler
+    def _summarize(self) -> Summary:
+        size, wrapped = self.args.per_device_eval_batch_size, self.model_wrapped
+        forget, retain = (
+            row_means(self.scored, labelled_rows(rows), self.accelerator, size, wrapped)
+            for rows in (self._forget, self._some_retain)
+        )
+        after = self.knowledge._replace(forget=forget, retain=retain)
+        reached = None if self._stopping is None else self.reached
+        epochs = float(self.state.epoch or 0)
+        return Summary(self.knowledge, after, self.astray, self.state.global_step, epochs, reached)
 
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        self._signature_columns = list({*self._signature_columns, "forget", "retain"})
+    def summary(self) -> Summary:
+        """
+        What the training has done, on the same rows before and after.
 
-    # ---- one step ---------------------------------------------------------------------------------------------------
+        Raises:
+            ValueError: there was no training yet.
+        """
+        if self._outcome is None:
+            raise ValueError("There is no summary before the training. Call `train` first.")
+        return self._outcome
 
-    @property
-    def num_experts(self) -> int:
-        """What rows are told apart by: retained or to be forgotten."""
-        return 2
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """As [`~transformers.Trainer.get_train_dataloader`], of pairs of rows, after `prepare`."""
+        self.prepare()
+        return super().get_train_dataloader()
 
-    @property
-    def weights(self) -> dict[str, float]:
-        """The weight of each term."""
-        return {"forget": self.args.forget_weight, "retain": self.args.retain_weight}
-
-    def _masks(self, batch: dict[str, Tensor]) -> TokenMasks:
-        return token_masks(batch, None)
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Any]:
-        """Counts what each term is a mean of over the whole step: all accumulated batches, all processes."""
-        if self.reached:  # resumed where it had come to its targets: no step is left
-            return [], None
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        weights = self.args.forget_weight, self.args.retain_weight
-        counted = [
-            count_terms(batch, self._masks(batch), self.args.loss, weights, self.num_experts) for batch in batches
-        ]
-        counts = torch.stack(counted).sum(dim=0)
-        if self.args.world_size > 1:
-            counts = self.accelerator.gather(counts.to(device).unsqueeze(0)).sum(dim=0)
-        forget, retain, structural = counts[:3].clamp(min=1).tolist()
-        self.experts_with_rows = (counts[3:] > 0).tolist()
-        return batches, {"forget": forget, "retain": retain, "structural": structural}
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """As the parent's, which under DeepSpeed would round S_q to the model's own precision."""
-        prepared: dict[str, Any] = super()._prepare_inputs(inputs)
-        if "entropy" in inputs:
-            prepared["entropy"] = inputs["entropy"].to(prepared["entropy"].device)
-        return prepared
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The weighted terms of a batch of forget and retain rows; the parent's loss on any other (evaluation)."""
-        if "expert" not in inputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        terms = self._terms(model, inputs, self._masks(inputs), num_items_in_batch)
-        self._record(self._sums, terms)
-        loss: Any = sum(self.weights[name] * value for name, value in terms.items())
-        loss = loss * self.accelerator.num_processes  # DDP averages gradients, the counts are of all processes
-        return (loss, None) if return_outputs else loss
-
-    def _terms(
-        self, model: nn.Module, inputs: dict[str, Any], masks: TokenMasks, count: dict[str, float]
-    ) -> dict[str, Tensor]:
-        """The forget and the retain term, each divided by what the whole step has of its tokens or rows."""
-        hidden = self.hidden_states(model, inputs)[:, :-1]  # (B, T-1, k)
-        with self.accelerator.autocast():
-            scores = self.scored.score(hidden[masks.labelled], inputs["labels"][:, 1:][masks.labelled])
-            forget = forget_term(scores, inputs, masks, self.args.loss, self.args.loss_options, self.measured)
-            retain = retain_term(scores, hidden, inputs, masks, RETAIN_LOSSES[self.args.retain_loss], self.scored)
-        self._sums = token_sums(scores, masks, inputs["expert"], self._gates())
-        return {"forget": forget / count["forget"], "retain": retain / count["retain"]}
-
-    def hidden_states(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """The decoder's last hidden states (B, T, k)."""
-        return self.scored.hidden_states(inputs["input_ids"], inputs["attention_mask"], model)
-
-    def _gates(self) -> Tensor | None:
-        """The gates of the last pass, (B, T, 1+N), where there is a router."""
-        return None
-
-    # ---- logs -------------------------------------------------------------------------------------------------------
-
-    def _record(self, sums: dict[str, Tensor], losses: dict[str, Tensor]) -> None:
-        """Totals over all processes, until the next log, so that shares are of tokens; losses add up over a step."""
-        stacked = torch.stack([value.detach().float() for value in (*sums.values(), *losses.values())])
-        totals = self.accelerator.reduce(stacked, "sum").tolist()
-        for name, total in zip(sums, totals, strict=False):
-            self._token_sums[name] = self._token_sums.get(name, 0.0) + total
-        for name, value in zip(losses, totals[len(sums) :], strict=True):
-            self._metrics["train"][f"loss/{name}"].append(value * self.current_gradient_accumulation_steps)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._token_sums:
-            logs |= token_shares(self._token_sums)
-            self._token_sums = {}
-        super().log(logs, start_time)
-
-
-class _Epochs(TrainerCallback):
-    """Tells the sampler of each epoch, also on a resume within it, where the data loader is another object."""
-
-    def __init__(self, set_epoch: Callable[[int], None]) -> None:
-        self.set_epoch = set_epoch
-
-    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.set_epoch(int(state.epoch or 0))
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As the parent's, of what the trainer was made to train."""
+        self._trained.keep(self.model)
+        loss: Tensor = super().training_step(*args, **kwargs)
+        return loss

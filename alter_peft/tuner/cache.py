@@ -88,20 +88,21 @@ class StaticRouterStateLayer(RouterState, StaticLayer):
         return self.keys, self.values
 
 
-def with_cache(decoder: Any, given: dict[str, Any], cache_name: str | None) -> dict[str, Any]:
+def with_cache(config: Any, given: dict[str, Any], cache_name: str | None) -> dict[str, Any]:
     """
     Make the cache that the decoder would make by itself, so that the base pass finds its layers in it.
 
     Args:
-        given: the decoder's arguments by name.
+        config: of the decoder.
+        given: its arguments by name.
         cache_name: the one that holds the cache.
     """
     use_cache = given.get("use_cache")
     if use_cache is None:
-        use_cache = decoder.config.use_cache
-    if decoder.training or not use_cache or cache_name is None or given.get(cache_name) is not None:
+        use_cache = config.use_cache
+    if not use_cache or cache_name is None or given.get(cache_name) is not None:
         return given
-    return {**given, cache_name: DynamicCache(config=decoder.config)}
+    return {**given, cache_name: DynamicCache(config=config)}
 
 
 def refuse_offloading(cache: Cache | None) -> None:

@@ -1,20 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import tempfile
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from peft.config import PeftConfig
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from alter_peft.entropy import max_tsallis_entropy
 from alter_peft.options import arguments_doc, option
 from alter_peft.registration import ALTER
 from alter_peft.version import __version__
 
-from .files import FORMAT_VERSION, check_format_version, explain_loading, refuse_pickle_on_load, refuse_pickle_on_save
+from .files import (
+    FORMAT_VERSION,
+    check_complete,
+    check_format_version,
+    check_weights,
+    explain_loading,
+    refuse_pickle_on_load,
+)
 from .router import ROUTERS, Router, router_of
-from .values import is_finite_number, is_index, is_integer, is_positive, require
+from .saving import BEING_WRITTEN, finish_saves_of, refuse_pickle_on_save, sha256
+from .values import described, fits, is_finite_number, is_index, is_integer, is_positive, require
+
+
+@cache
+def _types() -> dict[str, Any]:
+    """The type of each field that comes from a file."""
+    hints = get_type_hints(AlterConfig)
+    return {one.name: hints[one.name] for one in fields(AlterConfig) if one.name != "peft_type"}
 
 
 @arguments_doc
@@ -132,6 +151,11 @@ class AlterConfig(PeftConfig):
     alter_peft_version: str | None = option(
         None, "The alter-peft version that made the adapter, filled in by itself, as `peft_version` is."
     )
+    weights_sha256: str | None = option(
+        None,
+        "The SHA-256 of the weights that were saved with it, filled in by itself in the file alone, and checked when "
+        "an adapter is loaded. A file without it is of weights that are not checked.",
+    )
 
     def __post_init__(self) -> None:
         if self.peft_version is not None and self.alter_peft_version is None and self.format_version == FORMAT_VERSION:
@@ -141,10 +165,10 @@ class AlterConfig(PeftConfig):
         check_format_version(self.format_version, self.alter_peft_version)
         if self.alter_peft_version is None:
             self.alter_peft_version = __version__
-        if isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)  # type: ignore[assignment]
-        if isinstance(self.exclude_modules, list):
-            self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
+        for name in ("target_modules", "exclude_modules"):
+            names = getattr(self, name)
+            if isinstance(names, list) and fits(names, list[str]):
+                setattr(self, name, set(names))
         if self.ensure_weight_tying:
             self.modules_to_tie: set[str] | None = None  # as LoraConfig: where PEFT keeps what it finds to tie
         if self.entropy_threshold is None and self.entropy_quantile is None:
@@ -159,23 +183,41 @@ class AlterConfig(PeftConfig):
         self._check_ranges()
         self._check_experts()
         self._check_layers()
+        self._check_types()
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """As the parent's. Says in PEFT's card, where there is one, how the adapter is loaded; refuses a pickle."""
-        refuse_pickle_on_save(Path(save_directory))
-        super().save_pretrained(save_directory, **kwargs)
-        explain_loading(Path(save_directory))
+        """
+        As the parent's, in one step and with the SHA-256 of the weights that are there. Says in PEFT's card, where
+        there is one, how the adapter is loaded; refuses a pickle.
+        """
+        folder = Path(save_directory)
+        refuse_pickle_on_save(folder)
+        weights = folder / SAFETENSORS_WEIGHTS_NAME
+        self.weights_sha256 = sha256(weights) if weights.is_file() else None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=BEING_WRITTEN) as beside:
+                super().save_pretrained(beside, **kwargs)
+                os.replace(Path(beside) / CONFIG_NAME, folder / CONFIG_NAME)
+        finally:
+            self.weights_sha256 = None
+        explain_loading(folder)
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
     ) -> PeftConfig:
-        """As the parent's. Raises a `ValueError` if the weights beside the config are a pickle."""
-        config: PeftConfig = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        """As the parent's. Raises a `ValueError` if the weights beside the config are a pickle, or not its own."""
+        source = pretrained_model_name_or_path
+        finish_saves_of(source if subfolder is None else Path(source) / subfolder)
+        config: PeftConfig = super().from_pretrained(source, subfolder=subfolder, **kwargs)
         if isinstance(config, AlterConfig):
             names = ("revision", "token", "cache_dir", "repo_type", "local_files_only")
             hub = {name: kwargs[name] for name in names if name in kwargs}
-            refuse_pickle_on_load(pretrained_model_name_or_path, subfolder, **hub)
+            refuse_pickle_on_load(source, subfolder, **hub)
+            weights = check_weights(source, subfolder, config.weights_sha256, **hub)
+            check_complete(weights, config.modules_to_save, config.trainable_token_indices)
+            config.weights_sha256 = None  # of that file alone
         return config
 
     @property
@@ -208,6 +250,15 @@ class AlterConfig(PeftConfig):
                 f"exceed {highest:.4f} for a vocabulary of {vocab_size} tokens. Lower `entropy_threshold` or "
                 "`entropy_q`, or set `entropy_quantile`."
             )
+
+    def _check_types(self) -> None:
+        for name, hint in _types().items():
+            value = getattr(self, name)
+            require(fits(value, hint), name, value, described(hint))
+        for name in ("modules_to_save", "trainable_token_indices"):
+            named = getattr(self, name)
+            whole = not isinstance(named, (list, dict)) or (len(named) > 0 and "" not in named)
+            require(whole, name, named, "unset, or not empty and without empty names")
 
     def _check_ranges(self) -> None:
         require(is_integer(self.r) and self.r > 0, "r", self.r, "a positive integer")

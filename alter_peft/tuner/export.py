@@ -19,8 +19,8 @@ from transformers.pytorch_utils import Conv1D
 from alter_peft.registration import PREFIX
 
 from .config import AlterConfig
-from .files import moved_into
 from .layer import NO_FIXED_WEIGHT, layers_of
+from .saving import one_save
 from .values import is_finite_number
 
 
@@ -36,7 +36,7 @@ def export_to_lora(
     Exact for the static router, unlike [`~peft.save_as_lora`], which goes through an SVD. A gated adapter has no fixed
     omega; with `expert_weights` it is folded at those, and then treats all tokens alike (`docs/` shows what that
     loses). Scales of experts count too: one that is off stays off. Trained biases, `modules_to_save` and trained
-    embeddings are written beside it. Every file is moved into place whole.
+    embeddings are written beside it. They come into the folder in one step.
 
     Args:
         model: with the adapter.
@@ -60,7 +60,7 @@ def export_to_lora(
         for name, layer in layers.items():
             state[f"{prefix}{name}.lora_A.weight"] = layer.alter_A[adapter_name].weight
             state[f"{prefix}{name}.lora_B.weight"] = layer.combined_expert(adapter_name, expert_weights)
-    with moved_into(Path(path)) as folder:
+    with one_save(Path(path)) as folder:
         tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
         save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
         _lora_config(model, config, layers).save_pretrained(str(folder))

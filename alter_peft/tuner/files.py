@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, metadata_load
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from huggingface_hub import ModelCard, hf_hub_download, metadata_load
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from safetensors import safe_open
 from transformers.utils.hub import has_file
+
+from alter_peft.registration import PREFIX
+
+from .saving import how_to_finish, sha256
 
 
 # Raised when an adapter written by this version would be misread by an older one.
@@ -47,15 +49,6 @@ def check_format_version(version: int, package_version: str | None) -> None:
         )
 
 
-def refuse_pickle_on_save(folder: Path) -> None:
-    """Raise a `ValueError` if PEFT has just written, or left, a pickle of weights in an adapter's folder."""
-    if (folder / WEIGHTS_NAME).is_file():
-        raise ValueError(
-            f"{folder / WEIGHTS_NAME} is a pickle, which ALTER refuses: whoever loads one runs what is in it. Remove "
-            "it, and save with `safe_serialization=True` (the default)."
-        )
-
-
 def refuse_pickle_on_load(model_id: str, subfolder: str | None, **hub: Any) -> None:
     """Raise a `ValueError` if the weights that PEFT would load are a pickle: before it opens them.
 
@@ -75,6 +68,60 @@ def refuse_pickle_on_load(model_id: str, subfolder: str | None, **hub: Any) -> N
         )
 
 
+def check_weights(model_id: str, subfolder: str | None, expected: str | None, **hub: Any) -> Path | None:
+    """
+    The file of the weights beside a config, if it is there and was looked at.
+
+    Args:
+        expected: `weights_sha256` of the config; `None` checks nothing.
+        hub: as for `refuse_pickle_on_load`.
+
+    Raises:
+        ValueError: they are not those that it was saved with.
+    """
+    if expected is None:
+        return None
+    folder = Path(model_id, subfolder or "")
+    if re.fullmatch("[0-9a-f]{64}", expected) is None:
+        raise ValueError(
+            f"`weights_sha256` in {folder / CONFIG_NAME} is {expected!r}, but must be the SHA-256 of "
+            f"{SAFETENSORS_WEIGHTS_NAME}, 64 hexadecimal digits. {how_to_finish(folder)}"
+        )
+    weights = folder / SAFETENSORS_WEIGHTS_NAME
+    if not folder.is_dir():
+        try:
+            weights = Path(hf_hub_download(model_id, SAFETENSORS_WEIGHTS_NAME, subfolder=subfolder, **hub))
+        except OSError:  # no access, or none there: PEFT says so itself
+            return None
+    if not weights.is_file():  # a config alone
+        return None
+    if (found := sha256(weights)) != expected:
+        raise ValueError(
+            f"{weights} is damaged, or of another adapter: its SHA-256 is {found}, but `weights_sha256` in "
+            f"{CONFIG_NAME} is {expected!r}. Get both files again from where they were saved; if the weights were "
+            "changed on purpose, set `weights_sha256` to null."
+        )
+    return weights
+
+
+def check_complete(weights: Path | None, modules: Any, tokens: Any) -> None:
+    """Raise a `ValueError` if the weights have nothing of the modules or tokens that a config says were trained."""
+    if weights is None or (modules is None and tokens is None):
+        return
+    with safe_open(weights, "pt") as file:
+        keys = list(file.keys())
+    others = [key for key in keys if f".{PREFIX}" not in key]
+    # PEFT adds the usual names of a classifier's head, of which a model has one
+    if modules and not any(f".{name}." in key for name in modules for key in others):
+        raise ValueError(
+            f"`modules_to_save` is {modules!r}, but {weights} has no weights of them. Correct it in {CONFIG_NAME}."
+        )
+    if tokens is not None and not any("trainable_tokens" in key for key in keys):
+        raise ValueError(
+            f"`trainable_token_indices` is {tokens!r}, but {weights} has none. Remove it from {CONFIG_NAME}."
+        )
+
+
 def explain_loading(folder: Path) -> None:
     """Write into the card that PEFT has made how the adapter is loaded; other READMEs stay as they are.
 
@@ -90,16 +137,3 @@ def explain_loading(folder: Path) -> None:
             card.text = f"{before}{heading or '## Use'}\n\n{_GENERIC}{after}"
         card.save(readme)
         return
-
-
-@contextmanager
-def moved_into(folder: Path) -> Iterator[Path]:
-    """A folder to write to, whose files are moved into another one at the end, so that none is ever half written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
-        yield Path(beside)
-        for file in sorted(Path(beside).rglob("*"), reverse=True):  # the config last: it says that all is there
-            if file.is_file():
-                place = folder / file.relative_to(beside)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(file, place)

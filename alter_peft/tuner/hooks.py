@@ -28,8 +28,9 @@ from .token_router import AlterRouter
 class DecoderHook:
     """Pre-hook of the decoder: takes the mask, has checkpoints replay the gates, runs the base model if asked to."""
 
-    def __init__(self, contexts: GatingContexts, head: LanguageModelHead, decoder: Decoder) -> None:
-        self.contexts, self.head, self.num_layers = contexts, head, len(decoder.layers)
+    def __init__(self, contexts: GatingContexts, head: LanguageModelHead, decoder: Decoder, config: Any) -> None:
+        self.contexts, self.head, self.config = contexts, head, config
+        self.num_layers = len(decoder.layers)
         self.call = DecoderCall(decoder.module, head.is_composite)
 
     def __call__(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -41,13 +42,14 @@ class DecoderHook:
         given = self.call.arguments(args, kwargs)
         refuse_offloading(self.call.cache(given))
         context.begin(self.call.tokens(given))
-        context.num_layers = min(self.num_layers, decoder.config.num_hidden_layers)  # fewer in an early exit
+        context.num_layers = min(self.num_layers, self.config.num_hidden_layers)  # fewer in an early exit
         replay_in_checkpoints(decoder, self.contexts)
         orders = {router.config[n].entropy_q for router, n in active if router.config[n].inference_entropy == "base"}
         if orders and context.entropy is None:
             if len(orders) > 1:
                 raise ValueError(f"Adapters that are active together must share `entropy_q`, but found {orders}.")
-            given = with_cache(decoder, given, self.call.cache_name)
+            if not decoder.training:
+                given = with_cache(self.config, given, self.call.cache_name)
             context.entropy = base_entropy(decoder, self.head, context, orders.pop(), given, self.call.cache_name)
             return (), given
         return args, kwargs

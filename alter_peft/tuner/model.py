@@ -22,6 +22,7 @@ from .gating import GatingContexts
 from .hooks import DecoderHook, RouterHook
 from .layer import NO_FIXED_WEIGHT, AlterLayer, AlterLinear, contexts_of
 from .mixed_batch import RowAdapters, adapters_of_wrappers, check_adapter_names, copies_of_a_row
+from .saving import NO_CHECKSUM
 from .targets import (
     check_name,
     check_targets,
@@ -87,9 +88,14 @@ class AlterModel(ExpertControl, BaseTuner):
             ValueError: the model, the layers or the adapter's name don't suit this adapter.
         """
         check_name(adapter_name)
+        config: AlterConfig = self.peft_config[adapter_name]
+        if config.weights_sha256 == NO_CHECKSUM:  # transformers reads a config by itself
+            raise ValueError(
+                f"The adapter cannot be loaded: `weights_sha256` is {NO_CHECKSUM!r}. Load it by PEFT once."
+            )
         refuse_split_weights(model)
         # what is filled in or changed later is of this adapter alone: the caller's config serves for others too
-        config: AlterConfig = copy.deepcopy(self.peft_config[adapter_name])
+        config = copy.deepcopy(config)
         self.peft_config[adapter_name] = config
         if config.num_forget_experts is None:
             config.num_forget_experts = 1
@@ -114,7 +120,8 @@ class AlterModel(ExpertControl, BaseTuner):
         assert self._decoder is not None and config.router_layer is not None
         layer: Any = self._decoder.layers[config.router_layer]
         if not any(isinstance(hook, DecoderHook) for hook in self._decoder.module._forward_pre_hooks.values()):
-            hook = DecoderHook(self.contexts, LanguageModelHead(model), self._decoder)
+            text = model.config.get_text_config()
+            hook = DecoderHook(self.contexts, LanguageModelHead(model), self._decoder, text)
             self._decoder.module.register_forward_pre_hook(hook, with_kwargs=True)
         if not any(isinstance(hook, RouterHook) for hook in layer._forward_pre_hooks.values()):
             layer.token_router = AlterRouter(layer)
@@ -293,6 +300,7 @@ class AlterModel(ExpertControl, BaseTuner):
                 raise ValueError(
                     f"The adapter does not fit this base model: {key} has shape {tuple(value.shape)} in the adapter "
                     f"and {tuple(own[key].shape)} in the model. Load it on the base that it was trained on "
-                    f"(`base_model_name_or_path`={config.base_model_name_or_path!r})."
+                    f"(`base_model_name_or_path`={config.base_model_name_or_path!r}), with `r`, `rank_pattern` and "
+                    "`target_modules` as they were saved."
                 )
         return remapped

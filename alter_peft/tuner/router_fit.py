@@ -110,3 +110,22 @@ def _regression(inputs: np.ndarray, experts: np.ndarray, has_bias: bool) -> tupl
         coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])
         intercepts = np.concatenate([np.zeros_like(intercepts), intercepts])
     return classes, coefficients, intercepts
+
+
+def shares_astray(
+    fitted: dict[str, Tensor], features: Tensor, experts: np.ndarray, counted: np.ndarray
+) -> tuple[float, float]:
+    """
+    Share of the positions of forget rows that go to the retain expert, and of those of retain rows that go to others.
+
+    Args:
+        fitted: `weight` and perhaps `bias` of a router in which the retain expert competes.
+        features: of the positions, (n, features).
+        experts: 0 for a position in a retain row, d for one in sub-domain d, (n,).
+        counted: which positions count, bool (n,).
+    """
+    sent = torch.nn.functional.linear(features, fitted["weight"], fitted.get("bias")).argmax(dim=-1).numpy()
+    is_forget = experts > 0
+    wrong = (sent > 0) != is_forget
+    of_forget, of_retain = (wrong[kind & counted] for kind in (is_forget, ~is_forget))
+    return (float(of_forget.mean()) if of_forget.size else 0.0, float(of_retain.mean()) if of_retain.size else 0.0)

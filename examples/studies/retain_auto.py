@@ -63,8 +63,7 @@ def trained(retain: Dataset, weight: float, folder: Path) -> dict[str, float]:
     args = UnlearnConfig(
         output_dir=str(folder), save_strategy="no", report_to="none", disable_tqdm=True, bf16=True,
         num_train_epochs=30, learning_rate=5e-4, retain_weight=weight, use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=False,
-        logging_strategy="no",
+        dataloader_pin_memory=False, logging_strategy="no",
     )  # fmt: skip
     trainer = UnlearnTrainer(
         model, args, train_dataset=rows(FORGET), retain_dataset=retain, calibration_dataset=rows(UNSEEN),

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import shutil
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import upload_folder
+from torch import nn
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SaveStrategy
+from transformers.utils.hub import PushInProgress
+from trl import SFTTrainer
+
+from alter_peft.tuner.saving import explained, keep_card, one_save
+
+from .checkpoints import checkpoint_to_resume, is_checkpoint, link_files, start_afresh
+
+
+_PUSHED = ".push-"  # what is being pushed, while later checkpoints are written
+
+
+class SavingTrainer(SFTTrainer):
+    """
+    How the trainers save: `output_dir` gets what is to be delivered, in one step, and nothing else; checkpoints are in
+    `args.checkpoint_dir`, with the optimizer's state and `training_args.bin`; the Hub gets what is to be delivered,
+    every adapter with its weights.
+    """
+
+    args: Any
+    hub_model_id: Any
+    push_in_progress: Any
+
+    _delivered: list[Path]
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = Path(super()._get_output_dir(trial))  # of one trial of a search for hyperparameters, one inside
+        return str(Path(self.args.checkpoint_dir) / folder.relative_to(self.args.output_dir))
+
+    def _to_resume(self, given: Any) -> str | None:
+        """The checkpoint to go on from; what is wrong with it is an error before anything is computed."""
+        folder = Path(self.args.checkpoint_dir)
+        checkpoint = checkpoint_to_resume(given, folder)
+        if checkpoint is None and self.args.should_save and self.args.save_strategy != SaveStrategy.NO:
+            start_afresh(folder)
+        return checkpoint
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """As the parent's, in one step."""
+        if not self.args.should_save:  # under FSDP every process comes here
+            super()._save(output_dir, state_dict)
+            return
+        target = Path(output_dir or str(self.args.output_dir))
+        with one_save(target) as beside:
+            keep_card(target, beside)
+            super()._save(str(beside), state_dict)
+            self._describe(beside, target)
+            files = [file for file in beside.rglob("*") if file.is_file() and file.name != TRAINING_ARGS_NAME]
+            self._delivered = [file.relative_to(beside) for file in files]
+            if not is_checkpoint(target):
+                (beside / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def _describe(self, folder: Path, place: Path) -> None:
+        """Write a card, if there is one, to a folder whose files will come to `place`."""
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As transformers', without TRL's card in `output_dir`, which is of what is saved there."""
+        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with explained(folder, kept="Earlier checkpoints are whole."):
+            if self.args.should_save:  # an earlier run's is no whole one any more
+                (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+            super(SFTTrainer, self)._save_checkpoint(model, trial)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """As the parent's, but straight from the checkpoint, adapters in folders of their own included."""
+        strategy, running = HubStrategy(self.args.hub_strategy), self.push_in_progress
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        if running is not None and not running.is_done() and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        by_steps = self.args.save_strategy == SaveStrategy.STEPS
+        progress = f"step {self.state.global_step}" if by_steps else f"epoch {int(self.state.epoch or 0)}"
+        message = f"Training in progress, {progress}"
+        checkpoint = Path(checkpoint_folder)
+        pushed = Path(tempfile.mkdtemp(dir=checkpoint.parent, prefix=_PUSHED))
+        link_files(self._delivered, checkpoint, pushed)
+        push: Any = partial(
+            upload_folder,
+            repo_id=self.hub_model_id,
+            token=self.args.hub_token,
+            revision=self.args.hub_revision,
+            run_as_future=True,
+        )
+        jobs: Any = [push(folder_path=pushed, commit_message=message)]
+        jobs[0].add_done_callback(lambda _: shutil.rmtree(pushed, ignore_errors=True))
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            place = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
+            jobs.append(push(folder_path=checkpoint, path_in_repo=place, commit_message=f"{message}, checkpoint"))
+        if running is None or running.is_done():
+            self.push_in_progress = PushInProgress(jobs)
+        else:
+            running.jobs.extend(jobs)
