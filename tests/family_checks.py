@@ -11,6 +11,7 @@ import logging
 import re
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,8 +125,10 @@ def is_trained(family: str, tokenizer: Any, folder: Path) -> bool:
 
 
 def said(error: ValueError) -> str:
-    """The first sentence of an error."""
-    return re.split(r"\. (?=[A-Z])|, so that ", str(error))[0].removesuffix(".")
+    """The first sentence of an error, without the name of the model's class."""
+    first = re.split(r"\. (?=[A-Z])|, so that ", str(error))[0].removesuffix(".")
+    first = re.sub(r"^`model` is a \w+, whose", "its", first)
+    return re.sub(r"^A gated `router` cannot follow \w+: |\w+ForCausalLM ", "", first)
 
 
 def findings(family: str, tokenizer: Any, folder: Path) -> list[str]:
@@ -184,7 +187,8 @@ def rendered(found: dict[str, list[str]]) -> str:
         if what:
             rows.setdefault("; ".join(what).replace("|", "/"), []).append(f"`{name}`")
     table = "".join(f"| {', '.join(names)} | {what} |\n" for what, names in rows.items())
-    return f"{RIGHT}{right}.\n\n| family | what else |\n|---|---|\n{table}"
+    listed = textwrap.fill(f"{RIGHT}{right}.", width=119, break_long_words=False, break_on_hyphens=False)
+    return f"{listed}\n\n| family | what else |\n|---|---|\n{table}"
 
 
 def main() -> None:
