@@ -165,7 +165,7 @@ STATE_SPACE = {
 @pytest.mark.parametrize("family", STATE_SPACE)
 def test_a_state_space_model_with_and_without_its_states(family, router):
     torch.manual_seed(0)
-    model = adapt(sharpened(STATE_SPACE[family]()), 8.0, exclude_modules=["out_proj"], **router)
+    model = adapt(sharpened(STATE_SPACE[family]()), 8.0, **router)
     row = {"input_ids": IDS[2:]}
     whole = logits(model, **row, use_cache=False)
     gates = context_of(model).state.gates["default"]

@@ -218,16 +218,20 @@ class Attention(nn.Module):
 def test_layers_that_are_not_called_are_refused(router):
     """Mamba's: on a CPU or in the kernels of a GPU."""
     sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
-    targets = {"router": router, "target_modules": "all-linear"}
+    named = {"router": router, "target_modules": ["in_proj", "dt_proj", "out_proj", "x_proj"]}
     names = ["mixer.dt_proj", "mixer.out_proj", "mixer.x_proj"]
     with pytest.raises(ValueError, match=rf"{', '.join(names)} \(read without calling .*`exclude_modules=\['mixer"):
-        get_peft_model(MambaForCausalLM(MambaConfig(**sizes)), AlterConfig(**targets))
+        get_peft_model(MambaForCausalLM(MambaConfig(**sizes)), AlterConfig(**named))
     with pytest.raises(ValueError, match=r"mixer.dt_proj \(read without calling"):
         get_peft_model(
             MambaForCausalLM(MambaConfig(**sizes)), AlterConfig(router=router, target_modules=["in_proj", "dt_proj"])
         )
-    rest = get_peft_model(MambaForCausalLM(MambaConfig(**sizes)), AlterConfig(**targets, exclude_modules=names))
-    assert {name.rpartition(".")[2] for name in adapted_names(rest)} == {"in_proj"}
+    for config in (
+        AlterConfig(**named, exclude_modules=names),
+        AlterConfig(router=router, target_modules="all-linear"),
+    ):
+        rest = get_peft_model(MambaForCausalLM(MambaConfig(**sizes)), config)
+        assert {name.rpartition(".")[2] for name in adapted_names(rest)} == {"in_proj"}
     if router == "static":
         with pytest.raises(ValueError, match="MultiheadAttention reads its weight without calling it"):
             get_peft_model(Attention(), AlterConfig(router=router, target_modules=["out_proj"]))

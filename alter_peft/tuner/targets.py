@@ -165,7 +165,7 @@ def suit_targets(
     model: nn.Module, config: AlterConfig, decoder: Decoder | None, matches: Callable[[AlterConfig, str], Any]
 ) -> None:
     """
-    Fill in `target_modules`, and leave out by default what no adapter can have; that is said in one line of the log.
+    Fill in `target_modules`, and leave out of all linear layers what no adapter can have; a line of the log says it.
 
     Args:
         decoder: as for `unfit_layers`.
@@ -174,13 +174,13 @@ def suit_targets(
     Raises:
         ValueError: the config takes such layers although it names its targets, or no layer can be adapted.
     """
-    by_default = config.target_modules is None
-    if by_default and has_all_linear_by_default(model):
+    if config.target_modules is None and has_all_linear_by_default(model):
         config.target_modules = "all-linear"
+    by_default = config.target_modules == "all-linear"  # which names no layer
     if config.target_modules is None:
         return
     unfit, asked = unfit_layers(model, decoder), copy.copy(config)
-    if config.target_modules == "all-linear":
+    if by_default:
         asked.target_modules = set(unfit)  # type: ignore[assignment]  # PEFT lists all names later
     short = _short_names(model, unfit)
     taken = [name for name, why in unfit.items() if (by_default or why != UNUSED) and matches(asked, name)]
