@@ -226,11 +226,11 @@ def test_layers_that_are_not_called_are_refused(router):
         get_peft_model(
             MambaForCausalLM(MambaConfig(**sizes)), AlterConfig(router=router, target_modules=["in_proj", "dt_proj"])
         )
-    for config in (
+    for suited in (
         AlterConfig(**named, exclude_modules=names),
         AlterConfig(router=router, target_modules="all-linear"),
     ):
-        rest = get_peft_model(MambaForCausalLM(MambaConfig(**sizes)), config)
+        rest = get_peft_model(MambaForCausalLM(MambaConfig(**sizes)), suited)
         assert {name.rpartition(".")[2] for name in adapted_names(rest)} == {"in_proj"}
     if router == "static":
         with pytest.raises(ValueError, match="MultiheadAttention reads its weight without calling it"):
