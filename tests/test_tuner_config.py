@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 import inspect
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -306,3 +307,10 @@ def test_static_router_on_bert():
 def test_unsupported_target_names_the_module(llama, router):
     with pytest.raises(ValueError, match=r"'model\.layers\.3\.self_attn' is a LlamaAttention"):
         get_peft_model(llama, AlterConfig(router=router, target_modules=["layers.3.self_attn"]))
+
+
+def test_values_that_peft_takes_too():
+    config = AlterConfig(lora_alpha=0.5, alpha_pattern={"q_proj": 2.5}, modules_to_save=[], trainable_token_indices={})
+    assert (config.lora_alpha, config.alpha_pattern) == (0.5, {"q_proj": 2.5})
+    assert config.modules_to_save is None and config.trainable_token_indices is None
+    assert AlterConfig(base_model_name_or_path=Path("a/b")).base_model_name_or_path == "a/b"

@@ -50,7 +50,7 @@ class AlterConfig(PeftConfig):
     """
 
     r: int = option(8, "Rank of the shared matrix A (r x k) and of every expert B (d x r).")
-    lora_alpha: int = option(
+    lora_alpha: float = option(
         16, "Scale of the update: `s = lora_alpha / r` (Eq. 2), or `lora_alpha / sqrt(r)` with `use_rslora`."
     )
     lora_dropout: float = option(0.0, "Dropout probability on the input of A, in training.")
@@ -75,7 +75,7 @@ class AlterConfig(PeftConfig):
         None, "Name of the list of layers, if it isn't found by itself; used with `layers_to_transform`."
     )
     rank_pattern: dict[str, int] = option({}, "Other ranks for some layers: name or regular expression -> rank.")
-    alpha_pattern: dict[str, int] = option(
+    alpha_pattern: dict[str, float] = option(
         {}, "Other `lora_alpha` for some layers: name or regular expression -> alpha."
     )
     modules_to_save: list[str] | None = option(None, "Modules that are trained and saved whole beside the adapter.")
@@ -162,6 +162,8 @@ class AlterConfig(PeftConfig):
             self.format_version = 1  # a file from before these two were written, which says no version
         super().__post_init__()
         self.peft_type = ALTER
+        if isinstance(self.base_model_name_or_path, Path):
+            self.base_model_name_or_path = str(self.base_model_name_or_path)
         check_format_version(self.format_version, self.alter_peft_version)
         if self.alter_peft_version is None:
             self.alter_peft_version = __version__
@@ -257,8 +259,9 @@ class AlterConfig(PeftConfig):
             require(fits(value, hint), name, value, described(hint))
         for name in ("modules_to_save", "trainable_token_indices"):
             named = getattr(self, name)
-            whole = not isinstance(named, (list, dict)) or (len(named) > 0 and "" not in named)
-            require(whole, name, named, "unset, or not empty and without empty names")
+            require(not isinstance(named, (list, dict)) or "" not in named, name, named, "without empty names")
+            if isinstance(named, (list, dict)) and not named:
+                setattr(self, name, None)
 
     def _check_ranges(self) -> None:
         require(is_integer(self.r) and self.r > 0, "r", self.r, "a positive integer")

@@ -164,7 +164,7 @@ class AlterModel(ExpertControl, BaseTuner):
     ) -> None:
         rank_key = get_pattern_key(list(config.rank_pattern), current_key)
         alpha_key = get_pattern_key(list(config.alpha_pattern), current_key)
-        sizes = {
+        sizes: dict[str, Any] = {
             "r": config.rank_pattern.get(rank_key, config.r),
             "lora_alpha": config.alpha_pattern.get(alpha_key, config.lora_alpha),
         }
