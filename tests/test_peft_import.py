@@ -43,18 +43,21 @@ assert not errors, errors
 """
 
 
+LOOKED_UP = "import alter_peft, importlib.util\nassert importlib.util.find_spec('peft').loader.get_source('peft')"
+slow = pytest.mark.slow  # seconds each, for a fresh process
+
+
 @pytest.mark.parametrize(
     "first",
     [
-        "import alter_peft\nfrom peft import AutoPeftModelForCausalLM",
-        "import peft, alter_peft",
-        "from alter_peft import AlterConfig",
-        "import alter_peft, trl, transformers.integrations.peft",
-        "import alter_peft.tuner.export",
-        "import alter_peft, importlib.util\nassert importlib.util.find_spec('peft').loader.get_source('peft')",
-        IN_THREADS,
+        pytest.param("import alter_peft\nfrom peft import AutoPeftModelForCausalLM", id="before"),
+        pytest.param("import peft, alter_peft", id="after"),
+        pytest.param("from alter_peft import AlterConfig", id="from", marks=slow),
+        pytest.param("import alter_peft, trl, transformers.integrations.peft", id="by others", marks=slow),
+        pytest.param("import alter_peft.tuner.export", id="a room", marks=slow),
+        pytest.param(LOOKED_UP, id="looked up", marks=slow),
+        pytest.param(IN_THREADS, id="threads", marks=slow),
     ],
-    ids=["before", "after", "from", "by others", "a room", "looked up", "threads"],
 )
 def test_peft_knows_alter(first):
     assert run_fresh(first + KNOWN).split()[-1] == "known"

@@ -103,6 +103,7 @@ LabelledTrainer("base", SFTConfig(**options, bf16=False), train_dataset=forget)
 """
 
 
+@pytest.mark.slow
 def test_a_trainer_sends_nothing_unless_the_user_turns_telemetry_on(place):
     assert tried_to_send(TRAINERS, place) == []
     wanted = tried_to_send(TRAINERS, place, HF_HUB_DISABLE_TELEMETRY="0")
