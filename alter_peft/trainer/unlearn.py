@@ -22,7 +22,7 @@ from alter_peft.tuner.config import AlterConfig
 from .active_adapters import Trained, others_frozen
 from .checkpoints import check_folders
 from .config import UnlearnConfig
-from .distributed import HeadGathering, gathering_layers, set_up_distributed
+from .distributed import HeadGathering, from_main_process, gathering_layers, is_zero3_split, set_up_distributed
 from .encoding import encoded, set_template_defaults
 from .inputs import (
     check_all_labelled,
@@ -278,14 +278,21 @@ class UnlearnTrainer(PairTrainer):
         """
         Measure how well the model as it was given knows the rows (`knowledge`), and what the forget loss needs of them
         (`measured`); `train` calls it once.
+
+        Of several processes the main one alone measures, and all have the same; where ZeRO-3 has split the weights,
+        all measure together.
         """
         if self._prepared:
             return
         self._trained.keep(self.model)
         size = max(1, self.args.per_device_train_batch_size)
-        known, kept, unseen = (
-            self._log_probabilities(rows, size) for rows in (self._forget, self._some_retain, self._calibration)
-        )
+        found: list[list[Tensor]] = []
+        if self.accelerator.is_main_process or is_zero3_split(self.model):  # others may have no weights yet
+            asked = self._forget, self._some_retain, self._calibration
+            found = [self._log_probabilities(rows, size) for rows in asked]
+        if self.accelerator.num_processes > 1:
+            found = from_main_process(found)
+        known, kept, unseen = found
         needed = known if self.args.loss.needs else []
         self.measured = measure(self.args.loss, needed, unseen, self.args.forget_level, self.args.seed)
         self._set_knowledge(known, kept, unseen)
