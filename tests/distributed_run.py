@@ -70,7 +70,7 @@ def train_and_save(trainer: AlterUnlearnTrainer, place: Path, **kwargs: Any) -> 
 
 
 def run_lora(folder: Path, tokenizer: PreTrainedTokenizerFast, forget_level: float) -> dict[str, Any]:
-    """`alter-peft unlearn --adapter lora` once its trainer is made: its status, and what this process knows by then."""
+    """`alter-peft unlearn --adapter lora` once its trainer is made: its status, and what this process knows then."""
     args = UnlearnConfig(
         str(folder), bf16=False, report_to="none", save_strategy="no", as_chat=False, max_steps=1, use_cpu=True,
         disable_tqdm=True, per_device_train_batch_size=2, forget_level=forget_level,

@@ -231,6 +231,32 @@ def test_a_static_router_goes_nowhere(tmp_path, tokenizer):
     assert trainer.astray is None and not any("astray" in line for line in trainer.summary().lines)
 
 
+@pytest.mark.parametrize(
+    ("forget", "unseen", "reached", "result"),
+    [
+        # more likely than unseen text by 2.3 to 2.6 times, of too few rows for a test to say so
+        (rows(math.log(0.105), 0.0, 1), rows(math.log(0.041), 0.7, 24), None, "2.6 times as likely"),
+        (rows(math.log(0.100), 0.9, 3), rows(math.log(0.041), 0.7, 24), False, "2.4 times as likely"),
+        (rows(math.log(0.095), 1.5, 8), rows(math.log(0.041), 1.0, 8), False, "2.3 times as likely"),
+        (rows(math.log(0.095), 1.5, 8), rows(math.log(0.041), 1.0, 1), None, "8 rows to forget and 1 row never seen"),
+        (rows(math.log(0.095), 0.1, 8), rows(math.log(0.041), 0.1, 8), False, "not forgotten: the rows"),
+        (rows(math.log(0.500), 0.0, 1), rows(math.log(0.041), 0.7, 24), False, "not forgotten: the rows"),
+        # within what counts as forgotten, or come to their own targets
+        (rows(math.log(0.050), 0.9, 3), rows(math.log(0.041), 0.7, 24), False, "forgotten: the rows to forget are no"),
+        (rows(math.log(0.055), 0.9, 3), rows(math.log(0.041), 0.7, 24), True, "forgotten: the rows to forget have"),
+        (rows(math.log(0.132), 0.3, 3), rows(math.log(0.167), 0.4, 8), True, "forgotten: the rows to forget have"),
+        (rows(math.log(0.120), 0.3, 3), torch.empty(0), None, "forgotten: the rows to forget are no"),
+    ],
+)
+def test_too_few_rows_for_a_test_are_not_forgotten_by_that(forget, unseen, reached, result):
+    """A test that fails to tell them from unseen text is no evidence that they are like it."""
+    after = knowledge(forget, unseen)
+    before = after._replace(forget=rows(math.log(0.811), 0.1, len(forget)))
+    summary = Summary(before, after, None, 10, 2.0, reached)
+    assert result in summary.verdict and summary.verdict in summary.lines[-1]
+    assert summary.is_forgotten == result.startswith("forgotten") == summary.verdict.startswith("forgotten")
+
+
 def test_overshooting_is_named():
     before = knowledge(rows(-0.1, 0.05, 8), rows(-3.2, 0.7, 8))
     after = before._replace(forget=rows(-9.0, 1.0, 8))
