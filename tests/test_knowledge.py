@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import make_llama
 from datasets import Dataset, load_dataset
 from test_stopping import UNSEEN, pairs, plain, taught  # noqa: F401 (fixtures)
 from trainer_setup import forget_rows, make_trainer, retain_rows
@@ -160,6 +161,22 @@ def test_of_many_retain_rows_some_are_measured_the_same_ones(tmp_path, tokenizer
     summary = trainer.summary()
     assert len(summary.before.retain) == 64
     torch.testing.assert_close(summary.after.retain, summary.before.retain, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("loss", "measured"), [("ga", 256), ("npo", 270)])
+def test_of_many_forget_rows_some_are_measured_where_the_loss_needs_nothing(tmp_path, tokenizer, loss, measured):
+    """The same ones before and after."""
+    rows = Dataset.from_list([{"prompt": f"What is {i}?", "completion": f" It is {i + 1}."} for i in range(270)])
+    args = UnlearnConfig(
+        str(tmp_path), bf16=False, report_to="none", save_strategy="no", as_chat=False, disable_tqdm=True, max_steps=1,
+        learning_rate=0.0, forget_loss=loss, use_cpu=True, per_device_train_batch_size=32,
+    )  # fmt: skip
+    model = make_llama(len(tokenizer))
+    trainer = UnlearnTrainer(model, args, train_dataset=rows, retain_dataset=retain_rows(), processing_class=tokenizer)
+    trainer.train()
+    summary = trainer.summary()
+    assert len(summary.before.forget) == measured and len(trainer.measured.reference) in (0, 270)
+    torch.testing.assert_close(summary.after.forget, summary.before.forget, atol=1e-4, rtol=1e-4)
 
 
 def test_a_later_adapter_begins_where_the_earlier_one_left_it(tmp_path, plain, taught):  # noqa: F811

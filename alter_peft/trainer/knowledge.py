@@ -10,8 +10,8 @@ from scipy.stats import ttest_ind_from_stats
 from torch import Tensor
 
 
-# Retain rows that are measured, at most
-RETAIN_ROWS = 64
+# Rows that are measured, at most: of those to retain, and of those to forget where the loss needs nothing of them
+RETAIN_ROWS, FORGET_ROWS = 64, 256
 # Rows are known if they lie above unseen ones, on average, by more than MARGIN nats and not by chance (Welch's test at
 # this level), or by more than CLEAR_MARGIN nats: a few rows can't pass a test
 MARGIN, CLEAR_MARGIN, SIGNIFICANCE = 0.25, 1.0, 0.05
@@ -27,7 +27,8 @@ class Knowledge(NamedTuple):
     of a row's mean log-probability.
 
     Attributes:
-        forget: of the rows to forget, (rows,).
+        forget: of the rows to forget, or of some of them where no loss and no router needs all, (rows,); the same ones
+            each time.
         retain: of some rows to retain, (rows,); the same ones each time.
         unseen: of the calibration rows, which the model was never trained on, (rows,); empty without any.
         level: the probability of the unseen rows, or without any a guess at it, `forget_level`.

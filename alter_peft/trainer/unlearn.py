@@ -30,7 +30,7 @@ from .inputs import (
     check_model,
     check_retain_loss,
 )
-from .knowledge import RETAIN_ROWS, Astray, Knowledge, Summary
+from .knowledge import FORGET_ROWS, RETAIN_ROWS, Astray, Knowledge, Summary
 from .measuring import drawn, row_means
 from .pairs import PairTrainer
 from .phase_one import labelled_rows
@@ -211,6 +211,8 @@ class UnlearnTrainer(PairTrainer):
         prepared = self._prepare_rows("retain_dataset", retain)
         check_disjoint(self.train_dataset, prepared)
         self._forget: Dataset = self.train_dataset
+        most = len(self._forget) if self.args.loss.needs else FORGET_ROWS
+        self._known = self._forget.select(drawn(len(self._forget), most, self.args.seed))
         self._some_retain = prepared.select(drawn(len(prepared), RETAIN_ROWS, self.args.seed))
         self._retain: Dataset = prepared.add_column("expert", [0] * len(prepared))
         self._calibration = calibration and self._prepare_rows("calibration_dataset", calibration)
@@ -288,7 +290,7 @@ class UnlearnTrainer(PairTrainer):
         size = max(1, self.args.per_device_train_batch_size)
         found: list[list[Tensor]] = []
         if self.accelerator.is_main_process or is_zero3_split(self.model):  # others may have no weights yet
-            asked = self._forget, self._some_retain, self._calibration
+            asked = self._known, self._some_retain, self._calibration
             found = [self._log_probabilities(rows, size) for rows in asked]
         if self.accelerator.num_processes > 1:
             found = from_main_process(found)
@@ -315,9 +317,11 @@ class UnlearnTrainer(PairTrainer):
         self._metrics["train"]["forget_gap"].append(gap)
 
     def _mean_gap(self, max_rows: int) -> float:
-        rows, args = labelled_rows(self._forget), self.args
-        wrapped, size = self.model_wrapped, args.per_device_eval_batch_size
-        return mean_gap(self.scored, rows, self.measured.targets, max_rows, args.seed, self.accelerator, size, wrapped)
+        """Of so many forget rows at most, drawn by the seed, the same ones each time."""
+        places = drawn(len(self._forget), max_rows, self.args.seed)
+        rows, targets = labelled_rows(self._forget.select(places)), self.measured.targets[places]
+        size, wrapped = self.args.per_device_eval_batch_size, self.model_wrapped
+        return mean_gap(self.scored, rows, targets, self.accelerator, size, wrapped)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """
@@ -340,7 +344,7 @@ class UnlearnTrainer(PairTrainer):
         size, wrapped = self.args.per_device_eval_batch_size, self.model_wrapped
         forget, retain = (
             row_means(self.scored, labelled_rows(rows), self.accelerator, size, wrapped)
-            for rows in (self._forget, self._some_retain)
+            for rows in (self._known, self._some_retain)
         )
         after = self.knowledge._replace(forget=forget, retain=retain)
         reached = None if self._stopping is None else self.reached

@@ -109,10 +109,10 @@ def _uses(model_class: Any, key: _Key) -> Uses:
     except Exception as error:  # of any kind: what depends on values, which there are none of, or on other inputs
         _say_unknown(
             config,
-            f"What {model_class.__name__} does with its linear layers could not be found out ({error}): layers in which "
-            "an adapter would do nothing are not left out, and a gated `router` that cannot follow the model is not "
-            "refused. Use `AlterConfig(router='static')` and name the layers by `target_modules`, or see that each "
-            "adapted layer, alone, changes the logits, and that a batch neighbour does not.",
+            f"What {model_class.__name__} does with its linear layers could not be found out ({error}): layers in "
+            "which an adapter would do nothing are not left out, and a gated `router` that cannot follow the model is "
+            "not refused. Use `AlterConfig(router='static')` and name the layers by `target_modules`, or see that "
+            "each adapted layer, alone, changes the logits, and that a batch neighbour does not.",
         )
         return Uses({}, {}, None)
     try:
