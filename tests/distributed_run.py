@@ -13,12 +13,14 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from conftest import make_llama
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from torch.distributed.tensor import DTensor
-from trainer_setup import adapter_state, make_trainer, retain_rows
+from trainer_setup import adapter_state, forget_rows, make_trainer, retain_rows
 from transformers import PreTrainedTokenizerFast
 
-from alter_peft import AlterUnlearnTrainer, scoring
+from alter_peft import AlterUnlearnTrainer, UnlearnConfig, UnlearnTrainer, scoring
+from alter_peft.commands.adapters import ADAPTERS
+from alter_peft.commands.unlearn import _run
 from alter_peft.losses import score_tokens
 
 
@@ -34,6 +36,8 @@ RESUMED: dict[str, Any] = {"num_train_epochs": 2, "save_strategy": "steps", "sav
 CLUSTERS: dict[str, Any] = {
     "adapter": {"init_weights": "cluster"}, "forget_loss": "level", "forget": None, **CALIBRATED,
 }  # fmt: skip
+# The answer probability is 1e-5 with the weights, and 3e-3 without them: what only the others would take for known
+LORA_LEVELS = {"unknown": 2e-4, "known": 1e-7}
 
 
 def shard_on_cpu() -> None:
@@ -49,7 +53,7 @@ def shard_on_cpu() -> None:
     AcceleratorState.__init__ = initialise  # type: ignore[method-assign]
 
 
-def spoil(trainer: AlterUnlearnTrainer) -> None:
+def spoil(trainer: UnlearnTrainer) -> None:
     """Only the main process has the weights, as with `fsdp_cpu_ram_efficient_loading`; the others must not matter."""
     if not trainer.accelerator.is_main_process:
         for parameter in trainer.model.parameters():
@@ -63,6 +67,22 @@ def train_and_save(trainer: AlterUnlearnTrainer, place: Path, **kwargs: Any) -> 
     trainer.save_model(place)
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(place / "state.json")
+
+
+def run_lora(folder: Path, tokenizer: PreTrainedTokenizerFast, forget_level: float) -> dict[str, Any]:
+    """`alter-peft unlearn --adapter lora` once its trainer is made: its status, and what this process knows then."""
+    args = UnlearnConfig(
+        str(folder), bf16=False, report_to="none", save_strategy="no", as_chat=False, max_steps=1, use_cpu=True,
+        disable_tqdm=True, per_device_train_batch_size=2, forget_level=forget_level,
+    )  # fmt: skip
+    trainer = UnlearnTrainer(
+        make_llama(len(tokenizer)), args, train_dataset=forget_rows().remove_columns("domain"),
+        retain_dataset=retain_rows(), processing_class=tokenizer, peft_config=LoraConfig(target_modules="all-linear"),
+    )  # fmt: skip
+    spoil(trainer)
+    status = _run(trainer, ADAPTERS["lora"], None, False)
+    after = trainer.summary().after.forget if trainer.state.global_step else torch.empty(0)
+    return {"status": status, "before": trainer.knowledge, "targets": trainer.measured.targets, "after": after}
 
 
 def main(folder: Path) -> None:
@@ -94,7 +114,11 @@ def main(folder: Path) -> None:
     spoil(trainer)
     trainer.prepare()
     found = {**adapter_state(trainer), "targets": trainer.measured.targets}
-    torch.save(found, folder / f"clusters-{trainer.accelerator.process_index}.pt")
+    process = trainer.accelerator.process_index
+    torch.save(found, folder / f"clusters-{process}.pt")
+
+    for name, level in LORA_LEVELS.items():
+        torch.save(run_lora(folder / name, tokenizer, level), folder / f"{name}-{process}.pt")
 
 
 if __name__ == "__main__":

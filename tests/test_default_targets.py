@@ -14,7 +14,7 @@ from family_checks import IDS, adapted, gap, logits
 from peft import PeftModel, get_peft_model
 from tiny_families import tiny_config, tiny_model
 from torch import nn
-from transformers import BertModel, MistralForSequenceClassification
+from transformers import BertModel, LlamaForCausalLM, MistralForSequenceClassification
 
 from alter_peft import AlterConfig
 from alter_peft.tuner.export import export_to_lora
@@ -113,6 +113,42 @@ def test_what_a_layer_is_used_for_is_found_without_weights():
     assert router.is_flattened and not router.is_linear
     assert uses_of_layers(tiny_model("zamba2")).own_memory is None
     assert uses_of_layers(tiny_model("rwkv")).own_memory == "state"
+
+
+class DependsOnValues(LlamaForCausalLM):
+    """Stands for a model that cannot be run without weights: from the start, or from a cache."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_forward_pre_hook(self._read, with_kwargs=True)
+
+    def _read(self, module, args, kwargs):
+        if self.lm_head.weight.is_meta and (self.config.from_the_start or kwargs["use_cache"]):
+            self.lm_head.weight.numpy()
+
+
+@pytest.mark.parametrize(
+    ("from_the_start", "said"),
+    [
+        (True, ("does with its linear layers", "are not left out", "'static'")),
+        (False, ("does from a cache", "'static'")),
+    ],
+)
+def test_what_could_not_be_found_out_is_a_warning(from_the_start, said, caplog):
+    """Else what is refused for other models would be lost without a word."""
+    config = tiny_config("llama")
+    config.from_the_start = from_the_start
+    with caplog.at_level(logging.WARNING):
+        get_peft_model(DependsOnValues(config), AlterConfig())
+    assert len(caplog.records) == 1
+    for part in ("DependsOnValues", "could not be found out", "router", *said):
+        assert part in caplog.text
+
+
+def test_nothing_is_said_where_it_is_known_what_works(caplog):
+    with caplog.at_level(logging.WARNING):
+        assert not uses_of_layers(tiny_model("xmod")).layers
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

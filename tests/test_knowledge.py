@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import make_llama
 from datasets import Dataset, load_dataset
 from test_stopping import UNSEEN, pairs, plain, taught  # noqa: F401 (fixtures)
 from trainer_setup import forget_rows, make_trainer, retain_rows
@@ -162,6 +163,22 @@ def test_of_many_retain_rows_some_are_measured_the_same_ones(tmp_path, tokenizer
     torch.testing.assert_close(summary.after.retain, summary.before.retain, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("loss", "measured"), [("ga", 256), ("npo", 270)])
+def test_of_many_forget_rows_some_are_measured_where_the_loss_needs_nothing(tmp_path, tokenizer, loss, measured):
+    """The same ones before and after."""
+    rows = Dataset.from_list([{"prompt": f"What is {i}?", "completion": f" It is {i + 1}."} for i in range(270)])
+    args = UnlearnConfig(
+        str(tmp_path), bf16=False, report_to="none", save_strategy="no", as_chat=False, disable_tqdm=True, max_steps=1,
+        learning_rate=0.0, forget_loss=loss, use_cpu=True, per_device_train_batch_size=32,
+    )  # fmt: skip
+    model = make_llama(len(tokenizer))
+    trainer = UnlearnTrainer(model, args, train_dataset=rows, retain_dataset=retain_rows(), processing_class=tokenizer)
+    trainer.train()
+    summary = trainer.summary()
+    assert len(summary.before.forget) == measured and len(trainer.measured.reference) in (0, 270)
+    torch.testing.assert_close(summary.after.forget, summary.before.forget, atol=1e-4, rtol=1e-4)
+
+
 def test_a_later_adapter_begins_where_the_earlier_one_left_it(tmp_path, plain, taught):  # noqa: F811
     """Both numbers are of the model as it is asked, not of its base."""
     from peft import get_peft_model
@@ -229,6 +246,32 @@ def test_a_static_router_goes_nowhere(tmp_path, tokenizer):
     trainer = make_trainer(tmp_path, tokenizer, adapter={"router": "static"}, max_steps=1)
     trainer.train()
     assert trainer.astray is None and not any("astray" in line for line in trainer.summary().lines)
+
+
+@pytest.mark.parametrize(
+    ("forget", "unseen", "reached", "result"),
+    [
+        # more likely than unseen text by 2.3 to 2.6 times, of too few rows for a test to say so
+        (rows(math.log(0.105), 0.0, 1), rows(math.log(0.041), 0.7, 24), None, "2.6 times as likely"),
+        (rows(math.log(0.100), 0.9, 3), rows(math.log(0.041), 0.7, 24), False, "2.4 times as likely"),
+        (rows(math.log(0.095), 1.5, 8), rows(math.log(0.041), 1.0, 8), False, "2.3 times as likely"),
+        (rows(math.log(0.095), 1.5, 8), rows(math.log(0.041), 1.0, 1), None, "8 rows to forget and 1 row never seen"),
+        (rows(math.log(0.095), 0.1, 8), rows(math.log(0.041), 0.1, 8), False, "not forgotten: the rows"),
+        (rows(math.log(0.500), 0.0, 1), rows(math.log(0.041), 0.7, 24), False, "not forgotten: the rows"),
+        # within what counts as forgotten, or come to their own targets
+        (rows(math.log(0.050), 0.9, 3), rows(math.log(0.041), 0.7, 24), False, "forgotten: the rows to forget are no"),
+        (rows(math.log(0.055), 0.9, 3), rows(math.log(0.041), 0.7, 24), True, "forgotten: the rows to forget have"),
+        (rows(math.log(0.132), 0.3, 3), rows(math.log(0.167), 0.4, 8), True, "forgotten: the rows to forget have"),
+        (rows(math.log(0.120), 0.3, 3), torch.empty(0), None, "forgotten: the rows to forget are no"),
+    ],
+)
+def test_too_few_rows_for_a_test_are_not_forgotten_by_that(forget, unseen, reached, result):
+    """A test that fails to tell them from unseen text is no evidence that they are like it."""
+    after = knowledge(forget, unseen)
+    before = after._replace(forget=rows(math.log(0.811), 0.1, len(forget)))
+    summary = Summary(before, after, None, 10, 2.0, reached)
+    assert result in summary.verdict and summary.verdict in summary.lines[-1]
+    assert summary.is_forgotten == result.startswith("forgotten") == summary.verdict.startswith("forgotten")
 
 
 def test_overshooting_is_named():

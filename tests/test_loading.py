@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from alter_peft import AlterConfig
 from alter_peft.cli import main
+from alter_peft.commands.unlearn import ScriptArguments, _model
 from alter_peft.evaluation.loading import load, load_model, load_tokenizer, loaded, merge_of
 
 
@@ -90,6 +92,13 @@ def test_unlearning_on_a_lora_folder_and_asking_the_result(place, capsys):
         by_peft = AutoPeftModelForCausalLM.from_pretrained("out")
     merged = PeftModel.from_pretrained(load("lora"), "out")
     torch.testing.assert_close(by_peft(IDS).logits, merged(IDS).logits, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("process", "said"), [(0, "`--model` is an adapter (LORA)"), (1, "")])
+def test_of_several_processes_the_first_says_what_is_merged(place, capsys, process, said):
+    script = ScriptArguments("lora", "forget.jsonl")
+    _model(script, SimpleNamespace(process_index=process, model_init_kwargs=None))
+    assert capsys.readouterr().out.partition(":")[0] == said
 
 
 def test_all_weights_of_a_merged_model_are_a_model_of_its_own(place, capsys):

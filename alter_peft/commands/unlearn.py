@@ -154,7 +154,8 @@ def _model(script: ScriptArguments, args: UnlearnConfig) -> tuple[Any, Any]:
             f"`model` is {script.model!r}, an adapter, on which PEFT cannot load a second one of plain LoRA. Merge it "
             f"into its base model, {merge.base!r}, by `merge_and_unload()`, and give the folder of what is saved."
         )
-    print(f"`--model` {merge}")
+    if args.process_index == 0:
+        print(f"`--model` {merge}")
     given: Any = args.model_init_kwargs or {}
     options, args.model_init_kwargs = {"dtype": torch.float32, **given}, None  # the type is TRL's default
     model = loaded("model", script.model, partial(load_model, **options))

@@ -142,6 +142,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
 
     def _set_up_data(self, forget: Dataset, retain: Dataset, calibration: Dataset | None) -> None:
         super()._set_up_data(forget, retain, calibration)
+        self._known = self._forget  # phase I looks at all of them anyway
         self.alter_config.domains = self._domains
 
     @property
@@ -184,7 +185,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
                 found = phase.find(self._forget, self._retain, size, self.args.seed)
             unseen = self._log_probabilities(self._calibration, size, base=True)
             if not self._begins_as_base:
-                as_given = [self._log_probabilities(rows, size) for rows in (self._forget, self._some_retain)]
+                as_given = [self._log_probabilities(rows, size) for rows in (self._known, self._some_retain)]
         if several:
             found, unseen, as_given = from_main_process((found, unseen, as_given))
         forget, retain = phase.use(found, self._forget, self._retain)

@@ -6,14 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from accelerate import Accelerator, logging
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from alter_peft.scoring import Row, ScoredModel
 
-from .measuring import drawn, row_means
+from .measuring import row_means
 
 
 logger = logging.get_logger(__name__)
@@ -66,8 +65,6 @@ def mean_gap(
     scored: ScoredModel,
     rows: Sequence[Row],
     targets: Tensor,
-    max_rows: int,
-    seed: int,
     accelerator: Accelerator,
     batch_size: int,
     wrapped: Any,
@@ -78,11 +75,9 @@ def mean_gap(
     Each process takes its share; all call this together.
 
     Args:
-        rows: the forget rows.
-        targets: (rows,), in nats.
-        max_rows: of many rows so many, drawn by the seed, the same ones each time.
+        rows: forget rows, one at least.
+        targets: of these rows, (rows,), in nats.
         wrapped: the model in its wrapper, which wants to see the passes.
     """
-    places = drawn(len(rows), max_rows, seed)
-    means = row_means(scored, [rows[place] for place in places], accelerator, batch_size, wrapped)
-    return float((means - targets[torch.tensor(places)]).abs().mean())
+    means = row_means(scored, rows, accelerator, batch_size, wrapped)
+    return float((means - targets).abs().mean())

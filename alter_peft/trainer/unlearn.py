@@ -22,7 +22,7 @@ from alter_peft.tuner.config import AlterConfig
 from .active_adapters import Trained, others_frozen
 from .checkpoints import check_folders
 from .config import UnlearnConfig
-from .distributed import HeadGathering, gathering_layers, set_up_distributed
+from .distributed import HeadGathering, from_main_process, gathering_layers, is_zero3_split, set_up_distributed
 from .encoding import encoded, set_template_defaults
 from .inputs import (
     check_all_labelled,
@@ -30,7 +30,7 @@ from .inputs import (
     check_model,
     check_retain_loss,
 )
-from .knowledge import RETAIN_ROWS, Astray, Knowledge, Summary
+from .knowledge import FORGET_ROWS, RETAIN_ROWS, Astray, Knowledge, Summary
 from .measuring import drawn, row_means
 from .pairs import PairTrainer
 from .phase_one import labelled_rows
@@ -211,6 +211,8 @@ class UnlearnTrainer(PairTrainer):
         prepared = self._prepare_rows("retain_dataset", retain)
         check_disjoint(self.train_dataset, prepared)
         self._forget: Dataset = self.train_dataset
+        most = len(self._forget) if self.args.loss.needs else FORGET_ROWS
+        self._known = self._forget.select(drawn(len(self._forget), most, self.args.seed))
         self._some_retain = prepared.select(drawn(len(prepared), RETAIN_ROWS, self.args.seed))
         self._retain: Dataset = prepared.add_column("expert", [0] * len(prepared))
         self._calibration = calibration and self._prepare_rows("calibration_dataset", calibration)
@@ -278,14 +280,21 @@ class UnlearnTrainer(PairTrainer):
         """
         Measure how well the model as it was given knows the rows (`knowledge`), and what the forget loss needs of them
         (`measured`); `train` calls it once.
+
+        Of several processes the main one alone measures, and all have the same; where ZeRO-3 has split the weights,
+        all measure together.
         """
         if self._prepared:
             return
         self._trained.keep(self.model)
         size = max(1, self.args.per_device_train_batch_size)
-        known, kept, unseen = (
-            self._log_probabilities(rows, size) for rows in (self._forget, self._some_retain, self._calibration)
-        )
+        found: list[list[Tensor]] = []
+        if self.accelerator.is_main_process or is_zero3_split(self.model):  # others may have no weights yet
+            asked = self._known, self._some_retain, self._calibration
+            found = [self._log_probabilities(rows, size) for rows in asked]
+        if self.accelerator.num_processes > 1:
+            found = from_main_process(found)
+        known, kept, unseen = found
         needed = known if self.args.loss.needs else []
         self.measured = measure(self.args.loss, needed, unseen, self.args.forget_level, self.args.seed)
         self._set_knowledge(known, kept, unseen)
@@ -308,9 +317,11 @@ class UnlearnTrainer(PairTrainer):
         self._metrics["train"]["forget_gap"].append(gap)
 
     def _mean_gap(self, max_rows: int) -> float:
-        rows, args = labelled_rows(self._forget), self.args
-        wrapped, size = self.model_wrapped, args.per_device_eval_batch_size
-        return mean_gap(self.scored, rows, self.measured.targets, max_rows, args.seed, self.accelerator, size, wrapped)
+        """Of so many forget rows at most, drawn by the seed, the same ones each time."""
+        places = drawn(len(self._forget), max_rows, self.args.seed)
+        rows, targets = labelled_rows(self._forget.select(places)), self.measured.targets[places]
+        size, wrapped = self.args.per_device_eval_batch_size, self.model_wrapped
+        return mean_gap(self.scored, rows, targets, self.accelerator, size, wrapped)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """
@@ -333,7 +344,7 @@ class UnlearnTrainer(PairTrainer):
         size, wrapped = self.args.per_device_eval_batch_size, self.model_wrapped
         forget, retain = (
             row_means(self.scored, labelled_rows(rows), self.accelerator, size, wrapped)
-            for rows in (self._forget, self._some_retain)
+            for rows in (self._known, self._some_retain)
         )
         after = self.knowledge._replace(forget=forget, retain=retain)
         reached = None if self._stopping is None else self.reached
