@@ -237,3 +237,56 @@ def test_yaml_of_unlearn_with_dashes_and_true(tmp_path, monkeypatch):
     unlearn.unlearn([f"--config={tmp_path / 'o.yaml'}"])
     assert seen["model"] == "m" and seen["args"].output_dir == str(tmp_path)
     assert seen["given"] == str(True)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--forget", "a.jsonl", "--forget", "b.jsonl"], "`--forget` is given twice"),
+        (["--output_dir", "a", "--output-dir", "b"], "`--output-dir` is given twice"),
+        (["--forget", "", "--model", "m"], "`--forget` is empty"),
+        (["--lr", "1e-3"], "Did you mean `--learning_rate`?"),
+        (["--batch_size", "4"], "Did you mean `--per_device_train_batch_size`?"),
+        (["--resume", "true"], "Did you mean `--resume_from_checkpoint`?"),
+        (["--learning_rate", "-1"], "`--learning_rate` is -1.0, but must be a finite number"),
+        (["--per_device_train_batch_size", "0"], "`--per_device_train_batch_size` is 0, but must be 1 or more"),
+    ],
+)
+def test_what_is_given_twice_or_empty_or_too_small(argv, message, capsys):
+    rest = [word for name in ("model", "forget", "retain", "output_dir") for word in (f"--{name}", "x")]
+    given = {word.replace("-", "_") for word in argv}
+    rest = [word for flag, value in zip(rest[::2], rest[1::2], strict=True) for word in (flag, value)
+            if flag.replace("-", "_") not in given]  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        main(["unlearn", *argv, *rest])
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and message in err.splitlines()[-1]
+
+
+def test_what_is_read_is_not_written_over(tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    argv = [
+        "--model",
+        str(tmp_path / "model"),
+        "--forget",
+        "f",
+        "--retain",
+        "r",
+        "--output_dir",
+        str(tmp_path / "model"),
+    ]
+    with pytest.raises(SystemExit):
+        main(["unlearn", *argv])
+    assert "which `--model` is read from" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_file_that_is_no_result_is_not_written_over(tmp_path, capsys):
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "Who?"}')
+    argv = ["--model", "m", "--sets", "a=b.jsonl", "--output_file"]
+    for output, message in (
+        ("mine.jsonl", "is no result of an evaluation"),
+        ("mine.jsonl/x.json", "`--output_file` is"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["evaluate", *argv, str(tmp_path / output)])
+        assert ended.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]

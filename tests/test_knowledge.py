@@ -274,6 +274,12 @@ def test_too_few_rows_for_a_test_are_not_forgotten_by_that(forget, unseen, reach
     assert summary.is_forgotten == result.startswith("forgotten") == summary.verdict.startswith("forgotten")
 
 
+def test_what_was_not_known_is_not_said_to_be_forgotten():
+    before = knowledge(rows(-3.2, 0.7, 8), rows(-3.2, 0.7, 8))
+    summary = Summary(before, before, None, 1, 1.0, True)
+    assert "there was nothing to forget" in summary.verdict and "forgotten:" not in summary.verdict
+
+
 def test_overshooting_is_named():
     before = knowledge(rows(-0.1, 0.05, 8), rows(-3.2, 0.7, 8))
     after = before._replace(forget=rows(-9.0, 1.0, 8))

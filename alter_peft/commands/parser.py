@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -45,9 +46,17 @@ def read_config(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def neighbour(name: str, known: Collection[str]) -> str:
-    """The question whether a known name was meant that is near a mistyped one, or ends with it; nothing if none is."""
+    """
+    The question whether a known name was meant: one with these initials, one that ends or begins so, or a near one;
+    nothing if there is none.
+    """
     bare, others = name.lstrip("-").replace("-", "_"), [one.lstrip("-").replace("-", "_") for one in known]
-    found = get_close_matches(bare, others, n=1) or [one for one in others if one.endswith(f"_{bare}")]
+    found = [bare] if bare in others else []
+    found += [one for one in others if "_" in one and "".join(word[:1] for word in one.split("_")) == bare]
+    found += [one for one in others if one.endswith(f"_{bare}")] + [
+        one for one in others if one.startswith(f"{bare}_")
+    ]
+    found = found or get_close_matches(bare, others, n=1)
     return f" Did you mean `{'--' * name.startswith('-')}{found[0]}`?" if found else ""
 
 
@@ -62,11 +71,17 @@ class CommandParser(argparse.ArgumentParser):
         raise ValueError(re.sub(r"(--\w+)(/--?[\w-]+)+", r"\1", message))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As the parent's; an unknown flag is an error before one that is missing because of it."""
+        """As the parent's; an unknown flag is an error before one that is missing because of it, and so is a second."""
+        seen: set[str] = set()
         for word in args or ():
             if word == "--":
                 break
             name = word.partition("=")[0]
+            action = self._option_string_actions.get(name)
+            if action is not None and action.dest in seen and not isinstance(action, argparse._AppendAction):
+                several = ", with all its values after it" if action.nargs in ("*", "+") else ""
+                self.error(f"`{name}` is given twice. Give it once{several}.")
+            seen |= {action.dest} if action is not None and action.dest != argparse.SUPPRESS else set()
             if re.match(r"--?[^\W\d][\w-]*$", name) and name not in self._option_string_actions:
                 self.error(f"`{name}` is no option.{neighbour(name, self._option_string_actions) or self._all()}")
         return super().parse_known_args(args, namespace)
@@ -132,6 +147,9 @@ class OptionParser(CommandParser, TrlParser):
         Raises:
             ValueError: an option that is unknown, missing or of another type, or what a dataclass refuses.
         """
+        for flag, value in pairwise(argv):
+            if flag.startswith("--") and not value:
+                raise ValueError(f"`{flag}` is empty. Give it a value, or leave it out.")
         environment = config.get("env") or {}
         if not isinstance(environment, dict):
             raise ValueError(f"`env` is {environment!r}, but must be lines of variable: value.")

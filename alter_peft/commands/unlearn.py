@@ -113,7 +113,18 @@ def unlearn(argv: Sequence[str]) -> Callable[[], int | None]:
     return partial(_run, trainer, adapter, checkpoint, script.force)
 
 
+def _check_sources(script: ScriptArguments, output_dir: str) -> None:
+    """Raise a `ValueError` if what is read is no text (of a YAML file), or would be written over."""
+    for name in ("model", "forget", "retain", "calibration", "corpus"):
+        value = getattr(script, name)
+        if not isinstance(value, str | None):
+            raise ValueError(f"`{name}` is {value!r}, but must be one text.")
+        if value and Path(value).exists() and Path(value).resolve() == Path(output_dir).resolve():
+            raise ValueError(f"`output_dir` is {output_dir!r}, which `{name}` is read from. Give another folder.")
+
+
 def _trainer(script: ScriptArguments, args: UnlearnConfig, adapter: Adapter, config: PeftConfig | None) -> Any:
+    _check_sources(script, str(args.output_dir))
     check_retain(script.retain, script.corpus)
     model, tokenizer = _model(script, args)
     retain = None if script.retain == AUTO else script.retain

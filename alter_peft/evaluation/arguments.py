@@ -163,6 +163,20 @@ class EvaluateArguments(MeasureArguments):
         place = next(folder for folder in output.absolute().parents if folder.exists())
         if not (place.is_dir() and os.access(place, os.W_OK)):
             raise ValueError(f"`output_file` is {self.output_file!r}, but nothing can be written at '{place}'.")
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"`output_file` is {self.output_file!r}, whose folder can't be made ({error.strerror or error})."
+            ) from error
+        if output.is_file():
+            try:
+                Result.load(output)
+            except ValueError as error:
+                raise ValueError(
+                    f"`output_file` is {self.output_file!r}, which is there, and is no result of an evaluation: it "
+                    "would be lost. Give another."
+                ) from error
         read = [*self.oracles, *(entry.partition("=")[2] for entry in self.sets)]
         if any(output.absolute() == Path(path).absolute() for path in read):
             raise ValueError(f"`output_file` is {self.output_file!r}, which is read and would be lost. Give another.")

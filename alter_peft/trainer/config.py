@@ -183,6 +183,11 @@ class UnlearnConfig(SFTConfig):
             self.dataset_kwargs,
             "without `skip_prepare_dataset`: rows are prepared",
         )
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            value = getattr(self, name)
+            require(is_integer(value) and value >= 1, name, value, "1 or more, an integer")
+        rate = self.learning_rate
+        require(is_finite_number(rate) and rate >= 0, "learning_rate", rate, "a finite number, 0 or positive")
         length, known = self.max_length, ("windows", "error")
         require(length is None or (is_integer(length) and length >= 2), "max_length", length, "2 or more, or None")
         require(self.long_rows in known, "long_rows", self.long_rows, f"one of {list(known)}")

@@ -164,6 +164,8 @@ class Summary(NamedTuple):
         longer = "Train longer (`num_train_epochs`) or faster (`learning_rate`)"
         if self.after.is_known:
             return f"not forgotten: the rows to forget are still known above text that the model never saw. {longer}"
+        if not self.before.is_known:
+            return "there was nothing to forget: the model did not know these rows before the training"
         if not self.is_forgotten:
             forget, unseen = self.after.forget, self.after.unseen
             return (
