@@ -7,7 +7,6 @@ for `.value`. So the enum itself is extended, once, before the config class is d
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from peft.utils import PeftType, register_peft_method
 NAME = "ALTER"
 # transformers hard-codes `peft_type.lower() + "_"` in `load_adapter`, so the prefix is no free choice
 PREFIX = "alter_"
+_WRAPPED = "_alter_wrapped"  # an attribute of our `save_pretrained`: itself, and the one that it goes around
 
 
 def extend_peft_type() -> PeftType:
@@ -54,9 +54,19 @@ def register(config_cls: type, model_cls: type) -> None:
 
 
 def save_by(through: Callable[[Callable[..., None]], Callable[..., None]]) -> None:
-    """Have `PeftModel.save_pretrained` go through `through`, once: PEFT asks no tuner before it writes."""
+    """
+    Have `PeftModel.save_pretrained` go through `through`, once: PEFT asks no tuner before it writes. What other
+    libraries have put around it stays.
+    """
     model: Any = PeftModel
-    model.save_pretrained = through(inspect.unwrap(model.save_pretrained))
+    inner: Any = model.save_pretrained
+    ours, before = vars(inner).get(_WRAPPED, (None, None))
+    if ours is inner:  # the package is imported again
+        inner = before
+    elif ours is not None:  # `functools.wraps` copies attributes: another's is around ours
+        return
+    model.save_pretrained = through(inner)
+    vars(model.save_pretrained)[_WRAPPED] = (model.save_pretrained, inner)
 
 
 ALTER: PeftType = extend_peft_type()

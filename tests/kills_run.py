@@ -20,10 +20,11 @@ from conftest import make_llama, make_tokenizer
 from peft import PeftModel
 from trainer_setup import make_trainer
 
+from alter_peft.evaluation.loading import load_tokenizer
 from alter_peft.trainer.checkpoints import last_checkpoint
 
 
-# two runs whose adapters differ in their weights and in their config
+# two runs whose adapters differ in their weights, their config and their tokenizer
 VERSIONS: dict[str, dict[str, Any]] = {"a": {"lora_alpha": 8}, "b": {"lora_alpha": 16}}
 ANSWERS = os.dup(1)
 
@@ -42,8 +43,10 @@ def train(folder: str, version: str, repo: str, resume: bool = False) -> None:
     torch.manual_seed(0)
     out = Path(folder) / "out"
     phase("start")
+    tokenizer = make_tokenizer()
+    tokenizer.model_max_length = 1000 + ord(version)
     trainer = make_trainer(
-        out, make_tokenizer(), adapter=VERSIONS[version], max_steps=3, save_strategy="steps", save_steps=1,
+        out, tokenizer, adapter=VERSIONS[version], max_steps=3, save_strategy="steps", save_steps=1,
         seed=ord(version), push_to_hub=True, hub_model_id=repo, hub_token="hf_token", hub_strategy="end",
     )  # fmt: skip
     prepare = trainer.prepare
@@ -94,8 +97,13 @@ def distance(
 
 
 def loaded(folder: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    try:  # first, as `evaluate` does
+        tokenizer = repr(load_tokenizer(folder, folder).model_max_length)
+    except ValueError:
+        tokenizer = "none"
     model = PeftModel.from_pretrained(make_llama(len(make_tokenizer())), folder)
     config = {name: repr(value) for name, value in model.peft_config["default"].to_dict().items()}
+    config["tokenizer"] = tokenizer
     config["target_modules"] = repr(sorted(model.peft_config["default"].target_modules))
     return config, {name: weight for name, weight in model.state_dict().items() if ".alter_" in name}
 

@@ -163,6 +163,37 @@ def test_a_higher_step_of_an_earlier_run_is_not_the_last_one(copied, tokenizer):
     assert last_checkpoint(copied / "out-checkpoints") == copied / "out-checkpoints" / "checkpoint-1"
 
 
+def test_a_copy_has_the_same_last_one(copied, tokenizer):
+    """Whatever the times of its files, and without the hidden file beside them; 10 is more than 2."""
+    checkpoints = copied / "out-checkpoints"
+    (checkpoints / "checkpoint-3").rename(checkpoints / "checkpoint-10")
+    for hour, step in enumerate((10, 1, 2)):
+        os.utime(checkpoints / f"checkpoint-{step}" / "trainer_state.json", (3600 * hour, 3600 * hour))
+    assert last_checkpoint(checkpoints) == checkpoints / "checkpoint-10"
+    (checkpoints / ".last-fresh-start").rename(copied / "started")
+    assert last_checkpoint(checkpoints) == checkpoints / "checkpoint-10"
+    (copied / "started").rename(checkpoints / ".last-fresh-start")
+    make_trainer(copied / "out", tokenizer, **{**EACH_STEP, "max_steps": 1}).train()
+    for started in (True, False):  # those of the run before are left
+        assert (checkpoints / ".last-fresh-start").exists() == started
+        assert last_checkpoint(checkpoints) == checkpoints / "checkpoint-1"
+        (checkpoints / ".last-fresh-start").unlink(missing_ok=True)
+
+
+def test_what_came_after_a_checkpoint_that_a_run_went_on_from_is_of_another_one(copied, tokenizer):
+    checkpoints = copied / "out-checkpoints"
+    trainer = make_trainer(copied / "out", tokenizer, **EACH_STEP)
+    trainer._to_resume(str(checkpoints / "checkpoint-3"))
+    (checkpoints / "checkpoint-3").rename(copied / "aside")
+    assert last_checkpoint(checkpoints) == checkpoints / "checkpoint-2"  # it went on from the last: the same run
+    (copied / "aside").rename(checkpoints / "checkpoint-3")
+    trainer._to_resume(str(checkpoints / "checkpoint-1"))
+    assert last_checkpoint(checkpoints) == checkpoints / "checkpoint-1"
+    trainer.args.max_steps = 2
+    trainer.train(resume_from_checkpoint=str(checkpoints / "checkpoint-1"))
+    assert last_checkpoint(checkpoints) == checkpoints / "checkpoint-2"
+
+
 def test_a_run_that_ended_before_its_first_checkpoint_has_none(copied, tokenizer):
     """Those of the run before are of other settings."""
     trainer = make_trainer(copied / "out", tokenizer, **EACH_STEP)

@@ -320,8 +320,20 @@ def test_help_lists_the_options_of_both_configs(capsys):
     said = "".join(out.split())  # lines break at hyphens too
     own = [*get_annotations(UnlearnConfig), *get_annotations(AlterUnlearnConfig)]
     texts = [option.metadata["help"] for option in fields(AlterUnlearnConfig) if option.name in own]
-    texts += [option.metadata["help"] for option in fields(AlterConfig) if option.name in get_annotations(AlterConfig)]
+    of_files = {"alter_peft_version", "format_version", "weights_sha256"}  # written by themselves
+    mine = [option for option in fields(AlterConfig) if option.name in get_annotations(AlterConfig)]
+    texts += [option.metadata["help"] for option in mine if option.name not in of_files]
     assert len(texts) > 30 and all("".join(text.split()) in said for text in texts)
+    assert not [name for name in of_files if f"--{name}" in out]
+
+
+@pytest.mark.parametrize("name", ["alter_peft_version", "format_version", "weights_sha256"])
+def test_what_is_written_by_itself_is_no_option(files, name, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text(f"{name}: 1\n")
+    for given in ([f"--{name}", "1"], ["--config", str(tmp_path / "run.yaml")]):
+        with pytest.raises(SystemExit) as ended:
+            main(flags(files, *given))
+        assert ended.value.code == 2 and name in capsys.readouterr().err
 
 
 def test_yaml_that_is_none(files, tmp_path, capsys):

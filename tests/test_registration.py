@@ -81,6 +81,38 @@ def test_another_package_of_the_same_name_is_refused():
     assert mapping.PEFT_TYPE_TO_CONFIG_MAPPING[ALTER] is AlterConfig
 
 
+def test_what_other_libraries_put_around_saving_stays(tmp_path):
+    """Before and after the package is imported, and when it is imported again."""
+    assert run_fresh(f"""
+from functools import wraps
+import sys
+from peft import PeftModel
+
+calls = []
+def put(name):
+    save = PeftModel.save_pretrained
+    @wraps(save)
+    def save_pretrained(self, *args, **kwargs):
+        calls.append(name)
+        return save(self, *args, **kwargs)
+    PeftModel.save_pretrained = save_pretrained
+
+put("before")
+sys.path.insert(0, "tests")
+from test_saving import adapted
+ours = PeftModel.save_pretrained
+import importlib, alter_peft.tuner as tuner
+importlib.reload(tuner)
+assert PeftModel.save_pretrained is not ours and PeftModel.save_pretrained.__wrapped__ is ours.__wrapped__
+put("after")
+theirs = PeftModel.save_pretrained
+importlib.reload(tuner)
+assert PeftModel.save_pretrained is theirs
+adapted("new").save_pretrained({str(tmp_path)!r})
+print(*calls)
+""").split() == ["after", "before"]
+
+
 def test_importing_twice_replaces_its_own_entry():
     assert run_fresh("""
 import importlib, sys

@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_llama
+from conftest import make_llama, make_tokenizer
 from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from alter_peft import AlterConfig
-from alter_peft.evaluation.loading import load_model, loaded
+from alter_peft.evaluation.loading import load_model, load_tokenizer, loaded
+from alter_peft.tuner import saving
 from alter_peft.tuner.export import export_to_lora
 from alter_peft.tuner.saving import NO_CHECKSUM, NotSavedError, finish_save, one_save, sha256
 
@@ -68,7 +69,7 @@ class Crash:
         self.step, self.count, self.error = step, 0, error
         for owner, name in (
             (os, "replace"), (os, "rename"), (os, "fsync"), (os, "mkdir"), (os, "unlink"), (os, "rmdir"),
-            (shutil, "rmtree"), (shutil, "copy"),
+            (shutil, "rmtree"), (shutil, "copyfile"),
         ):  # fmt: skip
             patch.setattr(owner, name, self.counted(getattr(owner, name)))
 
@@ -264,6 +265,26 @@ def test_the_command_line_finishes_a_save_of_any_kind(tmp_path):
     assert all(values in (found[0], found[-1]) for values in found)
 
 
+def test_tokenizer_and_adapter_are_of_one_save(tmp_path):
+    """As `evaluate` and `generate` read them: the tokenizer first."""
+
+    def save(version: str, folder: Path) -> None:
+        tokenizer = make_tokenizer()
+        tokenizer.chat_template = version
+        with one_save(folder) as beside:
+            adapted(version).save_pretrained(beside)
+            tokenizer.save_pretrained(beside)
+
+    save("old", tmp_path / "old")
+    found = []
+    for _ in crashes(lambda: save("new", tmp_path / "out"), tmp_path / "old", tmp_path / "out"):
+        tokenizer = load_tokenizer("nowhere", str(tmp_path / "out"))
+        model = PeftModel.from_pretrained(base(), tmp_path / "out")
+        assert model.peft_config["default"].domains == DOMAINS[tokenizer.chat_template]
+        found.append(tokenizer.chat_template)
+    assert set(found) == {"old", "new"}
+
+
 # ---- what is full or read-only --------------------------------------------------------------------------------------
 
 
@@ -407,3 +428,19 @@ def test_what_else_lies_in_the_folder_stays(saved, tmp_path):
     adapted("new").save_pretrained(tmp_path / "out")
     assert (tmp_path / "out" / "notes" / "a.txt").read_text() == "mine"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {CONFIG, WEIGHTS, "README.md", "notes"}
+
+
+def test_arguments_by_position_are_those_by_name(tmp_path, monkeypatch):
+    names = ("default", "later")
+    model = adapted("new", names)
+    (tmp_path / "adapter_model.bin").touch()  # beside an adapter that is not saved
+    model.save_pretrained(tmp_path, True, ["later"])
+    assert (tmp_path / "later" / WEIGHTS).exists() and not (tmp_path / WEIGHTS).exists()
+    with pytest.raises(ValueError, match="is a pickle"):
+        model.save_pretrained(tmp_path, True, ["default"])
+
+    def save(folder: Path) -> None:
+        raise AssertionError("another process than the main one saves")
+
+    monkeypatch.setattr(saving, "one_save", save)
+    model.save_pretrained(tmp_path / "other", True, None, "auto", False)

@@ -51,6 +51,8 @@ class Adapter(NamedTuple):
         return self.config(**parse_values(self.config, given))
 
 
+# what is written into a config by itself
+_OF_FILES = ("alter_peft_version", "format_version", "weights_sha256")
 ADAPTERS = {
     "alter": Adapter(
         AlterUnlearnTrainer,
@@ -58,7 +60,7 @@ ADAPTERS = {
         {
             one.name: None if one.default is dataclasses.MISSING else one.default
             for one in dataclasses.fields(AlterConfig)
-            if one.name in get_annotations(AlterConfig)
+            if one.name in get_annotations(AlterConfig) and one.name not in _OF_FILES
         },
     ),
     "lora": Adapter(

@@ -111,6 +111,8 @@ def load_tokenizer(model: str, adapter: str | None = None) -> PreTrainedTokenize
     Its chat template may have variables of the training's (`chat_template_kwargs`). Where the model is itself an
     adapter without a tokenizer, it is that of its base.
     """
+    if adapter is not None:
+        loaded("adapter", adapter, finish_saves_of)  # a tokenizer is of one save with its adapter
     if adapter is not None and (not Path(adapter).is_dir() or (Path(adapter) / "tokenizer_config.json").is_file()):
         try:
             return AutoTokenizer.from_pretrained(adapter)

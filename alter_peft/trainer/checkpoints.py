@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from alter_peft.registration import NAME
 from alter_peft.tuner.files import check_weights
-from alter_peft.tuner.saving import finish_save
+from alter_peft.tuner.saving import finish_saves_of
 
 
 logger = logging.get_logger(__name__)
 # what transformers leaves in a checkpoint that it writes when the process is asked to end
 _IN_PROGRESS = "checkpoint-is-incomplete.txt"
 
-_STARTED = ".last-fresh-start"  # whose time tells a run's checkpoints from those of earlier ones
+# the name of the last run, beside its checkpoints, and in each its own: a time in UTC, so that later ones sort behind
+_STARTED, _RUN = ".last-fresh-start", ".run"
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -43,11 +45,40 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint that was written last, since the last fresh start: others are of an earlier run."""
-    started = (folder / _STARTED).stat().st_mtime_ns if (folder / _STARTED).exists() else 0
+    """
+    The whole checkpoint of the highest step of the last run. Times of files, which a copy changes, say nothing.
+
+    Without the name of the last run (a copy of the checkpoints alone) it is the latest that they name.
+    """
     found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if is_checkpoint(path) and is_whole(path)]
-    written = {path: (path / TRAINER_STATE_NAME).stat().st_mtime_ns for path in found}
-    return max((path for path in found if written[path] >= started), key=lambda path: written[path], default=None)
+    runs = {path: _text(path / _RUN) or "" for path in found}
+    last = _text(folder / _STARTED)
+    of_last = [path for path in found if last is None or runs[path] == last]
+    return max(of_last, key=lambda path: (runs[path], int(path.name.rpartition("-")[2])), default=None)
+
+
+def _text(file: Path) -> str | None:
+    return file.read_text(encoding="utf-8") if file.is_file() else None
+
+
+def name_run(folder: Path, checkpoint: Path) -> None:
+    """Write into a checkpoint of which run it is."""
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    (checkpoint / _RUN).write_text(_text(folder / _STARTED) or "", encoding="utf-8")
+
+
+def branch_off(folder: Path, checkpoint: Path) -> None:
+    """Note that a run goes on from a checkpoint that isn't the last one: what came after that is of another run."""
+    if checkpoint.absolute() == (last_checkpoint(folder) or folder).absolute():
+        return
+    _begin(folder)
+    if checkpoint.absolute().parent == folder.absolute():
+        name_run(folder, checkpoint)
+
+
+def _begin(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _STARTED).write_text(datetime.now(UTC).isoformat(), encoding="utf-8")
 
 
 def checkpoint_to_resume(given: Any, folder: Path) -> str | None:
@@ -90,7 +121,7 @@ def checkpoint_to_resume(given: Any, folder: Path) -> str | None:
 
 def check_adapters(folder: Path) -> None:
     """Raise a `ValueError` if the weights of an ALTER adapter in a checkpoint are not those that were written."""
-    finish_save(folder)
+    finish_saves_of(folder)
     for config in (folder / CONFIG_NAME, *sorted(folder.glob(f"*/{CONFIG_NAME}"))):
         found = json.loads(config.read_bytes()) if config.is_file() else {}
         if found.get("peft_type") == NAME:
@@ -132,8 +163,7 @@ def start_afresh(folder: Path) -> None:
             f"'{folder}' holds checkpoints of an earlier run, up to {last.name}, but this one starts afresh. Its own "
             "take the place of those of the same step. To go on instead: `resume_from_checkpoint=True`."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _STARTED).touch()
+    _begin(folder)
 
 
 def _check_writable(name: str, folder: Path) -> None:

@@ -16,7 +16,7 @@ from trl import SFTTrainer
 
 from alter_peft.tuner.saving import explained, keep_card, one_save
 
-from .checkpoints import checkpoint_to_resume, is_checkpoint, link_files, start_afresh
+from .checkpoints import branch_off, checkpoint_to_resume, is_checkpoint, link_files, name_run, start_afresh
 
 
 _PUSHED = ".push-"  # what is being pushed, while later checkpoints are written
@@ -43,8 +43,11 @@ class SavingTrainer(SFTTrainer):
         """The checkpoint to go on from; what is wrong with it is an error before anything is computed."""
         folder = Path(self.args.checkpoint_dir)
         checkpoint = checkpoint_to_resume(given, folder)
-        if checkpoint is None and self.args.should_save and self.args.save_strategy != SaveStrategy.NO:
-            start_afresh(folder)
+        if self.args.should_save and self.args.save_strategy != SaveStrategy.NO:
+            if checkpoint is None:
+                start_afresh(folder)
+            else:
+                branch_off(folder, Path(checkpoint))
         return checkpoint
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -71,6 +74,7 @@ class SavingTrainer(SFTTrainer):
         with explained(folder, kept="Earlier checkpoints are whole."):
             if self.args.should_save:  # an earlier run's is no whole one any more
                 (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+                name_run(Path(self.args.checkpoint_dir), folder)
             super(SFTTrainer, self)._save_checkpoint(model, trial)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ from alter_peft.registration import NAME
 
 BEING_WRITTEN, UNFINISHED = ".saving-", ".unfinished-save"
 MARK = ".mark"  # ends the name of a file that stands in the place of a config while other files are moved
-REMOVED = ".removed"  # lists files of the folder that the new ones make wrong
+# says where the save was begun, and lists the files of the folder that the new ones make wrong
+RECORD = ".record"
 # in the place of the checksum in such a config
 NO_CHECKSUM = "none, since a save was interrupted here"
 # what another saved model would leave, or what would be loaded in its stead
@@ -64,6 +66,7 @@ def one_save(folder: Path) -> Iterator[Path]:
         try:
             yield beside
             _prepare(beside)
+            _refuse_links(folder, [place for file in _tree(beside) for place in _place(folder, beside, file).parents])
             os.rename(beside, folder / UNFINISHED)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
@@ -104,11 +107,13 @@ def save_through(save: Callable[..., None]) -> Callable[..., None]:
     @wraps(save)
     def save_pretrained(self: PeftModel, save_directory: str, *args: Any, **kwargs: Any) -> None:
         folder = Path(save_directory)
+        given = signature(save).bind(self, save_directory, *args, **kwargs).arguments
+        given |= given.get("kwargs", {})  # of a function around PEFT's that names no arguments
         ours = any(config.peft_type == NAME for config in self.peft_config.values())
         is_nested = folder.name.startswith(BEING_WRITTEN)
-        if not ours or is_nested or folder.is_file() or not kwargs.get("is_main_process", True):
+        if not ours or is_nested or folder.is_file() or not given.get("is_main_process", True):
             return save(self, save_directory, *args, **kwargs)
-        for name in kwargs.get("selected_adapters") or self.peft_config:
+        for name in given.get("selected_adapters") or self.peft_config:
             refuse_pickle_on_save(folder if name == "default" else folder / name)
         with one_save(folder) as beside:
             keep_card(folder, beside)
@@ -120,41 +125,113 @@ def save_through(save: Callable[..., None]) -> Callable[..., None]:
 def keep_card(folder: Path, beside: Path) -> None:
     """Copy the card of a folder to where the new files are written, for PEFT continues one that is there."""
     if (folder / "README.md").is_file():
-        shutil.copy(folder / "README.md", beside)
+        shutil.copyfile(folder / "README.md", beside / "README.md")  # without its mode: it may be read-only
 
 
-def finish_save(folder: Path) -> None:
+def finish_save(folder: Path, is_begun_here: bool = False) -> None:
     """
     Move the files of a save into place that was interrupted while it did so; does nothing if there is none.
 
+    Args:
+        is_begun_here: whether to refuse a save that was begun elsewhere, and came with the folder.
+
     Raises:
-        NotSavedError: they cannot be moved, as in a folder that is read-only.
+        NotSavedError: they cannot be moved, as in a folder that is read-only, or they are not what a save leaves.
+            Then nothing was changed.
     """
     marks, heads, _ = _unfinished(folder)
-    if len(marks) < len(heads):  # with all of them nothing has changed yet
-        _finish(folder)
+    if len(marks) >= len(heads):  # with all of them nothing has changed yet
+        return
+    try:
+        _check(folder, is_begun_here)
+    except FileNotFoundError:
+        if _unfinished(folder)[1]:
+            raise _refused(folder, f"it has no {RECORD}") from None
+        return  # another process has finished it
+    _finish(folder)
+
+
+def _tree(left: Path) -> list[Path]:
+    """All that is in a folder, what is above first. Another process may remove it meanwhile."""
+    return [Path(place, name) for place, folders, files in os.walk(left) for name in sorted((*folders, *files))]
+
+
+def _place(folder: Path, left: Path, file: Path) -> Path:
+    """Where a file of an unfinished save comes to."""
+    place = folder / file.relative_to(left)
+    return place.with_suffix("") if file.suffix == MARK else place
 
 
 def _unfinished(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
     """The files that are to be moved: marks, configs, the rest."""
-    files = sorted(file for file in (folder / UNFINISHED).rglob("*") if file.is_file())
+    left = folder / UNFINISHED
+    files = [file for file in _tree(left) if file.is_file() and file != left / RECORD]
     marks = [file for file in files if file.suffix == MARK]
-    heads = [file for file in files if file.name == CONFIG_NAME or file == folder / UNFINISHED / MODEL_CONFIG_NAME]
-    return marks, heads, [file for file in files if file not in (*marks, *heads) and file.name != REMOVED]
+    heads = [file for file in files if file.name == CONFIG_NAME or file == left / MODEL_CONFIG_NAME]
+    return marks, heads, [file for file in files if file not in (*marks, *heads)]
+
+
+def _refused(folder: Path, why: str) -> NotSavedError:
+    return NotSavedError(
+        f"'{folder / UNFINISHED}' is not what an interrupted save leaves: {why}. Nothing was changed. If the folder "
+        "came from elsewhere, do not trust it; else remove that."
+    )
+
+
+def _refuse_links(folder: Path, paths: list[Path]) -> None:
+    links = [path for path in paths if path.is_relative_to(folder) and path != folder and path.is_symlink()]
+    if links:
+        raise NotSavedError(
+            f"'{links[0]}' is a symbolic link, which no save goes through. Nothing was changed. If the folder came "
+            "from elsewhere, do not trust it; else remove the link."
+        )
+
+
+def _check(folder: Path, is_begun_here: bool) -> None:
+    """Raise a `NotSavedError` if finishing a save could change anything outside the folder, or what no save does."""
+    left = folder / UNFINISHED
+    _refuse_links(folder, [left, left / RECORD])
+    try:
+        record = json.loads((left / RECORD).read_bytes())
+        inode, removed = record["inode"], record["removed"]
+    except (ValueError, KeyError, TypeError):
+        raise _refused(folder, f"its {RECORD} is none") from None
+    others = removed if not isinstance(removed, list) else [name for name in removed if not _is_of_model(name)]
+    if others:
+        raise _refused(folder, f"its {RECORD} would remove {others!r}")
+    found = [file for file in _tree(left) if file != left / RECORD]
+    hidden = [file for file in found if file.name.startswith(".")]
+    if hidden:
+        raise _refused(folder, f"'{hidden[0]}' is hidden")
+    places = [_place(folder, left, file) for file in found] + [folder / name for name in removed]
+    _refuse_links(folder, [*found, *places])
+    if is_begun_here and inode != left.stat().st_ino:
+        raise NotSavedError(
+            f"a save to '{folder}' was interrupted, but not here: the folder was copied or downloaded since. If you "
+            f"trust where it came from, finish it. {how_to_finish(folder)}"
+        )
+
+
+def _is_of_model(name: Any) -> bool:
+    """Whether that is the name of a file that a save may remove."""
+    of_adapter = name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)
+    return isinstance(name, str) and (of_adapter or _OF_MODELS.fullmatch(name) is not None)
 
 
 def _finish(folder: Path) -> None:
     left = folder / UNFINISHED
     try:
         marks, heads, others = _unfinished(folder)
-        for file in marks:  # those in the folder itself come first
-            _move(file, folder / file.relative_to(left).with_suffix(""))
-        if (left / REMOVED).is_file():
-            for name in json.loads((left / REMOVED).read_text()):
-                (folder / name).unlink(missing_ok=True)
-            (left / REMOVED).unlink()
+        try:
+            removed = json.loads((left / RECORD).read_bytes())["removed"]
+        except FileNotFoundError:  # another process that loads the adapter has finished it
+            return
+        for file in marks:  # what is in the folder itself first, as `_tree` has it
+            _move(file, _place(folder, left, file))
+        for name in removed:
+            (folder / name).unlink(missing_ok=True)
         for file in (*others, *heads):
-            _move(file, folder / file.relative_to(left))
+            _move(file, _place(folder, left, file))
         shutil.rmtree(left, ignore_errors=True)
     except OSError as error:
         raise NotSavedError(
@@ -164,13 +241,16 @@ def _finish(folder: Path) -> None:
 
 
 def finish_saves_of(adapter: str | os.PathLike[str]) -> None:
-    """As `finish_save`, of the folder that an adapter lies in: its own, or the one above for a named adapter."""
+    """
+    As `finish_save` of a save that was begun here, of the folder that an adapter lies in: its own, or the one above
+    for a named adapter.
+    """
     folder = Path(adapter)
     if not folder.is_dir():
         return
-    finish_save(folder)
+    finish_save(folder, is_begun_here=True)
     if (folder.absolute().parent / UNFINISHED / folder.absolute().name).is_dir():
-        finish_save(folder.absolute().parent)
+        finish_save(folder.absolute().parent, is_begun_here=True)
 
 
 def sha256(file: Path) -> str:
@@ -205,20 +285,23 @@ def _prepare(beside: Path) -> None:
             field = "peft_type" if config.name == CONFIG_NAME else "model_type"
             mark = {field: f"{NO_CHECKSUM}. {how_to_finish(place)}"}
         config.with_name(config.name + MARK).write_text(json.dumps(mark), encoding="utf-8")
+    removed = []
     if (beside / MODEL_CONFIG_NAME).is_file():
         removed = _of_other_models(beside.parent, {file.name for file in beside.iterdir()})
-        (beside / REMOVED).write_text(json.dumps(removed))
+    # a folder that is copied or downloaded has another inode
+    (beside / RECORD).write_text(json.dumps({"inode": beside.stat().st_ino, "removed": removed}))
     for file in beside.rglob("*"):
         if file.is_file():
-            with file.open("rb+") as stream:
-                os.fsync(stream.fileno())
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _of_other_models(folder: Path, new: set[str]) -> list[str]:
     """Sharded and single weights have different names, and an adapter is loaded instead of the model around it."""
-    names = {CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME}
-    found = [file.name for file in folder.iterdir() if file.name in names or _OF_MODELS.fullmatch(file.name)]
-    return [name for name in found if name not in new]
+    return [file.name for file in folder.iterdir() if _is_of_model(file.name) and file.name not in new]
 
 
 def _move(file: Path, place: Path) -> None:
