@@ -179,7 +179,9 @@ def test_files_that_hold_no_rows(tmp_path, name, content, part):
     "source",
     [
         "doc.txt", "rows.tsv", "ROWS.JSONL", "rows.jsonl.gz", "data/letters/rows.csv", "./rows", "a/b/c", "~/rows",
-        "c:\\rows.csv", "rows.jsonl:train", "my rows", "data/*",
+        "c:\\rows.csv", "rows.jsonl:train", "my rows", "data/*", "forget.josnl", "secret.docx", "rows.jsonl.zst",
+        "rows.jsonl.zip", "data.arrow", "rows.feather", "rows.7z", "rows.csv-old", "data/forget.josnl", "data/secret.docx",
+        "data/rows.jsonl.zst", "forget.josnl:train",
     ],
 )  # fmt: skip
 def test_what_looks_like_a_file_is_never_looked_up(source, monkeypatch):
@@ -193,11 +195,13 @@ def test_what_looks_like_a_file_is_never_looked_up(source, monkeypatch):
 
 def test_what_looks_like_a_hub_data_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for source in ("locuslab/TOFU", "locuslab/TOFU:forget10", "zjunlp/KnowUnDo:privacy:unlearn", "imdb", "a/b::test"):
+    hub = ("locuslab/TOFU", "locuslab/TOFU:forget10", "zjunlp/KnowUnDo:privacy:unlearn", "imdb", "a/b::test")
+    for source in (*hub, "teknium/OpenHermes-2.5", "a/data-v1.5-clean", "a/llama.cpp:x", "hermes-2.5"):
         assert not is_local(source), source
     (tmp_path / "locuslab").mkdir()
     assert is_local("locuslab/TOFU")  # a file that is missing there, more likely than a data set of that name
     refused(write(tmp_path / "rows.csv", CSV).replace("rows", "row"), "did you mean", "rows.csv")
+    refused("rows.cvs", "there is no such file (did you mean 'rows.csv'?)", "as owner/name")
 
 
 class Hub:

@@ -18,19 +18,47 @@ from .texts import text_file
 
 HUB = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^:/\\]*))?(?::(?P<split>[^/\\]*))?")
 
+UNREAD = (
+    ".zst",
+    ".zip",
+    ".arrow",
+    ".feather",
+    ".docx",
+    ".doc",
+    ".xlsx",
+    ".xls",
+    ".odt",
+    ".ods",
+    ".pdf",
+    ".html",
+    ".xml",
+    ".yaml",
+    ".db",
+    ".sqlite",
+    ".pkl",
+)  # of files that are not read, but meant
+LIKE_SUFFIX = 0.75  # likeness of a suffix, by difflib, from which on it is taken for a mistyped one
+
 
 def is_local(source: str) -> bool:
     """Whether this can only be meant as a file or a folder, which is never looked up on the Hub."""
     name = source.split(":")[0] if ":" in source and "\\" not in source else source
     return (
         Path(source).expanduser().exists()
-        or kind_of(Path(name)) is not None
+        or _is_file_name(Path(name))
         or source.startswith((".", "/", "~"))
         or any(character in source for character in "\\*?")
         or name.count("/") > 1
         or ("/" in name and Path(name).parent.is_dir())
         or HUB.fullmatch(source) is None
     )
+
+
+def _is_file_name(path: Path) -> bool:
+    """Whether a name has a suffix: any with a letter where there is no `/`, and else one of a file, or like one."""
+    if path.name == str(path):
+        return any(character.isalpha() for character in path.suffix)
+    return any(get_close_matches(suffix.lower(), [*SUFFIXES, *UNREAD], 1, LIKE_SUFFIX) for suffix in path.suffixes)
 
 
 def table_of(source: str, given: Collection[str] = ()) -> Table:
@@ -47,7 +75,8 @@ def table_of(source: str, given: Collection[str] = ()) -> Table:
     if not is_local(source):
         return _hub_table(source)
     if not path.exists():
-        raise ValueError(f"but there is no such file{_neighbour(path)}")
+        owner = "" if "/" in source or kind_of(path) else ". A Hub data set is given with its owner, as owner/name"
+        raise ValueError(f"but there is no such file{_neighbour(path)}{owner if HUB.fullmatch(source) else ''}")
     return _folder_table(path, given) if path.is_dir() else file_table(path, given)
 
 
