@@ -180,8 +180,8 @@ def test_files_that_hold_no_rows(tmp_path, name, content, part):
     [
         "doc.txt", "rows.tsv", "ROWS.JSONL", "rows.jsonl.gz", "data/letters/rows.csv", "./rows", "a/b/c", "~/rows",
         "c:\\rows.csv", "rows.jsonl:train", "my rows", "data/*", "forget.josnl", "secret.docx", "rows.jsonl.zst",
-        "rows.jsonl.zip", "data.arrow", "rows.feather", "rows.7z", "rows.csv-old", "data/forget.josnl", "data/secret.docx",
-        "data/rows.jsonl.zst", "forget.josnl:train",
+        "rows.jsonl.zip", "data.arrow", "rows.feather", "rows.7z", "rows.csv-old", "data/forget.josnl",
+        "data/secret.docx", "data/rows.jsonl.zst", "forget.josnl:train",
     ],
 )  # fmt: skip
 def test_what_looks_like_a_file_is_never_looked_up(source, monkeypatch):
@@ -302,6 +302,34 @@ def test_columns_that_are_given(tmp_path):
     for entry in ("prompt", "question=prompt", "prompt=a"):
         with pytest.raises(ValueError, match=f"`--columns` has '{entry}'"):
             parse_columns(["prompt=x", entry])
+
+
+def test_a_text_field_of_the_users_own_comes_before_other_names(tmp_path):
+    row = {"Body": "A passage.", "question": "Who?", "answer": "Bob.", "text": "x"}
+    source = write(tmp_path / "a.json", json.dumps([row]))
+    assert rows_of(source, text_field="Body") == [{"text": "A passage."}]
+    assert "text from 'Body'; left alone: question, answer, text" in taken(source, text_field="Body")
+    assert rows_of(source) == rows_of(source, text_field="none") == [{"prompt": "Who?", "completion": "Bob."}]
+    known = write(tmp_path / "b.json", json.dumps([{**ROWS[0], "body": "x"}]))
+    assert rows_of(known, text_field="body") == [ROWS[0]]
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    source = write(tmp_path / "c.json", json.dumps([{"log": "A passage.", "messages": chat}]))
+    assert rows_of(source, text_field="log") == [{"text": "A passage."}]
+
+
+def test_what_nobody_reads_is_left_alone(tmp_path):
+    odd = {"domain": [], "wrong": {"a": 1}, "rephrased": [], "paraphrase": {}, "subject": []}
+    source = write(tmp_path / "a.json", json.dumps([{**ROWS[0], **odd}]))
+    refused(source, "in the column", "needs text there")
+    assert rows_of(source, extras=()) == [ROWS[0]]
+    assert taken(source, extras=()).endswith("left alone: domain, wrong, rephrased, paraphrase, subject")
+    refused(source, "in the column 'domain'", extras=("domain",))
+    own = {
+        "--forget": write(tmp_path / "b.json", json.dumps([{**ROWS[0], "domain": "a", "wrong": {}}])),
+        "--retain": source,
+    }
+    found = read_all(own, extras={"--forget": ("domain",)})
+    assert [rows.dataset.to_list() for rows in found.values()] == [[{**ROWS[0], "domain": "a"}], [ROWS[0]]]
 
 
 def test_of_many_columns_some_are_named(tmp_path):

@@ -7,7 +7,7 @@ import lzma
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from itertools import islice
@@ -18,7 +18,7 @@ import pyarrow
 from datasets import Dataset
 
 from .canonical import BadCell, Row, canonical, features
-from .columns import Taken, Unrecognised, choose
+from .columns import EXTRAS, Taken, Unrecognised, choose
 from .files import BATCH, Table, line_table
 from .sources import table_of
 from .values import shown
@@ -53,6 +53,7 @@ def read_rows(
     text_field: str = "text",
     whole_chats: bool = False,
     prompts_alone: bool = False,
+    extras: Collection[str] = EXTRAS,
 ) -> Rows:
     """
     Rows of a file, a folder or a Hub data set, whatever their form, in constant memory but for JSON that is one value.
@@ -67,6 +68,7 @@ def read_rows(
         text_field: the column of plain texts, before all other names of one.
         whole_chats: whether a chat is a row, and not each answer of the assistant.
         prompts_alone: whether rows without an answer will do; then each line of a .txt file is a prompt.
+        extras: what is read beside the text; of `domain`, `paraphrase`, `rephrased` and `wrong`, by default all.
 
     Raises:
         ValueError: there is no such source, nothing that rows can be read from, or a row with an unusable value: one
@@ -83,7 +85,7 @@ def read_rows(
         if not set(table.names) & set(given.values()):
             given = {name: column for name, column in given.items() if not column}
         names = {name: first.get(name) for name in table.names}
-        taken = choose(table.names, names, given, text_field, prompts_alone)
+        taken = choose(table.names, names, given, text_field, prompts_alone, extras)
         if whole_chats and taken.kind == "chats":
             taken = replace(taken, kind="whole chats")
         dataset, count = _written(table, taken)
@@ -99,14 +101,25 @@ def read_rows(
     return Rows(dataset, f"{flag.lstrip('-')}: {_line(table, taken, dataset, count)}", table.names)
 
 
-def read_all(sources: Mapping[str, str], columns: Mapping[str, str] | None = None, **options: Any) -> dict[str, Rows]:
+def read_all(
+    sources: Mapping[str, str],
+    columns: Mapping[str, str] | None = None,
+    extras: Mapping[str, Collection[str]] | None = None,
+    **options: Any,
+) -> dict[str, Rows]:
     """
     Several sources, by the flag that each was given by; `options` as of `read_rows`.
+
+    Args:
+        extras: flag -> as of `read_rows`; none for a flag that is not named.
 
     Raises:
         ValueError: as of `read_rows`, or one of `columns` is in none of the sources.
     """
-    found = {flag: read_rows(flag, source, columns, **options) for flag, source in sources.items()}
+    beside = dict.fromkeys(sources, EXTRAS) if extras is None else {flag: extras.get(flag, ()) for flag in sources}
+    found = {
+        flag: read_rows(flag, source, columns, extras=beside[flag], **options) for flag, source in sources.items()
+    }
     there = {name for rows in found.values() for name in rows.names}
     missing = [f"{name}={column}" for name, column in (columns or {}).items() if column and column not in there]
     if missing:
