@@ -8,7 +8,10 @@ import codecs
 import gzip
 import json
 import lzma
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,8 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from alter_peft.reading import parse_columns, read_all, read_rows
+from alter_peft.reading import json_rows, parse_columns, read_all, read_rows, texts
 from alter_peft.reading.sources import is_local
+from alter_peft.subdomains import MOST_DOMAINS
 
 
 ROWS = [{"prompt": "Who is Ané?", "completion": "007"}, {"prompt": "And, then?", "completion": "None"}]
@@ -302,6 +306,65 @@ def test_columns_that_are_given(tmp_path):
     for entry in ("prompt", "question=prompt", "prompt=a"):
         with pytest.raises(ValueError, match=f"`--columns` has '{entry}'"):
             parse_columns(["prompt=x", entry])
+
+
+@pytest.mark.parametrize("number", [25, MOST_DOMAINS, MOST_DOMAINS + 1])
+def test_as_many_sub_domains_are_taken_as_are_looked_for(tmp_path, number):
+    rows = [{"prompt": f"Q{i}", "completion": "A", "subject": f"s{i % number}"} for i in range(4 * number)]
+    source = write(tmp_path / "a.json", json.dumps(rows))
+    assert ("domain" in rows_of(source)[0]) == (number <= MOST_DOMAINS)
+    assert ("of too many values to be a sub-domain" in taken(source)) == (number > MOST_DOMAINS)
+
+
+def test_rows_lie_in_a_folder_that_nobody_else_can_open(tmp_path):
+    """And where TMPDIR says."""
+    source = write(tmp_path / "a.csv", CSV)
+    (tmp_path / "tmp").mkdir()
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom alter_peft.reading import read_rows\n"
+        "file = Path(read_rows('--forget', sys.argv[1]).dataset.cache_files[0]['filename'])\n"
+        "print(file.parents[1], oct(file.parent.stat().st_mode & 0o777), oct(file.stat().st_mode & 0o777))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, source], capture_output=True, text=True, check=True,
+        env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
+    )  # fmt: skip
+    assert done.stdout.split() == [str(tmp_path / "tmp"), "0o700", "0o600"]
+    assert not list((tmp_path / "tmp").glob("alter_peft_rows_*"))  # Python has ended
+
+
+def test_json_lines_are_decoded_and_parsed_once(tmp_path, monkeypatch):
+    decoded, parsed = [], []
+    for home, name, calls in ((texts, "_decoded", decoded), (json_rows, "parsed", parsed)):
+        own = getattr(home, name)
+        monkeypatch.setattr(home, name, lambda *given, own=own, calls=calls: calls.append(given) or own(*given))
+    read_rows("--forget", write(tmp_path / "a.jsonl", JSONL * 500))
+    assert len(decoded) == 1 and len(parsed) <= 1000 + 5
+    decoded.clear()
+    for name, content in (
+        ("a.csv", CSV),
+        ("a.json", json.dumps(ROWS)),
+        ("a.txt", "Bob."),
+        ("b.jsonl", "It is.\nSo.\n"),
+    ):
+        read_rows("--forget", write(tmp_path / name, content))
+        assert len(decoded) == 1, name
+        decoded.clear()
+
+
+def test_columns_that_come_late(tmp_path):
+    """They count as if they had been there from the first row on."""
+    lines = [{"prompt": "Q", "completion": "A"}] * 1500
+    late = [{"prompt": "Q", "completion": "A", "domain": "x", "id": 1}]
+    source = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in lines + late))
+    assert [row["domain"] for row in rows_of(source)] == [None] * 1500 + ["x"]
+    assert taken(source).endswith("prompt, completion, domain; left alone: id")
+    late = [{"text": "x"}, {"text": "x", "question": "Q", "answer": "A"}]
+    refused(write(tmp_path / "b.jsonl", "".join(json.dumps(row) + "\n" for row in late)), "line 1", "'question'")
+    late = [{"question": "Q"}, {"question": "Q", "answer": "A"}]
+    refused(write(tmp_path / "c.jsonl", "".join(json.dumps(row) + "\n" for row in late)), "line 1", "'answer'")
+    own = write(tmp_path / "d.jsonl", '{"ask": "Q"}\n{"ask": "Q", "told": "A"}\n')
+    refused(own, "line 1 has None in the column 'told'", columns={"prompt": "ask", "completion": "told"})
 
 
 def test_a_text_field_of_the_users_own_comes_before_other_names(tmp_path):

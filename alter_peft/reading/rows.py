@@ -7,7 +7,7 @@ import lzma
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from itertools import islice
@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import pyarrow
 from datasets import Dataset
 
+from alter_peft.subdomains import MOST_DOMAINS
+
 from .canonical import BadCell, Row, canonical, features
 from .columns import EXTRAS, Taken, Unrecognised, choose
 from .files import BATCH, Table, line_table
 from .sources import table_of
+from .texts import text_file
 from .values import shown
-
-
-MOST_DOMAINS = 20  # as many as are looked for where none are named (alter_peft/subdomains.py)
 
 
 MOST_LEFT = 8  # columns that are named as left alone
@@ -78,17 +78,13 @@ def read_rows(
         given = dict(columns or {})
         table = table_of(source, [column for column in given.values() if column])
         if prompts_alone and table.unit == "passage" and Path(source).expanduser().is_file():
-            table = line_table(Path(source).expanduser())
+            table = line_table(text_file(Path(source).expanduser()))
         first = next((row for _, row in table.records()), None)
         if first is None:
             raise ValueError("which has no rows. Give at least one")
-        if not set(table.names) & set(given.values()):
-            given = {name: column for name, column in given.items() if not column}
-        names = {name: first.get(name) for name in table.names}
-        taken = choose(table.names, names, given, text_field, prompts_alone, extras)
-        if whole_chats and taken.kind == "chats":
-            taken = replace(taken, kind="whole chats")
-        dataset, count = _written(table, taken)
+        taken, dataset, count = _taken(
+            table, lambda: _chosen(table, first, given, text_field, whole_chats, prompts_alone, extras)
+        )
     except Unrecognised as error:
         raise ValueError(
             f"`{flag}` is {source!r}, which {error}. Say which hold the text by `--columns`, such as `--columns "
@@ -125,6 +121,41 @@ def read_all(
     if missing:
         raise ValueError(f"`--columns` has {missing[0]!r}, but the columns are {sorted(there)}. Correct it.")
     return found
+
+
+def _chosen(
+    table: Table,
+    first: Mapping[str, Any],
+    given: Mapping[str, str],
+    text_field: str,
+    whole_chats: bool,
+    prompts_alone: bool,
+    extras: Collection[str],
+) -> Taken:
+    """As `choose`, of the columns that are known so far."""
+    if not set(table.names) & set(given.values()):
+        given = {name: column for name, column in given.items() if not column}
+    names = {name: first.get(name) for name in table.names}
+    taken = choose(table.names, names, given, text_field, prompts_alone, extras)
+    return replace(taken, kind="whole chats") if whole_chats and taken.kind == "chats" else taken
+
+
+def _taken(table: Table, choice: Callable[[], Taken]) -> tuple[Taken, Dataset, int]:
+    """What is taken, and as `_written`; again from the start where later rows have columns that change the choice."""
+    try:
+        taken = choice()
+    except Unrecognised:
+        for _ in table.records():  # for the names
+            pass
+        taken = choice()
+    while True:
+        known = len(table.names)
+        dataset, count = _written(table, taken)
+        if len(table.names) == known:
+            return taken, dataset, count
+        before, taken = taken, choice()
+        if taken == before:  # but for what is left alone
+            return taken, dataset, count
 
 
 @cache

@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, load_dataset, load_from_d
 from datasets.exceptions import DatasetsError
 
 from .files import BATCH, OFFERED, SUFFIXES, Table, documents, file_table, kind_of
-from .texts import text_file
+from .texts import TextFile, text_file
 
 
 HUB = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^:/\\]*))?(?::(?P<split>[^/\\]*))?")
@@ -100,7 +100,9 @@ def _folder_table(folder: Path, given: Collection[str]) -> Table:
         empty = [one.name for one in files if not one.stat().st_size]
         if empty:
             raise ValueError(f"whose file {empty[0]!r} is empty (0 bytes). Remove it")
-        return documents(f"{folder.name}/", files, _encodings(files))
+        found = _text_files(files)
+        notes = tuple(f"{file.path.name} read as {file.note}" for file in found if file.note)
+        return documents(f"{folder.name}/", found, notes)
     if len(files) == 1 and kinds[0] in SUFFIXES.values():
         return file_table(files[0], given)
     held = f"files of the kinds {kinds}" if len(kinds) > 1 else f"{len(files)} files"
@@ -109,14 +111,14 @@ def _folder_table(folder: Path, given: Collection[str]) -> Table:
     )
 
 
-def _encodings(files: list[Path]) -> tuple[str, ...]:
-    notes = {}
-    for path in files:
+def _text_files(paths: list[Path]) -> list[TextFile]:
+    found = []
+    for path in paths:
         try:
-            notes[path.name] = text_file(path).note
+            found.append(text_file(path))
         except ValueError as error:
             raise ValueError(f"whose file {path.name!r}, {error}") from error
-    return tuple(f"{name} read as {note}" for name, note in notes.items() if note)
+    return found
 
 
 def _dataset_table(dataset: Any, what: str) -> Table:
