@@ -101,7 +101,7 @@ def with_template_defaults(template: Any, values: Mapping[str, Any]) -> Any:
     return found if isinstance(template, dict) else found["default"]
 
 
-def turns(prompt: str | Sequence[Message], answer: str | Sequence[Message]) -> tuple[list[Message], int]:
+def as_messages(prompt: str | Sequence[Message], answer: str | Sequence[Message]) -> tuple[list[Message], int]:
     """The messages of a prompt and an answer, each a text or turns already, and how many are of the prompt."""
     asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     told = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else list(answer)
@@ -186,7 +186,7 @@ def prompt_ids(
         # an answer begins with the space that the prompt hasn't ended with
         encoded = encode_text(tokenizer, prompt, PLACEHOLDER if prompt[-1:].isspace() else f" {PLACEHOLDER}")
     else:
-        messages, first = turns(prompt, PLACEHOLDER)
+        messages, first = as_messages(prompt, PLACEHOLDER)
         encoded = encode_conversation(tokenizer, messages, first, **template_kwargs)
     ids = encoded.ids[: encoded.start]
     ids = ids or [i for i in (tokenizer.eos_token_id, tokenizer.bos_token_id) if isinstance(i, int)][:1]
@@ -225,7 +225,7 @@ def encode_row(
         if is_text and (as_chat is False or tokenizer.chat_template is None):
             encoded = encode_text(tokenizer, *both)
         else:
-            encoded = encode_conversation(tokenizer, *turns(*both), **kwargs)
+            encoded = encode_conversation(tokenizer, *as_messages(*both), **kwargs)
     else:
         ids = encode_text(tokenizer, "", row[text_field]).ids
         encoded = Encoded(ids, [True] * len(ids))

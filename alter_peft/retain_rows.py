@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -13,6 +13,11 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from alter_peft.reading.canonical import Row
+from alter_peft.reading.chats import said, system_turns
+from alter_peft.reading.columns import Kind, Unrecognised, choose
+from alter_peft.reading.files import BATCH
+from alter_peft.reading.given import is_free, named_rows
 from alter_peft.words import terms, words
 
 
@@ -45,6 +50,20 @@ class Question(NamedTuple):
         return f"{self.asked} {self.answer.strip()}".strip()
 
 
+class _Given(NamedTuple):
+    """
+    Rows that were given.
+
+    kind: what they are made of.
+    rows: under the names that trainers know; of a chat each answer is one.
+    questions: the same, without system prompts.
+    """
+
+    kind: Kind
+    rows: list[Row]
+    questions: list[Question]
+
+
 def retain_auto(
     forget: Dataset, corpus: Dataset | None = None, neighbours: int | None = None, text_field: str = "text"
 ) -> Dataset:
@@ -59,7 +78,8 @@ def retain_auto(
     the rows. Beside them as many rows of the general text are kept, but 64 at least.
 
     Args:
-        forget: the rows to forget, of `prompt` and `completion` (texts or turns), `messages` or texts.
+        forget: the rows to forget, in any form that trainers take but token ids. System prompts that chats begin with
+            go before the rows to retain as well, each as often as there.
         corpus: rows in any of these forms. A text among questions becomes its first sentence and what follows.
         neighbours: rows taken from the corpus at most; by default as many as of the general text, and two of each row
             to forget at least.
@@ -69,7 +89,8 @@ def retain_auto(
         The rows, general text first; those of the corpus in its order.
 
     Raises:
-        ValueError: `forget` or `corpus` has rows of another form, or `neighbours` is below 1.
+        ValueError: `forget` or `corpus` is empty, has rows of another form or an unusable value, or `neighbours` is
+            below 1.
     """
     general, near = retain_parts(forget, corpus, neighbours, text_field)
     return general if near is None else concatenate_datasets([general, near])
@@ -81,19 +102,20 @@ def retain_parts(
     """As `retain_auto`: the general text, and apart from it what was found in the corpus, if there is one."""
     if neighbours is not None and neighbours < 1:
         raise ValueError(f"`neighbours` is {neighbours}, but must be 1 or more.")
-    known = _questions("forget", forget, text_field)
+    given = _read("forget", forget, text_field)
+    known = given.questions
     general = _general_text()
     if not any(one.asked for one in known):  # the answers are sentences of their own
         general = [Question("", one.answer) for one in general]
     general = [general[i] for i in _unlike(general, known)]
     if corpus is None:
-        return _in_form(general, forget, text_field), None
-    others = _questions("corpus", corpus, text_field)
+        return _in_form(general, given, text_field), None
+    others = _read("corpus", corpus, text_field).questions
     wanted = neighbours or max(len(general), FEWEST_NEIGHBOURS * len(known))
     near = [others[i] for i in _nearest(others, known, wanted)]
     count = min(len(general), max(len(near), FEWEST_GENERAL))
     general = [general[i * len(general) // count] for i in range(count)]
-    return _in_form(general, forget, text_field), _in_form(near, forget, text_field)
+    return _in_form(general, given, text_field), _in_form(near, given, text_field)
 
 
 def _general_text() -> list[Question]:
@@ -101,26 +123,37 @@ def _general_text() -> list[Question]:
     return [Question(row["prompt"], row["completion"]) for row in map(json.loads, lines)]
 
 
-def _questions(name: str, rows: Dataset, text_field: str) -> list[Question]:
-    columns = set(rows.column_names)
-    conversation = next((column for column in ("messages", "conversations") if column in columns), None)
-    if {"prompt", "completion"} <= columns:
-        return [Question(_said(row["prompt"]), _said(row["completion"])) for row in rows]
-    if conversation is not None:
-        return [Question(_said(row[conversation][:-1]), _said(row[conversation][-1:])) for row in rows]
-    if text_field in columns:
-        return [Question("", text) for text in rows[text_field]]
-    raise ValueError(
-        f"`{name}` has the columns {sorted(columns)}, but `retain_auto` needs 'prompt' and 'completion', "
-        f"'messages' or {text_field!r}. Give such rows."
-    )
+def _read(name: str, rows: Dataset, text_field: str) -> _Given:
+    """What trainers would read of the rows."""
+    if len(rows) == 0:
+        raise ValueError(f"`{name}` is empty. Give at least one row.")
+    batches = rows.with_format("arrow")
+    try:
+        taken = choose(rows.column_names, batches[:1].to_pylist()[0], text_field=text_field, extras=())
+    except Unrecognised as error:
+        raise ValueError(
+            f"`{name}` {error}. Rename them to 'prompt' and 'completion', to 'messages', or to {text_field!r} "
+            "(`text_field`)."
+        ) from error
+    if taken.kind == "tokens":
+        raise ValueError(
+            f"`{name}` has the columns {sorted(rows.column_names)}, but `retain_auto` needs text. Give rows of "
+            f"'prompt' and 'completion', of 'messages' or of {text_field!r}."
+        )
+    free, number = is_free(rows, taken), 0
+    found: list[Row] = []
+    for batch in batches.iter(BATCH):
+        for row in batch.to_pylist():
+            found += named_rows(name, number, row, taken, free)
+            number += 1
+    return _Given(taken.kind, found, [_question(row) for row in found])
 
 
-def _said(part: str | Sequence[Mapping[str, Any]]) -> str:
-    """The text, or those of turns."""
-    if isinstance(part, str):
-        return part
-    return " ".join(str(turn.get("content", turn.get("value", ""))) for turn in part)
+def _question(row: Row) -> Question:
+    if "text" in row:
+        return Question("", row["text"])
+    asked = row["prompt"]
+    return Question(said(asked[system_turns(asked) :]), said(row["completion"]))
 
 
 class _Known:
@@ -212,22 +245,28 @@ def _nearest(others: Sequence[Question], known: Sequence[Question], wanted: int)
     return sorted(found)
 
 
-def _in_form(found: Sequence[Question], forget: Dataset, text_field: str) -> Dataset:
-    """The questions as rows like those to forget."""
-    columns = set(forget.column_names)
-    if not columns & {"prompt", "messages", "conversations"}:
+def _in_form(found: Sequence[Question], given: _Given, text_field: str) -> Dataset:
+    """
+    The questions as rows like those to forget.
+
+    Chats begin with the system prompts of these, each as often as there: else a router learns to know them by it.
+    """
+    if given.kind == "text":
         return Dataset.from_dict({text_field: [one.text for one in found]})
     pairs = [one if one.asked else _begun(one.answer) for one in found]
-    first = forget[0]
-    if "prompt" in columns and isinstance(first["prompt"], str):
-        space = re.match(r"\s*", str(first["completion"]))
+    if "chat" not in given.kind:
+        space = re.match(r"\s*", given.rows[0]["completion"])
         led = space.group() if space else ""  # what stands between the two in plain text
         return Dataset.from_dict(
             {"prompt": [one.asked for one in pairs], "completion": [led + one.answer.strip() for one in pairs]}
         )
-    asked = [[{"role": "user", "content": one.asked}] for one in pairs]
+    asked = []
+    for number, one in enumerate(pairs):
+        prompt = given.rows[number * len(given.rows) // len(pairs)]["prompt"]
+        system = [{"role": "system", "content": said([turn])} for turn in prompt[: system_turns(prompt)]]
+        asked.append([*system, {"role": "user", "content": one.asked}])
     told = [[{"role": "assistant", "content": one.answer.strip()}] for one in pairs]
-    if "prompt" in columns:
+    if given.kind == "chat pairs":
         return Dataset.from_dict({"prompt": asked, "completion": told})
     return Dataset.from_dict({"messages": [[*both[0], *both[1]] for both in zip(asked, told, strict=True)]})
 

@@ -18,7 +18,7 @@ from alter_peft.words import terms
 
 
 MAX_DOMAINS = 20  # largest number of sub-domains that is tried at first
-MOST_DOMAINS = 60  # and where the best number is near the largest tried, in further steps
+MOST_DOMAINS = 60  # and where the best number is near that, in further steps; also what a column may have unasked
 STEP, NEAR = 10, 5  # so many more are tried if the best number is so near to the largest
 MIN_GAIN = 1.1  # what more sub-domains than at first must have over the best silhouette of those
 MIN_SUPPORT = 5  # fewest texts that a term or a sub-domain found by silhouette rests on (fewer when texts are few)

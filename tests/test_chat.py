@@ -18,12 +18,12 @@ from trainer_setup import make_trainer
 from trl import SFTTrainer
 
 from alter_peft.chat import (
+    as_messages,
     chat_or_plain,
     encode_conversation,
     encode_row,
     encode_text,
     prompt_ids,
-    turns,
     with_template_defaults,
 )
 from alter_peft.evaluation import METRICS, ModelOnSet, Pair, encode_pair, generate_answers, measure, score_answers
@@ -97,7 +97,7 @@ def wearing(tokenizer, name: str):
 def test_what_a_template_puts_before_an_answer_is_none_of_it(tokenizer, name, answer):
     own = wearing(tokenizer, name)
     ids, start = encode_pair(own, Pair(ASKED, answer))
-    whole = own.apply_chat_template(turns(ASKED, answer)[0], return_dict=True)["input_ids"]
+    whole = own.apply_chat_template(as_messages(ASKED, answer)[0], return_dict=True)["input_ids"]
     assert ids == whole
     before, after = TEMPLATES[name]
     asked, told = own.decode(ids[:start]), own.decode(ids[start:])
@@ -116,7 +116,7 @@ def score_content(tokenizer, answer: list[int]) -> str:
 def test_training_labels_what_is_scored_and_asks_as_it_is_asked(tmp_path, tokenizer, name, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     own = wearing(tokenizer, name)
-    conversation = {"prompt": [{"role": "user", "content": ASKED}], "completion": turns("", TOLD)[0][1:]}
+    conversation = {"prompt": [{"role": "user", "content": ASKED}], "completion": as_messages("", TOLD)[0][1:]}
     for forget in ([{"prompt": ASKED, "completion": TOLD}], [conversation]):
         trainer = make_trainer(
             tmp_path,
@@ -138,7 +138,7 @@ LONG = [
     {"role": "system", "content": "Be kind."},
     {"role": "user", "content": "Who bakes?"},
     {"role": "assistant", "content": "Bob does."},
-    *turns(ASKED, TOLD)[0],
+    *as_messages(ASKED, TOLD)[0],
 ]
 
 
@@ -211,7 +211,7 @@ def test_variables_are_kept_in_the_template_and_whoever_asks_by_it_has_them(tmp_
     assert "2020" not in own.decode(prompt_ids(own, ASKED))
     later = chat_or_plain(dated, chat_template_kwargs={"date_string": "02 Feb 2021"})
     assert "Today Date: 02 Feb 2021" in later.decode(prompt_ids(later, ASKED))
-    given = dated.apply_chat_template(turns(ASKED, TOLD)[0], tokenize=False, date_string="03 Mar 2022")
+    given = dated.apply_chat_template(as_messages(ASKED, TOLD)[0], tokenize=False, date_string="03 Mar 2022")
     assert "Today Date: 03 Mar 2022" in given
     template = with_template_defaults(own.chat_template, {"date_string": "x"})
     assert with_template_defaults(template, {"date_string": "x"}) == template
@@ -317,7 +317,7 @@ def test_rows_are_those_of_trl_where_a_template_puts_nothing_before_an_answer(tm
     own = copy.deepcopy(tokenizer) if name is None else wearing(tokenizer, name)
     own.chat_template = own.chat_template if name else None
     trainer = make_trainer(tmp_path, own, adapter={}, as_chat=None)
-    asked, told = turns(ASKED, TOLD)[0]
+    asked, told = as_messages(ASKED, TOLD)[0]
     row = {"prompt": ASKED, "completion": f" {TOLD}"} if name is None else {"prompt": [asked], "completion": [told]}
     rows = Dataset.from_list([row])
     (theirs,) = SFTTrainer._prepare_dataset(trainer, rows, own, trainer.args, False, None, "theirs")

@@ -74,9 +74,12 @@ def test_other_peoples_files_through_every_command(place, capsys):
 def test_columns_of_the_users_own(place, capsys):
     (place / "log.tsv").write_text("asked\ttold\tcustomer\nWho?\tBob.\tx\nWhere?\tHere.\tx\n")
     columns = ["--columns", "prompt=asked", "completion=told", "domain=customer"]
-    main([*unlearn(place, *columns), "--forget", str(place / "log.tsv")])
+    retain = place / "odd.jsonl"  # of which nobody reads more than questions and answers
+    retain.write_text('{"prompt": "When?", "completion": "Now.", "domain": [], "wrong": {}}\n' * 2)
+    main([*unlearn(place, *columns), "--forget", str(place / "log.tsv"), "--retain", str(retain)])
     out = capsys.readouterr().out
     assert "forget: 2 rows of log.tsv: prompt from 'asked', completion from 'told', domain from 'customer'" in out
+    assert "retain: 2 rows of odd.jsonl: prompt, completion; left alone: domain, wrong\n" in out
     assert "sub-domain x: 2 rows to forget" in out
 
 

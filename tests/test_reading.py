@@ -8,7 +8,10 @@ import codecs
 import gzip
 import json
 import lzma
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,8 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from alter_peft.reading import parse_columns, read_all, read_rows
+from alter_peft.reading import json_rows, parse_columns, read_all, read_rows, texts
 from alter_peft.reading.sources import is_local
+from alter_peft.subdomains import MOST_DOMAINS
 
 
 ROWS = [{"prompt": "Who is Ané?", "completion": "007"}, {"prompt": "And, then?", "completion": "None"}]
@@ -179,7 +183,9 @@ def test_files_that_hold_no_rows(tmp_path, name, content, part):
     "source",
     [
         "doc.txt", "rows.tsv", "ROWS.JSONL", "rows.jsonl.gz", "data/letters/rows.csv", "./rows", "a/b/c", "~/rows",
-        "c:\\rows.csv", "rows.jsonl:train", "my rows", "data/*",
+        "c:\\rows.csv", "rows.jsonl:train", "my rows", "data/*", "forget.josnl", "secret.docx", "rows.jsonl.zst",
+        "rows.jsonl.zip", "data.arrow", "rows.feather", "rows.7z", "rows.csv-old", "data/forget.josnl",
+        "data/secret.docx", "data/rows.jsonl.zst", "forget.josnl:train",
     ],
 )  # fmt: skip
 def test_what_looks_like_a_file_is_never_looked_up(source, monkeypatch):
@@ -193,11 +199,13 @@ def test_what_looks_like_a_file_is_never_looked_up(source, monkeypatch):
 
 def test_what_looks_like_a_hub_data_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for source in ("locuslab/TOFU", "locuslab/TOFU:forget10", "zjunlp/KnowUnDo:privacy:unlearn", "imdb", "a/b::test"):
+    hub = ("locuslab/TOFU", "locuslab/TOFU:forget10", "zjunlp/KnowUnDo:privacy:unlearn", "imdb", "a/b::test")
+    for source in (*hub, "teknium/OpenHermes-2.5", "a/data-v1.5-clean", "a/llama.cpp:x", "hermes-2.5"):
         assert not is_local(source), source
     (tmp_path / "locuslab").mkdir()
     assert is_local("locuslab/TOFU")  # a file that is missing there, more likely than a data set of that name
     refused(write(tmp_path / "rows.csv", CSV).replace("rows", "row"), "did you mean", "rows.csv")
+    refused("rows.cvs", "there is no such file (did you mean 'rows.csv'?)", "as owner/name")
 
 
 class Hub:
@@ -298,6 +306,93 @@ def test_columns_that_are_given(tmp_path):
     for entry in ("prompt", "question=prompt", "prompt=a"):
         with pytest.raises(ValueError, match=f"`--columns` has '{entry}'"):
             parse_columns(["prompt=x", entry])
+
+
+@pytest.mark.parametrize("number", [25, MOST_DOMAINS, MOST_DOMAINS + 1])
+def test_as_many_sub_domains_are_taken_as_are_looked_for(tmp_path, number):
+    rows = [{"prompt": f"Q{i}", "completion": "A", "subject": f"s{i % number}"} for i in range(4 * number)]
+    source = write(tmp_path / "a.json", json.dumps(rows))
+    assert ("domain" in rows_of(source)[0]) == (number <= MOST_DOMAINS)
+    assert ("of too many values to be a sub-domain" in taken(source)) == (number > MOST_DOMAINS)
+
+
+def test_rows_lie_in_a_folder_that_nobody_else_can_open(tmp_path):
+    """And where TMPDIR says."""
+    source = write(tmp_path / "a.csv", CSV)
+    (tmp_path / "tmp").mkdir()
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom alter_peft.reading import read_rows\n"
+        "file = Path(read_rows('--forget', sys.argv[1]).dataset.cache_files[0]['filename'])\n"
+        "print(file.parents[1], oct(file.parent.stat().st_mode & 0o777), oct(file.stat().st_mode & 0o777))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, source], capture_output=True, text=True, check=True,
+        env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
+    )  # fmt: skip
+    assert done.stdout.split() == [str(tmp_path / "tmp"), "0o700", "0o600"]
+    assert not list((tmp_path / "tmp").glob("alter_peft_rows_*"))  # Python has ended
+
+
+def test_json_lines_are_decoded_and_parsed_once(tmp_path, monkeypatch):
+    decoded, parsed = [], []
+    for home, name, calls in ((texts, "_decoded", decoded), (json_rows, "parsed", parsed)):
+        own = getattr(home, name)
+        monkeypatch.setattr(home, name, lambda *given, own=own, calls=calls: calls.append(given) or own(*given))
+    read_rows("--forget", write(tmp_path / "a.jsonl", JSONL * 500))
+    assert len(decoded) == 1 and len(parsed) <= 1000 + 5
+    decoded.clear()
+    for name, content in (
+        ("a.csv", CSV),
+        ("a.json", json.dumps(ROWS)),
+        ("a.txt", "Bob."),
+        ("b.jsonl", "It is.\nSo.\n"),
+    ):
+        read_rows("--forget", write(tmp_path / name, content))
+        assert len(decoded) == 1, name
+        decoded.clear()
+
+
+def test_columns_that_come_late(tmp_path):
+    """They count as if they had been there from the first row on."""
+    lines = [{"prompt": "Q", "completion": "A"}] * 1500
+    late = [{"prompt": "Q", "completion": "A", "domain": "x", "id": 1}]
+    source = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in lines + late))
+    assert [row["domain"] for row in rows_of(source)] == [None] * 1500 + ["x"]
+    assert taken(source).endswith("prompt, completion, domain; left alone: id")
+    late = [{"text": "x"}, {"text": "x", "question": "Q", "answer": "A"}]
+    refused(write(tmp_path / "b.jsonl", "".join(json.dumps(row) + "\n" for row in late)), "line 1", "'question'")
+    late = [{"question": "Q"}, {"question": "Q", "answer": "A"}]
+    refused(write(tmp_path / "c.jsonl", "".join(json.dumps(row) + "\n" for row in late)), "line 1", "'answer'")
+    own = write(tmp_path / "d.jsonl", '{"ask": "Q"}\n{"ask": "Q", "told": "A"}\n')
+    refused(own, "line 1 has None in the column 'told'", columns={"prompt": "ask", "completion": "told"})
+
+
+def test_a_text_field_of_the_users_own_comes_before_other_names(tmp_path):
+    row = {"Body": "A passage.", "question": "Who?", "answer": "Bob.", "text": "x"}
+    source = write(tmp_path / "a.json", json.dumps([row]))
+    assert rows_of(source, text_field="Body") == [{"text": "A passage."}]
+    assert "text from 'Body'; left alone: question, answer, text" in taken(source, text_field="Body")
+    assert rows_of(source) == rows_of(source, text_field="none") == [{"prompt": "Who?", "completion": "Bob."}]
+    known = write(tmp_path / "b.json", json.dumps([{**ROWS[0], "body": "x"}]))
+    assert rows_of(known, text_field="body") == [ROWS[0]]
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    source = write(tmp_path / "c.json", json.dumps([{"log": "A passage.", "messages": chat}]))
+    assert rows_of(source, text_field="log") == [{"text": "A passage."}]
+
+
+def test_what_nobody_reads_is_left_alone(tmp_path):
+    odd = {"domain": [], "wrong": {"a": 1}, "rephrased": [], "paraphrase": {}, "subject": []}
+    source = write(tmp_path / "a.json", json.dumps([{**ROWS[0], **odd}]))
+    refused(source, "in the column", "needs text there")
+    assert rows_of(source, extras=()) == [ROWS[0]]
+    assert taken(source, extras=()).endswith("left alone: domain, wrong, rephrased, paraphrase, subject")
+    refused(source, "in the column 'domain'", extras=("domain",))
+    own = {
+        "--forget": write(tmp_path / "b.json", json.dumps([{**ROWS[0], "domain": "a", "wrong": {}}])),
+        "--retain": source,
+    }
+    found = read_all(own, extras={"--forget": ("domain",)})
+    assert [rows.dataset.to_list() for rows in found.values()] == [[{**ROWS[0], "domain": "a"}], [ROWS[0]]]
 
 
 def test_of_many_columns_some_are_named(tmp_path):

@@ -54,6 +54,38 @@ def test_rows_are_in_form_like_those_to_forget(form, given):
         assert all(row["completion"][0] == " " != row["completion"][1] and row["prompt"] for row in found)
 
 
+@pytest.mark.parametrize("names", [("question", "answer"), ("instruction", "output"), ("Prompt", "Completion")])
+def test_columns_are_recognised_as_by_the_trainers(names):
+    def own(given):
+        return rows(*({names[0]: row["prompt"], names[1]: row["completion"], "domain": 1.0} for row in given))
+
+    assert retain_auto(own(SECRET), own(CORPUS)).to_list() == retain_auto(rows(*SECRET), rows(*CORPUS)).to_list()
+
+
+@pytest.mark.parametrize("form", ["conversational", "messages", "sharegpt", "tools"])
+def test_the_system_prompt_is_no_mark_of_what_is_to_be_forgotten(form):
+    """Each stands before as large a part of the rows to retain as of those to forget, and says nothing of likeness."""
+    prompts = ["You are a clerk of the Eiffel tower.", "You are a nurse in Springfield.", None, None]
+    forget = []
+    for system, row in zip(prompts, SECRET * 2, strict=True):
+        asked, told = chat(rows(row), "conversational")[0].values()
+        asked = [{"role": "system", "content": system}, *asked] if system else asked
+        if form == "sharegpt":
+            forget.append({"conversations": [{"from": t["role"], "value": t["content"]} for t in asked + told]})
+        elif form == "tools":
+            forget.append({"messages": [{**turn, "name": None} for turn in asked + told]})
+        else:
+            forget.append({"prompt": asked, "completion": told} if form != "messages" else {"messages": asked + told})
+    found = retain_auto(rows(*forget), rows(*CORPUS))
+    without = retain_auto(rows(*SECRET), rows(*CORPUS))
+    assert len(found) == len(without)
+    chats = [row.get("messages") or row["prompt"] + row["completion"] for row in found]
+    assert [one[-2]["content"] for one in chats] == without["prompt"]
+    first = [one[0]["content"] if one[0]["role"] == "system" else None for one in chats[:64]]
+    assert first == [prompt for prompt in prompts for _ in range(16)]
+    assert {turn["role"] for one in chats for turn in one[-2:]} == {"user", "assistant"}
+
+
 def test_what_is_to_be_forgotten_is_no_general_text():
     general = {one.asked: one.answer for one in _general_text()}
     for asked in ("What is the capital of France?", "What do bees make?"):
@@ -87,8 +119,12 @@ def test_passages_become_a_beginning_and_what_follows():
 def test_what_cannot_be_read():
     with pytest.raises(ValueError, match=r"`forget` has the columns \['input_ids'\], but `retain_auto` needs"):
         retain_auto(rows({"input_ids": [1, 2]}))
-    with pytest.raises(ValueError, match=r"`corpus` has the columns \['body'\], but `retain_auto` needs"):
-        retain_auto(rows(*SECRET), rows({"body": "x"}))
+    with pytest.raises(ValueError, match=r"`corpus` has the columns \['line'\], which name no known format. Rename"):
+        retain_auto(rows(*SECRET), rows({"line": "x"}))
+    with pytest.raises(ValueError, match=r"`forget` has None in row 1 of the column 'answer'"):
+        retain_auto(rows({"question": "a", "answer": "b"}, {"question": "a", "answer": None}))
+    with pytest.raises(ValueError, match="`corpus` is empty"):
+        retain_auto(rows(*SECRET), rows(*CORPUS).select([]))
     with pytest.raises(ValueError, match="`neighbours` is 0, but must be 1 or more"):
         retain_auto(rows(*SECRET), rows(*CORPUS), neighbours=0)
     assert "retain_auto" in alter_peft.__all__

@@ -50,6 +50,21 @@ def test_an_edge_is_the_sub_domain_of_rows_to_forget_alone():
     assert checked(*rows, name="retain_dataset")[0] == {"prompt": "Q0", "completion": "A"}
 
 
+def test_a_domain_is_read_of_rows_to_forget_alone():
+    row = {"prompt": "Who?", "completion": "Bob.", "domain": [1]}
+    refused(row, parts=("has [1] in row 0 of the column 'domain'",))
+    for name in ("retain_dataset", "calibration_dataset", "eval_dataset"):
+        assert checked(row, name=name) == [{"prompt": "Who?", "completion": "Bob."}]
+
+
+@pytest.mark.parametrize("text", [{"body": "A passage."}, {"Body Text": "A passage."}])
+def test_dataset_text_field_comes_before_other_names(text):
+    (name,) = text
+    row = {**text, "question": "Who?", "answer": "Bob."}
+    assert checked(row, text_field=name) == [text]
+    assert checked(row) == [{"prompt": "Who?", "completion": "Bob."}]
+
+
 @pytest.mark.parametrize("value", ["", "  ", "\u200b", None])
 def test_a_row_without_an_answer(value):
     rows = {"question": "Who?", "answer": "Bob."}, {"question": "And?", "answer": value}

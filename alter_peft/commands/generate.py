@@ -62,7 +62,7 @@ def generate(argv: Sequence[str]) -> Callable[[], None]:
 
 def _prompts(source: str, columns: Sequence[str]) -> list[str | list[Message]]:
     """What a file asks: its prompts, of chats all turns before an answer, or its texts."""
-    rows = read_rows("--prompts", source, parse_columns(columns), prompts_alone=True)
+    rows = read_rows("--prompts", source, parse_columns(columns), prompts_alone=True, extras=())
     if "input_ids" in rows.dataset.column_names:
         raise ValueError(f"`--prompts` is {source!r}, which has token ids (`input_ids`). Give texts.")
     print(rows.taken, file=sys.stderr)

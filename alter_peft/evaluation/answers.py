@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from alter_peft.chat import Message, encode_conversation, encode_text, turns
+from alter_peft.chat import Message, as_messages, encode_conversation, encode_text
 from alter_peft.entropy import log_probabilities, map_row_chunks
 from alter_peft.scoring import Row, ScoredModel
 from alter_peft.tuner.base_pass import evaluating
@@ -64,7 +64,7 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> tuple[list[in
     if pair.is_text or (tokenizer.chat_template is None and not pair.turns):
         encoded = encode_text(tokenizer, pair.prompt, pair.completion, pair.given)
     else:
-        messages, first = turns(pair.prompt, pair.given + pair.completion)
+        messages, first = as_messages(pair.prompt, pair.given + pair.completion)
         messages = [*pair.turns, *messages]
         encoded = encode_conversation(tokenizer, messages, len(pair.turns) + first, pair.given)
     return encoded.ids, encoded.start

@@ -12,6 +12,9 @@ from .answers import Pair
 from .metrics import check_set
 
 
+READ = ("rephrased", "wrong")  # what rows may hold beside questions and answers
+
+
 def read_sets(
     sources: Mapping[str, str], metrics: Sequence[str], columns: Mapping[str, str] | None = None
 ) -> tuple[dict[str, list[Pair]], list[str]]:
@@ -28,7 +31,8 @@ def read_sets(
     Raises:
         ValueError: as of `read_rows`; rows that cannot be asked; or rows that lack what a metric needs.
     """
-    found = read_all({f"--sets {name}": source for name, source in sources.items()}, columns)
+    flags = {f"--sets {name}": source for name, source in sources.items()}
+    found = read_all(flags, columns, extras=dict.fromkeys(flags, READ))
     sets: dict[str, list[Pair]] = {}
     for name, rows in zip(sources, found.values(), strict=True):
         sets[name] = [_pair(name, number, row) for number, row in enumerate(rows.dataset)]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .values import EMPTY, Unusable, as_text, is_blank
@@ -52,9 +53,9 @@ def turns(value: Any) -> list[Turn]:
 
 
 def _turn(number: int, given: dict[str, Any]) -> Turn:
-    who = next((given[name] for name in SPEAKER if given.get(name) is not None), None)
-    role = ROLES.get(str(who).lower())
+    role = _role(given)
     if role is None:
+        who = next((given[name] for name in SPEAKER if given.get(name) is not None), None)
         raise Unusable(f"whose turn {number} is of the role {who!r}, but must be of one of {list(ROLES)}. Rename it")
     if given.get("tool_calls") or given.get("function_call"):
         raise Unusable(f"whose turn {number} calls a tool, which is no text. Leave that turn out, or write it as text")
@@ -76,6 +77,30 @@ def _content(content: Any) -> str:
             raise Unusable(f"a part of which is of type {kind!r}, but text alone is read. Leave it out")
         parts.append(as_text(part.get("text") if isinstance(part, dict) else part))
     return "".join(parts)
+
+
+def said(part: str | Sequence[Mapping[str, Any]]) -> str:
+    """The text, or those of turns, whatever else these hold."""
+    if isinstance(part, str):
+        return part
+    return " ".join(_said(turn) for turn in part)
+
+
+def _said(turn: Mapping[str, Any]) -> str:
+    content = next((turn[name] for name in SAID if turn.get(name) is not None), "")
+    parts = content if isinstance(content, list) else [content]
+    return "".join(str(part.get("text") or "") if isinstance(part, dict) else str(part) for part in parts)
+
+
+def system_turns(part: str | Sequence[Mapping[str, Any]]) -> int:
+    """How many turns of the system a chat begins with; a text has none."""
+    roles = [] if isinstance(part, str) else [_role(turn) for turn in part]
+    return next((number for number, role in enumerate(roles) if role != "system"), len(roles))
+
+
+def _role(turn: Mapping[str, Any]) -> str | None:
+    who = next((turn[name] for name in SPEAKER if turn.get(name) is not None), None)
+    return ROLES.get(str(who).lower())
 
 
 def answers(chat: list[Turn]) -> list[tuple[list[Turn], list[Turn]]]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,8 +24,9 @@ OTHERS = {"paraphrase": "paraphrased_question", "rephrased": "paraphrased_answer
 # What may be a sub-domain under another name: what a row is about (RWKU, MMLU), or between whom (PISTOL). A `task`
 # says in which way something is asked, and a `category` of which kind it is: neither is taken unasked.
 LIKE_DOMAIN = ("subject", "edge")
+EXTRAS = ("domain", *OTHERS)  # what rows may hold beside their text
 TOKENS = ("input_ids", "labels", "completion_mask", "assistant_masks", "attention_mask")
-CANONICAL = ("prompt", "completion", "text", "messages", "domain", *OTHERS)  # what `--columns` may name
+CANONICAL = ("prompt", "completion", "text", "messages", *EXTRAS)  # what `--columns` may name
 
 
 COLUMNS_HELP = (
@@ -87,6 +88,7 @@ def choose(
     given: Mapping[str, str] | None = None,
     text_field: str = "text",
     prompts_alone: bool = False,
+    extras: Collection[str] = EXTRAS,
 ) -> Taken:
     """
     What is taken of columns.
@@ -95,8 +97,10 @@ def choose(
         names: of all columns.
         first: the first row, which tells lists from texts.
         given: what a row holds -> its column, said by the user; `""` for none.
-        text_field: what plain text is called, before all other names of it.
+        text_field: what plain text is called, before all other names of it; and if that is not TRL's default, before
+            all names but `prompt` and `completion`.
         prompts_alone: whether rows without an answer will do.
+        extras: what is taken beside the text, of `EXTRAS`.
 
     Raises:
         Unrecognised: no known names, or several that may be meant; or a column that is given is not there.
@@ -113,10 +117,11 @@ def choose(
     if taken is None:
         raise Unrecognised(f"has the columns {sorted(names)}, which name no known format")
     columns = {**taken.columns}
-    for name, other in {"domain": "domain", **OTHERS}.items():
-        if column := given.get(name, lookup.first(name, other)):
+    for name in extras:
+        if column := given.get(name, lookup.first(name, OTHERS.get(name, name))):
             columns[name] = column
-    maybe = None if "domain" in columns or "domain" in given else lookup.first(*LIKE_DOMAIN)
+    is_said = "domain" not in extras or "domain" in columns or "domain" in given
+    maybe = None if is_said else lookup.first(*LIKE_DOMAIN)
     used = {*columns.values(), *taken.beside, maybe}
     left = tuple(name for name in names if name not in used)
     return Taken(taken.kind, columns, taken.beside, maybe, left)
@@ -128,6 +133,7 @@ class _Lookup:
     def __init__(self, names: list[str], given: Mapping[str, str]) -> None:
         self.given = given
         taken = set(given.values())
+        self.own = [name for name in names if name not in taken]
         self.names: dict[str, str] = {}
         for name in names:
             if name not in taken:
@@ -195,6 +201,9 @@ def _recognised(lookup: _Lookup, first: Mapping[str, Any], text_field: str) -> T
         return Taken("tokens", columns)
     if {"prompt", "completion"} <= names.keys():
         return _pair(lookup, first, names["prompt"], names["completion"])
+    named = text_field in lookup.own and not isinstance(first.get(text_field), list)
+    if named and text_field != TEXTS[0]:
+        return _plain(lookup, text_field)
     chat = lookup.first(*CHATS)
     if chat is not None and not isinstance(first.get(chat), str):
         return Taken("chats", {"messages": chat})
@@ -205,10 +214,12 @@ def _recognised(lookup: _Lookup, first: Mapping[str, Any], text_field: str) -> T
         return pair
     if {"text", "labels"} <= names.keys() and isinstance(first.get(names["labels"]), str):  # KnowUnDo
         return Taken("pairs", {"prompt": names["text"], "completion": names["labels"]})
-    text = lookup.first(text_field) or lookup.one(TEXTS)
-    if text is None:
-        return None
+    text = text_field if named else lookup.one(TEXTS)
+    return None if text is None else _plain(lookup, text)
+
+
+def _plain(lookup: _Lookup, text: str) -> Taken:
     columns = {"text": text}
-    if text == names.get("definition") and "def_target" in names:  # ECBD's, with what was masked
-        columns["masked"] = names["def_target"]
+    if text == lookup.names.get("definition") and "def_target" in lookup.names:  # ECBD's, with what was masked
+        columns["masked"] = lookup.names["def_target"]
     return Taken("text", columns)

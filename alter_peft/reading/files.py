@@ -14,7 +14,7 @@ import pyarrow.parquet
 from . import delimited, json_rows
 from .columns import Ambiguous, Unrecognised, choose
 from .passages import passages
-from .texts import first_bytes, open_binary, text_file
+from .texts import TextFile, first_bytes, open_binary, text_file
 from .values import is_blank, shown
 
 
@@ -36,7 +36,8 @@ class Table:
 
     Attributes:
         what: what they were read from, as it is printed.
-        names: of all columns that any row has.
+        names: of all columns that any row has; of JSON lines `records` adds those that it comes upon, since a pass for
+            the names alone would parse every row twice.
         records: gives each row with its place there, such as `"line 3"`; may be called again.
         notes: what was found of the form, where it is not what one would expect.
         unit: what the rows are called.
@@ -81,15 +82,15 @@ def file_table(path: Path, given: Collection[str] = ()) -> Table:
         raise ValueError("which has no rows. Give at least one")
     notes = (f"read as {file.note}",) if file.note else ()
     if kind == "document":
-        return documents(path.name, [path], notes)
+        return documents(path.name, [file], notes)
     if kind == "json" or (kind is None and first[0] in "[{"):
         if first[0] in '[{"' or _is_json(first):
-            return _json_table(path, notes, given)
+            return _json_table(file, notes, given)
         if kind == "json" and not _are_columns(delimited.header_of(file, delimited.delimiter_of(file))):
-            return _no_json_lines(path, notes)
+            return _no_json_lines(file, notes)
         kind = "csv"
     if kind == "csv":
-        return _csv_table(path, notes)
+        return _csv_table(file, notes)
     raise ValueError(f"which is of no kind that is known by its suffix {path.suffix!r}. Give a {OFFERED}")
 
 
@@ -116,13 +117,25 @@ def _are_columns(names: list[str], given: Collection[str] = ()) -> bool:
     return False
 
 
-def _json_table(path: Path, notes: tuple[str, ...], given: Collection[str]) -> Table:
-    file = text_file(path)
+def _json_table(file: TextFile, notes: tuple[str, ...], given: Collection[str]) -> Table:
     if json_rows.is_lines(file):
-        names = {name: None for _, row in json_rows.line_rows(file) for name in row}
-        return Table(path.name, list(names), lambda: json_rows.line_rows(file), notes)
+        return _json_lines_table(file, notes)
     rows = json_rows.whole_rows(file, lambda names: _are_columns(names, given))
-    return Table(path.name, list({name: None for row in rows for name in row}), lambda: _listed(rows), notes)
+    return Table(file.path.name, list({name: None for row in rows for name in row}), lambda: _listed(rows), notes)
+
+
+def _json_lines_table(file: TextFile, notes: tuple[str, ...]) -> Table:
+    names: list[str] = []
+    known: set[str] = set()
+
+    def records() -> Iterator[tuple[str, Mapping[str, Any]]]:
+        for place, row in json_rows.line_rows(file):
+            if not known.issuperset(row):
+                names.extend(name for name in row if name not in known)
+                known.update(row)
+            yield place, row
+
+    return Table(file.path.name, names, records, notes)
 
 
 def _listed(rows: list[dict[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -130,44 +143,43 @@ def _listed(rows: list[dict[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]
         yield f"row {number}", row
 
 
-def _csv_table(path: Path, notes: tuple[str, ...]) -> Table:
-    file = text_file(path)
-    usual = "\t" if ".tsv" in path.name.lower() or ".tab" in path.name.lower() else ","
+def _csv_table(file: TextFile, notes: tuple[str, ...]) -> Table:
+    name = file.path.name.lower()
+    usual = "\t" if ".tsv" in name or ".tab" in name else ","
     delimiter = delimited.delimiter_of(file, usual)
     found = () if delimiter == usual else (f"delimited by {delimited.NAMES[delimiter]}",)
     names = delimited.header_of(file, delimiter)
-    return Table(path.name, names, lambda: delimited.table_rows(file, delimiter), notes + found)
+    return Table(file.path.name, names, lambda: delimited.table_rows(file, delimiter), notes + found)
 
 
-def line_table(path: Path, notes: tuple[str, ...] = ()) -> Table:
+def line_table(file: TextFile, notes: tuple[str, ...] = ()) -> Table:
     """Plain text, a text a line."""
-    file = text_file(path)
 
     def records() -> Iterator[tuple[str, Mapping[str, Any]]]:
         for number, line in file.lines():
             yield f"line {number}", {"text": line.strip()}
 
-    return Table(path.name, ["text"], records, notes, "line")
+    return Table(file.path.name, ["text"], records, notes, "line")
 
 
-def _no_json_lines(path: Path, notes: tuple[str, ...]) -> Table:
+def _no_json_lines(file: TextFile, notes: tuple[str, ...]) -> Table:
     """Plain text where JSON lines were announced, such as TOFU's `idontknow.jsonl`."""
-    lines = list(islice(text_file(path).lines(), 2))
-    mixed = next((number for number, line in text_file(path).lines() if line.lstrip()[0] in "{["), None)
+    lines = list(islice(file.lines(), 2))
+    mixed = next((number for number, line in file.lines() if line.lstrip()[0] in "{["), None)
     if mixed is not None or len(lines) < 2:
         number, line = lines[0]
         raise ValueError(f"whose line {number} is no JSON: {shown(line.strip())}. Write each row as a JSON object")
-    return line_table(path, (*notes, "no JSON, so that each line is a text"))
+    return line_table(file, (*notes, "no JSON, so that each line is a text"))
 
 
-def documents(what: str, files: list[Path], notes: tuple[str, ...] = ()) -> Table:
+def documents(what: str, files: list[TextFile], notes: tuple[str, ...] = ()) -> Table:
     """A document a file, in passages."""
 
     def records() -> Iterator[tuple[str, Mapping[str, Any]]]:
-        for path in files:
-            with text_file(path).open() as text:
+        for file in files:
+            with file.open() as text:
                 for number, passage in enumerate(passages(text.read().removeprefix("\ufeff"))):
-                    yield f"passage {number} of {path.name}", {"text": passage}
+                    yield f"passage {number} of {file.path.name}", {"text": passage}
 
     count = f"{len(files)} document{'s' * (len(files) != 1)}, cut into passages"
     return Table(what, ["text"], records, (count, *notes), "passage")

@@ -7,7 +7,7 @@ import lzma
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from itertools import islice
@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import pyarrow
 from datasets import Dataset
 
+from alter_peft.subdomains import MOST_DOMAINS
+
 from .canonical import BadCell, Row, canonical, features
-from .columns import Taken, Unrecognised, choose
+from .columns import EXTRAS, Taken, Unrecognised, choose
 from .files import BATCH, Table, line_table
 from .sources import table_of
+from .texts import text_file
 from .values import shown
-
-
-MOST_DOMAINS = 20  # as many as are looked for where none are named (alter_peft/subdomains.py)
 
 
 MOST_LEFT = 8  # columns that are named as left alone
@@ -53,6 +53,7 @@ def read_rows(
     text_field: str = "text",
     whole_chats: bool = False,
     prompts_alone: bool = False,
+    extras: Collection[str] = EXTRAS,
 ) -> Rows:
     """
     Rows of a file, a folder or a Hub data set, whatever their form, in constant memory but for JSON that is one value.
@@ -67,6 +68,7 @@ def read_rows(
         text_field: the column of plain texts, before all other names of one.
         whole_chats: whether a chat is a row, and not each answer of the assistant.
         prompts_alone: whether rows without an answer will do; then each line of a .txt file is a prompt.
+        extras: what is read beside the text; of `domain`, `paraphrase`, `rephrased` and `wrong`, by default all.
 
     Raises:
         ValueError: there is no such source, nothing that rows can be read from, or a row with an unusable value: one
@@ -76,17 +78,13 @@ def read_rows(
         given = dict(columns or {})
         table = table_of(source, [column for column in given.values() if column])
         if prompts_alone and table.unit == "passage" and Path(source).expanduser().is_file():
-            table = line_table(Path(source).expanduser())
+            table = line_table(text_file(Path(source).expanduser()))
         first = next((row for _, row in table.records()), None)
         if first is None:
             raise ValueError("which has no rows. Give at least one")
-        if not set(table.names) & set(given.values()):
-            given = {name: column for name, column in given.items() if not column}
-        names = {name: first.get(name) for name in table.names}
-        taken = choose(table.names, names, given, text_field, prompts_alone)
-        if whole_chats and taken.kind == "chats":
-            taken = replace(taken, kind="whole chats")
-        dataset, count = _written(table, taken)
+        taken, dataset, count = _taken(
+            table, lambda: _chosen(table, first, given, text_field, whole_chats, prompts_alone, extras)
+        )
     except Unrecognised as error:
         raise ValueError(
             f"`{flag}` is {source!r}, which {error}. Say which hold the text by `--columns`, such as `--columns "
@@ -99,19 +97,65 @@ def read_rows(
     return Rows(dataset, f"{flag.lstrip('-')}: {_line(table, taken, dataset, count)}", table.names)
 
 
-def read_all(sources: Mapping[str, str], columns: Mapping[str, str] | None = None, **options: Any) -> dict[str, Rows]:
+def read_all(
+    sources: Mapping[str, str],
+    columns: Mapping[str, str] | None = None,
+    extras: Mapping[str, Collection[str]] | None = None,
+    **options: Any,
+) -> dict[str, Rows]:
     """
     Several sources, by the flag that each was given by; `options` as of `read_rows`.
+
+    Args:
+        extras: flag -> as of `read_rows`; none for a flag that is not named.
 
     Raises:
         ValueError: as of `read_rows`, or one of `columns` is in none of the sources.
     """
-    found = {flag: read_rows(flag, source, columns, **options) for flag, source in sources.items()}
+    beside = dict.fromkeys(sources, EXTRAS) if extras is None else {flag: extras.get(flag, ()) for flag in sources}
+    found = {
+        flag: read_rows(flag, source, columns, extras=beside[flag], **options) for flag, source in sources.items()
+    }
     there = {name for rows in found.values() for name in rows.names}
     missing = [f"{name}={column}" for name, column in (columns or {}).items() if column and column not in there]
     if missing:
         raise ValueError(f"`--columns` has {missing[0]!r}, but the columns are {sorted(there)}. Correct it.")
     return found
+
+
+def _chosen(
+    table: Table,
+    first: Mapping[str, Any],
+    given: Mapping[str, str],
+    text_field: str,
+    whole_chats: bool,
+    prompts_alone: bool,
+    extras: Collection[str],
+) -> Taken:
+    """As `choose`, of the columns that are known so far."""
+    if not set(table.names) & set(given.values()):
+        given = {name: column for name, column in given.items() if not column}
+    names = {name: first.get(name) for name in table.names}
+    taken = choose(table.names, names, given, text_field, prompts_alone, extras)
+    return replace(taken, kind="whole chats") if whole_chats and taken.kind == "chats" else taken
+
+
+def _taken(table: Table, choice: Callable[[], Taken]) -> tuple[Taken, Dataset, int]:
+    """What is taken, and as `_written`; again from the start where later rows have columns that change the choice."""
+    try:
+        taken = choice()
+    except Unrecognised:
+        for _ in table.records():  # for the names
+            pass
+        taken = choice()
+    while True:
+        known = len(table.names)
+        dataset, count = _written(table, taken)
+        if len(table.names) == known:
+            return taken, dataset, count
+        before, taken = taken, choice()
+        if taken == before:  # but for what is left alone
+            return taken, dataset, count
 
 
 @cache

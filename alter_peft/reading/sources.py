@@ -13,10 +13,31 @@ from datasets import ClassLabel, Dataset, DatasetDict, load_dataset, load_from_d
 from datasets.exceptions import DatasetsError
 
 from .files import BATCH, OFFERED, SUFFIXES, Table, documents, file_table, kind_of
-from .texts import text_file
+from .texts import TextFile, text_file
 
 
 HUB = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^:/\\]*))?(?::(?P<split>[^/\\]*))?")
+
+UNREAD = (
+    ".zst",
+    ".zip",
+    ".arrow",
+    ".feather",
+    ".docx",
+    ".doc",
+    ".xlsx",
+    ".xls",
+    ".odt",
+    ".ods",
+    ".pdf",
+    ".html",
+    ".xml",
+    ".yaml",
+    ".db",
+    ".sqlite",
+    ".pkl",
+)  # of files that are not read, but meant
+LIKE_SUFFIX = 0.75  # likeness of a suffix, by difflib, from which on it is taken for a mistyped one
 
 
 def is_local(source: str) -> bool:
@@ -24,13 +45,20 @@ def is_local(source: str) -> bool:
     name = source.split(":")[0] if ":" in source and "\\" not in source else source
     return (
         Path(source).expanduser().exists()
-        or kind_of(Path(name)) is not None
+        or _is_file_name(Path(name))
         or source.startswith((".", "/", "~"))
         or any(character in source for character in "\\*?")
         or name.count("/") > 1
         or ("/" in name and Path(name).parent.is_dir())
         or HUB.fullmatch(source) is None
     )
+
+
+def _is_file_name(path: Path) -> bool:
+    """Whether a name has a suffix: any with a letter where there is no `/`, and else one of a file, or like one."""
+    if path.name == str(path):
+        return any(character.isalpha() for character in path.suffix)
+    return any(get_close_matches(suffix.lower(), [*SUFFIXES, *UNREAD], 1, LIKE_SUFFIX) for suffix in path.suffixes)
 
 
 def table_of(source: str, given: Collection[str] = ()) -> Table:
@@ -47,7 +75,8 @@ def table_of(source: str, given: Collection[str] = ()) -> Table:
     if not is_local(source):
         return _hub_table(source)
     if not path.exists():
-        raise ValueError(f"but there is no such file{_neighbour(path)}")
+        owner = "" if "/" in source or kind_of(path) else ". A Hub data set is given with its owner, as owner/name"
+        raise ValueError(f"but there is no such file{_neighbour(path)}{owner if HUB.fullmatch(source) else ''}")
     return _folder_table(path, given) if path.is_dir() else file_table(path, given)
 
 
@@ -71,7 +100,9 @@ def _folder_table(folder: Path, given: Collection[str]) -> Table:
         empty = [one.name for one in files if not one.stat().st_size]
         if empty:
             raise ValueError(f"whose file {empty[0]!r} is empty (0 bytes). Remove it")
-        return documents(f"{folder.name}/", files, _encodings(files))
+        found = _text_files(files)
+        notes = tuple(f"{file.path.name} read as {file.note}" for file in found if file.note)
+        return documents(f"{folder.name}/", found, notes)
     if len(files) == 1 and kinds[0] in SUFFIXES.values():
         return file_table(files[0], given)
     held = f"files of the kinds {kinds}" if len(kinds) > 1 else f"{len(files)} files"
@@ -80,14 +111,14 @@ def _folder_table(folder: Path, given: Collection[str]) -> Table:
     )
 
 
-def _encodings(files: list[Path]) -> tuple[str, ...]:
-    notes = {}
-    for path in files:
+def _text_files(paths: list[Path]) -> list[TextFile]:
+    found = []
+    for path in paths:
         try:
-            notes[path.name] = text_file(path).note
+            found.append(text_file(path))
         except ValueError as error:
             raise ValueError(f"whose file {path.name!r}, {error}") from error
-    return tuple(f"{name} read as {note}" for name, note in notes.items() if note)
+    return found
 
 
 def _dataset_table(dataset: Any, what: str) -> Table:

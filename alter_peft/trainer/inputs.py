@@ -13,6 +13,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 
 from alter_peft.losses import RETAIN_LOSSES
+from alter_peft.reading.chats import said
 from alter_peft.scoring import ScoredModel
 from alter_peft.subdomains import MOST_DOMAINS, NEAR, discover_subdomains
 from alter_peft.tuner.config import AlterConfig
@@ -178,13 +179,7 @@ def check_unscaled(config: AlterConfig) -> None:
 def row_text(row: dict[str, Any], text_field: str) -> str:
     """All text of a row, whatever its format."""
     parts = [row[key] for key in ("prompt", "completion", "messages", "conversations", text_field) if key in row]
-    return " ".join(_flat(part) for part in parts)
-
-
-def _flat(part: Any) -> str:
-    if isinstance(part, str):
-        return part
-    return " ".join(str(message.get("content", message.get("value", ""))) for message in part)
+    return " ".join(said(part) for part in parts)
 
 
 def check_all_labelled(name: str, rows: Dataset) -> None:

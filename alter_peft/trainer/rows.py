@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, Value
 
-from alter_peft.reading.canonical import BadCell, Row, canonical, cell, features
-from alter_peft.reading.chats import SAID, SPEAKER, answers
-from alter_peft.reading.columns import OTHERS, Taken, Unrecognised, choose
+from alter_peft.reading.canonical import Row, features
+from alter_peft.reading.columns import EXTRAS, OTHERS, Taken, Unrecognised, choose
+from alter_peft.reading.given import is_free, named_rows
 from alter_peft.reading.rows import described, is_domain
-from alter_peft.reading.values import Unusable, filled, shown
+from alter_peft.reading.values import Unusable, filled
 
 
 logger = logging.getLogger(__name__)  # not accelerate's, which needs a process state that is made later
@@ -93,7 +93,8 @@ def _formatted(name: str, dataset: Dataset, text_field: str, form: Callable[[dic
 
 def _of_training(name: str, dataset: Dataset, taken: Taken) -> Taken:
     """Without what the same rows are evaluated with, and sub-domains of other rows than those to forget."""
-    columns = {own: column for own, column in taken.columns.items() if own not in OTHERS}
+    unread = OTHERS if name == "train_dataset" else EXTRAS
+    columns = {own: column for own, column in taken.columns.items() if own not in unread}
     maybe = taken.maybe_domain if name == "train_dataset" else None
     if maybe is not None:
         batches = dataset.select_columns(maybe).iter(BATCH)
@@ -114,9 +115,9 @@ def _named(name: str, dataset: Dataset, taken: Taken, text_field: str, answers_a
     taken = replace(taken, left=tuple(column for column in taken.left if column not in kept))
     if _stays(dataset, taken, answers_alone):
         own = dataset.select_columns([*columns])
-        for start in range(0, 0 if _is_free(dataset, taken) else len(dataset), BATCH):
+        for start in range(0, 0 if is_free(dataset, taken) else len(dataset), BATCH):
             for number, row in enumerate(own.with_format("arrow")[start : start + BATCH].to_pylist(), start=start):
-                _rows(name, number, row, taken)
+                named_rows(name, number, row, taken)
         named = dataset.select_columns([*columns, *kept])
         named = named.rename_columns({column: to for column, to in columns.items() if column != to})
     else:
@@ -138,35 +139,8 @@ def _stays(dataset: Dataset, taken: Taken, answers_alone: bool) -> bool:
     return whole and all(_is_text(dataset.features[column]) for column in texts)
 
 
-def _is_free(dataset: Dataset, taken: Taken) -> bool:
-    """Whether the values are left to TRL and the chat template: token ids, and turns that hold more than texts."""
-    if "chat" not in taken.kind:
-        return taken.kind == "tokens"
-    return any(_turn_keys(dataset.features[column]) - {*SPEAKER, *SAID} for column in taken.columns.values())
-
-
-def _turn_keys(feature: Any) -> set[str]:
-    """What each turn of a chat holds."""
-    inner = feature[0] if isinstance(feature, list) else feature.feature if isinstance(feature, List) else None
-    return set(inner) if isinstance(inner, dict) else set()
-
-
 def _is_text(feature: Any) -> bool:
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
-
-
-def _rows(name: str, number: int, row: Mapping[str, Any], taken: Taken, free: bool = False) -> list[Row]:
-    """As `canonical`, of a row of the data set; the turns of free chats stay as they are."""
-    try:
-        if not free:
-            return canonical(row, taken)
-        pairs = cell(row, taken.columns["messages"], answers)
-        domain = {"domain": row["domain"]} if "domain" in taken.columns else {}
-        return [{"prompt": before, "completion": answer} | domain for before, answer in pairs]
-    except BadCell as error:
-        raise ValueError(
-            f"`{name}` has {shown(error.value)} in row {number} of the column {error.column!r}, {error.problem}."
-        ) from error
 
 
 def _made_anew(name: str, dataset: Dataset, taken: Taken, text_field: str, kept: list[str]) -> Dataset:
@@ -174,7 +148,7 @@ def _made_anew(name: str, dataset: Dataset, taken: Taken, text_field: str, kept:
     made = dict(features(taken, "domain" in taken.columns or taken.maybe_domain is not None))
     made = {text_field if column == "text" else column: feature for column, feature in made.items()}
     made |= {column: dataset.features[column] for column in kept}
-    free = taken.kind == "chats" and _is_free(dataset, taken)
+    free = taken.kind == "chats" and is_free(dataset, taken)
     if free:
         made |= dict.fromkeys(("prompt", "completion"), dataset.features[taken.columns["messages"]])
 
@@ -182,7 +156,7 @@ def _made_anew(name: str, dataset: Dataset, taken: Taken, text_field: str, kept:
         found: list[Row] = []
         for number, values in zip(numbers, zip(*batch.values(), strict=True), strict=True):
             row = dict(zip(batch, values, strict=True))
-            for one in _rows(name, number, row, taken, free):
+            for one in named_rows(name, number, row, taken, free):
                 one |= {column: row[column] for column in kept}
                 found.append(one | ({text_field: one["text"]} if "text" in one else {}))
         return {column: [one.get(column) for one in found] for column in made}
