@@ -117,7 +117,7 @@ def test_unlearn_says_what_it_found(files, tmp_path, capsys):
     for name in ("domain_1", "domain_2"):
         assert re.search(rf"^sub-domain {name}: 2 rows to forget \(\w+-\w+\)$", out, re.MULTILINE), out
     assert re.search(r"^never seen: [\d.e-]+ \(1 row\)$", out, re.MULTILINE), out
-    assert "result:     forgotten: the rows to forget have come to their level\n" in out
+    assert "result:     there was nothing to forget" in out  # `--force`: the model is random
 
 
 @pytest.mark.parametrize("kind", ["alter", "lora", "none"])

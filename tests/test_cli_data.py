@@ -42,6 +42,7 @@ def place(tokenizer, tmp_path, monkeypatch):
 
 def unlearn(place, *more: str) -> list[str]:
     given = {"--model": "base", "--forget": "FORGET.CSV", "--retain": "chats.json", "--output_dir": "out"}
+    given = {flag: name for flag, name in given.items() if flag not in more}
     return ["unlearn", *(text for flag, name in given.items() for text in (flag, str(place / name))), *QUICK, *more]
 
 
@@ -76,7 +77,7 @@ def test_columns_of_the_users_own(place, capsys):
     columns = ["--columns", "prompt=asked", "completion=told", "domain=customer"]
     retain = place / "odd.jsonl"  # of which nobody reads more than questions and answers
     retain.write_text('{"prompt": "When?", "completion": "Now.", "domain": [], "wrong": {}}\n' * 2)
-    main([*unlearn(place, *columns), "--forget", str(place / "log.tsv"), "--retain", str(retain)])
+    main(unlearn(place, *columns, "--forget", str(place / "log.tsv"), "--retain", str(retain)))
     out = capsys.readouterr().out
     assert "forget: 2 rows of log.tsv: prompt from 'asked', completion from 'told', domain from 'customer'" in out
     assert "retain: 2 rows of odd.jsonl: prompt, completion; left alone: domain, wrong\n" in out
@@ -102,8 +103,8 @@ def test_one_line_says_what_is_wrong(place, capsys, content, name, parts):
         path.write_text(content)
     model = ["--model", str(place / "base")]
     commands = {
-        "--forget": [*unlearn(place), "--forget", str(path)],
-        "--retain": [*unlearn(place), "--retain", str(path)],
+        "--forget": unlearn(place, "--forget", str(path)),
+        "--retain": unlearn(place, "--retain", str(path)),
         "--sets a": ["evaluate", *model, "--output_file", str(place / "x.json"), "--sets", f"a={path}"],
         "--prompts": ["generate", *model, "--adapter", str(place / "none"), "--prompts", str(path)],
     }
@@ -119,6 +120,6 @@ def test_one_line_says_what_is_wrong(place, capsys, content, name, parts):
 
 def test_what_a_trainer_refuses_speaks_of_flags(place, capsys):
     with pytest.raises(SystemExit) as ended:
-        main([*unlearn(place), "--retain", str(place / "FORGET.CSV")])
+        main(unlearn(place, "--retain", str(place / "FORGET.CSV")))
     said = capsys.readouterr().err
     assert ended.value.code == 2 and "`--retain` holds 4 of the 4 rows of `--forget`" in said

@@ -243,7 +243,7 @@ def test_yaml_of_unlearn_with_dashes_and_true(tmp_path, monkeypatch):
     ("argv", "message"),
     [
         (["--forget", "a.jsonl", "--forget", "b.jsonl"], "`--forget` is given twice"),
-        (["--output_dir", "a", "--output-dir", "b"], "`--output-dir` is given twice"),
+        (["--columns", "prompt=a", "--columns", "completion=b"], "`--columns` is given twice"),
         (["--forget", "", "--model", "m"], "`--forget` is empty"),
         (["--lr", "1e-3"], "Did you mean `--learning_rate`?"),
         (["--batch_size", "4"], "Did you mean `--per_device_train_batch_size`?"),

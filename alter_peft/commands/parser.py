@@ -63,6 +63,8 @@ def neighbour(name: str, known: Collection[str]) -> str:
 class CommandParser(argparse.ArgumentParser):
     """A parser that raises what is wrong as one line, as all other bad input is, and knows a mistyped flag."""
 
+    once: Collection[str] = ()
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
@@ -71,17 +73,22 @@ class CommandParser(argparse.ArgumentParser):
         raise ValueError(re.sub(r"(--\w+)(/--?[\w-]+)+", r"\1", message))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As the parent's; an unknown flag is an error before one that is missing because of it, and so is a second."""
+        """
+        As the parent's; an unknown flag is an error before one that is missing because of it.
+
+        Of flags that are given twice the last one counts, as ever, but not where rows would be lost by it.
+        """
         seen: set[str] = set()
         for word in args or ():
             if word == "--":
                 break
             name = word.partition("=")[0]
             action = self._option_string_actions.get(name)
-            if action is not None and action.dest in seen and not isinstance(action, argparse._AppendAction):
-                several = ", with all its values after it" if action.nargs in ("*", "+") else ""
-                self.error(f"`{name}` is given twice. Give it once{several}.")
-            seen |= {action.dest} if action is not None and action.dest != argparse.SUPPRESS else set()
+            if action is not None and (action.nargs in ("*", "+") or action.dest in self.once):
+                if action.dest in seen:
+                    several = ", with all its values after it" if action.nargs else ""
+                    self.error(f"`{name}` is given twice. Give it once{several}.")
+                seen.add(action.dest)
             if re.match(r"--?[^\W\d][\w-]*$", name) and name not in self._option_string_actions:
                 self.error(f"`{name}` is no option.{neighbour(name, self._option_string_actions) or self._all()}")
         return super().parse_known_args(args, namespace)
@@ -115,6 +122,7 @@ class OptionParser(CommandParser, TrlParser):
         sections: how the help shows them. Options that are in none are shown after them.
         hidden: options that `--help` leaves to `--help-all`.
         required: options that must be given though their dataclass has a default.
+        once: options of which a second one is an error. Those that take several values are among them.
     """
 
     def __init__(
@@ -124,9 +132,11 @@ class OptionParser(CommandParser, TrlParser):
         sections: Sequence[Section] = (),
         hidden: Collection[str] = (),
         required: Collection[str] = (),
+        once: Collection[str] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(list(dataclasses), **kwargs)
+        self.once = once
         own: dict[str, Any] = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS}
         if hidden:
             self.add_argument("--help-all", action=_HelpAll, nargs=0, help="show all options and exit", **own)

@@ -101,6 +101,7 @@ def unlearn(argv: Sequence[str]) -> Callable[[], int | None]:
         sections=_sections(adapter),
         hidden=[one.name for one in fields(SFTConfig)],
         required=["output_dir"],
+        once=["forget", "retain", "calibration", "corpus"],
         prog="alter-peft unlearn",
         usage="alter-peft unlearn [--config options.yaml] --model M --forget F --retain R --output_dir DIR [options]",
         description="Make a model forget rows by an ALTER adapter, or by another kind (--adapter), with any forget "
@@ -192,4 +193,4 @@ def _run(trainer: Any, adapter: Adapter, checkpoint: str | None, force: bool) ->
     if main:
         print("answer probability before -> after:", *summary.lines, sep="\n")
         print(f"{'model' if adapter.config is None else 'adapter'}: {args.output_dir}")
-    return None if summary.is_forgotten else MEASURED_AND_FAILED
+    return None if unknown or summary.is_forgotten else MEASURED_AND_FAILED
