@@ -152,3 +152,10 @@ def test_an_adapter_without_a_tokenizer_is_asked_with_its_models(base, tmp_path)
     model = base(THINKING)
     for adapter in (None, str(folder), "nowhere/at-all"):
         assert load_tokenizer(model, adapter).chat_template == THINKING
+
+
+def test_more_than_the_models_positions_is_not_asked(adapter, capsys):
+    """1,024 of them; beyond, it would answer nonsense or fail."""
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", "--adapter", adapter(THINKING, ASKED), "--prompt", "Who?", "--max_new_tokens", "1024"])
+    assert ended.value.code == 2 and "has 1024 positions for both" in " ".join(capsys.readouterr().err.split())

@@ -157,6 +157,7 @@ def test_text_that_is_in_no_known_encoding(tmp_path):
         ("a.json", b'{"name": "x", "entries": [3]}', "keys ['name', 'entries']"),
         ("a.json", b"[" * 100000, "nested too deeply"),
         ("a.json", b'{"prompt": ["a", "b"], "completion": ["c"]}', "different lengths"),
+        ("a.json", b'{"train": [{"text": "a"}], "test": [{"text": "b"}]}', "several splits, ['train', 'test']"),
         ("a.parquet", b"PAR1, but no more", "no whole Parquet file"),
         ("a.parquet", b"prompt", "no Parquet file"),
         ("a.csv", b"prompt,completion\na,b,c\n", "line 2 has 3 cells by the comma, but the first line has 2"),
@@ -174,6 +175,17 @@ def test_text_that_is_in_no_known_encoding(tmp_path):
 )
 def test_files_that_hold_no_rows(tmp_path, name, content, part):
     refused(write(tmp_path / name, content), part)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"prompt": "Who?", "completion": "Bob."}\n', "prompt\tcompletion\nWho?\tBob.\n", "Question,Answer\nWho?,Bob.\n"],
+)
+def test_a_table_in_a_text_file_is_a_table(tmp_path, content):
+    assert rows_of(write(tmp_path / "a.txt", content.encode())) == [{"prompt": "Who?", "completion": "Bob."}]
+    assert rows_of(write(tmp_path / "b.txt", b"Prompt, he said.\nThen more.\n")) == [
+        {"text": "Prompt, he said.\nThen more."}
+    ]
 
 
 # ---- folders, names, the Hub ----------------------------------------------------------------------------------------

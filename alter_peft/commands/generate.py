@@ -18,6 +18,7 @@ from alter_peft.chat import Message, chat_or_plain, prompt_ids
 from alter_peft.evaluation.loading import load_model, load_tokenizer, loaded, merge_of
 from alter_peft.options import AS_CHAT, CHAT_TEMPLATE_KWARGS, json_object
 from alter_peft.reading import COLUMNS_HELP, parse_columns, read_rows
+from alter_peft.scoring import ScoredModel
 
 from .parser import CommandParser
 
@@ -49,6 +50,12 @@ def generate(argv: Sequence[str]) -> Callable[[], None]:
     model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = chat_or_plain(tokenizer, args.as_chat, template_kwargs)
     encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    positions, longest = ScoredModel(model).positions, max(map(len, encoded))
+    if positions is not None and longest + args.max_new_tokens > positions:
+        raise ValueError(
+            f"`--max_new_tokens` is {args.max_new_tokens} and the longest prompt has {longest} tokens, but the model "
+            f"has {positions} positions for both. Ask for less, or shorten the prompt."
+        )
 
     def run() -> None:
         for prompt, ids in zip(prompts, encoded, strict=True):

@@ -82,6 +82,10 @@ def file_table(path: Path, given: Collection[str] = ()) -> Table:
         raise ValueError("which has no rows. Give at least one")
     notes = (f"read as {file.note}",) if file.note else ()
     if kind == "document":
+        if first[0] == "{" and _is_json(first):  # a log of JSON lines, and a table as Excel saves it
+            return _json_table(file, notes, given)
+        if len(columns := delimited.header_of(file, delimited.delimiter_of(file))) > 1 and _are_columns(columns):
+            return _csv_table(file, notes)
         return documents(path.name, [file], notes)
     if kind == "json" or (kind is None and first[0] in "[{"):
         if first[0] in '[{"' or _is_json(first):

@@ -16,6 +16,7 @@ from .values import shown
 Row = dict[str, Any]
 Recognised = Callable[[list[str]], bool]  # whether rows of these columns can be read
 NAME = re.compile(r"[a-z][a-z0-9_]*")  # of a column
+SPLITS = {"train", "test", "validation", "valid", "val", "dev"}
 ENVELOPES = ("data", "rows", "examples", "instances", "records", "items")  # keys whose value is the list of rows
 
 
@@ -105,6 +106,9 @@ def _entries(value: Any, recognised: Recognised) -> list[Any]:
     envelope = next((name for name in ENVELOPES if isinstance(value.get(name), list)), None)
     if envelope is not None and len(lists) == 1:
         return _entries(value[envelope], recognised)
+    splits = [name for name in value if name.lower() in SPLITS]
+    if len(splits) > 1:
+        raise ValueError(f"which holds several splits, {splits}. Give each in a file of its own")
     if recognised(list(value)) or _may_be_columns(lists, value):
         return _columns(value)
     if value and len(lists) == len(value):  # a subject -> what is known about it, as RWKU has it
