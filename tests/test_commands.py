@@ -158,7 +158,8 @@ def test_what_evaluate_refuses(place, tmp_path, capsys):
         ([*bare, "--sets", f"a={broken}"], "has the columns ['prompt'], which name no known format"),
         (ask(place, "x", "--metrics", "bleurt"), "`--metrics` has ['bleurt']"),
         (ask(place, "x", "--attacks", "rude"), "`--attacks` has ['rude']"),
-        (ask(place, "x", "--forget", "world"), "`--forget` has ['world'], but the `--sets` are"),
+        (ask(place, "x", "--forget", "world"), "`--forget` is given twice"),
+        ([*bare, "--sets", f"a={broken}", "--forget", "world"], "`--forget` has ['world'], but the `--sets` are"),
         (ask(place, "x", "--oracles", "one.json"), "`--oracles` has one result"),
         ([*bare, "--tofu", str(tmp_path / "nowhere")], "nowhere"),
     ):

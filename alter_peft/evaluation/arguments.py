@@ -163,12 +163,17 @@ class EvaluateArguments(MeasureArguments):
         place = next(folder for folder in output.absolute().parents if folder.exists())
         if not (place.is_dir() and os.access(place, os.W_OK)):
             raise ValueError(f"`output_file` is {self.output_file!r}, but nothing can be written at '{place}'.")
+        missing = [folder for folder in output.absolute().parents if not folder.exists()]
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(
                 f"`output_file` is {self.output_file!r}, whose folder can't be made ({error.strerror or error})."
             ) from error
+        finally:  # as it was: the result makes it
+            for folder in missing:
+                if folder.is_dir():
+                    folder.rmdir()
         if output.is_file():
             try:
                 Result.load(output)
