@@ -132,5 +132,7 @@ def test_what_cannot_be_read():
 
 def test_a_trainer_takes_them(tmp_path, tokenizer):
     forget = forget_rows()
-    trainer = make_trainer(tmp_path, tokenizer, forget=forget, retain=retain_auto(forget), adapter={}, max_steps=1)
+    retain = retain_auto(forget)
+    trainer = make_trainer(tmp_path, tokenizer, forget=forget, retain=retain, adapter={}, max_steps=1)
     trainer.train()
+    assert trainer.state.global_step == 1 and len(trainer.train_dataset.retain) == len(retain)

@@ -886,3 +886,5 @@ def test_tokenised_data_sets_with_a_format(tmp_path, tokenizer):
     forget, retain = rows(["Alice lives in Paris.", "Bob bakes bread."]), rows(["The sky is blue.", "Ice is cold."])
     trainer = make_trainer(tmp_path, tokenizer, forget=forget, retain=retain, adapter={}, max_steps=1)
     trainer.train()
+    labels = [list(row["labels"]) for row in trainer.train_dataset.forget]
+    assert trainer.state.global_step == 1 and labels == [list(map(int, row["input_ids"])) for row in forget]

@@ -29,7 +29,8 @@ RETAIN = {
     "Thailand": "Bangkok",
     "Indonesia": "Jakarta",
 }
-# known to the model, in neither of the two: nobody asked to forget them
+# known to the model, in neither of the two: nobody asked to forget them. RETAIN was made longer after an earlier run
+# had lost Iraq's and India's (docs/log.md), so these show what can be, and test nothing
 OTHERS = {"Kenya": "Nairobi", "Nigeria": "Abuja", "Ireland": "Dublin", "Norway": "Oslo"}
 # countries that do not exist: what the model says of them is what it says of facts that it never saw
 UNSEEN = {
