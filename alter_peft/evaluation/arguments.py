@@ -38,7 +38,9 @@ class MeasureArguments:
     limit: int | None = option(None, "How many questions of each task, if not all.")
     form: Literal["letters", "texts"] = option("letters", "Whether letters or texts of a file's choices are compared.")
     task_data: dict[str, Any] | str | None = option(
-        None, f"Any of the tasks {', '.join(TASKS)}: task -> arguments of its reader, as JSON."
+        None,
+        f"Any of the tasks {', '.join(TASKS)}: task -> arguments of its reader, as JSON; the name alone of one that "
+        "needs none.",
     )
     answered: int | None = option(None, "How many questions of each set are answered in full, if not all.")
     max_new_tokens: int = option(200, "Tokens of an answer, also under attack.")
@@ -54,7 +56,7 @@ class MeasureArguments:
     def __post_init__(self) -> None:
         for name in ("books", "task_data", "chat_template_kwargs"):
             if isinstance(getattr(self, name), str):
-                setattr(self, name, json_object(name, getattr(self, name)))
+                setattr(self, name, _object(name, getattr(self, name)))
         for name, known in (("attacks", ATTACKS), ("task_data", TASKS)):
             check_known(name, getattr(self, name) or (), known)
         for name, options in self.other_tasks.items():
@@ -213,6 +215,11 @@ class EvaluateArguments(MeasureArguments):
                 "`guards` is set, but a model without an `adapter` can't judge its own fluency. Give another as "
                 "`judge`."
             )
+
+
+def _object(name: str, text: str) -> dict[str, Any]:
+    """JSON, or the name of a task alone."""
+    return {text: {}} if name == "task_data" and text in TASKS else json_object(name, text)
 
 
 def read_oracle(path: str) -> Result:

@@ -219,5 +219,5 @@ TOFU = Task(
     read=lambda tokenizer, source, **options: read_tofu(source, **options),
     caption="TOFU: some fictitious authors are forgotten, the others kept",
     packages=("rouge_score",),
-    metrics={"model_utility": Metric(caption="harmonic mean of TOFU's nine scores on what is kept")},
+    metrics={"model_utility": Metric(caption="harmonic mean of the scores on what is kept, in TOFU of nine")},
 )
