@@ -123,7 +123,8 @@ def test_the_people_as_a_task():
     assert data.sets["after 200 tokens"][0].prompt == IDLE + data.forget[0].prompt
     assert data.sets["paraphrased"][0].completion == data.forget[0].completion
     assert all(len(pair.wrong) == 3 and pair.rephrased for pair in data.forget)
-    assert {len(pairs) for name, pairs in read_people(rows=5).sets.items() if name in data.kept_sets} == {5}
+    fewer = read_people(rows=5)
+    assert {len(pairs) for pairs in (*fewer.kept_sets.values(), *fewer.bystander_sets.values())} == {5}
     assert len(read_people(rows=5).bystanders) == 50
     dates = read_birthdays()
     assert len(dates.sets) == 6 and dates.bystanders == dates.sets["bystanders"]
@@ -135,7 +136,8 @@ def test_rows_of_ones_own(sources):
     assert data.paraphrased[1].prompt == "Who?" and data.calibration == []
     metrics = {one.name: one.metrics for one in data.question_sets}
     assert "truth_ratio" in metrics["forget"] and "truth_ratio" not in metrics["retain"]
-    assert list(data.kept_sets) == ["retain", "bystanders"] and len(data.sets["retain"]) == 2
+    assert (list(data.kept_sets), list(data.bystander_sets)) == (["retain"], ["bystanders"])
+    assert len(data.sets["retain"]) == len(data.sets["bystanders"]) == 2
     assert len(data.retain) == len(data.bystanders) == 3
     assert data.settings["files"]["forget"] == "forget.jsonl"
 

@@ -30,6 +30,11 @@ class MeasureArguments:
     )
     split: Literal["forget01", "forget05", "forget10"] = option("forget01", "What of TOFU is forgotten.")
     retain_rows: int | None = option(None, "Of TOFU: how many retain rows the model was taught, if not all.")
+    bystander_rows: int | None = option(
+        None,
+        "Of TOFU: how many of the rows that `--retain_rows` leaves target and oracles are taught and no method is "
+        "given; unset: 40, as far as there are any.",
+    )
     rows: int | None = option(None, "Of TOFU: how many questions of each other set are asked, if not all.")
     books: dict[str, Any] | str | None = option(
         None, "Books, one of them to be forgotten: arguments of `read_books`, as JSON."
@@ -79,12 +84,13 @@ class MeasureArguments:
 
     def set_of_tofu(self, *others: str) -> list[str]:
         """Which of TOFU's options, and of others, are set."""
-        names = {"split", "retain_rows", "rows", *others}
+        names = {"split", "retain_rows", "bystander_rows", "rows", *others}
         return [one.name for one in fields(self) if one.name in names and getattr(self, one.name) != one.default]
 
     def tofu_options(self, source: str) -> dict[str, Any]:
         """Arguments of TOFU's reader."""
-        return {"source": source, "split": self.split, "retain_rows": self.retain_rows, "rows": self.rows}
+        names = ("split", "retain_rows", "bystander_rows", "rows")
+        return {"source": source, **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(kw_only=True)

@@ -35,7 +35,7 @@ ROW_METRICS = {
     "bystanders public": KEPT_METRICS,
     "holdout": ("probability", "min_k"),
 }
-KEPT = ("retain", "bystanders", "bystanders public")
+BYSTANDERS = ("bystanders", "bystanders public")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +61,18 @@ class RowData(TaskData):
 
     @property
     def kept_sets(self) -> dict[str, Sequence[Pair]]:
-        """The retain rows and the bystanders."""
-        return {name: self.sets[name] for name in KEPT if name in self.sets}
+        """The retain rows."""
+        return {"retain": self.sets["retain"]}
+
+    @property
+    def bystander_sets(self) -> dict[str, Sequence[Pair]]:
+        """The bystanders that are asked: their rows of the forget rows' kind, and of the retain rows' kind."""
+        return {name: self.sets[name] for name in BYSTANDERS if name in self.sets}
 
     def computed_scores(self, scores: Scores) -> list[Score]:
-        """Model utility, a score without rows."""
-        keys = [Key(name, metric) for name in self.kept_sets for metric in OF_UTILITY]
+        """Model utility, a score without rows: of what is retained and of the bystanders."""
+        kept = {**self.kept_sets, **self.bystander_sets}
+        keys = [Key(name, metric) for name in kept for metric in OF_UTILITY]
         parts = [scores[key] for key in keys if key in scores]
         settings = {name: value for part in parts for name, value in part.settings.items() if name != "is_forget"}
         utility = float(hmean([part.value for part in parts]))
@@ -146,7 +152,7 @@ def _read(
         "forget": forget,
         "paraphrased": paraphrased,
         "after 200 tokens": [pair._replace(prompt=IDLE + pair.prompt) for pair in forget],
-        **{name: spread(pairs.get(name.replace(" ", "_"), ()), rows) for name in KEPT},
+        **{name: spread(pairs.get(name.replace(" ", "_"), ()), rows) for name in ("retain", *BYSTANDERS)},
         "holdout": pairs.get("holdout", []),
     }
     bystanders = [pair for part in ("bystanders", "bystanders_public") for pair in pairs.get(part, ())]
