@@ -19,9 +19,9 @@ from tiny_tofu import write_tofu
 from alter_peft import UnlearnTrainer
 from alter_peft.benchmark import arguments as benchmark
 from alter_peft.benchmark import cell as cells
-from alter_peft.benchmark import methods
 from alter_peft.benchmark.arguments import BenchmarkArguments
 from alter_peft.benchmark.grid import Grid
+from alter_peft.benchmark.methods import reading as methods
 from alter_peft.evaluation import Key, Score, Scores
 from alter_peft.evaluation.attacks import Attack
 from alter_peft.evaluation.results import Result
