@@ -20,7 +20,7 @@ from .methods import METHODS, TEACH, check_methods, read_options
 # What does not change the figures of a cell: methods, seeds, tasks and attacks may join a grid later
 JOINABLE = {"output_dir", "methods", "seeds", "oracle_seeds", "attacks", "tasks", "limit", "form", "options"}
 JOINABLE |= {"batch_size", "relearning_rate"}
-OF_TOFU = {"data", "split", "retain_rows", "rows"}
+OF_TOFU = {"data", "split", "retain_rows", "bystander_rows", "rows"}
 WAIT = timedelta(days=1)  # of the other processes for the main one, which measures
 
 

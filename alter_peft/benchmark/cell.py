@@ -214,7 +214,7 @@ class Cell:
         place = self.folder / "model"
         if (place / "config.json").is_file():
             return load(place)
-        rows = self.setting.taught if self.name == TARGET else self.setting.given.retain
+        rows = self.setting.taught if self.name == TARGET else self.setting.taught_to_oracles
         with _timing(result, "training"):
             chat = self.setting.data.as_chat
             model = teach(
@@ -262,7 +262,8 @@ class Cell:
         data = self.setting.data
         with _precision():
             tokenizer = chat_or_plain(self.tokenizer, data.as_chat)
-            found = observe_tokens(model, tokenizer, {"forget": self.setting.rows.forget, **data.kept_sets})
+            sets = {"forget": self.setting.rows.forget, **data.kept_sets, **data.bystander_sets}
+            found = observe_tokens(model, tokenizer, sets)
         found.save(self.seen)
 
     def _add(self, result: Result, model: Any, part: str) -> None:
