@@ -14,6 +14,7 @@ from .forget import (
     npo_loss,
     profile_loss,
     simnpo_loss,
+    token_loss,
 )
 from .retain import RETAIN_LOSSES, RetainBatch, RetainLoss, cross_entropy_loss, kl_to_base_loss
 from .scores import TokenScores, score_tokens
@@ -39,4 +40,5 @@ __all__ = [
     "score_tokens",
     "simnpo_loss",
     "structural_invariance",
+    "token_loss",
 ]

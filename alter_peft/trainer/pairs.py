@@ -14,7 +14,7 @@ from alter_peft.data import PairDataset, PairSampler
 from alter_peft.losses import RETAIN_LOSSES
 from alter_peft.scoring import ScoredModel
 
-from .batch import TokenMasks, count_terms, token_masks, token_shares, token_sums
+from .batch import TokenMasks, count_terms, token_masks, token_shares, token_sums, without_rows
 from .saving import SavingTrainer
 from .targets import Measured
 from .terms import forget_term, retain_term
@@ -112,11 +112,16 @@ class PairTrainer(SavingTrainer):
         self, model: nn.Module, inputs: dict[str, Any], masks: TokenMasks, count: dict[str, float]
     ) -> dict[str, Tensor]:
         """The forget and the retain term, each divided by what the whole step has of its tokens or rows."""
+        if self.args.retain_weight == 0:  # retained rows teach nothing: no pass for them
+            rests = inputs["expert"] == 0
+            inputs, masks = without_rows(inputs, rests), TokenMasks(*(mask[~rests] for mask in masks))
         hidden = self.hidden_states(model, inputs)[:, :-1]  # (B, T-1, k)
         with self.accelerator.autocast():
             scores = self.scored.score(hidden[masks.labelled], inputs["labels"][:, 1:][masks.labelled])
             forget = forget_term(scores, inputs, masks, self.args.loss, self.args.loss_options, self.measured)
-            retain = retain_term(scores, hidden, inputs, masks, RETAIN_LOSSES[self.args.retain_loss], self.scored)
+            retain = scores.log_prob.new_zeros(())
+            if self.args.retain_weight > 0:
+                retain = retain_term(scores, hidden, inputs, masks, RETAIN_LOSSES[self.args.retain_loss], self.scored)
         self._sums = token_sums(scores, masks, inputs["expert"], self._gates())
         return {"forget": forget / count["forget"], "retain": retain / count["retain"]}
 

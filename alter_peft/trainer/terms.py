@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -61,7 +63,7 @@ def forget_batch(
         scores: of the batch's labelled tokens.
         measured: of the forget rows of the data set.
     """
-    targets, profiles, reference = measured.targets, measured.profiles, measured.reference
+    targets, reference = measured.targets, measured.reference
     aimed = masks.aimed(loss)
     own = aimed[masks.labelled]
     places = aimed.any(dim=1).nonzero().flatten()
@@ -70,11 +72,16 @@ def forget_batch(
     rows = numbers.unsqueeze(1).expand_as(aimed)[aimed]
     ids = batch["row_id"][places]
     empty = scores.log_prob.new_empty(0)
+
+    def of_rows(values: Sequence[Tensor]) -> Tensor:
+        return torch.cat([values[i] for i in ids.tolist()]).to(ids.device) if len(values) and len(ids) else empty
+
     return ForgetBatch(
         TokenScores(*(part[own] for part in scores)),
         rows,
         len(places),
         targets.to(ids.device)[ids] if "targets" in loss.needs else empty,
-        torch.cat([profiles[i] for i in ids.tolist()]).to(ids.device) if len(profiles) and len(ids) else empty,
+        of_rows(measured.profiles),
         reference.to(ids.device)[ids] if len(reference) else empty,
+        of_rows(measured.token_targets),
     )

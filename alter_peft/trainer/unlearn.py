@@ -22,6 +22,7 @@ from alter_peft.tuner.config import AlterConfig
 from .active_adapters import Trained, others_frozen
 from .checkpoints import check_folders
 from .config import UnlearnConfig
+from .damping import damped
 from .distributed import HeadGathering, from_main_process, gathering_layers, is_zero3_split, set_up_distributed
 from .encoding import encoded, set_template_defaults
 from .inputs import (
@@ -34,9 +35,10 @@ from .knowledge import FORGET_ROWS, RETAIN_ROWS, Astray, Knowledge, Summary
 from .measuring import drawn, row_means
 from .pairs import PairTrainer
 from .phase_one import labelled_rows
+from .reference import check_reference, guided_by
 from .rows import checked_dataset, keep_input_columns
 from .stopping import Stopping, mean_gap
-from .targets import Measured, measure
+from .targets import Guide, Measured, measure
 from .windows import Limit, in_windows, row_limit
 
 
@@ -112,6 +114,7 @@ class UnlearnTrainer(PairTrainer):
         train_dataset: Dataset,
         retain_dataset: Dataset,
         calibration_dataset: Dataset | None = None,
+        reference_model: str | PreTrainedModel | None = None,
         peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ) -> None:
@@ -142,6 +145,12 @@ class UnlearnTrainer(PairTrainer):
                 f"`forget_loss` is {args.forget_loss!r}, but there is no `calibration_dataset` to take profiles from. "
                 "Give rows like the forget set that the model was never trained on, or use `forget_loss='level'`."
             )
+        if reference_model is not None and "token_targets" not in args.loss.needs:
+            raise ValueError(
+                f"`reference_model` is given, but `forget_loss={args.forget_loss!r}` asks none. Use "
+                "`forget_loss='tokens'`, or leave it out."
+            )
+        self._reference = reference_model
         has_adapter = isinstance(model, PeftModel)
         if has_adapter and peft_config is not None:
             raise ValueError("`peft_config` is given, but `model` has an adapter already. Pass either of them alone.")
@@ -155,6 +164,8 @@ class UnlearnTrainer(PairTrainer):
             super().__init__(model, args, train_dataset=forget, eval_dataset=held_out, **kwargs)
             try:
                 set_up_distributed(self.accelerator, self.model, args.max_grad_norm)
+                if reference_model is not None:
+                    check_reference(reference_model, model, self._tokenizer)
                 self._set_up_model()
                 self._trained = Trained(self.model)
                 self._set_up_data(forget, retain, calibration)
@@ -288,15 +299,16 @@ class UnlearnTrainer(PairTrainer):
             return
         self._trained.keep(self.model)
         size = max(1, self.args.per_device_train_batch_size)
-        found: list[list[Tensor]] = []
+        found, guide = list[list[Tensor]](), None
         if self.accelerator.is_main_process or is_zero3_split(self.model):  # others may have no weights yet
             asked = self._known, self._some_retain, self._calibration
             found = [self._log_probabilities(rows, size) for rows in asked]
+            guide = self._look_as_guide(size)
         if self.accelerator.num_processes > 1:
-            found = from_main_process(found)
+            found, guide = from_main_process((found, guide))
         known, kept, unseen = found
         needed = known if self.args.loss.needs else []
-        self.measured = measure(self.args.loss, needed, unseen, self.args.forget_level, self.args.seed)
+        self.measured = measure(self.args.loss, needed, unseen, self.args.forget_level, self.args.seed, guide)
         self._set_knowledge(known, kept, unseen)
         self.train_dataset = PairDataset(self._forget, self._retain)
         self._prepared = True
@@ -312,6 +324,20 @@ class UnlearnTrainer(PairTrainer):
         rows = [] if dataset is None else labelled_rows(dataset)
         with self.accelerator.autocast(), gathering_layers(self.model):
             return self.scored.label_log_probabilities(rows, batch_size, base=base, by_length=False)
+
+    def _look_as_guide(self, batch_size: int, base: bool = False) -> Guide | None:
+        """
+        How likely the rows are to the reference model, or to the model (or its base) with damped feed-forward layers;
+        `None` for a loss without token targets.
+        """
+        if "token_targets" not in self.args.loss.needs:
+            return None
+        if self._reference is None:
+            with damped(self.scored.stack.layers):
+                return Guide(self._log_probabilities(self._forget, batch_size, base), [], is_reference=False)
+        sets = [labelled_rows(rows) for rows in (self._forget, self._calibration) if rows is not None]
+        with self.accelerator.autocast():
+            return guided_by(self._reference, sets, batch_size, self.accelerator.device, self.args.model_init_kwargs)
 
     def _record_gap(self, gap: float) -> None:
         self._metrics["train"]["forget_gap"].append(gap)
@@ -349,7 +375,9 @@ class UnlearnTrainer(PairTrainer):
         after = self.knowledge._replace(forget=forget, retain=retain)
         reached = None if self._stopping is None else self.reached
         epochs = float(self.state.epoch or 0)
-        return Summary(self.knowledge, after, self.astray, self.state.global_step, epochs, reached)
+        return Summary(
+            self.knowledge, after, self.astray, self.state.global_step, epochs, reached, self.measured.guide
+        )
 
     def summary(self) -> Summary:
         """

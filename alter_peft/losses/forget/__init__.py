@@ -4,7 +4,7 @@
 from .ascent import gradient_ascent_loss
 from .entry import ForgetBatch, ForgetLoss
 from .hinge import inverted_hinge_loss
-from .levels import level_loss, profile_loss
+from .levels import level_loss, profile_loss, token_loss
 from .preference import npo_loss, simnpo_loss
 from .registry import FORGET_LOSSES
 
@@ -19,4 +19,5 @@ __all__ = [
     "npo_loss",
     "profile_loss",
     "simnpo_loss",
+    "token_loss",
 ]

@@ -25,6 +25,7 @@ class ForgetBatch(NamedTuple):
         num_rows: R.
         targets: the mean log-probability that each row is to come to, in nats, (R,).
         profiles: the log-probabilities that its tokens are to come to, (n,): row after row, the least likely first.
+        token_targets: the log-probability that each token itself is to come to, (n,).
         reference: ln p of each row by the model before the training, the sum over its tokens, (R,).
     """
 
@@ -34,6 +35,7 @@ class ForgetBatch(NamedTuple):
     targets: Tensor
     profiles: Tensor
     reference: Tensor
+    token_targets: Tensor = torch.empty(0)
 
     @property
     def log_prob(self) -> Tensor:
@@ -59,7 +61,7 @@ class ForgetLoss:
         low_entropy: whether it is of a row's low-entropy tokens alone, where an entropy is known (ALTER), as the
             paper's L_IHL is; else of whole answers.
         needs: what has to be measured of the rows before the training: `"targets"` (a level), `"profiles"`,
-            `"reference"`.
+            `"token_targets"`, `"reference"`.
         options: name -> default of what `forget_loss_kwargs` may set.
         positive: those of the options that must be above 0.
         weight: what it is multiplied by beside `forget_weight`, as its source has it.

@@ -6,11 +6,18 @@ from __future__ import annotations
 from .ascent import gradient_ascent_loss
 from .entry import ForgetLoss
 from .hinge import inverted_hinge_loss
-from .levels import level_loss, profile_loss
+from .levels import level_loss, profile_loss, token_loss
 from .preference import npo_loss, simnpo_loss
 
 
 FORGET_LOSSES: dict[str, ForgetLoss] = {
+    "tokens": ForgetLoss(
+        compute=lambda batch, options: token_loss(batch.scores, batch.token_targets),
+        over="tokens",
+        caption="Brings every token to the log-probability that a model which never saw the text would give it.",
+        source="this package (docs/paper.md)",
+        needs=frozenset({"targets", "token_targets"}),
+    ),
     "level": ForgetLoss(
         compute=lambda batch, options: level_loss(batch.scores, batch.rows, batch.targets),
         over="tokens",
