@@ -69,19 +69,19 @@ class UnlearnConfig(SFTConfig):
     forget_weight: float = option(1.0, "beta of Eq. 8, the weight of the forget loss.")
     retain_weight: float = option(1.0, "gamma of Eq. 8, the weight of the retain loss.")
     forget_loss: str = option(
-        "level", f"What is minimised on forget rows, a name of `FORGET_LOSSES`. {_listed(FORGET_LOSSES)}"
+        "tokens", f"What is minimised on forget rows, a name of `FORGET_LOSSES`. {_listed(FORGET_LOSSES)}"
     )
     forget_loss_kwargs: dict[str, Any] | str | None = option(
         None, "Options of the forget loss, as JSON on the command line: '{\"beta\": 0.1}'."
     )
     forget_level: float = option(
         0.1,
-        "The answer probability, exp of the mean log-probability of its tokens, that 'level' aims at. A "
-        "`calibration_dataset` given to the trainer measures it instead.",
+        "The answer probability, exp of the mean log-probability of its tokens, that 'level' aims at, and 'tokens' "
+        "without a reference model. A `calibration_dataset` given to the trainer measures it instead.",
     )
     stopping_tolerance: float | None = option(
         0.25,
-        "With a forget loss that has targets ('level', 'profile'), training ends with the first epoch after which "
+        "With a forget loss that has targets ('tokens', 'level', 'profile'), training ends with the first epoch after which "
         "the mean log-probability of a forget row lies within so many nats of its target, on average over the rows "
         "(64 of them at most, and of these 8 alone while the average over those is more than twice as large). None: "
         "it never ends early.",

@@ -14,6 +14,13 @@ from torch import Tensor
 from alter_peft.losses import ForgetLoss
 
 
+GUESSED = (
+    "Without calibration rows (`calibration_dataset`; on the command line `--calibration`) forget rows come to "
+    "`forget_level`={level}, a guess, and may be forgotten too little or too much. Rows like them that the model was "
+    "never trained on measure the level."
+)
+
+
 class Guide(NamedTuple):
     """
     How likely the rows' tokens are to a model that knows less of them: what says which have to give way.
@@ -34,7 +41,7 @@ class Measured(NamedTuple):
     What a forget loss needs of the forget rows (`ForgetLoss.needs`); empty where it was not measured.
 
     Attributes:
-        level: the answer probability that `"level"` aims at.
+        level: the answer probability of text never seen, or a guess at it.
         is_level_measured: whether rows that the model never saw have shown it.
         targets: the mean log-probability that each row is to come to, in nats, (rows,).
         profiles: the log-probabilities that each row's tokens are to come to, least likely first, (n_i,).

@@ -38,7 +38,7 @@ from .phase_one import labelled_rows
 from .reference import check_reference, guided_by
 from .rows import checked_dataset, keep_input_columns
 from .stopping import Stopping, mean_gap
-from .targets import Guide, Measured, measure
+from .targets import GUESSED, Guide, Measured, measure
 from .windows import Limit, in_windows, row_limit
 
 
@@ -74,7 +74,7 @@ class UnlearnTrainer(PairTrainer):
             As for [`~trl.SFTTrainer`].
 
     **Attributes**:
-        - **forget_level** (`float`) -- The level that `forget_loss="level"` aims at: `args.forget_level`, until
+        - **forget_level** (`float`) -- The level that forget rows come to: `args.forget_level`, until
           `calibration_dataset` has been measured.
         - **knowledge** ([`Knowledge`]) -- After `prepare`, how well the model knew the rows to forget, to retain and
           never seen, and whether there is anything to forget (`is_known`).
@@ -227,12 +227,8 @@ class UnlearnTrainer(PairTrainer):
         self._some_retain = prepared.select(drawn(len(prepared), RETAIN_ROWS, self.args.seed))
         self._retain: Dataset = prepared.add_column("expert", [0] * len(prepared))
         self._calibration = calibration and self._prepare_rows("calibration_dataset", calibration)
-        if self._calibration is None and self.args.forget_loss == "level":
-            logger.warning(
-                "Without calibration rows (`calibration_dataset`; on the command line `--calibration`) forget rows "
-                f"come to `forget_level`={self.args.forget_level}, a guess, and may be forgotten too little or too "
-                "much. Rows like them that the model was never trained on measure the level."
-            )
+        if self._calibration is None and self._reference is None and self.args.loss.guesses_level:
+            logger.warning(GUESSED.format(level=self.args.forget_level))
         if self._calibration is not None:  # what the model was taught is no measure of what it never saw
             for name, known in (("train_dataset", self._forget), ("retain_dataset", self._retain)):
                 check_disjoint(self._calibration, known, ("calibration_dataset", name))
@@ -245,7 +241,7 @@ class UnlearnTrainer(PairTrainer):
 
     @property
     def forget_level(self) -> float:
-        """The level that `forget_loss="level"` aims at."""
+        """The answer probability of text that the model never saw, or a guess at it."""
         return self.measured.level
 
     @property

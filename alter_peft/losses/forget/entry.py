@@ -81,3 +81,8 @@ class ForgetLoss:
     def has_targets(self) -> bool:
         """Whether it comes to rest where the forget rows are to come to, so that training can stop there."""
         return "targets" in self.needs
+
+    @property
+    def guesses_level(self) -> bool:
+        """Whether it comes to `forget_level` where no rows that were never seen show a level."""
+        return self.has_targets and "profiles" not in self.needs
