@@ -329,7 +329,7 @@ def test_questions_become_turns_of_a_chat(tokenizer, tmp_path):
 
 
 def test_an_unknown_loss_is_refused(tokenizer, tmp_path):
-    with pytest.raises(ValueError, match=r"`forget_loss` is 'rmu', but must be one of \['level', 'profile', 'hinge'"):
+    with pytest.raises(ValueError, match=r"`forget_loss` is 'rmu', but must be one of \['tokens', 'level', 'profile', 'hinge'"):
         make_trainer(tokenizer, tmp_path, "rmu")
 
 

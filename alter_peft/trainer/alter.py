@@ -117,7 +117,13 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         layers = self.scored.layers_of(self.adapter_name)
         if not any(expert.requires_grad for layer in layers for expert in layer.alter_B.parameters()):
             raise ValueError("`model` has a frozen adapter. Load it with `is_trainable=True`.")
-        self.alter_config.check_threshold(self.scored.head.vocab_size)
+        config = self.alter_config
+        config.check_threshold(self.scored.head.vocab_size)
+        if self.args.retain_weight == 0 and not (config.is_gated and config.routing.retain_competes):
+            logger.warning(
+                f"`retain_weight` is 0, but `router={config.router!r}` lets retained text into the forget experts, and "
+                "nothing holds it. Set `retain_weight=1`."
+            )
         self.structural_weight = self._usable_structural_weight()
         self._structural = StructuralTerm(
             self.scored, self.adapter_name, self.args, self.structural_weight, self.accelerator

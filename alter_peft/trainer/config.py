@@ -215,6 +215,12 @@ class AlterUnlearnConfig(UnlearnConfig):
         "The scheduler type to use. The loss itself ends the descent; a decay only makes the level be reached later.",
     )
     num_train_epochs: float = option(30.0, "Passes over the forget set, at most: see `stopping_tolerance`.")
+    retain_weight: float = option(
+        0.0,
+        "gamma of Eq. 8, the weight of the retain loss. 0: the retain expert stays at zero, so that text which the "
+        "router sends to it is the base model's own, and no step passes the retain rows. Give 1 for a router that "
+        "lets retained text into the forget experts ('static', 'entropy').",
+    )
     shared_learning_rate: float = option(1e-5, "eta_A, initial learning rate of the shared matrices A.")
     structural_weight: float = option(0.01, "lambda of Eq. 8, the weight of L_struct; 0 freezes A.")
     structural_q: float = option(0.5, "Order of the Tsallis entropy in L_struct.")
