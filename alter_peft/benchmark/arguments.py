@@ -14,7 +14,7 @@ from alter_peft.evaluation.arguments import MeasureArguments
 from alter_peft.evaluation.tasks import TASKS
 from alter_peft.options import check_counts, check_known, json_object, option, parse_values
 
-from .methods import METHODS, read_options
+from .methods import DEFAULT_METHODS, DESCRIBED, METHODS, read_options
 
 
 # What does not change the figures of a cell: methods, seeds, tasks and attacks may join a grid later
@@ -31,9 +31,7 @@ class BenchmarkArguments(MeasureArguments):
     output_dir: str = field(metadata={"help": "Folder of the results, one folder a cell inside."})
     data: str = option("locuslab/TOFU", "Folder of TOFU's JSON lines, or a Hub data set.")
     requests: int | None = option(None, "Split the forget set into so many requests.")
-    methods: list[str] = option(
-        list(METHODS), f"What is compared: {'; '.join(f'{name}: {one.caption}' for name, one in METHODS.items())}."
-    )
+    methods: list[str] = option(list(DEFAULT_METHODS), DESCRIBED)
     seeds: list[int] = option([0], "Seeds of the methods.")
     oracle_seeds: list[int] = option([0, 1, 2], "Seeds of the oracles.")
     options: dict[str, Any] | str | None = option(None, 'Method, or "teach" -> training options, as JSON.')

@@ -29,7 +29,7 @@ from alter_peft.scoring import ScoredModel
 
 from .arguments import BenchmarkArguments
 from .folder_lock import folder_lock
-from .methods import METHODS
+from .methods import METHODS, trained
 from .provenance import RECORD, TAUGHT_WITH, check_made_with, corrected
 from .requests import Requests, run_requests, scores_after
 from .setting import Setting
@@ -208,7 +208,7 @@ class Cell:
             self._trained(result)
             PartialState().wait_for_everyone()  # for the main one, which saves
         # as it was saved, in this run as in a later one, and without the wrappers of the training
-        return PeftModel.from_pretrained(load(self.target), self.folder).eval()
+        return trained(self.target, self.folder)
 
     def _taught(self, result: Result) -> PreTrainedModel:
         place = self.folder / "model"
@@ -223,7 +223,7 @@ class Cell:
         self._trained(result)
         return model
 
-    def _after_requests(self, result: Result, requests: list[list[Pair]]) -> PeftModel:
+    def _after_requests(self, result: Result, requests: list[list[Pair]]) -> PreTrainedModel | PeftModel:
         data, given = self.setting.data, self.setting.given
 
         # around the passes alone: within, optimiser steps would not be seen

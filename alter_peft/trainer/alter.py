@@ -195,7 +195,11 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         self.measured = measure(self.args.loss, needed, unseen, self.args.forget_level, self.args.seed)
         self.astray = phase.astray
         self._set_knowledge(known, kept, unseen)
-        self.train_dataset = PairDataset(forget, retain)
+        alternates = self._make(not self._begins_as_base)
+        if alternates is not None:  # gated as the model is asked: an unknown entropy counts as one at the threshold
+            threshold = self.alter_config.entropy_threshold
+            alternates = [{**row, "entropy": [threshold] * len(row["input_ids"])} for row in alternates]
+        self.train_dataset = PairDataset(forget, retain, alternates)
         if self.alter_config.init_weights == "cluster" and looks:
             with gathering_layers(self.model):
                 start_from_clusters(self.scored, self.adapter_name, forget, size)

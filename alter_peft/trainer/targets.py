@@ -24,6 +24,10 @@ class Measured(NamedTuple):
         targets: the mean log-probability that each row is to come to, in nats, (rows,).
         profiles: the log-probabilities that each row's tokens are to come to, least likely first, (n_i,).
         reference: ln p of each row before the training, the sum over its labels, (rows,).
+        other_labels, label_probabilities: labels for each token in place of its own, with their probabilities,
+            (n_i, K).
+        alternate_reference: `reference` of the rows with an alternate answer, (rows,).
+        direction: where RMU sends activations, (k,).
     """
 
     level: float
@@ -31,6 +35,10 @@ class Measured(NamedTuple):
     targets: Tensor = torch.empty(0)
     profiles: Sequence[Tensor] = ()
     reference: Tensor = torch.empty(0)
+    other_labels: Sequence[Tensor] = ()
+    label_probabilities: Sequence[Tensor] = ()
+    alternate_reference: Tensor = torch.empty(0)
+    direction: Tensor = torch.empty(0)
 
     @property
     def described_level(self) -> str:

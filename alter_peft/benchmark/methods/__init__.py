@@ -1,9 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a benchmark compares: the methods that make a model forget, a file a family."""
 
-from .method import Method, UnlearningData
+from .field import FIELD, FieldMethod
+from .method import Method, UnlearningData, trained
 from .reading import read_options
-from .registry import METHODS
+from .registry import DEFAULT_METHODS, DESCRIBED, METHODS, OWN
 
 
-__all__ = ["METHODS", "Method", "UnlearningData", "read_options"]
+__all__ = [
+    "DEFAULT_METHODS",
+    "DESCRIBED",
+    "FIELD",
+    "METHODS",
+    "OWN",
+    "FieldMethod",
+    "Method",
+    "UnlearningData",
+    "read_options",
+    "trained",
+]

@@ -6,6 +6,7 @@ from __future__ import annotations
 from alter_peft.trainer import AlterUnlearnTrainer
 from alter_peft.tuner import AlterConfig
 
+from .field import FIELD
 from .method import Method
 
 
@@ -35,4 +36,13 @@ ALTER: dict[str, Method] = {
         "`alter` with `router=\"static\"`: all text sees all experts (AsymLoRA, Eqs. 2 and 6)",
         AlterUnlearnTrainer, lambda: AlterConfig(router="static"), stacks=True, calibrates=True,
     ),
+}  # fmt: skip
+
+# the field's losses on ALTER's adapter, for the epochs and the schedule that they have on plain LoRA
+ALTER_FIELD: dict[str, Method] = {
+    f"alter_{name}": Method(
+        f"ALTER's router and isolation, {one.caption}", AlterUnlearnTrainer, AlterConfig,
+        {"num_train_epochs": 5, "lr_scheduler_type": "linear", **one.options}, stacks=True,
+    )
+    for name, one in FIELD.items() if one.of_tokens and f"alter_{name}" not in ALTER
 }  # fmt: skip
