@@ -6,7 +6,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from alter_peft.evaluation.metrics import METRICS
+from alter_peft.evaluation.metrics import METRICS, is_guard
 from alter_peft.evaluation.oracle import cutoff, spread_of
 from alter_peft.evaluation.results import ORACLE, Result
 from alter_peft.evaluation.scores import Key
@@ -77,8 +77,8 @@ def score_table(benchmark: Benchmark) -> Table:
 
 def guard_table(benchmark: Benchmark) -> Table | None:
     """A row a guard, a column a model; `None` if there are none."""
-    keys = [key for key in benchmark.keys if key.attack is None and key.metric in METRICS and not is_of_set(key)]
-    keys = [key for key in keys if key.step is None]
+    keys = [key for key in benchmark.keys if key.attack is None and key.step is None]
+    keys = [key for key in keys if key.metric in METRICS and is_guard(key.metric)]
     caption = f"Guards against false success. {metric_captions(keys)}"
     if any(key.metric == "fluency" for key in keys):
         caption += (

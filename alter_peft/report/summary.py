@@ -10,8 +10,9 @@ from pathlib import Path
 from statistics import mean
 
 from alter_peft.evaluation.attacks import ATTACKS, control
-from alter_peft.evaluation.metrics import METRICS, is_guard
+from alter_peft.evaluation.metrics import METRICS, is_guard, is_ingredient
 from alter_peft.evaluation.metrics.metric import Metric
+from alter_peft.evaluation.open_unlearning import OPEN_UNLEARNING
 from alter_peft.evaluation.oracle import AUC, MIN_K, Band, band_of, leave_one_out, min_k_auc
 from alter_peft.evaluation.results import ORACLE, TARGET, Result
 from alter_peft.evaluation.scores import Key, Score, Scores
@@ -33,8 +34,13 @@ def known_metrics() -> dict[str, Metric]:
 
 
 def is_of_set(key: Key) -> bool:
-    """Whether a score is of a set that the model was asked as it is, and no guard: what has a distance."""
-    return key.attack is None and key.step is None and not is_guard(key.metric)
+    """
+    Whether a score is of a set that the model was asked as it is: what has a distance.
+
+    Guards have none, nor what open-unlearning's composites are made of, which would count twice.
+    """
+    plain = key.attack is None and key.step is None and key.set != OPEN_UNLEARNING
+    return plain and not is_guard(key.metric) and not is_ingredient(key.metric)
 
 
 def is_share(key: Key) -> bool:

@@ -22,6 +22,9 @@ from alter_peft.options import check_counts
 from .task import QuestionSet, Task, TaskData
 
 
+# what open-unlearning's composites need beside TOFU's metrics (see `evaluation.open_unlearning`)
+_MEMBERSHIP = ("loss", "loss_per_byte", "min_k_plus_plus")
+_INGREDIENTS = ("rephrased_probability", "truth_share", "floored_extraction_strength", *_MEMBERSHIP)
 SPLITS = ("forget01", "forget05", "forget10")  # in percent
 FORGET_SETS = ("forget", "paraphrased", "after 200 tokens")
 # set -> its metrics: TOFU's and open-unlearning's, where the probability is normalised by the false answers if the
@@ -35,13 +38,14 @@ TOFU_METRICS = {
         "extraction_strength",
         "min_k",
         "unique_tokens",
+        *_INGREDIENTS,
     ),
     "paraphrased": ("probability", "rouge", "exact_memorization", "extraction_strength"),
     "after 200 tokens": ("probability", "rouge", "exact_memorization", "extraction_strength"),
     "retain": ("probability", "rouge", "truth_ratio", "unique_tokens"),
     "real_authors": ("normalized_probability", "rouge", "truth_ratio"),
     "world_facts": ("normalized_probability", "rouge", "truth_ratio"),
-    "holdout": ("min_k",),
+    "holdout": ("min_k", *_MEMBERSHIP),
 }
 GUARDED = ("forget", "retain", "world_facts")  # the sets whose guards are measured
 # TOFU's nine, of which model utility is the harmonic mean
