@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_llama
+from made_up_benchmark import save
 from scipy.stats import hmean
 from sklearn.metrics import roc_auc_score
 
@@ -33,7 +34,10 @@ from alter_peft.evaluation.open_unlearning import (
     memorization_parts,
     privacy_parts,
 )
+from alter_peft.evaluation.tables import value_text
 from alter_peft.evaluation.tasks.tofu import MODEL_UTILITY, TOFU_METRICS
+from alter_peft.report.composite_table import composite_table
+from alter_peft.report.reading import read_benchmark
 
 
 K = 0.4
@@ -236,3 +240,31 @@ def test_an_oracle_whose_auc_is_zero_has_no_privacy_to_compare_with(measured):
         if score.rows
     )
     assert PRIV not in Scores(composites(measured[0], [known]))
+
+
+# ---- in a report ----------------------------------------------------------------------------------------------------
+
+
+def test_the_report_has_them_for_each_model(measured, tmp_path):
+    for name, seed, scores in (
+        ("target", 0, measured[0]),
+        ("oracle", 0, measured[1]),
+        ("oracle", 1, measured[2]),
+        ("oracle", 2, measured[1]),
+        ("mine", 0, measured[0]),
+        ("other", 0, Scores(score for score in measured[0].values() if score.metric != "truth_share")),
+    ):
+        save(tmp_path, name, seed, scores=scores.values())
+    benchmark = read_benchmark(tmp_path)
+    table = composite_table(benchmark)
+    names = [name.partition(" [")[0] for name in table.columns]
+    rows = {row[0]: dict(zip(names, row, strict=True)) for row in table.rows}
+    found = Scores(composites(measured[0], [measured[1], measured[2], measured[1]], measured[0]))
+    for key in (MEM, PRIV, UTIL, OVERALL):
+        assert rows["mine"][key.metric] == value_text(found[key].value), key
+    assert rows["mine"]["1 - EM"] == value_text(memorization_parts(measured[0])["1 - EM"])
+    assert rows["other"][MEM.metric] == rows["other"][OVERALL.metric] == "" != rows["other"][PRIV.metric]
+    assert [note.partition(":")[0] for note in table.notes] == [key.metric for key in (MEM, PRIV, UTIL, OVERALL)]
+    # and no distance is taken of what they are made of
+    assert {key.metric for key in benchmark.bands} == {"probability", "rouge", "truth_ratio", "exact_memorization",
+        "extraction_strength", "min_k", "membership_auc", "model_utility"}  # fmt: skip

@@ -160,7 +160,11 @@ def composite_table(result: Result) -> Table | None:
     """The composites of open-unlearning that the scores give, and what they are; `None` if there are none."""
     found = [score for score in result.scores.values() if score.set == OPEN_UNLEARNING]
     rows = [[score.metric, value_text(score.value), COMPOSITES[score.metric].caption] for score in found]
-    return Table("open-unlearning's composites", "", ["composite", "value", "what it is"], rows) if rows else None
+    return (
+        Table("open-unlearning's composites", "", ["open-unlearning's composite", "value", "what it is"], rows)
+        if rows
+        else None
+    )
 
 
 def why_not_compared(score: Score, of_oracles: Sequence[Score], count: int) -> str | None:
