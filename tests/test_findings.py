@@ -50,14 +50,15 @@ def test_criteria_are_met_by_every_seed(folder):
 def test_findings_come_first(folder, tmp_path):
     benchmark = read_benchmark(folder)
     lines = findings(benchmark)
-    assert lines[0].startswith("Mean distance, best first: alter ")
-    assert lines[1].startswith("Harmonic mean, best first: alter ")
-    assert lines[2] == "Bystanders' probability, as a share of before: alter 0.933, lora 0.500."
-    assert lines[3] == (
-        "alter (2 seeds) meets 5 of 7 criteria; not exact memorisation within 2 units; not nothing kept better by "
-        "more than 0.01."
-    )
-    assert lines[4].startswith("lora (1 of 2 seeds) meets 1 of 7 criteria; ")
+    assert lines[0].startswith("Mean distance to the oracles in units of their spread, best first: alter ")
+    assert lines[1].startswith("Harmonic mean of forgetting and utility, best first: alter ")
+    assert lines[2:] == [
+        "Bystanders' probability as a share of before, best first: alter 0.933, lora 0.500.",
+        "Largest rise of a kept set's probability above before, least first: lora +0.000, alter +0.010.",
+        "Criteria met, of 7: alter (2 seeds) 5 (first in the mean distance; first in the harmonic mean; bystanders' P "
+        "at least 0.9 of before; extraction strength within 2 units; PrivLeak within ±10), lora (1 of 2 seeds) 1 "
+        "(nothing kept better by more than 0.01).",
+    ]
     write_report(benchmark, report_tables(benchmark), tmp_path / "report", "alter-peft report out")
     text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     titles = [line for line in text.splitlines() if line.startswith("## ")]
@@ -83,7 +84,7 @@ def test_a_tie_and_a_method_without_scores(folder):
     rows = {row[0]: row[1:] for row in criteria_table(benchmark).rows}
     assert rows["exact memorisation within 2 units"][1] == "" == rows["first in the harmonic mean"][1]
     assert (
-        findings(benchmark)[1].startswith("Harmonic mean, best first: alter 0.")
+        findings(benchmark)[1].startswith("Harmonic mean of forgetting and utility, best first: alter 0.")
         and "lora" not in findings(benchmark)[1]
     )
 

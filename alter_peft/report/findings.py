@@ -19,6 +19,11 @@ from .score_tables import note_failed
 from .summary import MEAN, Benchmark, Model
 
 
+KEEPS, RISES = "bystanders' P at least {} of before", "nothing kept better by more than {}"
+DISTANCE = "Mean distance to the oracles in units of their spread, best first"
+HARMONIC = "Harmonic mean of forgetting and utility, best first"
+BYSTANDERS = "Bystanders' probability as a share of before, best first"
+KEPT_BETTER = "Largest rise of a kept set's probability above before, least first"
 UNITS, LEAK, KEPT_SHARE, RISE = 2.0, 10.0, 0.9, 0.01
 Of = Callable[[Mapping[Key, float]], float | None]
 
@@ -32,7 +37,9 @@ class Criterion(NamedTuple):
         of: the number of each seed, `None` for one that lacks a score of it.
         met: whether such a number is good enough.
         digits, sign: of the numbers in the table.
-        lowest_is_first: whether a method has to have the lowest mean of all; the highest if `False`.
+        lowest: whether lower is better.
+        is_rank: whether a method has to have the best mean of all, instead.
+        finding: what a sentence calls the ranking of all methods, if there is one.
     """
 
     name: str
@@ -40,7 +47,9 @@ class Criterion(NamedTuple):
     met: Callable[[float], bool] = lambda value: True
     digits: int = 3
     sign: str = ""
-    lowest_is_first: bool | None = None
+    lowest: bool = False
+    is_rank: bool = False
+    finding: str = ""
 
 
 def criteria(benchmark: Benchmark) -> list[Criterion]:
@@ -66,22 +75,20 @@ def criteria(benchmark: Benchmark) -> list[Criterion]:
     def distance(model: Model) -> list[float | None]:
         return [one[MEAN] for one in benchmark.summaries(model)]
 
+    of_em, of_es = each(farthest("exact_memorization")), each(farthest("extraction_strength"))
     found = [
-        Criterion("first in the mean distance", distance, digits=1, lowest_is_first=True),
-        Criterion("first in the harmonic mean", each(balance.both), lowest_is_first=False),
+        Criterion("first in the mean distance", distance, digits=1, lowest=True, is_rank=True, finding=DISTANCE),
+        Criterion("first in the harmonic mean", each(balance.both), is_rank=True, finding=HARMONIC),
+        Criterion(KEEPS.format(KEPT_SHARE), each(balance.bystanders), lambda v: v >= KEPT_SHARE, finding=BYSTANDERS),
+        Criterion(f"exact memorisation within {UNITS:g} units", of_em, lambda v: v <= UNITS, digits=1),
+        Criterion(f"extraction strength within {UNITS:g} units", of_es, lambda v: v <= UNITS, digits=1),
+        Criterion(f"PrivLeak within ±{LEAK:g}", each(leak), lambda v: abs(v) <= LEAK, digits=1, sign="+"),
         Criterion(
-            f"bystanders' P at least {KEPT_SHARE} of before", each(balance.bystanders), lambda v: v >= KEPT_SHARE
+            RISES.format(RISE), each(balance.kept_better), lambda v: v <= RISE,
+            sign="+", lowest=True, finding=KEPT_BETTER,
         ),
-        Criterion(f"exact memorisation within {UNITS:.0f} units", each(farthest("exact_memorization")), _within, 1),
-        Criterion(f"extraction strength within {UNITS:.0f} units", each(farthest("extraction_strength")), _within, 1),
-        Criterion(f"PrivLeak within ±{LEAK:.0f}", each(leak), lambda value: abs(value) <= LEAK, 1, "+"),
-        Criterion(f"nothing kept better by more than {RISE}", each(balance.kept_better), lambda v: v <= RISE, 3, "+"),
-    ]
+    ]  # fmt: skip
     return [one for one in found if any(numbers(one, model) for model in benchmark.methods)]
-
-
-def _within(value: float) -> bool:
-    return value <= UNITS
 
 
 def numbers(criterion: Criterion, model: Model) -> list[float]:
@@ -94,7 +101,7 @@ def is_met(criterion: Criterion, model: Model, benchmark: Benchmark) -> bool | N
     own = numbers(criterion, model)
     if not own:
         return None
-    if criterion.lowest_is_first is None:
+    if not criterion.is_rank:
         return all(map(criterion.met, own))
     return ranking(criterion, benchmark)[0][0] is model
 
@@ -102,7 +109,7 @@ def is_met(criterion: Criterion, model: Model, benchmark: Benchmark) -> bool | N
 def ranking(criterion: Criterion, benchmark: Benchmark) -> list[tuple[Model, float]]:
     """The methods that have a number, best first, with its mean."""
     found = [(model, mean(own)) for model in benchmark.methods if (own := numbers(criterion, model))]
-    return sorted(found, key=lambda one: one[1], reverse=criterion.lowest_is_first is False)
+    return sorted(found, key=lambda one: one[1], reverse=not criterion.lowest)
 
 
 def criteria_table(benchmark: Benchmark) -> Table | None:
@@ -126,32 +133,25 @@ def _cell(criterion: Criterion, model: Model, benchmark: Benchmark) -> str:
     if over is None:
         return ""
     met = is_met(criterion, model, benchmark)
-    of_seeds = sum(map(criterion.met, own)) if criterion.lowest_is_first is None else 0
+    of_seeds = sum(map(criterion.met, own)) if not criterion.is_rank else 0
     answer = "yes" if met else "no" if not of_seeds else f"no ({of_seeds} of {len(own)} seeds)"
     return f"{estimate_text(over, criterion.digits, criterion.sign)}: {answer}"
 
 
 def findings(benchmark: Benchmark) -> list[str]:
-    """A sentence each: who is first in what, what became of bystanders, and the criteria that each method meets."""
-    found, lines = criteria(benchmark), []
-    for criterion in found:
-        if criterion.lowest_is_first is not None:
-            what = criterion.name.removeprefix("first in the ")
-            lines.append(f"{what.capitalize()}, best first: {_ranked(criterion, ranking(criterion, benchmark))}.")
-    for criterion in found:
-        if criterion.name.startswith("bystanders"):
-            ranked = sorted(ranking(criterion, benchmark), key=lambda one: -one[1])
-            lines.append(f"Bystanders' probability, as a share of before: {_ranked(criterion, ranked)}.")
-    lines += [_met(found, model, benchmark) for model in benchmark.methods]
-    return lines
+    """A sentence each: who is first in what, what became of what is kept, and the criteria that each method meets."""
+    found = criteria(benchmark)
+    lines = [f"{one.finding}: {_ranked(one, benchmark)}." for one in found if one.finding]
+    met = [(model, [one for one in found if is_met(one, model, benchmark)]) for model in benchmark.methods]
+    met.sort(key=lambda of_model: -len(of_model[1]))
+    return [*lines, f"Criteria met, of {len(found)}: {', '.join(_met(*one) for one in met)}."] if found else []
 
 
-def _ranked(criterion: Criterion, ranked: Sequence[tuple[Model, float]]) -> str:
-    return ", ".join(f"{model.name} {value:.{criterion.digits}f}" for model, value in ranked)
+def _ranked(criterion: Criterion, benchmark: Benchmark) -> str:
+    form = f"{criterion.sign}.{criterion.digits}f"
+    return ", ".join(f"{model.name} {value:{form}}" for model, value in ranking(criterion, benchmark))
 
 
-def _met(found: Sequence[Criterion], model: Model, benchmark: Benchmark) -> str:
-    answers = {one.name: met for one in found if (met := is_met(one, model, benchmark)) is not None}
-    missed = [name for name, met in answers.items() if not met]
-    rest = f"; not {'; not '.join(missed)}" if missed else ""
-    return f"{model.label} meets {len(answers) - len(missed)} of {len(answers)} criteria{rest}."
+def _met(model: Model, met: Sequence[Criterion]) -> str:
+    names = f" ({'; '.join(one.name for one in met)})" if met else ""
+    return f"{model.label} {len(met)}{names}"
