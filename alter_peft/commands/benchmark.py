@@ -28,7 +28,19 @@ SECTIONS = (
     Section(
         "what is forgotten",
         "TOFU, or else books, or a task.",
-        ["data", "split", "retain_rows", "rows", "requests", "books", "task_data", "tasks", "limit", "form"],
+        [
+            "data",
+            "split",
+            "retain_rows",
+            "bystander_rows",
+            "rows",
+            "requests",
+            "books",
+            "task_data",
+            "tasks",
+            "limit",
+            "form",
+        ],
     ),
     Section(
         "how it is measured",

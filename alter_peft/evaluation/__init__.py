@@ -17,6 +17,7 @@ from .tasks import TASKS, QuestionSet, Task, TaskData, measure_task
 from .tasks.book_data import read_books
 from .tasks.books import BookData, compare_books
 from .tasks.choices import ChoiceData, read_choices, standard_error
+from .tasks.rows import RowData, read_birthdays, read_people, read_row_sets
 from .tasks.tofu import FORGET_SETS, TOFU_METRICS, TofuData, read_tofu
 
 
@@ -41,6 +42,7 @@ __all__ = [
     "Pair",
     "QuestionSet",
     "Result",
+    "RowData",
     "Rows",
     "Score",
     "Scores",
@@ -60,8 +62,11 @@ __all__ = [
     "measure_guards",
     "measure_task",
     "observe_tokens",
+    "read_birthdays",
     "read_books",
     "read_choices",
+    "read_people",
+    "read_row_sets",
     "read_tofu",
     "score_answers",
     "standard_error",
