@@ -9,11 +9,11 @@ from alter_peft.report.reading import read_benchmark
 from alter_peft.report.report import report_tables, write_report
 
 
-def of(bystanders, memorised, extracted, retain=0.95):
+def of(bystanders, memorised, extracted, retain=0.95, others=0.9):
     """What criteria are about, beside what all have."""
     return {
         "bystanders__probability": bystanders,
-        "bystanders__exact_memorization": 0.9,
+        "bystanders__exact_memorization": others,
         "forget__exact_memorization": memorised,
         "forget__extraction_strength": extracted,
         "retain__probability": retain,
@@ -26,7 +26,12 @@ def folder(tmp_path):
     made = make_benchmark(tmp_path / "out")
     save(made, "target", 0, scores=scores(0.95, 0.55, -0.3, **of(0.9, 0.99, 0.9)))
     for seed, step in enumerate((-0.1, 0.0, 0.1)):
-        found = scores(0.1 + step / 10, 0.5 + step / 10, step / 10, **of(0.9, 0.5 + step, 0.1 + step))
+        found = scores(
+            0.1 + step / 10,
+            0.5 + step / 10,
+            step / 10,
+            **of(0.9 + step / 9, 0.5 + step, 0.1 + step, 0.95 + step / 9, 0.9 + step),
+        )
         save(made, "oracle", seed, scores=found)
     save(made, "alter", 0, scores=scores(0.11, 0.49, 0.0, bystanders__astray=0.05, **of(0.85, 0.6, 0.1, 0.955)))
     save(made, "alter", 1, scores=scores(0.11, 0.49, 0.0, bystanders__astray=0.07, **of(0.83, 0.8, 0.1, 0.965)))
@@ -77,7 +82,15 @@ def test_bystanders_stand_in_the_main_table(folder):
     assert rows["target"]["kept better"] == "+0.000" and rows["lora (1 of 2 seeds)"]["bystanders P"] == "0.450"
 
 
-def test_a_tie_and_a_method_without_scores(folder):
+def test_of_a_tie_both_are_first(folder):
+    same = scores(0.11, 0.49, 0.0, bystanders__astray=0.05, **of(0.85, 0.6, 0.1, 0.955))
+    for name, seed in (("alter", 0), ("alter", 1), ("lora", 1)):
+        save(folder, name, seed, scores=same)
+    rows = {row[0]: row[1:] for row in criteria_table(read_benchmark(folder)).rows}
+    assert all(cell.endswith(": yes") for name, cells in rows.items() if name.startswith("first") for cell in cells)
+
+
+def test_a_method_without_scores(folder):
     """A method that lacks a score has an empty cell, and is none of those that are ranked."""
     save(folder, "lora", 1, scores=scores(0.3, 0.3, 0.4))
     benchmark = read_benchmark(folder)

@@ -282,6 +282,14 @@ def test_other_words_for_some_alone(ask, passes):
         _ = asked.true_means
 
 
+def test_the_probability_of_other_words_needs_them(ask, passes):
+    with pytest.raises(
+        ValueError, match="The set 'set' has no `rephrased` answer in row 0, which rephrased_probability needs"
+    ):
+        measure(ask(UNPHRASED), ["rephrased_probability"])
+    assert passes == [] and rows_of(ask(UNPHRASED), "truth_share").rows  # as the truth ratio, of the answer itself
+
+
 @pytest.mark.parametrize("name", ["answered", "max_new_tokens", "batch_size"])
 def test_numbers_below_one(ask, name):
     with pytest.raises(ValueError, match=f"`{name}` is 0, but must be 1 or more"):

@@ -136,6 +136,8 @@ def test_rows_of_ones_own(sources):
     assert data.paraphrased[1].prompt == "Who?" and data.calibration == []
     metrics = {one.name: one.metrics for one in data.question_sets}
     assert "truth_ratio" in metrics["forget"] and "truth_ratio" not in metrics["retain"]
+    assert {"truth_share", "rephrased_probability", "min_k_plus_plus"} <= {*metrics["forget"]}
+    assert "loss" in metrics["holdout"]
     assert (list(data.kept_sets), list(data.bystander_sets)) == (["retain"], ["bystanders"])
     assert len(data.sets["retain"]) == len(data.sets["bystanders"]) == 2
     assert len(data.retain) == len(data.bystanders) == 3

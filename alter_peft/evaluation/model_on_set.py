@@ -166,3 +166,13 @@ def require_rephrased(name: str, pairs: Sequence[Pair]) -> None:
             f"The set {name!r} has no `rephrased` answer in row {missing}, but others have one. Give it to all or to "
             "none: an answer that was learned by heart can't be compared with rephrased ones."
         )
+
+
+def require_other_words(name: str, pairs: Sequence[Pair]) -> None:
+    """Raise a `ValueError` if a question of the set lacks the true answer in other words."""
+    missing = next((row for row, pair in enumerate(pairs) if not pair.rephrased), None)
+    if missing is not None:
+        raise ValueError(
+            f"The set {name!r} has no `rephrased` answer in row {missing}, which rephrased_probability needs. "
+            "Add it, or leave the metric out."
+        )

@@ -103,7 +103,7 @@ def is_met(criterion: Criterion, model: Model, benchmark: Benchmark) -> bool | N
         return None
     if not criterion.is_rank:
         return all(map(criterion.met, own))
-    return ranking(criterion, benchmark)[0][0] is model
+    return mean(own) == ranking(criterion, benchmark)[0][1]
 
 
 def ranking(criterion: Criterion, benchmark: Benchmark) -> list[tuple[Model, float]]:

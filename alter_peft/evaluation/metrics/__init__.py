@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from alter_peft.evaluation.answers import Pair, routes_tokens
-from alter_peft.evaluation.model_on_set import ModelOnSet, require_rephrased, require_wrong
+from alter_peft.evaluation.model_on_set import ModelOnSet, require_other_words, require_rephrased, require_wrong
 from alter_peft.evaluation.scores import Score
 from alter_peft.options import check_known
 
@@ -79,6 +79,8 @@ def check_set(name: str, pairs: Sequence[Pair], metrics: Sequence[str]) -> None:
         require_wrong(name, pairs)
     if "rephrased" in needs:
         require_rephrased(name, pairs)
+    if "other words" in needs:
+        require_other_words(name, pairs)
 
 
 def check_model(model: Any, name: str, metrics: Sequence[str], judge: Any = None) -> None:

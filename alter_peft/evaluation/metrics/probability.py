@@ -27,6 +27,6 @@ NORMALIZED_PROBABILITY = Metric(
 REPHRASED_PROBABILITY = Metric(
     caption="exp of the mean log-probability of the true answer in other words",
     rows=lambda asked: [exp(mean) for mean in asked.true_means],
-    needs=("rephrased",),
+    needs=("other words",),
     is_ingredient=True,
 )
