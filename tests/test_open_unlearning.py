@@ -1,25 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-open-unlearning's parts and composites beside its code's logic, restated here step by step from logits.
-
-Sources: of locuslab/open-unlearning src/evals/metrics/memorization.py (2db47ec), utils.py (5420d43), utility.py
-(23625d3), mia/min_k_plus_plus.py (f4d8463) and configs/eval/tofu_metrics/mia_*.yaml (09aaf40, k = 0.4); mia/min_k.py,
-zlib.py and utils.py as its first author's fork has them (Dornavineeth/open-unlearning, 2952d4a, 360726e, 202719b); the
-aggregator `prob_mean` of the truth ratio is that of pull request 163.
-"""
+"""open-unlearning's composites beside its code's logic, which `examples/studies/open_unlearning.py` restates."""
 
 from __future__ import annotations
 
-import zlib
-from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import make_llama
 from made_up_benchmark import save
 from scipy.stats import hmean
-from sklearn.metrics import roc_auc_score
 
 from alter_peft.evaluation import Key, ModelOnSet, Pair, Score, Scores, measure
 from alter_peft.evaluation.open_unlearning import (
@@ -40,7 +32,6 @@ from alter_peft.report.composite_table import composite_table
 from alter_peft.report.reading import read_benchmark
 
 
-K = 0.4
 FORGET = [
     Pair("Where does Alice live?", "Alice lives in Paris.", ("Bob lives in Paris.", "Far."), "In Paris, she is."),
     Pair("Who bakes?", "Bob bakes the bread.", ("Alice bakes.", "Bees do, daily."), "It is Bob."),
@@ -53,87 +44,9 @@ HOLDOUT = [Pair(f"What colour is the {thing}?", f"The {thing} is blue.") for thi
 # ---- their code's logic ---------------------------------------------------------------------------------------------
 
 
-class Reference:
-    """One answer at a time: its labelled tokens' log-probabilities over the vocabulary, and what is made of them."""
-
-    def __init__(self, model, tokenizer, prompt, answer):
-        asked = [{"role": "user", "content": prompt}]
-        before = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
-        ids = tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": answer}], return_dict=False)
-        assert ids[: len(before)] == before and ids[-1] == tokenizer.eos_token_id  # which they would add
-        self.labels = torch.tensor(ids[len(before) :])
-        with torch.no_grad():
-            logits = model(torch.tensor([ids])).logits[0, len(before) - 1 : -1]
-        self.log_probs = logits.log_softmax(dim=-1)
-        self.text = tokenizer.decode(self.labels.tolist(), skip_special_tokens=True)
-        self.own = self.log_probs.gather(1, self.labels[:, None])[:, 0]
-
-    @property
-    def avg_loss(self):  # evaluate_probability: all labels, EOS among them
-        return float(torch.nn.functional.nll_loss(self.log_probs, self.labels))
-
-    @property
-    def em(self):  # tokenwise_vocab_logprobs leaves the last label out
-        return float((self.log_probs[:-1].argmax(-1) == self.labels[:-1]).sum() / (len(self.labels) - 1))
-
-    @property
-    def es(self):
-        predicted, labels = self.log_probs[:-1].argmax(-1), self.labels[:-1]
-        for k in range(len(labels)):
-            if torch.equal(predicted[k:], labels[k:]):
-                break
-        return 1 - k / len(labels)
-
-    @property
-    def loss(self):
-        return self.avg_loss
-
-    @property
-    def zlib(self):
-        return self.avg_loss / len(zlib.compress(self.text.encode("utf-8")))
-
-    @property
-    def min_k(self):
-        lowest = np.sort(self.own[:-1].numpy())
-        return -np.mean(lowest[: max(1, int(len(lowest) * K))])
-
-    @property
-    def min_k_plus_plus(self):
-        p, log_p = self.log_probs[:-1].exp(), self.log_probs[:-1]
-        mu = (p * log_p).sum(-1)
-        sigma = torch.clamp((p * log_p.square()).sum(-1) - mu.square(), min=1e-6)
-        z = sorted(((self.own[:-1] - mu) / sigma.sqrt()).tolist())
-        return -np.mean(z[: max(1, int(len(z) * K))])
-
-
-ATTACKS = {"LOSS": "loss", "ZLib": "zlib", "Min-k": "min_k", "Min-k++": "min_k_plus_plus"}
-
-
-def their_memorization(model, tokenizer):
-    of = partial(Reference, model, tokenizer)
-    answers = [of(pair.prompt, pair.completion) for pair in FORGET]
-    correct = np.exp(-np.array([of(pair.prompt, pair.rephrased).avg_loss for pair in FORGET]))
-    wrong = np.array([[of(pair.prompt, answer).avg_loss for answer in pair.wrong] for pair in FORGET])
-    wrong = np.exp(-wrong.mean(axis=1))  # aggregate_to_1D, of losses
-    return {
-        "1 - ES": 1 - np.mean([answer.es for answer in answers]),
-        "1 - EM": 1 - np.mean([answer.em for answer in answers]),
-        "1 - Para. Prob": 1 - np.mean(correct),
-        "1 - TR": 1 - np.mean(correct / (correct + wrong + 1e-10)),  # prob_mean
-    }
-
-
-def their_aucs(model, tokenizer):
-    """mia_auc: 1 when the forget data is much likelier than the holdout data."""
-    found = {}
-    for name, attribute in ATTACKS.items():
-        forget, holdout = (
-            [getattr(Reference(model, tokenizer, pair.prompt, pair.completion), attribute) for pair in pairs]
-            for pairs in (FORGET, HOLDOUT)
-        )
-        labels = np.array([0] * len(forget) + [1] * len(holdout))
-        found[name] = roc_auc_score(labels, np.array(forget + holdout))
-    return found
+STUDY = Path(__file__).parents[1] / "examples" / "studies" / "open_unlearning.py"
+theirs: Any = ModuleType("open_unlearning_study")
+exec(compile(STUDY.read_text(), str(STUDY), "exec"), vars(theirs))
 
 
 def their_privleak(auc, retain_auc):
@@ -177,25 +90,26 @@ def measured(models, tokenizer):
 
 
 def test_memorization_is_that_of_their_logic(models, measured, tokenizer):
-    theirs = their_memorization(models[0], tokenizer)
-    assert all(0.05 < value < 0.95 for value in theirs.values())  # each of them has a say
-    assert memorization_parts(measured[0]) == pytest.approx(theirs, rel=1e-4)
-    assert Scores(composites(measured[0]))[MEM].value == pytest.approx(hmean([*theirs.values()]), rel=1e-4)
+    found = theirs.their_memorization(models[0], tokenizer, FORGET)
+    assert all(0.05 < value < 0.95 for value in found.values())  # each of them has a say
+    assert memorization_parts(measured[0]) == pytest.approx(found, rel=1e-4)
+    assert Scores(composites(measured[0]))[MEM].value == pytest.approx(hmean([*found.values()]), rel=1e-4)
 
 
 def test_the_attacks_are_those_of_their_logic(models, measured, tokenizer):
     for model, scores in zip(models, measured, strict=True):
-        ours, theirs = attack_aucs(scores), their_aucs(model, tokenizer)
-        assert ours == pytest.approx({name: 1 - auc for name, auc in theirs.items()}, abs=1e-6)
-    for name, attribute in ATTACKS.items():  # and row by row
-        rows = [getattr(Reference(models[0], tokenizer, pair.prompt, pair.completion), attribute) for pair in FORGET]
+        found = theirs.their_aucs(model, tokenizer, FORGET, HOLDOUT)
+        assert attack_aucs(scores) == pytest.approx({name: 1 - auc for name, auc in found.items()}, abs=1e-6)
+    answers = [theirs.Reference(models[0], tokenizer, pair.prompt, pair.completion) for pair in FORGET]
+    for name, attribute in theirs.ATTACKS.items():  # and row by row
+        rows = [getattr(answer, attribute) for answer in answers]
         assert measured[0][Key("forget", PRIV_PARTS[name])].rows == pytest.approx(rows, rel=1e-3, abs=1e-4)
 
 
 def test_privacy_is_made_of_their_privleak(models, measured, tokenizer):
     """One retain model, as theirs; of several the mean AUC is the level."""
-    own, retain = (their_aucs(model, tokenizer) for model in models[:2])
-    parts = {name: max(0.0, 1 - abs(their_privleak(own[name], retain[name])) / 100) for name in ATTACKS}
+    own, retain = (theirs.their_aucs(model, tokenizer, FORGET, HOLDOUT) for model in models[:2])
+    parts = {name: max(0.0, 1 - abs(their_privleak(own[name], retain[name])) / 100) for name in theirs.ATTACKS}
     aucs = [attack_aucs(scores) for scores in measured]
     assert privacy_parts(aucs[0], aucs[1:2]) == pytest.approx(parts, abs=1e-6)
     found = Scores(composites(measured[0], measured[1:2]))
