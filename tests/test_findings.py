@@ -82,6 +82,15 @@ def test_bystanders_stand_in_the_main_table(folder):
     assert rows["target"]["kept better"] == "+0.000" and rows["lora (1 of 2 seeds)"]["bystanders P"] == "0.450"
 
 
+def test_the_strongest_attack_is_named(folder):
+    """Of the answer probability alone, beside the oracles under the same attack."""
+    for name, seed, two in (("oracle", 0, 0.1), ("oracle", 1, 0.1), ("oracle", 2, 0.4), ("alter", 0, 0.3)):
+        attacks = {"sampling__a__probability": two, "sampling__b__probability": 0.5, "sampling__b__rouge": seed}
+        save(folder, name, seed, scores=scores(0.1 + seed / 100, 0.5, 0.0, **of(0.9, 0.5, 0.1), **attacks))
+    (line,) = (line for line in findings(read_benchmark(folder)) if "under the attack" in line)
+    assert line.endswith("least first: alter +0.100 (sampling/a).")  # .3 beside .2, and .5 beside .5
+
+
 def test_of_a_tie_both_are_first(folder):
     same = scores(0.11, 0.49, 0.0, bystanders__astray=0.05, **of(0.85, 0.6, 0.1, 0.955))
     for name, seed in (("alter", 0), ("alter", 1), ("lora", 1)):

@@ -24,6 +24,7 @@ DISTANCE = "Mean distance to the oracles in units of their spread, best first"
 HARMONIC = "Harmonic mean of forgetting and utility, best first"
 BYSTANDERS = "Bystanders' probability as a share of before, best first"
 KEPT_BETTER = "Largest rise of a kept set's probability above before, least first"
+ATTACKED = "Answer probability beyond the oracles' under the attack where that is most, least first"
 UNITS, LEAK, KEPT_SHARE, RISE = 2.0, 10.0, 0.9, 0.01
 Of = Callable[[Mapping[Key, float]], float | None]
 
@@ -142,9 +143,24 @@ def findings(benchmark: Benchmark) -> list[str]:
     """A sentence each: who is first in what, what became of what is kept, and the criteria that each method meets."""
     found = criteria(benchmark)
     lines = [f"{one.finding}: {_ranked(one, benchmark)}." for one in found if one.finding]
+    attacked = [(model, most) for model in benchmark.methods if (most := _most(model, benchmark)) is not None]
+    if attacked:
+        attacked.sort(key=lambda one: one[1][0])
+        named = (f"{model.name} {gain:+.3f} ({key._replace(metric='')})" for model, (gain, key) in attacked)
+        lines.append(f"{ATTACKED}: {', '.join(named)}.")
     met = [(model, [one for one in found if is_met(one, model, benchmark)]) for model in benchmark.methods]
     met.sort(key=lambda of_model: -len(of_model[1]))
     return [*lines, f"Criteria met, of {len(found)}: {', '.join(_met(*one) for one in met)}."] if found else []
+
+
+def _most(model: Model, benchmark: Benchmark) -> tuple[float, Key] | None:
+    """What an attack on the answer probability gives at most beyond the oracles' under the same, and which does."""
+    gains = [
+        (mean(own) - band.center, key)
+        for key, band in benchmark.attack_bands.items()
+        if key.metric == "probability" and (own := model.found(key))
+    ]
+    return max(gains, default=None, key=lambda gain: gain[0])
 
 
 def _ranked(criterion: Criterion, benchmark: Benchmark) -> str:
