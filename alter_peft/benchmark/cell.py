@@ -20,6 +20,7 @@ from alter_peft.chat import chat_or_plain
 from alter_peft.evaluation.answers import Pair
 from alter_peft.evaluation.attacks import attack
 from alter_peft.evaluation.loading import load
+from alter_peft.evaluation.open_unlearning import composites
 from alter_peft.evaluation.results import ORACLE, STOPPED, TARGET, Result, environment, machine
 from alter_peft.evaluation.scores import Score, Scores
 from alter_peft.evaluation.seen_tokens import observe_tokens
@@ -255,6 +256,7 @@ class Cell:
             guards = self.setting.requests is None  # of several adapters none is astray by itself
             options = (self.args.answered, self.args.max_new_tokens, self.args.batch_size, judge, guards)
             result.scores.update(measure_task(model, self.tokenizer, self.setting.data, *options))
+        result.scores.add(composites(result.scores))  # the report has those that need other models
         self.seen.unlink(missing_ok=True)  # of what was measured before
         self._save(result)
 
