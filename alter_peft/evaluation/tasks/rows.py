@@ -54,8 +54,8 @@ class RowData(TaskData):
         """The sets, each with its metrics: those of false answers and of other words where all rows have these."""
         found = []
         for name, pairs in self.sets.items():
-            lacks = () if all(pair.wrong for pair in pairs) else ("truth_ratio", "truth_share")
-            lacks += () if all(pair.rephrased for pair in pairs) else ("rephrased_probability",)
+            of_false = [] if all(pair.wrong for pair in pairs) else ["truth_ratio", "truth_share"]
+            lacks = [*of_false, *([] if all(pair.rephrased for pair in pairs) else ["rephrased_probability"])]
             metrics = [metric for metric in ROW_METRICS[name] if metric not in lacks]
             found.append(QuestionSet(name, pairs, metrics, name in FORGET_SETS, is_guarded=True))
         return found
