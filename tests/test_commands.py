@@ -30,7 +30,8 @@ def folder(tmp_path):
 def test_report_beside_the_results(folder, capsys):
     main(["report", str(folder)])
     out = capsys.readouterr().out
-    assert out.startswith("| model | forget P |") and "| alter (2 seeds) | 0.120 ± 0.014 |" in out
+    assert out.startswith("- Mean distance to the oracles ") and "\n\n| criterion | alter (2 seeds) |" in out
+    assert "\n\n| model | mean distance |" in out and " | 0.120 ± 0.014 |" in out
     assert out.endswith(f"\n\nreport: {folder / 'report.html'}\n")
     assert {"report.html", "report.md", "plane.png"} <= {path.name for path in folder.iterdir()}
 

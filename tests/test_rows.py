@@ -206,7 +206,7 @@ def test_a_grid_measures_the_bystanders_and_reports_them(sources, tokenizer, tmp
     args = BenchmarkArguments(
         model=str(tmp_path / "model"), output_dir=str(tmp_path / "out"), methods=["alter"], oracle_seeds=[0, 1],
         task_data={"rows": {**sources, "bystanders_public": public}}, max_new_tokens=2, answered=1,
-        options={"teach": {**quick, "learning_rate": 0.01, "warmup_steps": 0}, "alter": {**quick, "retain_loss": "cross_entropy"}},
+        options={"teach": {**quick, "learning_rate": 0.01, "warmup_steps": 0}, "alter": quick},
     )  # fmt: skip
     results = Grid(args).run()
     assert [result.error for result in results] == [None] * 4

@@ -37,7 +37,7 @@ SECTIONS = (
     ),
     Section("how it answers", "", ["answered", "max_new_tokens", "batch_size"]),
     Section("attacks and guards", "", ["attacks", "relearning_rate", "guards", "judge"]),
-    Section("what is written, and compared", "", ["output_file", "name", "seed", "oracles"]),
+    Section("what is written, and compared", "", ["output_file", "name", "seed", "oracles", "target"]),
 )
 
 

@@ -131,6 +131,11 @@ class EvaluateArguments(MeasureArguments):
         "Results (JSON) of two models at least that never saw the forget set. With truth_ratio and min_k "
         "of a set `forget` and min_k of a set `holdout`, forget quality and PrivLeak are printed, too.",
     )
+    target: str | None = option(
+        None,
+        "Result (JSON) of the model before unlearning: with `oracles`, open-unlearning's composites are complete. Mem "
+        "needs neither.",
+    )
     bf16: bool = option(True, "--bf16: under bfloat16 autocast. --no_bf16: in float32.")
 
     def __post_init__(self) -> None:
@@ -190,8 +195,8 @@ class EvaluateArguments(MeasureArguments):
                     f"`output_file` is {self.output_file!r}, which is there, and is no result of an evaluation: it "
                     "would be lost. Give another."
                 ) from error
-        read = [*self.oracles, *(entry.partition("=")[2] for entry in self.sets)]
-        if any(output.absolute() == Path(path).absolute() for path in read):
+        read = [*self.oracles, self.target or "", *(entry.partition("=")[2] for entry in self.sets)]
+        if any(output.absolute() == Path(path).absolute() for path in filter(None, read)):
             raise ValueError(f"`output_file` is {self.output_file!r}, which is read and would be lost. Give another.")
 
     def _check_sets(self) -> None:
@@ -228,26 +233,28 @@ def _object(name: str, text: str) -> dict[str, Any]:
     return {text: {}} if name == "task_data" and text in TASKS else json_object(name, text)
 
 
-def read_oracle(path: str) -> Result:
+def read_beside(path: str, argument: str = "oracles") -> Result:
     """
-    The result of a model that never saw the forget set.
+    The result of another model, to compare with: one of `oracles`, or of `target`.
 
     Raises:
         ValueError: there is no such file, or it is no result, or one without scores or with one that is NaN.
     """
     if not Path(path).is_file():
-        raise ValueError(f"`oracles` names {path!r}, but there is no such file.")
+        raise ValueError(f"`{argument}` names {path!r}, but there is no such file.")
     try:
         result = Result.load(Path(path))
     except ValueError as error:
-        raise ValueError(f"`oracles` names {path!r}, which can't be read. {error}") from error
+        raise ValueError(f"`{argument}` names {path!r}, which can't be read. {error}") from error
     if result.error is not None and result.error.startswith(STOPPED):
-        raise ValueError(f"`oracles` names {path!r}, which is not complete: {result.error}. Measure it again.")
+        raise ValueError(f"`{argument}` names {path!r}, which is not complete: {result.error}. Measure it again.")
     if not result.scores:
-        raise ValueError(f"`oracles` names {path!r}, which has no scores (error: {result.error}). Measure it again.")
+        raise ValueError(
+            f"`{argument}` names {path!r}, which has no scores (error: {result.error}). Measure it again."
+        )
     if broken := result.broken:
         raise ValueError(
-            f"`oracles` names {path!r}, whose score '{broken[0]}' is {result.scores[broken[0]].value} or has a row "
+            f"`{argument}` names {path!r}, whose score '{broken[0]}' is {result.scores[broken[0]].value} or has a row "
             "that is no finite number. Measure it again."
         )
     return result

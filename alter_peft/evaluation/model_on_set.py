@@ -9,11 +9,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from alter_peft.options import check_counts
 
 from .answers import AnswerScores, Pair, generate_answers, score_answers, spread
+from .z_scores import token_z_scores
 
 
 @dataclass(eq=False)
@@ -88,6 +90,11 @@ class ModelOnSet:
         require_rephrased(self.name, self.pairs)
         rephrased = [pair._replace(completion=pair.rephrased) for pair in self.pairs if pair.rephrased]
         return (self._score(rephrased, f"{self._label}, rephrased") if rephrased else self.scores).means
+
+    @cached_property
+    def z_scores(self) -> list[Tensor]:
+        """How far each token of the true answers is from what the model expects there (see `token_z_scores`)."""
+        return token_z_scores(self.model, self.tokenizer, self.pairs, desc=f"{self._label}, z-scores", **self.batches)
 
     @cached_property
     def false_means(self) -> list[list[float]]:

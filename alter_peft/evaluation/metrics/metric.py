@@ -27,6 +27,8 @@ class Metric:
         average: how rows become the value, a name of `AVERAGES`.
         average_forget: the same of a set that is to be forgotten; by default as of all others.
         packages: that it needs beside those of the package.
+        is_ingredient: whether it is measured for `evaluation.open_unlearning` alone; the report compares it with
+            nothing, since another metric says the same of its set.
         is_guard: whether it only tells success from a broken model or a wrong route, and no distance is taken of it.
     """
 
@@ -39,6 +41,7 @@ class Metric:
     average: str = "mean"
     average_forget: str | None = None
     is_guard: bool = False
+    is_ingredient: bool = False
     packages: tuple[str, ...] = ()
 
 

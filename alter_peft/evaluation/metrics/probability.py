@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from math import exp
+
 from scipy.special import softmax
 
 from alter_peft.evaluation.model_on_set import ModelOnSet
@@ -37,4 +39,10 @@ CHOICE_ACCURACY = Metric(
 )
 NORMALIZED_PROBABILITY = Metric(
     caption="the same over its sum with those of the false answers", rows=normalized_probability, needs=("wrong",)
+)
+REPHRASED_PROBABILITY = Metric(
+    caption="exp of the mean log-probability of the true answer in other words",
+    rows=lambda asked: [exp(mean) for mean in asked.true_means],
+    needs=("rephrased",),
+    is_ingredient=True,
 )
