@@ -588,7 +588,7 @@ def test_another_rate_of_relearning_is_refused_where_one_was_measured(arguments,
         ),
         (
             {"task_data": {"tofa": {}}},
-            r"`task_data` has \['tofa'\], but must be some of \['tofu', 'books', 'choices'\]",
+            r"`task_data` has \['tofa'\], but must be some of \['tofu', 'books', 'choices', 'hazard'\]",
         ),
         ({"task_data": {}}, r"`task_data` is {}, but a grid is of one task"),
         (

@@ -214,7 +214,7 @@ class Cell:
         place = self.folder / "model"
         if (place / "config.json").is_file():
             return load(place)
-        rows = self.setting.taught if self.name == TARGET else self.setting.given.retain
+        rows = self.setting.taught if self.name == TARGET else self.setting.taught_to_oracles
         with _timing(result, "training"):
             chat = self.setting.data.as_chat
             model = teach(

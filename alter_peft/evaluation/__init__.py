@@ -17,6 +17,7 @@ from .tasks import TASKS, QuestionSet, Task, TaskData, measure_task
 from .tasks.book_data import read_books
 from .tasks.books import BookData, compare_books
 from .tasks.choices import ChoiceData, read_choices, standard_error
+from .tasks.hazard import HazardData, read_hazard
 from .tasks.tofu import FORGET_SETS, TOFU_METRICS, TofuData, read_tofu
 
 
@@ -35,6 +36,7 @@ __all__ = [
     "ChoiceData",
     "Comparison",
     "Distance",
+    "HazardData",
     "Key",
     "Metric",
     "ModelOnSet",
@@ -62,6 +64,7 @@ __all__ = [
     "observe_tokens",
     "read_books",
     "read_choices",
+    "read_hazard",
     "read_tofu",
     "score_answers",
     "standard_error",
