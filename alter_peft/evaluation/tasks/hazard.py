@@ -88,7 +88,11 @@ def read_hazard(folder: Path | str | None = None) -> HazardData:
     found = {name: _halves(file, rows.dataset) for name, (file, rows) in zip(PASSAGES, read.items(), strict=True)}
     _check_apart(found)
     questions = read_choices([str(place / f"{name}_questions.jsonl") for name in ASKED], form="texts")
-    return HazardData(**found, settings={"hazard": "shipped" if folder is None else place.name}, questions=questions)
+    return HazardData(
+        forget=found["forget"], retain=found["retain"], bystanders=found["bystanders"],
+        calibration=found["calibration"], holdout=found["holdout"], questions=questions,
+        settings={"hazard": "shipped" if folder is None else place.name},
+    )  # fmt: skip
 
 
 def _names() -> list[str]:
