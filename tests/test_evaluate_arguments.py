@@ -74,7 +74,7 @@ def test_what_cannot_be_measured(changes, message):
 
 
 def test_tasks_are_arguments_of_their_readers():
-    tofu = {"source": "x", "split": "forget05", "retain_rows": None, "rows": 3}
+    tofu = {"source": "x", "split": "forget05", "retain_rows": None, "bystander_rows": None, "rows": 3}
     assert arguments().task_options == {}
     assert arguments(tofu="x", split="forget05", rows=3).task_options == {"tofu": tofu}
     assert arguments(task_data={"tofu": {"source": "y"}}).task_options == {"tofu": {"source": "y"}}

@@ -12,15 +12,15 @@ from accelerate import PartialState
 
 from alter_peft.evaluation.arguments import MeasureArguments
 from alter_peft.evaluation.tasks import TASKS
-from alter_peft.options import check_counts, check_known, json_object, option, parse_values
+from alter_peft.options import check_counts, json_object, option, parse_values
 
-from .methods import METHODS, read_options
+from .methods import METHODS, TEACH, check_methods, read_options
 
 
 # What does not change the figures of a cell: methods, seeds, tasks and attacks may join a grid later
 JOINABLE = {"output_dir", "methods", "seeds", "oracle_seeds", "attacks", "tasks", "limit", "form", "options"}
-JOINABLE |= {"batch_size", "relearning_rate", "hazard"}  # which `task_data` says, too
-OF_TOFU = {"data", "split", "retain_rows", "rows"}
+JOINABLE |= {"batch_size", "relearning_rate", "hazard"}  # the last is in `task_data`, too
+OF_TOFU = {"data", "split", "retain_rows", "bystander_rows", "rows"}
 WAIT = timedelta(days=1)  # of the other processes for the main one, which measures
 
 
@@ -32,7 +32,9 @@ class BenchmarkArguments(MeasureArguments):
     data: str = option("locuslab/TOFU", "Folder of TOFU's JSON lines, or a Hub data set.")
     requests: int | None = option(None, "Split the forget set into so many requests.")
     methods: list[str] = option(
-        list(METHODS), f"What is compared: {'; '.join(f'{name}: {one.caption}' for name, one in METHODS.items())}."
+        list(METHODS),
+        "What is compared, also variants with options of their own (lora_npo+mine): "
+        f"{'; '.join(f'{name}: {one.caption}' for name, one in METHODS.items())}.",
     )
     seeds: list[int] = option([0], "Seeds of the methods.")
     oracle_seeds: list[int] = option([0, 1, 2], "Seeds of the oracles.")
@@ -50,8 +52,8 @@ class BenchmarkArguments(MeasureArguments):
             setattr(self, name, value)
         super().__post_init__()
         check_counts(requests=self.requests)
-        for name, known in (("methods", METHODS), ("options", {**METHODS, "teach": None})):
-            check_known(name, getattr(self, name), known)
+        check_methods("methods", self.methods)
+        check_methods("options", [name for name in self.options if name != TEACH])
         for name in ("methods", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"`{name}` is empty. Give at least one.")

@@ -29,7 +29,7 @@ from alter_peft.scoring import ScoredModel
 
 from .arguments import BenchmarkArguments
 from .folder_lock import folder_lock
-from .methods import METHODS
+from .methods import TEACH, method_named
 from .provenance import RECORD, TAUGHT_WITH, check_made_with, corrected
 from .requests import Requests, run_requests, scores_after
 from .setting import Setting
@@ -47,7 +47,7 @@ class Cell:
     Args:
         settings: of the whole grid; a cell adds its method's options and, as `"teach"`, those that the target was
             taught with.
-        name: `"target"`, `"oracle"` or a name of `METHODS`.
+        name: `"target"`, `"oracle"`, a name of `METHODS` or a variant of one.
 
     Raises:
         ValueError: the folder has a result of other settings, unless it failed and these are options.
@@ -69,10 +69,10 @@ class Cell:
         self.folder = out / (TARGET if name == TARGET else f"{name}-{seed}")
         self.path, self.seen = self.folder / "result.json", self.folder / "tokens.json"
         self.teaches = name == ORACLE or (name == TARGET and not args.target)
-        self.options = args.options.get("teach" if name in (TARGET, ORACLE) else name, {})
+        self.options = args.options.get(TEACH if name in (TARGET, ORACLE) else name, {})
         self.settings = {**settings, "options": self.options}
         if name not in (TARGET, ORACLE) and not args.target:
-            self.settings["teach"] = args.options.get("teach", {})
+            self.settings[TEACH] = args.options.get(TEACH, {})
         self.record = {"seed": seed, **{key: self.settings.get(key) for key in TAUGHT_WITH}}
         self.choices: dict[str, Any] = {"limit": args.limit, "form": args.form}
         self._check()
@@ -202,7 +202,7 @@ class Cell:
             return self._after_requests(result, self.setting.requests)
         if "training" not in result.seconds:
             with _timing(result, "training"):
-                METHODS[self.name].run(
+                method_named(self.name).run(
                     load(self.target), self.tokenizer, self.setting.given, self.folder, self.seed, self.options
                 )
             self._trained(result)
@@ -240,7 +240,7 @@ class Cell:
 
         before = Requests(result.scores.after_requests, result.seconds.get("training", 0.0))
         return run_requests(
-            METHODS[self.name], load(self.target), self.tokenizer, list(map(data.training_rows, requests)), given,
+            method_named(self.name), load(self.target), self.tokenizer, list(map(data.training_rows, requests)), given,
             measured, self.folder, self.seed, self.options, before, save,
         )[0]  # fmt: skip
 
@@ -262,7 +262,8 @@ class Cell:
         data = self.setting.data
         with _precision():
             tokenizer = chat_or_plain(self.tokenizer, data.as_chat)
-            found = observe_tokens(model, tokenizer, {"forget": self.setting.rows.forget, **data.kept_sets})
+            sets = {"forget": self.setting.rows.forget, **data.kept_sets, **data.bystander_sets}
+            found = observe_tokens(model, tokenizer, sets)
         found.save(self.seen)
 
     def _add(self, result: Result, model: Any, part: str) -> None:

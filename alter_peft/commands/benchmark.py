@@ -28,7 +28,20 @@ SECTIONS = (
     Section(
         "what is forgotten",
         "TOFU, or else books, the hazard, or a task.",
-        ["data", "split", "retain_rows", "rows", "requests", "books", "hazard", "task_data", "tasks", "limit", "form"],
+        [
+            "data",
+            "split",
+            "retain_rows",
+            "bystander_rows",
+            "rows",
+            "requests",
+            "books",
+            "hazard",
+            "task_data",
+            "tasks",
+            "limit",
+            "form",
+        ],
     ),
     Section(
         "how it is measured",

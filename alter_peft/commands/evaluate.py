@@ -26,6 +26,7 @@ SECTIONS = (
             "tofu",
             "split",
             "retain_rows",
+            "bystander_rows",
             "rows",
             "books",
             "hazard",

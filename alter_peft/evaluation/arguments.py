@@ -30,6 +30,11 @@ class MeasureArguments:
     )
     split: Literal["forget01", "forget05", "forget10"] = option("forget01", "What of TOFU is forgotten.")
     retain_rows: int | None = option(None, "Of TOFU: how many retain rows the model was taught, if not all.")
+    bystander_rows: int | None = option(
+        None,
+        "Of TOFU: how many of the rows that `--retain_rows` leaves target and oracles are taught and no method is "
+        "given; unset: 40, as far as there are any.",
+    )
     rows: int | None = option(None, "Of TOFU: how many questions of each other set are asked, if not all.")
     books: dict[str, Any] | str | None = option(
         None, "Books, one of them to be forgotten: arguments of `read_books`, as JSON."
@@ -39,7 +44,9 @@ class MeasureArguments:
     limit: int | None = option(None, "How many questions of each task, if not all.")
     form: Literal["letters", "texts"] = option("letters", "Whether letters or texts of a file's choices are compared.")
     task_data: dict[str, Any] | str | None = option(
-        None, f"Any of the tasks {', '.join(TASKS)}: task -> arguments of its reader, as JSON."
+        None,
+        f"Any of the tasks {', '.join(TASKS)}: task -> arguments of its reader, as JSON; the name alone of one that "
+        "needs none.",
     )
     answered: int | None = option(None, "How many questions of each set are answered in full, if not all.")
     max_new_tokens: int = option(200, "Tokens of an answer, also under attack.")
@@ -55,7 +62,7 @@ class MeasureArguments:
     def __post_init__(self) -> None:
         for name in ("books", "task_data", "chat_template_kwargs"):
             if isinstance(getattr(self, name), str):
-                setattr(self, name, json_object(name, getattr(self, name)))
+                setattr(self, name, _object(name, getattr(self, name)))
         if self.hazard:
             self.task_data = {"hazard": {}, **self.other_tasks}
         for name, known in (("attacks", ATTACKS), ("task_data", TASKS)):
@@ -80,12 +87,13 @@ class MeasureArguments:
 
     def set_of_tofu(self, *others: str) -> list[str]:
         """Which of TOFU's options, and of others, are set."""
-        names = {"split", "retain_rows", "rows", *others}
+        names = {"split", "retain_rows", "bystander_rows", "rows", *others}
         return [one.name for one in fields(self) if one.name in names and getattr(self, one.name) != one.default]
 
     def tofu_options(self, source: str) -> dict[str, Any]:
         """Arguments of TOFU's reader."""
-        return {"source": source, "split": self.split, "retain_rows": self.retain_rows, "rows": self.rows}
+        names = ("split", "retain_rows", "bystander_rows", "rows")
+        return {"source": source, **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(kw_only=True)
@@ -218,6 +226,11 @@ class EvaluateArguments(MeasureArguments):
                 "`guards` is set, but a model without an `adapter` can't judge its own fluency. Give another as "
                 "`judge`."
             )
+
+
+def _object(name: str, text: str) -> dict[str, Any]:
+    """JSON, or the name of a task alone."""
+    return {text: {}} if name == "task_data" and text in TASKS else json_object(name, text)
 
 
 def read_oracle(path: str) -> Result:

@@ -2,8 +2,8 @@
 """What a benchmark compares: the methods that make a model forget, a file a family."""
 
 from .method import Method, UnlearningData
-from .reading import read_options
+from .reading import TEACH, VARIANT, check_methods, method_named, read_options
 from .registry import METHODS
 
 
-__all__ = ["METHODS", "Method", "UnlearningData", "read_options"]
+__all__ = ["METHODS", "TEACH", "VARIANT", "Method", "UnlearningData", "check_methods", "method_named", "read_options"]

@@ -12,8 +12,9 @@ from alter_peft.trainer import UnlearnTrainer
 from .method import Method
 
 
-def _lora() -> PeftConfig:
-    return LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+def _lora(**options: Any) -> PeftConfig:
+    own = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    return LoraConfig(**{**own, **options})
 
 
 # TOFU unlearns for 5 epochs; the learning rate is the pilot's, nothing else is tuned

@@ -53,6 +53,11 @@ class HazardData(TaskData):
         ]
         return [*asked, QuestionSet("holdout", self.holdout, SCORED)]
 
+    @property
+    def bystander_sets(self) -> dict[str, Sequence[Pair]]:
+        """The hazard that nobody asked to forget."""
+        return {"bystanders": self.bystanders}
+
     def other_scores(self, model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int | None) -> list[Score]:
         """The accuracies of the questions."""
         return self.questions.other_scores(model, tokenizer, batch_size)

@@ -82,6 +82,11 @@ class TaskData:
         """What a model is to know still, by the name of its set: asked after each of several requests."""
         return {"retain": self.retain}
 
+    @property
+    def bystander_sets(self) -> dict[str, Sequence[Pair]]:
+        """What is asked of the bystanders, by the name of its set."""
+        return {}
+
     def other_scores(self, model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int | None) -> Sequence[Score]:
         """Scores that no metric of `METRICS` gives."""
         return []
