@@ -51,7 +51,7 @@ def scores_after(
     """
     What is left after so many requests: the mean answer probability of each set that is kept, normalised by the false
     answers but for `retain`, as in TOFU's nine, and as `utility` their harmonic mean; of each request, and the means
-    over those made, `forgotten so far`, and those to come, `still to come`.
+    over those made, `forgotten so far`, and those to come, `still to come`; and of the bystanders, if there are any.
 
     Args:
         made: how many requests were made, the `step` of each score.
@@ -72,11 +72,13 @@ def scores_after(
         probability(name, pairs, False, "probability" if name == "retain" else "normalized_probability")
         for name, pairs in data.kept_sets.items()
     ]
+    beside = [probability(name, pairs, False) for name, pairs in data.bystander_sets.items()]
     asked = [probability(f"request {number}", pairs, True) for number, pairs in enumerate(requests, start=1)]
     parts = {"forgotten so far": asked[:made], "still to come": asked[made:]}
     return [
         *kept,
         computed("utility", float(hmean([score.value for score in kept]))),
+        *beside,
         *asked,
         *(computed(name, mean(score.value for score in part)) for name, part in parts.items() if part),
     ]

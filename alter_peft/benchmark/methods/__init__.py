@@ -3,7 +3,7 @@
 
 from .field import FIELD, FieldMethod
 from .method import Method, UnlearningData, trained
-from .reading import read_options
+from .reading import TEACH, VARIANT, check_methods, method_named, read_options
 from .registry import DEFAULT_METHODS, DESCRIBED, METHODS, OWN
 
 
@@ -13,9 +13,13 @@ __all__ = [
     "FIELD",
     "METHODS",
     "OWN",
+    "TEACH",
+    "VARIANT",
     "FieldMethod",
     "Method",
     "UnlearningData",
+    "check_methods",
+    "method_named",
     "read_options",
     "trained",
 ]

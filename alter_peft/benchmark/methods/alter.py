@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from alter_peft.trainer import AlterUnlearnTrainer
 from alter_peft.tuner import AlterConfig
 
 from .field import FIELD
 from .method import Method
+
+
+def _static(**options: Any) -> AlterConfig:
+    return AlterConfig(**{"router": "static", **options})
 
 
 ALTER: dict[str, Method] = {
@@ -34,7 +40,7 @@ ALTER: dict[str, Method] = {
     ),
     "asymlora": Method(
         "`alter` with `router=\"static\"`: all text sees all experts (AsymLoRA, Eqs. 2 and 6)",
-        AlterUnlearnTrainer, lambda: AlterConfig(router="static"), stacks=True, calibrates=True,
+        AlterUnlearnTrainer, _static, stacks=True, calibrates=True,
     ),
 }  # fmt: skip
 

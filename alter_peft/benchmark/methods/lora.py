@@ -13,8 +13,9 @@ from .field import FIELD
 from .method import Method
 
 
-def _lora() -> PeftConfig:
-    return LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+def _lora(**options: Any) -> PeftConfig:
+    own = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    return LoraConfig(**{**own, **options})
 
 
 # TOFU unlearns for 5 epochs; the learning rate is the pilot's, nothing else is tuned

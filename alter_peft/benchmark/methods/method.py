@@ -41,7 +41,8 @@ class Method:
     Attributes:
         caption: what it is, for tables and docs.
         trainer: the class; its configuration is `trainer.config_class`.
-        adapter: makes the config of the adapter; `None` if all weights are trained.
+        adapter: makes the config of the adapter, and takes fields of it that are to differ; `None` if all weights are
+            trained.
         options: of the training, over the configuration's defaults.
         stacks: whether a later request gets an adapter of its own beside the earlier ones, which stay active; else it
             trains the adapter on.
@@ -50,7 +51,7 @@ class Method:
 
     caption: str
     trainer: type[UnlearnTrainer]
-    adapter: Callable[[], PeftConfig] | None
+    adapter: Callable[..., PeftConfig] | None
     options: dict[str, Any] = field(default_factory=dict)
     stacks: bool = False
     calibrates: bool = False
@@ -69,12 +70,14 @@ class Method:
 
         Args:
             model: the target, or what an earlier request left.
-            options: of the training, over the method's own.
+            options: of the training, over the method's own; `"adapter"` has fields of the adapter's config.
         """
+        options = {**options}
+        adapter = options.pop("adapter", {})
         earlier = list(model.peft_config) if isinstance(model, PeftModel) else []
         if isinstance(model, PeftModel) and self.stacks and self.adapter is not None:
             name = f"request_{len(earlier)}"
-            model.add_adapter(name, self.adapter())
+            model.add_adapter(name, self.adapter(**adapter))
             tuner: Any = model.base_model
             tuner.set_adapter([name, *earlier])  # trained as it will be asked, beside the earlier ones
         elif isinstance(model, PeftModel):
@@ -86,7 +89,7 @@ class Method:
             train_dataset=data.forget,
             retain_dataset=data.retain,
             calibration_dataset=data.calibration if self.calibrates else None,
-            peft_config=None if earlier or self.adapter is None else self.adapter(),
+            peft_config=None if earlier or self.adapter is None else self.adapter(**adapter),
             processing_class=tokenizer,
         )
         trainer.train()

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from .alter import ALTER, ALTER_FIELD
-from .field import FIELD
+from .field import FIELD, FieldMethod
 from .full import FULL_METHODS
 from .lora import CONTROLS, LORA_METHODS
 from .method import Method
@@ -15,8 +17,14 @@ OWN: dict[str, Method] = {**ALTER, **CONTROLS}
 METHODS: dict[str, Method] = {**OWN, **LORA_METHODS, **ALTER_FIELD, **FULL_METHODS}
 # what is compared unless other methods are named
 DEFAULT_METHODS = (*OWN, "lora_ihl", "lora_ga", "lora_npo", "lora_simnpo")
+
+
+def _listed(entries: Mapping[str, Method | FieldMethod]) -> str:
+    return "; ".join(f"{name}: {one.caption}" for name, one in entries.items())
+
+
 DESCRIBED = (
-    f"What is compared: {'; '.join(f'{name}: {one.caption}' for name, one in OWN.items())}. With lora_, alter_ or "
-    "full_ before the name, the field's methods on plain LoRA, on ALTER's adapter (but for rmu) and on all weights: "
-    f"{'; '.join(f'{name}: {one.caption}' for name, one in FIELD.items())}."
+    f"What is compared, also variants with options of their own (lora_npo+mine): {_listed(OWN)}. With lora_, alter_ "
+    "or full_ before the name, the field's methods on plain LoRA, ALTER's adapter (but for rmu) or all weights: "
+    f"{_listed(FIELD)}."
 )
