@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from alter_peft.report.balance import Balance
 
 from alter_peft.benchmark.arguments import BenchmarkArguments
 from alter_peft.benchmark.grid import Grid
 from alter_peft.benchmark.methods import METHODS
 from alter_peft.evaluation.tables import Table, to_markdown
+from alter_peft.report.balance import Balance
 from alter_peft.report.reading import read_benchmark
 
 
