@@ -152,7 +152,7 @@ def test_what_evaluate_refuses(place, tmp_path, capsys):
     broken.write_text('{"prompt": "Who?"}\n')
     bare = ["evaluate", "--model", str(place / "model"), "--output_file", str(tmp_path / "x.json")]
     for argv, message in (
-        (bare, "`--sets`, `--tofu`, `--books`, `--tasks` and `--task_data` are all unset"),
+        (bare, "`--sets`, `--tofu`, `--books`, `--hazard`, `--tasks` and `--task_data` are all unset"),
         ([*bare, "--sets", "forget"], "entries name=source"),
         ([*bare, "--sets", f"a={tmp_path / 'none.jsonl'}"], "there is no such file"),
         ([*bare, "--sets", f"a={empty}"], "is empty (0 bytes)"),

@@ -28,9 +28,9 @@ def test_every_option_says_what_it_is():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"sets": [], "forget": []}, "`sets`, `tofu`, `books`, `tasks` and `task_data` are all unset"),
+        ({"sets": [], "forget": []}, "`sets`, `tofu`, `books`, `hazard`, `tasks` and `task_data` are all unset"),
         ({"books": "no"}, "`books` is 'no', but must be a JSON object"),
-        ({"task_data": '{"hazard": {}}'}, r"`task_data` has \['hazard'\], but must be some of \['tofu', 'books', "),
+        ({"task_data": '{"danger": {}}'}, r"`task_data` has \['danger'\], but must be some of \['tofu', 'books', "),
         ({"task_data": {"tofu": "a"}}, "`task_data` has 'a' for 'tofu', but must have arguments of its reader"),
         (
             {"task_data": {"tofu": {"source": "a"}}, "tofu": "b"},

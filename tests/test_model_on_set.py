@@ -95,6 +95,7 @@ def test_every_metric_is_the_function_of_its_name(ask, llama, tokenizer):
             math.exp(own) / (math.exp(own) + sum(math.exp(mean) for mean in others))
             for own, others in zip(true, false, strict=True)
         ],
+        "choice_accuracy": [float(own > max(others)) for own, others in zip(rephrased, false, strict=True)],
         "rouge": rouge_l(texts, [pair.completion for pair in PAIRS]),
         "truth_ratio": truth_ratio(rephrased, false),
         "exact_memorization": exact_memorization(scores.greedy, scores.content),

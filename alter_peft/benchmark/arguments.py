@@ -19,7 +19,7 @@ from .methods import METHODS, TEACH, check_methods, read_options
 
 # What does not change the figures of a cell: methods, seeds, tasks and attacks may join a grid later
 JOINABLE = {"output_dir", "methods", "seeds", "oracle_seeds", "attacks", "tasks", "limit", "form", "options"}
-JOINABLE |= {"batch_size", "relearning_rate"}
+JOINABLE |= {"batch_size", "relearning_rate", "hazard"}  # the last is in `task_data`, too
 OF_TOFU = {"data", "split", "retain_rows", "bystander_rows", "rows"}
 WAIT = timedelta(days=1)  # of the other processes for the main one, which measures
 
@@ -75,6 +75,7 @@ class BenchmarkArguments(MeasureArguments):
     def _check_task(self) -> None:
         """One task, with nothing set that is of another one."""
         given = [name for name in ("books", "task_data") if getattr(self, name) is not None]
+        given = ["hazard" if name == "task_data" and self.hazard else name for name in given]
         if len(given) > 1 or (self.task_data is not None and len(self.task_data) != 1):
             raise ValueError(f"`task_data` is {self.task_data}, but a grid is of one task. Give one, and no `books`.")
         of_tofu = self.set_of_tofu("data", "requests")

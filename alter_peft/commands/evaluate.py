@@ -17,7 +17,7 @@ SECTIONS = (
     Section("the model", "", ["model", "adapter", "as_chat", "chat_template_kwargs", "bf16"]),
     Section(
         "what is asked",
-        "At least one of sets, tofu, books, tasks and task_data.",
+        "At least one of sets, tofu, books, hazard, tasks and task_data.",
         [
             "sets",
             "columns",
@@ -29,6 +29,7 @@ SECTIONS = (
             "bystander_rows",
             "rows",
             "books",
+            "hazard",
             "tasks",
             "limit",
             "form",

@@ -39,6 +39,7 @@ class MeasureArguments:
     books: dict[str, Any] | str | None = option(
         None, "Books, one of them to be forgotten: arguments of `read_books`, as JSON."
     )
+    hazard: bool = option(False, "The hazard benchmark: an invented subject, which comes with the package.")
     tasks: list[str] = option([], "Multiple choice: tasks of lm-evaluation-harness, or files.")
     limit: int | None = option(None, "How many questions of each task, if not all.")
     form: Literal["letters", "texts"] = option("letters", "Whether letters or texts of a file's choices are compared.")
@@ -62,6 +63,8 @@ class MeasureArguments:
         for name in ("books", "task_data", "chat_template_kwargs"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, _object(name, getattr(self, name)))
+        if self.hazard:
+            self.task_data = {"hazard": {}, **self.other_tasks}
         for name, known in (("attacks", ATTACKS), ("task_data", TASKS)):
             check_known(name, getattr(self, name) or (), known)
         for name, options in self.other_tasks.items():
@@ -95,7 +98,7 @@ class MeasureArguments:
 
 @dataclass(kw_only=True)
 class EvaluateArguments(MeasureArguments):
-    """What is measured of a model. At least one of `sets`, `tofu`, `books`, `tasks` and `task_data`."""
+    """What is measured of a model. At least one of `sets`, `tofu`, `books`, `hazard`, `tasks` and `task_data`."""
 
     output_file: str = field(
         metadata={"help": "The scores, row by row, as JSON; GRID/NAME/result.json joins the report of a grid."}
@@ -144,7 +147,9 @@ class EvaluateArguments(MeasureArguments):
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, but must be a list.")
         super().__post_init__()
         if not (self.sets or self.task_options):
-            raise ValueError("`sets`, `tofu`, `books`, `tasks` and `task_data` are all unset. Give one to measure.")
+            raise ValueError(
+                "`sets`, `tofu`, `books`, `hazard`, `tasks` and `task_data` are all unset. Give one to measure."
+            )
         if not self.tofu and (of_tofu := self.set_of_tofu()):
             raise ValueError(f"`{of_tofu[0]}` is set, but it is of TOFU alone. Set `tofu`, or remove it.")
         flags = {"tofu": self.tofu, "books": self.books, "choices": self.tasks}

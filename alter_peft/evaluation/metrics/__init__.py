@@ -19,7 +19,7 @@ from .membership import LOSS, LOSS_PER_BYTE, MIN_K, MIN_K_PLUS_PLUS
 from .memorization import EXACT_MEMORIZATION, EXTRACTION_STRENGTH, FLOORED_EXTRACTION_STRENGTH
 from .metric import Metric
 from .needs import alter_config, lacking
-from .probability import NORMALIZED_PROBABILITY, PROBABILITY, REPHRASED_PROBABILITY
+from .probability import CHOICE_ACCURACY, NORMALIZED_PROBABILITY, PROBABILITY, REPHRASED_PROBABILITY
 from .routing import ASTRAY, EXPERT_USAGE
 from .text import BLEU, KNOWMEM, ROUGE, ROUGE_F, UNIQUE_TOKENS, VERBMEM
 from .truth_ratio import TRUTH_RATIO, TRUTH_SHARE
@@ -28,6 +28,7 @@ from .truth_ratio import TRUTH_RATIO, TRUTH_SHARE
 METRICS: dict[str, Metric] = {
     "probability": PROBABILITY,
     "normalized_probability": NORMALIZED_PROBABILITY,
+    "choice_accuracy": CHOICE_ACCURACY,
     "rouge": ROUGE,
     "truth_ratio": TRUTH_RATIO,
     "exact_memorization": EXACT_MEMORIZATION,
