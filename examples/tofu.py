@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pilot on TOFU: forget01 (40 pairs, two authors), 100 retain pairs, 40 of bystanders, beside an oracle without the 40.
+"""The pilot on TOFU: forget01 (40 pairs, two authors), 100 retain pairs, 40 of bystanders, beside an oracle without.
 
     make tofu
 

@@ -19,9 +19,11 @@ from alter_peft.losses import (
     level_loss,
     profile_loss,
     score_tokens,
+    soft_target_loss,
     structural_invariance,
     token_loss,
 )
+from alter_peft.losses.forget.tokens import soft_targets
 
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -311,6 +313,33 @@ def test_tokens_that_anyone_could_predict_are_at_rest() -> None:
     scores = scores_of([math.log(p) for p in (0.95, 0.9999, 0.8)], [0.0, 0.0, 0.0])
     token_loss(scores, torch.tensor([0.999, 0.95, 0.9], dtype=torch.float64).log()).sum().backward()
     assert scores.log_prob.grad[:2].tolist() == [0.0, 0.0] and scores.log_prob.grad[2] < 0
+
+
+def test_soft_targets_by_hand() -> None:
+    # The base (1/2, 1/4, 1/4), its first outcome lowered to 1/5: the others share 4/5 as they shared the rest.
+    found = soft_targets(torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([0]), torch.tensor([0.2]).log())
+    torch.testing.assert_close(found.exp(), torch.tensor([[0.2, 0.4, 0.4]]))
+    known = torch.tensor([[50.0, 1.0, 0.0]])  # known by heart: p = 1 in float32, and the others are still told apart
+    found = soft_targets(known, torch.tensor([0]), torch.tensor([0.2]).log())
+    torch.testing.assert_close(found.exp(), torch.tensor([[0.2, 0.8 / (1 + math.exp(-1)), 0.8 / (1 + math.e)]]))
+
+
+def test_soft_target_gradient_is_the_difference_of_the_two() -> None:
+    """p - q_t, and none into the base; at rest, with no divergence, where both are the same."""
+    logits, base = (2 * random(N, V, seed=3)).requires_grad_(), (2 * random(N, V, seed=4)).requires_grad_()
+    targets = -0.1 - 3 * random(N, seed=6).abs()
+    loss = soft_target_loss(logits, base, identity, identity, LABELS, targets, chunk_size=3)
+    loss.sum().backward()
+    wanted = soft_targets(base.detach(), LABELS, targets)
+    torch.testing.assert_close(logits.grad, logits.detach().softmax(-1) - wanted.exp())
+    assert base.grad is None
+    at_rest = soft_target_loss(wanted, base, identity, identity, LABELS, targets)
+    torch.testing.assert_close(at_rest, torch.zeros_like(at_rest))
+    assert torch.autograd.gradcheck(
+        lambda x: soft_target_loss(x, base.detach(), identity, identity, LABELS, targets), logits
+    )
+    with pytest.raises(ValueError, match="targets has 2 values for 7 tokens"):
+        soft_target_loss(logits, base, identity, identity, LABELS, targets[:2])
 
 
 def test_profile_is_a_wasserstein_distance() -> None:

@@ -82,7 +82,9 @@ def test_without_a_reference_the_model_is_its_own(tokenizer, tmp_path, calibrati
     trainer = trainer_with(tokenizer, tmp_path, None, calibration)
     before = adapter_state(trainer)
     trainer.prepare()
-    assert all(torch.equal(before[name], value) for name, value in adapter_state(trainer).items() if "router" not in name)
+    assert all(
+        torch.equal(before[name], value) for name, value in adapter_state(trainer).items() if "router" not in name
+    )
     model = make_llama(len(tokenizer))
     own = log_probabilities(model, trainer)
     with damped(model.model.layers):
@@ -173,8 +175,6 @@ def test_references_that_cannot_be(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="`reference_model` is a dict, but must be a model"):
         trainer_with(tokenizer, tmp_path / "out", {})
     with pytest.raises(ValueError, match="`reference_model` is `model` itself, which knows the rows"):
-        make_trainer(
-            tmp_path / "out", tokenizer, model=model, adapter={}, others={"reference_model": model}, **TOKENS
-        )
+        make_trainer(tmp_path / "out", tokenizer, model=model, adapter={}, others={"reference_model": model}, **TOKENS)
     with pytest.raises(ValueError, match="`reference_model` is given, but `forget_loss='level'` asks none"):
         trainer_with(tokenizer, tmp_path / "out", model, forget_loss="level")

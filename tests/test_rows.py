@@ -11,8 +11,11 @@ import pytest
 from conftest import make_llama
 
 from alter_peft.benchmark.arguments import BenchmarkArguments
+from alter_peft.benchmark.grid import Grid
 from alter_peft.benchmark.setting import read_setting
 from alter_peft.evaluation import IDLE, Key, Pair, measure_task, read_birthdays, read_people, read_row_sets
+from alter_peft.report.reading import read_benchmark
+from alter_peft.report.report import report_tables
 
 
 DATA = Path(read_people.__code__.co_filename).parent / "data"
@@ -90,7 +93,8 @@ def test_nothing_stands_twice_and_every_row_is_whole(setting):
             plain = {"person", "prompt", "completion"}
             assert row.keys() == plain if part in ("calibration", "holdout") else plain < row.keys()
             if "wrong" in row:
-                assert len({row["rephrased"], row["completion"], *row["wrong"]}) == 5
+                answers = {row["completion"], row.get("rephrased"), *row["wrong"]} - {None}
+                assert len(answers) == (5 if setting == "people" else 4)
 
 
 @pytest.mark.parametrize("setting", PEOPLE)
@@ -128,6 +132,7 @@ def test_the_people_as_a_task():
     assert len(read_people(rows=5).bystanders) == 50
     dates = read_birthdays()
     assert len(dates.sets) == 6 and dates.bystanders == dates.sets["bystanders"]
+    assert all(pair.rephrased is None and len(pair.wrong) == 3 for pair in dates.forget)
 
 
 def test_rows_of_ones_own(sources):
@@ -136,6 +141,8 @@ def test_rows_of_ones_own(sources):
     assert data.paraphrased[1].prompt == "Who?" and data.calibration == []
     metrics = {one.name: one.metrics for one in data.question_sets}
     assert "truth_ratio" in metrics["forget"] and "truth_ratio" not in metrics["retain"]
+    assert {"truth_share", "rephrased_probability", "min_k_plus_plus"} <= {*metrics["forget"]}
+    assert "loss" in metrics["holdout"]
     assert (list(data.kept_sets), list(data.bystander_sets)) == (["retain"], ["bystanders"])
     assert len(data.sets["retain"]) == len(data.sets["bystanders"]) == 2
     assert len(data.retain) == len(data.bystanders) == 3
@@ -190,3 +197,25 @@ def test_every_set_is_measured(sources, tokenizer):
         assert Key(name, metric) in scores
     assert Key("utility", "model_utility") in scores
     assert all(data.settings.items() <= score.settings.items() for score in scores.values())
+
+
+def test_a_grid_measures_the_bystanders_and_reports_them(sources, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    make_llama(len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    quick = {"max_steps": 1, "disable_tqdm": True}
+    public = write(tmp_path, "public", some("Ed"))
+    args = BenchmarkArguments(
+        model=str(tmp_path / "model"), output_dir=str(tmp_path / "out"), methods=["alter"], oracle_seeds=[0, 1],
+        task_data={"rows": {**sources, "bystanders_public": public}}, max_new_tokens=2, answered=1,
+        options={"teach": {**quick, "learning_rate": 0.01, "warmup_steps": 0}, "alter": quick},
+    )  # fmt: skip
+    results = Grid(args).run()
+    assert [result.error for result in results] == [None] * 4
+    for result in results:
+        found = {(key.set, key.metric) for key in result.scores}
+        for name in ("bystanders", "bystanders public"):
+            assert {(name, "probability"), (name, "exact_memorization")} < found
+            assert ((name, "astray") in found) == (result.name == "alter")
+    tables = report_tables(read_benchmark(Path(args.output_dir)))
+    assert any("bystanders public" in str(row) for table in tables for row in table.rows)

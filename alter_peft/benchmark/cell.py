@@ -20,6 +20,7 @@ from alter_peft.chat import chat_or_plain
 from alter_peft.evaluation.answers import Pair
 from alter_peft.evaluation.attacks import attack
 from alter_peft.evaluation.loading import load
+from alter_peft.evaluation.open_unlearning import composites
 from alter_peft.evaluation.results import ORACLE, STOPPED, TARGET, Result, environment, machine
 from alter_peft.evaluation.scores import Score, Scores
 from alter_peft.evaluation.seen_tokens import observe_tokens
@@ -29,7 +30,7 @@ from alter_peft.scoring import ScoredModel
 
 from .arguments import BenchmarkArguments
 from .folder_lock import folder_lock
-from .methods import TEACH, method_named
+from .methods import TEACH, method_named, trained
 from .provenance import RECORD, TAUGHT_WITH, check_made_with, corrected
 from .requests import Requests, run_requests, scores_after
 from .setting import Setting
@@ -208,7 +209,7 @@ class Cell:
             self._trained(result)
             PartialState().wait_for_everyone()  # for the main one, which saves
         # as it was saved, in this run as in a later one, and without the wrappers of the training
-        return PeftModel.from_pretrained(load(self.target), self.folder).eval()
+        return trained(self.target, self.folder)
 
     def _taught(self, result: Result) -> PreTrainedModel:
         place = self.folder / "model"
@@ -223,7 +224,7 @@ class Cell:
         self._trained(result)
         return model
 
-    def _after_requests(self, result: Result, requests: list[list[Pair]]) -> PeftModel:
+    def _after_requests(self, result: Result, requests: list[list[Pair]]) -> PreTrainedModel | PeftModel:
         data, given = self.setting.data, self.setting.given
 
         # around the passes alone: within, optimiser steps would not be seen
@@ -255,6 +256,7 @@ class Cell:
             guards = self.setting.requests is None  # of several adapters none is astray by itself
             options = (self.args.answered, self.args.max_new_tokens, self.args.batch_size, judge, guards)
             result.scores.update(measure_task(model, self.tokenizer, self.setting.data, *options))
+        result.scores.add(composites(result.scores))  # the report has those that need other models
         self.seen.unlink(missing_ok=True)  # of what was measured before
         self._save(result)
 

@@ -15,6 +15,7 @@ from scipy.stats import hmean
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from alter_peft.evaluation.answers import Pair
+from alter_peft.evaluation.loading import load
 from alter_peft.evaluation.metrics import measure
 from alter_peft.evaluation.model_on_set import ModelOnSet
 from alter_peft.evaluation.scores import Score, Scores
@@ -83,9 +84,14 @@ def scores_after(
     ]
 
 
-def load_requests(model: PreTrainedModel, folder: Path, count: int) -> PeftModel | None:
-    """A base model with the adapters that are saved after so many requests; `None` if they are not all there."""
+def load_requests(model: PreTrainedModel, folder: Path, count: int) -> PreTrainedModel | PeftModel | None:
+    """
+    A base model with the adapters that are saved after so many requests, or the whole model that is saved then; `None`
+    if they are not all there.
+    """
     last = folder / f"request-{count}"
+    if (last / "config.json").is_file():
+        return load(last)
     if not (last / "adapter_config.json").is_file():
         return None
     names = [f"request_{number}" for number in range(1, count)]  # those that ALTER adds
@@ -128,7 +134,7 @@ def run_requests(
     options: dict[str, Any],
     before: Requests,
     save: Callable[[Requests], None],
-) -> tuple[PeftModel, Requests]:
+) -> tuple[PreTrainedModel | PeftModel, Requests]:
     """
     One request after another, each given to what the one before left.
 

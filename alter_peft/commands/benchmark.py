@@ -27,7 +27,7 @@ SECTIONS = (
     Section("what is compared", "", ["model", "methods", "seeds", "oracle_seeds", "target", "options", "output_dir"]),
     Section(
         "what is forgotten",
-        "TOFU, or else books, or a task.",
+        "TOFU, or else books, the hazard, or a task.",
         [
             "data",
             "split",
@@ -36,6 +36,7 @@ SECTIONS = (
             "rows",
             "requests",
             "books",
+            "hazard",
             "task_data",
             "tasks",
             "limit",

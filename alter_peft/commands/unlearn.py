@@ -140,7 +140,7 @@ def _trainer(script: ScriptArguments, args: UnlearnConfig, adapter: Adapter, con
     rows = read_all(
         {flag: source for flag, source in given.items() if source is not None},
         parse_columns(script.columns),
-        extras={"--forget": ("domain",)},
+        extras={"--forget": ("domain", "alternate")},
         text_field=args.dataset_text_field,
         whole_chats=args.completion_only_loss is False,
     )

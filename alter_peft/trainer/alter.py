@@ -121,8 +121,8 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         config.check_threshold(self.scored.head.vocab_size)
         if self.args.retain_weight == 0 and not (config.is_gated and config.routing.retain_competes):
             logger.warning(
-                f"`retain_weight` is 0, but `router={config.router!r}` lets retained text into the forget experts, and "
-                "nothing holds it. Set `retain_weight=1`."
+                f"`retain_weight` is 0, but `router={config.router!r}` lets retained text into the forget experts, "
+                "and nothing holds it. Set `retain_weight=1`."
             )
         self.structural_weight = self._usable_structural_weight()
         self._structural = StructuralTerm(
@@ -202,7 +202,11 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         self.measured = measure(self.args.loss, needed, unseen, self.args.forget_level, self.args.seed, guide)
         self.astray = phase.astray
         self._set_knowledge(known, kept, unseen)
-        self.train_dataset = PairDataset(forget, retain)
+        alternates = self._make(not self._begins_as_base)
+        if alternates is not None:  # gated as the model is asked: an unknown entropy counts as one at the threshold
+            threshold = self.alter_config.entropy_threshold
+            alternates = [{**row, "entropy": [threshold] * len(row["input_ids"])} for row in alternates]
+        self.train_dataset = PairDataset(forget, retain, alternates)
         if self.alter_config.init_weights == "cluster" and looks:
             with gathering_layers(self.model):
                 start_from_clusters(self.scored, self.adapter_name, forget, size)

@@ -61,7 +61,8 @@ def check_reference(reference: Any, model: Any, tokenizer: PreTrainedTokenizerBa
     size = config.get_text_config().vocab_size
     if size < len(tokenizer):
         raise ValueError(
-            f"`reference_model` has a vocabulary of {size} tokens, but the model's tokenizer has {len(tokenizer)}. {FIX}"
+            f"`reference_model` has a vocabulary of {size} tokens, but the model's tokenizer has {len(tokenizer)}. "
+            f"{FIX}"
         )
 
 

@@ -48,6 +48,10 @@ class Measured(NamedTuple):
         reference: ln p of each row before the training, the sum over its labels, (rows,).
         token_targets: the log-probability that each token itself is to come to, (n_i,).
         guide: what they were taken from, in words.
+        other_labels, label_probabilities: labels for each token in place of its own, with their probabilities,
+            (n_i, K).
+        alternate_reference: `reference` of the rows with an alternate answer, (rows,).
+        direction: where RMU sends activations, (k,).
     """
 
     level: float
@@ -57,6 +61,10 @@ class Measured(NamedTuple):
     reference: Tensor = torch.empty(0)
     token_targets: Sequence[Tensor] = ()
     guide: str = ""
+    other_labels: Sequence[Tensor] = ()
+    label_probabilities: Sequence[Tensor] = ()
+    alternate_reference: Tensor = torch.empty(0)
+    direction: Tensor = torch.empty(0)
 
     @property
     def described_level(self) -> str:
@@ -178,5 +186,7 @@ def token_targets(known: Sequence[Tensor], unseen: Sequence[Tensor], guide: Guid
 def described(guide: Guide, has_unseen: bool) -> str:
     """What token targets were taken from, in words."""
     order = "the reference model" if guide.is_reference else "the model itself with damped feed-forward layers"
-    scale = "`calibration_dataset`" if has_unseen else "the reference model" if guide.is_reference else "`forget_level`"
+    scale = (
+        "`calibration_dataset`" if has_unseen else "the reference model" if guide.is_reference else "`forget_level`"
+    )
     return f"order by {order}, values by {scale}"

@@ -20,23 +20,20 @@ from alter_peft.scoring import ScoredModel
 from alter_peft.tuner.config import AlterConfig
 
 from .active_adapters import Trained, others_frozen
+from .alternates import Asking, check_alternates
 from .checkpoints import check_folders
 from .config import UnlearnConfig
 from .damping import damped
 from .distributed import HeadGathering, from_main_process, gathering_layers, is_zero3_split, set_up_distributed
 from .encoding import encoded, set_template_defaults
-from .inputs import (
-    check_all_labelled,
-    check_arguments,
-    check_model,
-    check_retain_loss,
-)
+from .inputs import check_all_labelled, check_arguments, check_looked_at, check_model
 from .knowledge import FORGET_ROWS, RETAIN_ROWS, Astray, Knowledge, Summary
 from .measuring import drawn, row_means
+from .needs import MADE, Made, alternates_of, base_beside, check_whole_rows, make
 from .pairs import PairTrainer
 from .phase_one import labelled_rows
 from .reference import check_reference, guided_by
-from .rows import checked_dataset, keep_input_columns
+from .rows import checked_dataset, keep_input_columns, of_each
 from .stopping import Stopping, mean_gap
 from .targets import GUESSED, Guide, Measured, measure
 from .windows import Limit, in_windows, row_limit
@@ -133,27 +130,16 @@ class UnlearnTrainer(PairTrainer):
         calibration = calibration_dataset
         if calibration is not None:
             calibration = checked_dataset("calibration_dataset", calibration, *form)
-        held_out = kwargs.pop("eval_dataset", None)
-        if isinstance(held_out, dict):
-            held_out = {
-                name: checked_dataset(f"eval_dataset[{name!r}]", rows, *form) for name, rows in held_out.items()
-            }
-        elif held_out is not None:
-            held_out = checked_dataset("eval_dataset", held_out, *form)
-        if calibration is None and "profiles" in args.loss.needs:
-            raise ValueError(
-                f"`forget_loss` is {args.forget_loss!r}, but there is no `calibration_dataset` to take profiles from. "
-                "Give rows like the forget set that the model was never trained on, or use `forget_loss='level'`."
-            )
-        if reference_model is not None and "token_targets" not in args.loss.needs:
-            raise ValueError(
-                f"`reference_model` is given, but `forget_loss={args.forget_loss!r}` asks none. Use "
-                "`forget_loss='tokens'`, or leave it out."
-            )
+        given = kwargs.pop("eval_dataset", None)
+        held_out = of_each("eval_dataset", given, lambda name, rows: checked_dataset(name, rows, *form))
+        check_looked_at(args, calibration is not None, reference_model is not None)
         self._reference = reference_model
         has_adapter = isinstance(model, PeftModel)
         if has_adapter and peft_config is not None:
             raise ValueError("`peft_config` is given, but `model` has an adapter already. Pass either of them alone.")
+        self._given = forget, retain
+        if (need := alternates_of(args.loss)) is not None:
+            check_alternates(need, forget, retain)
         peft_config, experts = self._assign_experts(model, peft_config, forget, args)
         forget = keep_input_columns(forget, args.dataset_text_field).add_column("expert", experts)
         set_seed(args.seed)  # as newer TRL does before it adds the adapter
@@ -199,7 +185,7 @@ class UnlearnTrainer(PairTrainer):
             self.scored.check()
         if not any(weight.requires_grad for weight in self.model.parameters()):
             raise ValueError("`model` has a frozen adapter. Load it with `is_trainable=True`.")
-        check_retain_loss(self.args.retain_loss, self.scored)
+        self._base = base_beside(self.args, self.scored, is_zero3_split(self.model))
         self.measured = Measured(self.args.forget_level)
         self._prepared = False
         self.astray: Astray | None = None
@@ -213,16 +199,13 @@ class UnlearnTrainer(PairTrainer):
         self._limit = row_limit(self.args.max_length, self.scored.positions, self.args.pad_to_multiple_of)
         self.train_dataset = self._in_windows("train_dataset", self.train_dataset)
         check_all_labelled("train_dataset", self.train_dataset)
-        held_out = self.eval_dataset
-        if isinstance(held_out, dict):
-            held_out = {name: self._in_windows(f"eval_dataset[{name!r}]", rows) for name, rows in held_out.items()}
-        elif held_out is not None:
-            held_out = self._in_windows("eval_dataset", held_out)
-        self.eval_dataset = held_out
+        self.eval_dataset = of_each("eval_dataset", self.eval_dataset, self._in_windows)
         prepared = self._prepare_rows("retain_dataset", retain)
         check_disjoint(self.train_dataset, prepared)
         self._forget: Dataset = self.train_dataset
-        most = len(self._forget) if self.args.loss.needs else FORGET_ROWS
+        if alternates_of(self.args.loss) is not None:
+            check_whole_rows(self._given[0], self._forget)
+        most = len(self._forget) if self.args.loss.needs - MADE else FORGET_ROWS
         self._known = self._forget.select(drawn(len(self._forget), most, self.args.seed))
         self._some_retain = prepared.select(drawn(len(prepared), RETAIN_ROWS, self.args.seed))
         self._retain: Dataset = prepared.add_column("expert", [0] * len(prepared))
@@ -303,11 +286,29 @@ class UnlearnTrainer(PairTrainer):
         if self.accelerator.num_processes > 1:
             found, guide = from_main_process((found, guide))
         known, kept, unseen = found
-        needed = known if self.args.loss.needs else []
+        needed = known if self.args.loss.needs - MADE else []
         self.measured = measure(self.args.loss, needed, unseen, self.args.forget_level, self.args.seed, guide)
         self._set_knowledge(known, kept, unseen)
-        self.train_dataset = PairDataset(self._forget, self._retain)
+        self.train_dataset = PairDataset(self._forget, self._retain, self._make())
         self._prepared = True
+
+    def _make(self, as_given: bool = True) -> list[dict[str, Any]] | None:
+        """Makes what the forget loss needs beyond log-probabilities; the forget rows with other answers, if any."""
+        if not self.args.loss.needs & MADE - {"base"}:
+            return None
+        made: Made | None = None
+        if self.accelerator.is_main_process or is_zero3_split(self.model):
+            rows, size = labelled_rows(self._forget), max(1, self.args.per_device_train_batch_size)
+            options, seed = self.args.loss_options, self.args.seed
+            given = Asking(*self._given, rows, self.scored, self._tokenizer, self.args.as_chat, options, size, seed)
+            with self.accelerator.autocast(), gathering_layers(self.model):
+                made = make(self.args.loss, self.measured, given, self._limit, as_given)
+        if self.accelerator.num_processes > 1:
+            made = from_main_process(made)
+        assert made is not None
+        self.measured = made.measured
+        experts = self._forget["expert"]
+        return made.alternates and [{**row, "expert": d} for row, d in zip(made.alternates, experts, strict=True)]
 
     def _set_knowledge(self, known: list[Tensor], kept: list[Tensor], unseen: list[Tensor]) -> None:
         forget, retain, never = (torch.tensor([row.mean() for row in rows]) for rows in (known, kept, unseen))

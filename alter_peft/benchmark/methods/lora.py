@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain LoRA with the field's losses."""
+"""Plain LoRA: with ALTER's losses, as controls of its adapter, and with the field's."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftConfig
 
 from alter_peft.trainer import UnlearnTrainer
 
+from .field import FIELD
 from .method import Method
 
 
@@ -25,7 +26,7 @@ LORA: dict[str, Any] = {
 # ALTER's epochs and schedule, under which a loss that has targets stops at them; the rate is LORA's
 TO_TARGETS: dict[str, Any] = {**LORA, "num_train_epochs": 30, "lr_scheduler_type": "constant"}
 
-LORA_METHODS: dict[str, Method] = {
+CONTROLS: dict[str, Method] = {
     "lora_level": Method(
         "plain LoRA with ALTER's default loss, level and stopping, at the rate of the others: what the adapter "
         "and its router are worth",
@@ -35,22 +36,9 @@ LORA_METHODS: dict[str, Method] = {
         "`lora_level` with `forget_loss=\"profile\"`",
         UnlearnTrainer, _lora, {**TO_TARGETS, "forget_loss": "profile"}, calibrates=True,
     ),
-    "lora_ihl": Method(
-        "plain LoRA, inverted hinge loss on the forget rows plus cross-entropy on retain rows: LoKU's loss "
-        "(2408.06621), without its FILA start",
-        UnlearnTrainer, _lora, {**LORA, "forget_loss": "ihl"},
-    ),
-    "lora_ga": Method(
-        "plain LoRA, gradient ascent plus cross-entropy on retain rows (GradDiff, 2401.06121)",
-        UnlearnTrainer, _lora, {**LORA, "forget_loss": "ga"},
-    ),
-    "lora_npo": Method(
-        "plain LoRA, negative preference optimisation (NPO) plus cross-entropy on retain rows (2404.05868, beta 0.1)",
-        UnlearnTrainer, _lora, {**LORA, "forget_loss": "npo"},
-    ),
-    "lora_simnpo": Method(
-        "plain LoRA, the form of NPO without a reference plus cross-entropy on retain rows (SimNPO, 2410.07163, "
-        "beta 4.5, weight 0.125 and no margin, as in open-unlearning)",
-        UnlearnTrainer, _lora, {**LORA, "forget_loss": "simnpo"},
-    ),
 }  # fmt: skip
+
+LORA_METHODS: dict[str, Method] = {
+    f"lora_{name}": Method(f"plain LoRA, {one.caption}", UnlearnTrainer, _lora, {**LORA, **one.options})
+    for name, one in FIELD.items()
+}

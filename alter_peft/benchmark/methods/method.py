@@ -12,6 +12,7 @@ from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from alter_peft.evaluation.loading import load
 from alter_peft.trainer import UnlearnTrainer
 
 from ..teaching import run_arguments
@@ -40,7 +41,8 @@ class Method:
     Attributes:
         caption: what it is, for tables and docs.
         trainer: the class; its configuration is `trainer.config_class`.
-        adapter: makes the config of the adapter; takes fields of it that are to differ.
+        adapter: makes the config of the adapter, and takes fields of it that are to differ; `None` if all weights are
+            trained.
         options: of the training, over the configuration's defaults.
         stacks: whether a later request gets an adapter of its own beside the earlier ones, which stay active; else it
             trains the adapter on.
@@ -49,7 +51,7 @@ class Method:
 
     caption: str
     trainer: type[UnlearnTrainer]
-    adapter: Callable[..., PeftConfig]
+    adapter: Callable[..., PeftConfig] | None
     options: dict[str, Any] = field(default_factory=dict)
     stacks: bool = False
     calibrates: bool = False
@@ -62,9 +64,9 @@ class Method:
         folder: Path,
         seed: int,
         options: dict[str, Any],
-    ) -> PeftModel:
+    ) -> PreTrainedModel | PeftModel:
         """
-        The model with an adapter, which is saved in `folder`.
+        The model that has forgotten; its adapter, or all of it, is saved in `folder`.
 
         Args:
             model: the target, or what an earlier request left.
@@ -73,7 +75,7 @@ class Method:
         options = {**options}
         adapter = options.pop("adapter", {})
         earlier = list(model.peft_config) if isinstance(model, PeftModel) else []
-        if isinstance(model, PeftModel) and self.stacks:
+        if isinstance(model, PeftModel) and self.stacks and self.adapter is not None:
             name = f"request_{len(earlier)}"
             model.add_adapter(name, self.adapter(**adapter))
             tuner: Any = model.base_model
@@ -87,12 +89,19 @@ class Method:
             train_dataset=data.forget,
             retain_dataset=data.retain,
             calibration_dataset=data.calibration if self.calibrates else None,
-            peft_config=None if earlier else self.adapter(**adapter),
+            peft_config=None if earlier or self.adapter is None else self.adapter(**adapter),
             processing_class=tokenizer,
         )
         trainer.train()
         trainer.save_model()
         if self.stacks:
             trainer.model.base_model.set_adapter(list(trainer.model.peft_config), inference_mode=True)
-        found: PeftModel = trainer.model
+        found: PreTrainedModel | PeftModel = trainer.model
         return found
+
+
+def trained(target: Path, folder: Path) -> PreTrainedModel | PeftModel:
+    """What a method has saved in a folder, on the target that it began with, as it is asked."""
+    if not (folder / "adapter_config.json").is_file():
+        return load(folder)
+    return PeftModel.from_pretrained(load(target), folder).eval()

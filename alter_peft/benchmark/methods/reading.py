@@ -91,6 +91,8 @@ def _check_adapter(name: str, method: Method, adapter: Any) -> None:
     """Raise a `ValueError` if these are not fields of the method's adapter, or it refuses them."""
     if not isinstance(adapter, dict):
         raise ValueError(f"`options` for {name!r} have `adapter` {adapter!r}, but must have a field -> value.")
+    if method.adapter is None:
+        raise ValueError(f"`options` for {name!r} have `adapter` {adapter}, but all weights are trained. Remove it.")
     try:
         method.adapter(**adapter)
     except (TypeError, ValueError) as error:

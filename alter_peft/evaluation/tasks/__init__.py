@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from .book_data import BOOKS
 from .choices import CHOICES
+from .hazard import HAZARD
 from .rows import BIRTHDAYS, PEOPLE, ROWS
 from .task import QuestionSet, Task, TaskData, measure_task
 from .tofu import TOFU
@@ -16,6 +17,7 @@ TASKS: dict[str, Task] = {
     "tofu": TOFU,
     "books": BOOKS,
     "choices": CHOICES,
+    "hazard": HAZARD,
     "rows": ROWS,
     "people": PEOPLE,
     "birthdays": BIRTHDAYS,

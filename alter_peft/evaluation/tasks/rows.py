@@ -33,7 +33,7 @@ ROW_METRICS = {
     "retain": KEPT_METRICS,
     "bystanders": KEPT_METRICS,
     "bystanders public": KEPT_METRICS,
-    "holdout": ("probability", "min_k"),
+    "holdout": ("probability", *TOFU_METRICS["holdout"]),
 }
 BYSTANDERS = ("bystanders", "bystanders public")
 
@@ -51,10 +51,11 @@ class RowData(TaskData):
 
     @property
     def question_sets(self) -> list[QuestionSet]:
-        """The sets, each with its metrics: the truth ratio where all rows have false answers."""
+        """The sets, each with its metrics: those of false answers and of other words where all rows have these."""
         found = []
         for name, pairs in self.sets.items():
-            lacks = () if all(pair.wrong for pair in pairs) else ("truth_ratio",)
+            of_false = [] if all(pair.wrong for pair in pairs) else ["truth_ratio", "truth_share"]
+            lacks = [*of_false, *([] if all(pair.rephrased for pair in pairs) else ["rephrased_probability"])]
             metrics = [metric for metric in ROW_METRICS[name] if metric not in lacks]
             found.append(QuestionSet(name, pairs, metrics, name in FORGET_SETS, is_guarded=True))
         return found

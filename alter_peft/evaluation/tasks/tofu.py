@@ -22,6 +22,9 @@ from alter_peft.options import check_counts
 from .task import QuestionSet, Task, TaskData
 
 
+# what open-unlearning's composites need beside TOFU's metrics (see `evaluation.open_unlearning`)
+_MEMBERSHIP = ("loss", "loss_per_byte", "min_k_plus_plus")
+_INGREDIENTS = ("rephrased_probability", "truth_share", "floored_extraction_strength", *_MEMBERSHIP)
 SPLITS = ("forget01", "forget05", "forget10")  # in percent
 FORGET_SETS = ("forget", "paraphrased", "after 200 tokens")
 BYSTANDER_ROWS = 40  # two authors
@@ -36,6 +39,7 @@ TOFU_METRICS = {
         "extraction_strength",
         "min_k",
         "unique_tokens",
+        *_INGREDIENTS,
     ),
     "paraphrased": ("probability", "rouge", "exact_memorization", "extraction_strength"),
     "after 200 tokens": ("probability", "rouge", "exact_memorization", "extraction_strength"),
@@ -43,7 +47,7 @@ TOFU_METRICS = {
     "bystanders": ("probability", "rouge", "exact_memorization"),
     "real_authors": ("normalized_probability", "rouge", "truth_ratio"),
     "world_facts": ("normalized_probability", "rouge", "truth_ratio"),
-    "holdout": ("min_k",),
+    "holdout": ("min_k", *_MEMBERSHIP),
 }
 GUARDED = ("forget", "paraphrased", "retain", "bystanders", "world_facts")  # the sets whose guards are measured
 # TOFU's nine, of which model utility is the harmonic mean

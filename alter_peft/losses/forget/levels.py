@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -63,43 +61,3 @@ def profile_loss(scores: TokenScores, rows: Tensor, targets: Tensor) -> Tensor:
     reached = scores.log_prob[order]
     loss = F.smooth_l1_loss(reached, targets.to(reached.dtype), reduction="none", beta=0.5)
     return torch.zeros_like(loss).index_copy(0, order, loss)
-
-
-def token_loss(scores: TokenScores, targets: Tensor, sure: float = 0.9) -> Tensor:
-    """Two-sided forget loss: bring every token to a log-probability of its own.
-
-    huber(logit p(x_t) - logit q_t), with ln q_t the target and logit p = ln p - ln(1 - p); linear beyond half a nat and
-    quadratic within. Not in the paper. Its gradient in the label's logit is 1 beyond half a nat, at any p: a token that
-    is known by heart (p near 1), where that of ln p is 1 - p, gives way as fast as others, and one of probability .01,
-    where that of a cross-entropy to q_t is .01, is pulled as hard. A token whose target is `sure` or above is at rest
-    from there on: whether text that anyone could predict has .99 or .999 tells nobody anything.
-
-    Args:
-        scores: see [`score_tokens`].
-        targets: ln q_t, the log-probability to reach, one a token, in nats, shape (n,).
-        sure: a probability.
-
-    Returns:
-        The loss of each token, shape (n,): in nats beyond half a nat from its target.
-
-    Raises:
-        ValueError: if `targets` are not as many as the tokens.
-    """
-    if len(targets) != len(scores.log_prob):
-        raise ValueError(f"targets has {len(targets)} values for {len(scores.log_prob)} tokens; give one for each.")
-    top = math.log(sure / (1 - sure))
-    wanted = _log_odds(targets.to(scores.log_prob.dtype)).clamp(max=top)
-    with torch.no_grad():
-        rest = _complement(scores.log_prob)
-    # ln(1 - p) has no value left to differentiate as p -> 1; the slope of ln p - ln(1 - p) is that of ln p over 1 - p
-    reached = scores.log_prob.detach() - rest.log() + (scores.log_prob - scores.log_prob.detach()) / rest
-    return F.smooth_l1_loss(torch.where(wanted < top, reached, reached.clamp(max=top)), wanted, reduction="none", beta=0.5)
-
-
-def _log_odds(log_prob: Tensor) -> Tensor:
-    return log_prob - _complement(log_prob).log()
-
-
-def _complement(log_prob: Tensor) -> Tensor:
-    """1 - p, 1e-6 at least, below which float32 has none."""
-    return -torch.expm1(log_prob).clamp(max=-1e-6)
