@@ -74,7 +74,8 @@ def _whole_weights() -> Iterator[None]:
         return
     from transformers.integrations import deepspeed
 
-    config: HfDeepSpeedConfig = deepspeed._hf_deepspeed_config_weak_ref()
+    kept: Any = deepspeed._hf_deepspeed_config_weak_ref
+    config: HfDeepSpeedConfig = kept()
     unset_hf_deepspeed_config()
     try:
         yield

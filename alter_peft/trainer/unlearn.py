@@ -330,7 +330,7 @@ class UnlearnTrainer(PairTrainer):
         if "token_targets" not in self.args.loss.needs:
             return None
         if self._reference is None:
-            with damped(self.scored.stack.layers):
+            with damped([*self.scored.stack.layers]):
                 return Guide(self._log_probabilities(self._forget, batch_size, base), [], is_reference=False)
         sets = [labelled_rows(rows) for rows in (self._forget, self._calibration) if rows is not None]
         with self.accelerator.autocast():
