@@ -76,6 +76,19 @@ def test_training_comes_to_a_references_tokens(tokenizer, tmp_path):
     assert "targets:    order by the reference model, values by `calibration_dataset`" in trainer.summary().lines
 
 
+def test_training_ends_once_the_tokens_have_come_near(tokenizer, tmp_path):
+    """Not their mean alone: the gap is that of each token from its own target."""
+    trainer = trainer_with(tokenizer, tmp_path, make_llama(len(tokenizer), seed=1), stopping_tolerance=2.0)
+    trainer.prepare()
+    own = log_probabilities(trainer.model.eval(), trainer)
+    gaps = [(one - target).abs().mean() for one, target in zip(own, trainer.measured.token_targets, strict=True)]
+    assert trainer._mean_gap(8) == pytest.approx(float(torch.stack(gaps).mean()), rel=1e-3)
+    trainer.args.num_train_epochs = 40
+    trainer.train()
+    logged = [entry["forget_gap"] for entry in trainer.state.log_history if "forget_gap" in entry]
+    assert trainer.reached and logged[-1] <= 2.0 < min(logged[:-1], default=3.0)
+
+
 @pytest.mark.parametrize("calibration", [UNSEEN, None], ids=["calibrated", "alone"])
 def test_without_a_reference_the_model_is_its_own(tokenizer, tmp_path, calibration):
     """It is left as it was, and its damped self gives the order."""

@@ -343,8 +343,9 @@ class UnlearnTrainer(PairTrainer):
         """Of so many forget rows at most, drawn by the seed, the same ones each time."""
         places = drawn(len(self._forget), max_rows, self.args.seed)
         rows, targets = labelled_rows(self._forget.select(places)), self.measured.targets[places]
+        of_tokens = [self.measured.token_targets[place] for place in places] if self.measured.token_targets else []
         size, wrapped = self.args.per_device_eval_batch_size, self.model_wrapped
-        return mean_gap(self.scored, rows, targets, self.accelerator, size, wrapped)
+        return mean_gap(self.scored, rows, targets, of_tokens, self.accelerator, size, wrapped)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """
