@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import pytest
-from made_up_benchmark import key, make_benchmark, save, scores
+from made_up_benchmark import key, make_benchmark, named, save, scores
 from scipy.stats import hmean
 
 from alter_peft.report.balance import Balance, closeness, is_kept
@@ -89,6 +89,26 @@ def test_without_model_utility_it_is_what_is_kept(folder):
     assert [str(one) for one in measured.kept] == ["retain/probability", "bystanders/probability"]
     values = half_way(retain__probability=0.99, bystanders__probability=0.45)
     assert measured.utility(values) == pytest.approx(hmean([1.0, 0.5]))
+
+
+def test_passages_that_are_asked_for_by_questions(tmp_path):
+    """As hazard has it: accuracies stand for other words, and beside the probabilities of what stays."""
+    of = {
+        "forget__probability": (0.9, 0.1), "forget_questions__acc": (0.75, 0.25), "retain__probability": (0.9, 0.9),
+        "retain_questions__acc": (0.8, 0.8), "bystanders__probability": (0.8, 0.8), "arc_easy__acc": (0.5, 0.5),
+    }  # fmt: skip
+    save(tmp_path, "target", 0, scores=named(**{name: value for name, (value, _) in of.items()}))
+    for seed, step in enumerate((-0.01, 0.0, 0.01)):
+        save(tmp_path, "oracle", seed, scores=named(**{name: value + step for name, (_, value) in of.items()}))
+    save(tmp_path, "mine", 0, scores=named(**{name: value for name, (_, value) in of.items()}))
+    measured = balance(tmp_path)
+    assert [str(one) for one in measured.parts] == ["forget/probability", "forget_questions/acc"]
+    assert [str(one) for one in measured.kept] == ["retain/probability", "bystanders/probability"]
+    values = measured.benchmark.methods[0].values[0]
+    assert measured.forgetting(values) == pytest.approx(1.0) and measured.utility(values) == 1.0
+    values = {**values, key("forget_questions/acc"): 0.5, key("retain_questions/acc"): 0.4}
+    assert measured.forgetting(values) == pytest.approx(hmean([1.0, 0.5]))
+    assert measured.utility(values) == pytest.approx(hmean([1.0, 0.5, 1.0]))
 
 
 def test_what_is_kept_better_and_bystanders(folder):

@@ -15,10 +15,11 @@ from alter_peft.evaluation.tasks.tofu import MODEL_UTILITY
 from .summary import Benchmark, is_of_set
 
 
-# of each part the first score that is there: ROUGE-L is measured as recall of answers, or as F-measure of texts
+# of each part the first score that is there: asked in other words are paraphrased questions, or those on passages that
+# were forgotten as text (hazard), and ROUGE-L is the recall of answers, or the F-measure of texts
 FORGETTING = (
     (Key("forget", "probability"),),
-    (Key("paraphrased", "probability"),),
+    (Key("paraphrased", "probability"), Key("forget_questions", "acc")),
     (Key("forget", "rouge"), Key("forget", "rouge_f"), Key("forget", "verbmem")),
     (Key("forget", "exact_memorization"),),
     (Key("forget", "extraction_strength"),),
@@ -31,9 +32,9 @@ def closeness(value: float, oracle: float, target: float) -> float:
     return max(0.0, 1 - abs(value - oracle) / abs(target - oracle))
 
 
-def is_kept(key: Key) -> bool:
-    """Whether a score is the answer probability of a set that is to be kept."""
-    return is_of_set(key) and key.metric == "probability" and key.set.startswith(KEPT)
+def is_kept(key: Key, *metrics: str) -> bool:
+    """Whether a score is one of these, by default the answer probability, of a set that is to be kept."""
+    return is_of_set(key) and key.metric in (metrics or ("probability",)) and key.set.startswith(KEPT)
 
 
 @dataclass
@@ -76,9 +77,10 @@ class Balance:
     def utility(self, values: Mapping[Key, float]) -> float | None:
         """
         Model utility over the target's, 1 at most; where there is none, the harmonic mean of the same of the answer
-        probability of each set that is kept.
+        probability of each set that is kept, and of the accuracy on questions on it.
         """
-        keys = [MODEL_UTILITY] if self.target.get(MODEL_UTILITY) else self.kept
+        kept = [key for key, value in self.target.items() if is_kept(key, "probability", "acc") and value > 0]
+        keys = [MODEL_UTILITY] if self.target.get(MODEL_UTILITY) else kept
         if not keys or any(key not in values for key in keys):
             return None
         return harmonic_mean([min(1.0, values[key] / self.target[key]) for key in keys])

@@ -174,8 +174,11 @@ class Benchmark:
 
     @property
     def counted(self) -> list[Key]:
-        """The scores that a mean distance is taken over: all with a band, but model utility beside its nine parts."""
-        return [key for key in self.bands if key != MODEL_UTILITY or not set(UTILITY) <= self.bands.keys()]
+        """
+        The scores that a mean distance is taken over: all with a band, but model utility beside its parts, of which
+        the first is the same in all tasks that have one.
+        """
+        return [key for key in self.bands if key != MODEL_UTILITY or UTILITY[0] not in self.bands]
 
     def summary(self, distances: Mapping[Key, float]) -> dict[str, float]:
         """
