@@ -56,7 +56,8 @@ class UnlearnTrainer(PairTrainer):
         args ([`UnlearnConfig`], *optional*):
             Configuration of the training.
         train_dataset ([`~datasets.Dataset`]):
-            The rows to forget: prompt-completion, conversational or text.
+            The rows to forget: prompt-completion, conversational or text, with an optional column `alternate`, another
+            answer to each, for the forget losses that teach one; without it, the trainer makes them.
         retain_dataset ([`~datasets.Dataset`]):
             Rows to keep, in any of these formats.
         calibration_dataset ([`~datasets.Dataset`], *optional*):
