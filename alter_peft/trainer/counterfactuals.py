@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
-from accelerate import logging
 from datasets import Dataset
 
 from alter_peft.retain_rows import retain_auto
@@ -16,7 +16,7 @@ from alter_peft.subjects import WITH_FACTS, Renaming, change_texts, find_subject
 from alter_peft.tuner.router_fit import COUNTERFACTUAL, GENERAL, RETAIN
 
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)  # not accelerate's, which needs a process state
 MOST_TOKENS = 60_000  # of all copies, about, whatever the number of rows to forget
 BEHIND = 2  # times that a row to forget stands behind other text; as many copies do
 LONGEST_BEHIND = 4  # general questions and answers before it, at most
@@ -91,7 +91,7 @@ def router_texts(
         plain = encode(one.row)
         start = _common(plain, own[one.of]) if one.expert == COUNTERFACTUAL else 0
         if one.expert == COUNTERFACTUAL:
-            starts[one.of] = start
+            starts[one.of] = start if starts[one.of] == 0 else min(start, starts[one.of])
         elif one.expert > 0:
             start = starts[one.of]
         ids = encode(_behind(one.row, one.before, text_field)) if one.before else plain
