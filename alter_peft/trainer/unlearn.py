@@ -24,14 +24,14 @@ from .alternates import Asking, check_alternates
 from .checkpoints import check_folders
 from .config import UnlearnConfig
 from .distributed import HeadGathering, from_main_process, gathering_layers, is_zero3_split, set_up_distributed
-from .encoding import encoded, set_template_defaults
+from .encoding import encoded, encoded_row, set_template_defaults
 from .inputs import check_all_labelled, check_arguments, check_model
 from .knowledge import FORGET_ROWS, RETAIN_ROWS, Astray, Knowledge, Summary
 from .measuring import drawn, row_means
 from .needs import MADE, Made, alternates_of, base_beside, check_whole_rows, make
 from .pairs import PairTrainer
 from .phase_one import labelled_rows
-from .rows import checked_dataset, keep_input_columns, of_each
+from .rows import checked_dataset, given_subjects, keep_input_columns, of_each
 from .stopping import Stopping, mean_gap
 from .targets import Measured, measure
 from .windows import Limit, in_windows, row_limit
@@ -142,6 +142,7 @@ class UnlearnTrainer(PairTrainer):
         if (need := alternates_of(args.loss)) is not None:
             check_alternates(need, forget, retain)
         peft_config, experts = self._assign_experts(model, peft_config, forget, args)
+        self._subjects = given_subjects(forget)
         forget = keep_input_columns(forget, args.dataset_text_field).add_column("expert", experts)
         set_seed(args.seed)  # as newer TRL does before it adds the adapter
         if peft_config is not None:
@@ -250,6 +251,12 @@ class UnlearnTrainer(PairTrainer):
         whole.max_length = None
         rows = super()._prepare_dataset(dataset, processing_class, whole, packing, formatting_func, dataset_name)
         return self._in_windows(dataset_name, rows) if self._limit and isinstance(rows, Dataset) else rows
+
+    def _token_ids(self, row: dict[str, Any]) -> list[int]:
+        """Of a row that is not trained on, as long as rows may be."""
+        options = {"as_chat": self.args.as_chat, "text_field": self.args.dataset_text_field}
+        ids = encoded_row(row, tokenizer=self._tokenizer, **options)["input_ids"]
+        return ids if self._limit is None else ids[: self._limit.tokens]
 
     def _in_windows(self, name: str, rows: Dataset) -> Dataset:
         return in_windows(name, rows, self._limit, self.args.long_rows, self._tokenizer.bos_token_id)
