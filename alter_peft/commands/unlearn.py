@@ -63,6 +63,11 @@ class ScriptArguments:
         "Rows like those to forget that the model never saw: they measure forget_level, or are the profiles of "
         "forget_loss=profile.",
     )
+    reference_model: str | None = option(
+        None,
+        "Folder or Hub id of a model of the same tokenizer that does not know the rows to forget, such as the model "
+        "before its fine-tuning: it says which tokens of an answer give way (forget_loss=tokens).",
+    )
     force: bool = option(False, "Train even if the model does not know the rows to forget.")
 
 
@@ -117,7 +122,7 @@ def unlearn(argv: Sequence[str]) -> Callable[[], int | None]:
 
 def _check_sources(script: ScriptArguments, output_dir: str) -> None:
     """Raise a `ValueError` if what is read is no text (of a YAML file), or would be written over."""
-    for name in ("model", "forget", "retain", "calibration", "corpus"):
+    for name in ("model", "forget", "retain", "calibration", "corpus", "reference_model"):
         value = getattr(script, name)
         if not isinstance(value, str | None):
             raise ValueError(f"`{name}` is {value!r}, but must be one text.")
@@ -152,6 +157,7 @@ def _trainer(script: ScriptArguments, args: UnlearnConfig, adapter: Adapter, con
         train_dataset=sets["--forget"],
         retain_dataset=sets["--retain"],
         calibration_dataset=sets.get("--calibration"),
+        reference_model=script.reference_model,
         peft_config=config,
         processing_class=tokenizer,
     )
