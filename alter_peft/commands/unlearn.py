@@ -20,6 +20,7 @@ from alter_peft.cli import MEASURED_AND_FAILED
 from alter_peft.evaluation.loading import load_model, load_tokenizer, loaded, merge_of
 from alter_peft.options import option
 from alter_peft.reading import COLUMNS_HELP, OFFERED, parse_columns, read_all
+from alter_peft.reading.columns import ALTERNATE, SUBJECT
 from alter_peft.trainer import AlterUnlearnTrainer, UnlearnConfig, UnlearnTrainer
 from alter_peft.trainer.checkpoints import checkpoint_to_resume
 
@@ -140,7 +141,7 @@ def _trainer(script: ScriptArguments, args: UnlearnConfig, adapter: Adapter, con
     rows = read_all(
         {flag: source for flag, source in given.items() if source is not None},
         parse_columns(script.columns),
-        extras={"--forget": ("domain", "alternate")},
+        extras={"--forget": ("domain", SUBJECT, ALTERNATE)},
         text_field=args.dataset_text_field,
         whole_chats=args.completion_only_loss is False,
     )

@@ -21,6 +21,7 @@ from .active_adapters import check_active_together, load_own, own_folder
 from .batch import TokenMasks, token_masks
 from .card import OPTIONS, write_card
 from .config import AlterUnlearnConfig, UnlearnConfig
+from .counterfactuals import router_texts
 from .distributed import from_main_process, gathering_layers, is_zero3_split, zero3_gathered
 from .initialization import start_from_clusters
 from .inputs import Subdomain, assign_experts, check_unscaled
@@ -150,6 +151,16 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         super()._set_up_data(forget, retain, calibration)
         self._known = self._forget  # phase I looks at all of them anyway
         self.alter_config.domains = self._domains
+        reads = self.alter_config.routing.reads_context
+        self._router_texts = router_texts(
+            forget,
+            retain,
+            self._subjects,
+            self.args.counterfactual_copies if reads else 0,
+            self._token_ids,
+            self.args.dataset_text_field,
+            self.args.seed,
+        )
 
     @property
     def shared_matrices(self) -> list[nn.Parameter]:
@@ -188,7 +199,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         unseen, as_given, guide = list[Tensor](), list[list[Tensor]](), None
         if looks:
             with self.accelerator.autocast(), gathering_layers(self.model):
-                found = phase.find(self._forget, self._retain, size, self.args.seed)
+                found = phase.find(self._forget, self._retain, self._router_texts, size, self.args.seed)
             unseen = self._log_probabilities(self._calibration, size, base=True)
             guide = self._look_as_guide(size, base=True)
             if not self._begins_as_base:

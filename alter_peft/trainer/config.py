@@ -240,8 +240,18 @@ class AlterUnlearnConfig(UnlearnConfig):
         16, "Evaluate L_struct every so many steps, times this number (lazy regularisation)."
     )
 
+    counterfactual_copies: int = option(
+        6,
+        "Copies of each forget row with another subject (names, numbers) in the place of its own, which the router "
+        "learns to leave to the retain expert: so it tells whom a question is about, not only which kind it is of. "
+        "0: none, nor general text beside the retain rows. A column `subject` of the forget rows names theirs; "
+        "without it they are found.",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        copies = self.counterfactual_copies
+        require(is_integer(copies) and copies >= 0, "counterfactual_copies", copies, "0 or more copies, an integer")
         value, q, interval = self.shared_learning_rate, self.structural_q, self.structural_interval
         require(
             is_finite_number(value) and value >= 0, "shared_learning_rate", value, "a finite number, 0 or positive"

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +24,23 @@ from .checkpoints import check_folders
 from .config import UnlearnConfig
 from .damping import damped
 from .distributed import HeadGathering, from_main_process, gathering_layers, is_zero3_split, set_up_distributed
-from .encoding import encoded, set_template_defaults
 from .inputs import check_all_labelled, check_arguments, check_looked_at, check_model
 from .knowledge import FORGET_ROWS, RETAIN_ROWS, Astray, Knowledge, Summary
 from .measuring import drawn, row_means
 from .needs import MADE, Made, alternates_of, base_beside, check_whole_rows, make
-from .pairs import PairTrainer
 from .phase_one import labelled_rows
+from .preparing import PreparingTrainer
 from .reference import check_reference, guided_by
-from .rows import checked_dataset, keep_input_columns, of_each
+from .rows import checked_dataset, given_subjects, keep_input_columns, of_each
 from .stopping import Stopping, mean_gap
 from .targets import GUESSED, Guide, Measured, measure
-from .windows import Limit, in_windows, row_limit
+from .windows import row_limit
 
 
 logger = logging.get_logger(__name__)
 
 
-class UnlearnTrainer(PairTrainer):
+class UnlearnTrainer(PreparingTrainer):
     """
     Trainer for machine unlearning by any PEFT adapter of layers, or by all weights, with any forget loss.
 
@@ -58,7 +56,8 @@ class UnlearnTrainer(PairTrainer):
         args ([`UnlearnConfig`], *optional*):
             Configuration of the training.
         train_dataset ([`~datasets.Dataset`]):
-            The rows to forget: prompt-completion, conversational or text.
+            The rows to forget: prompt-completion, conversational or text, with an optional column `alternate`, another
+            answer to each, for the forget losses that teach one; without it, the trainer makes them.
         retain_dataset ([`~datasets.Dataset`]):
             Rows to keep, in any of these formats.
         calibration_dataset ([`~datasets.Dataset`], *optional*):
@@ -101,7 +100,6 @@ class UnlearnTrainer(PairTrainer):
     _name = "Unlearning"
     config_class: type[UnlearnConfig] = UnlearnConfig
     knowledge: Knowledge
-    _limit: Limit | None = None  # until the model is known
 
     def __init__(
         self,
@@ -141,6 +139,7 @@ class UnlearnTrainer(PairTrainer):
         if (need := alternates_of(args.loss)) is not None:
             check_alternates(need, forget, retain)
         peft_config, experts = self._assign_experts(model, peft_config, forget, args)
+        self._subjects = given_subjects(forget)
         forget = keep_input_columns(forget, args.dataset_text_field).add_column("expert", experts)
         set_seed(args.seed)  # as newer TRL does before it adds the adapter
         if peft_config is not None:
@@ -231,38 +230,6 @@ class UnlearnTrainer(PairTrainer):
     def reached(self) -> bool:
         """Whether training ended because the forget rows had come to their targets."""
         return self._stopping is not None and self._stopping.reached
-
-    def _prepare_dataset(
-        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
-    ) -> Any:
-        """
-        As the parent's, after the rows became token ids and labels, questions and answers as turns of a chat, and
-        without truncation: rows that are too long become windows, at once if the model is known by then.
-        """
-        if isinstance(dataset, Dataset):
-            set_template_defaults(self._tokenizer, args.chat_template_kwargs)
-            answers_only, processes = args.completion_only_loss is not False, args.dataset_num_proc
-            dataset = encoded(dataset, self._tokenizer, args.as_chat, args.dataset_text_field, answers_only, processes)
-        whole = copy.copy(args)
-        whole.max_length = None
-        rows = super()._prepare_dataset(dataset, processing_class, whole, packing, formatting_func, dataset_name)
-        return self._in_windows(dataset_name, rows) if self._limit and isinstance(rows, Dataset) else rows
-
-    def _in_windows(self, name: str, rows: Dataset) -> Dataset:
-        return in_windows(name, rows, self._limit, self.args.long_rows, self._tokenizer.bos_token_id)
-
-    def _prepare_rows(self, name: str, dataset: Dataset) -> Dataset:
-        """Tokenised rows, labelled by their own format: completions alone where there are prompts."""
-        dataset = keep_input_columns(dataset, self.args.dataset_text_field)
-        of_forget = self.completion_only_loss
-        if self.args.completion_only_loss is None:
-            self.completion_only_loss = {"prompt", "completion"} <= set(dataset.column_names)
-        try:
-            prepared = self._prepare_dataset(dataset, self.processing_class, self.args, False, None, name)
-        finally:
-            self.completion_only_loss = of_forget
-        check_all_labelled(name, prepared)
-        return prepared
 
     # ---- what is measured before the first step ---------------------------------------------------------------------
 

@@ -21,6 +21,10 @@ ALTER: dict[str, Method] = {
         "this package's defaults: context router, `forget_loss=\"tokens\"`, the retain expert at rest",
         AlterUnlearnTrainer, AlterConfig, stacks=True, calibrates=True,
     ),
+    "alter_reference": Method(
+        "`alter` with the model before the teaching as `reference_model`, which says what each token comes to",
+        AlterUnlearnTrainer, AlterConfig, stacks=True, calibrates=True, refers=True,
+    ),
     "alter_level": Method(
         "`alter` with `forget_loss=\"level\"`: a forget row's mean comes to the level of unseen rows, not each token",
         AlterUnlearnTrainer, AlterConfig, {"forget_loss": "level"}, stacks=True, calibrates=True,
