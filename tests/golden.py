@@ -28,7 +28,11 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "gated": {
         "domains": ["person", "recipe"], "router_layer": 1, "target_modules": ["q_proj", "down_proj"],
         "rank_pattern": {"down_proj": 3}, "alpha_pattern": {"down_proj": 5}, "entropy_threshold": 0.7,
-        "inference_entropy": "base",
+        "inference_entropy": "base", "router_hidden_size": 0, "router_half_life": 8.0,
+    },
+    "hidden": {
+        "domains": ["person", "recipe"], "router_layer": 1, "target_modules": ["v_proj", "up_proj"],
+        "router_hidden_size": 5, "router_half_life": 3.0, "temperature_low": 1.0,
     },
     "static": {
         "router": "static", "expert_weights": [0.5, 2.0], "target_modules": ["v_proj", "up_proj"], "use_rslora": True,
@@ -39,6 +43,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
         "entropy_threshold": 0.5, "temperature_low": 0.3,
     },
 }  # fmt: skip
+FIRST_VERSION = {"hidden": 3}  # format that an adapter needs
 
 
 def fill(named: list[tuple[str, nn.Parameter]], scale: float) -> None:

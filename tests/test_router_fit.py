@@ -9,8 +9,16 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from alter_peft.tuner.router import ROUTERS, router_of
-from alter_peft.tuner.router_fit import class_weights, fit_router, sample_positions
+from alter_peft.tuner.router import ROUTERS, logits_of, router_of
+from alter_peft.tuner.router_fit import (
+    COUNTERFACTUAL,
+    GENERAL,
+    RETAIN,
+    class_weights,
+    fit_router,
+    sample_positions,
+    shares_astray,
+)
 
 
 def test_sample_of_positions_keeps_small_sub_domains_whole():
@@ -103,3 +111,55 @@ def test_the_entropy_router_of_format_1_is_fitted_on_the_entropy_of_all_rows():
         expected.fit(entropy.numpy()[:, None], experts)
     assert torch.equal(fitted["weight"], torch.tensor(expected.coef_, dtype=torch.float32)) and "bias" not in fitted
     assert torch.equal(fitted["probe"], entropy[:, None])
+
+
+# ---- a hidden layer -------------------------------------------------------------------------------------------------
+
+
+def subjects_and_kinds() -> tuple[torch.Tensor, np.ndarray]:
+    """Two people of whom both private and public things are asked, and others: private of the two is to go."""
+    generator = np.random.default_rng(0)
+    private, known = generator.integers(0, 2, 1200), generator.integers(0, 2, 1200)
+    features = np.stack([private, known], axis=1) * 2.0 - 1 + generator.normal(scale=0.2, size=(1200, 2))
+    experts = np.where(private & known, 1, np.where(private, COUNTERFACTUAL, RETAIN))
+    return torch.tensor(features, dtype=torch.float32), experts
+
+
+def test_a_hidden_layer_tells_kind_and_subject_together():
+    """Neither alone says what is to be forgotten, but both together; exclusive or would need the layer, too."""
+    averages, experts = subjects_and_kinds()
+    fitted = fit_router(ROUTERS["context"], averages, torch.zeros(1200), experts, 2, 1.2, hidden_size=8, seed=3)
+    features = ROUTERS["context"].features(averages, None, 1.2)
+    forget, retain = shares_astray(fitted, features, experts.clip(min=0), np.ones(1200, dtype=bool))
+    assert forget < 0.01 and retain < 0.01
+    assert not fitted["hidden_weight"][:, -1].any()  # S, which copies have none of, has no say
+
+
+def test_a_hidden_layer_separates_what_no_linear_map_does():
+    generator = np.random.default_rng(0)
+    signs = generator.integers(0, 2, (1600, 2))
+    averages = torch.tensor(signs * 2.0 - 1 + generator.normal(scale=0.2, size=(1600, 2)), dtype=torch.float32)
+    experts = 1 + np.where(signs[:, 0] == signs[:, 1], 0, np.where(signs[:, 0] > 0, 1, -1))  # 0, 1 and 2
+    for size, highest in ((0, 1.0), (16, 0.02)):
+        fitted = fit_router(ROUTERS["context"], averages, torch.zeros(1600), experts, 4, 1.2, hidden_size=size)
+        sent = logits_of(ROUTERS["context"].features(averages, None, 1.2), fitted).argmax(dim=-1).numpy()
+        assert (sent != experts).mean() < highest
+    assert fitted["weight"].shape == (4, 16) and fitted["hidden_weight"].shape == (16, 3)
+    assert not fitted["weight"][3].any() and fitted["bias"][3] == -1e4  # an expert without rows is never chosen
+
+
+def test_the_hidden_layer_is_a_function_of_the_seed():
+    averages, experts = subjects_and_kinds()
+    one, same, other = (
+        fit_router(ROUTERS["context"], averages, torch.zeros(1200), experts, 2, 1.2, hidden_size=4, seed=seed)
+        for seed in (0, 0, 1)
+    )
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["hidden_weight"], other["hidden_weight"])
+
+
+def test_copies_and_general_text_share_the_weight_of_retained_text():
+    experts = np.repeat([1, 2, RETAIN, COUNTERFACTUAL, GENERAL], [10, 30, 40, 90, 7])
+    counts = dict(zip(*np.unique(experts, return_counts=True), strict=True))
+    totals = {kind: weight * counts[kind] / len(experts) for kind, weight in class_weights(experts).items()}
+    assert totals == pytest.approx({1: 0.25, 2: 0.25, RETAIN: 0.2, COUNTERFACTUAL: 0.2, GENERAL: 0.1})

@@ -48,7 +48,7 @@ def test_constructible_without_arguments():
     assert config.peft_type is ALTER and config.is_gated
     assert (config.r, config.lora_alpha, config.top_k, config.bias) == (8, 16, 3, "none")
     assert (config.entropy_q, config.entropy_threshold, config.entropy_quantile) == (1.5, 1.2, None)
-    assert (config.temperature_high, config.temperature_low, config.router_half_life) == (0.8, 0.01, 8.0)
+    assert (config.temperature_high, config.temperature_low, config.router_half_life) == (0.8, 0.01, 16.0)
     assert (config.router, config.router_layer, config.inference_entropy) == ("context", None, "none")
     assert (config.num_forget_experts, config.domains, config.expert_weights) == (None, None, None)
     assert config.init_weights is True

@@ -42,7 +42,7 @@ def make_trainer(
         UnlearnConfig(output_dir=str(folder), forget_loss=forget_loss, **{**defaults, **options}),
         train_dataset=forget_rows(),
         retain_dataset=retain_rows() if retain is None else retain,
-        calibration_dataset=UNSEEN if forget_loss in ("level", "profile") else None,
+        calibration_dataset=UNSEEN if forget_loss in ("level", "profile", "tokens") else None,
         peft_config=LoraConfig(r=4, target_modules="all-linear") if lora and model is None else None,
         processing_class=tokenizer,
     )
@@ -123,6 +123,9 @@ def test_the_loss_is_that_of_a_loop_over_all_logits(tokenizer, tmp_path, forget_
         trainer.measured.targets[chosen] if len(trainer.measured.targets) else torch.empty(0),
         torch.cat([trainer.measured.profiles[i] for i in chosen]) if trainer.measured.profiles else torch.empty(0),
         trainer.measured.reference[chosen] if len(trainer.measured.reference) else torch.empty(0),
+        torch.cat([trainer.measured.token_targets[i] for i in chosen])
+        if trainer.measured.token_targets
+        else torch.empty(0),
     ]
     forget = loss.weight * loss.compute(ForgetBatch(scores, torch.tensor(rows), 4, *measured), loss.options).mean()
     _, count = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
@@ -350,8 +353,10 @@ def test_questions_become_turns_of_a_chat(tokenizer, tmp_path):
 
 
 def test_an_unknown_loss_is_refused(tokenizer, tmp_path):
-    with pytest.raises(ValueError, match=r"`forget_loss` is 'rmu', but must be one of \['level', 'profile', 'hinge'"):
-        make_trainer(tokenizer, tmp_path, "rmu")
+    with pytest.raises(
+        ValueError, match=r"`forget_loss` is 'rmv', but must be one of \['tokens', 'level', 'profile', 'hinge'"
+    ):
+        make_trainer(tokenizer, tmp_path, "rmv")
 
 
 def test_the_hook_of_the_last_hidden_states_is_gone_after_an_error(llama):

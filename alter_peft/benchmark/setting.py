@@ -58,7 +58,7 @@ def read_setting(args: BenchmarkArguments, tokenizer: PreTrainedTokenizerBase) -
     own = ("answered", "max_new_tokens", "batch_size", "relearning_rate")
     return Setting(
         data,
-        UnlearningData(data.forget_rows, data.retain_rows, calibration, data.as_chat),
+        UnlearningData(data.forget_rows, data.retain_rows, calibration, data.as_chat, args.model),
         data.training_rows([*data.forget, *data.retain, *data.bystanders]),
         data.training_rows([*data.retain, *data.bystanders]),
         data.attack_rows(**{name: getattr(args, name) for name in own}),

@@ -19,7 +19,9 @@ from .forget import (
     other_label_loss,
     profile_loss,
     simnpo_loss,
+    soft_target_loss,
     steering_loss,
+    token_loss,
     undial_loss,
     weighted_gradient_ascent_loss,
 )
@@ -59,8 +61,10 @@ __all__ = [
     "profile_loss",
     "score_tokens",
     "simnpo_loss",
+    "soft_target_loss",
     "steering_loss",
     "structural_invariance",
+    "token_loss",
     "undial_loss",
     "weighted_gradient_ascent_loss",
 ]

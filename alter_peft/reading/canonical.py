@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from datasets import Features, Value
 
 from .chats import answers, turns
-from .columns import OTHERS, TOKENS, Taken
+from .columns import OTHERS, SUBJECT, TOKENS, Taken
 from .values import EMPTY, Unusable, as_text, filled, is_blank, texts
 
 
@@ -43,6 +43,7 @@ def features(taken: Taken, with_domain: bool) -> Features:
     own = dict(FEATURES[taken.kind])
     own |= {name: [Value("int64")] for name in TOKENS if name in taken.columns}
     own |= {name: [TEXT] if name == "wrong" else TEXT for name in OTHERS if name in taken.columns}
+    own |= {SUBJECT: [TEXT]} if SUBJECT in taken.columns else {}
     return Features({**own, **({"domain": TEXT} if with_domain else {})})
 
 
@@ -60,6 +61,8 @@ def canonical(row: Mapping[str, Any], taken: Taken) -> list[Row]:
             extra[name] = cell(row, column, texts if name == "wrong" else _optional)
     if column := taken.columns.get("domain") or taken.maybe_domain:
         extra["domain"] = cell(row, column, _optional)
+    if column := taken.columns.get(SUBJECT):
+        extra[SUBJECT] = cell(row, column, texts)
     return [{**one, **extra} for one in found]
 
 

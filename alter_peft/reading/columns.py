@@ -30,8 +30,9 @@ OTHERS = {
 # says in which way something is asked, and a `category` of which kind it is: neither is taken unasked.
 LIKE_DOMAIN = ("subject", "edge")
 EXTRAS = ("domain", *OTHERS)  # what rows may hold beside their text
+SUBJECT = "subject"  # what rows to forget may hold besides: the names of whom or what they are about
 TOKENS = ("input_ids", "labels", "completion_mask", "assistant_masks", "attention_mask")
-CANONICAL = ("prompt", "completion", "text", "messages", *EXTRAS)  # what `--columns` may name
+CANONICAL = ("prompt", "completion", "text", "messages", SUBJECT, *EXTRAS)  # what `--columns` may name
 
 
 COLUMNS_HELP = (
@@ -105,7 +106,7 @@ def choose(
         text_field: what plain text is called, before all other names of it; and if that is not TRL's default, before
             all names but `prompt` and `completion`.
         prompts_alone: whether rows without an answer will do.
-        extras: what is taken beside the text, of `EXTRAS`.
+        extras: what is taken beside the text, of `EXTRAS` and `SUBJECT`.
 
     Raises:
         Unrecognised: no known names, or several that may be meant; or a column that is given is not there.
@@ -127,6 +128,7 @@ def choose(
             columns[name] = column
     is_said = "domain" not in extras or "domain" in columns or "domain" in given
     maybe = None if is_said else lookup.first(*LIKE_DOMAIN)
+    maybe = None if isinstance(first.get(maybe or ""), list) else maybe  # several names
     used = {*columns.values(), *taken.beside, maybe}
     left = tuple(name for name in names if name not in used)
     return Taken(taken.kind, columns, taken.beside, maybe, left)

@@ -10,8 +10,8 @@ from datasets import Dataset, List
 
 from .canonical import BadCell, Row, canonical, cell
 from .chats import SAID, SPEAKER, answers
-from .columns import Taken
-from .values import shown
+from .columns import SUBJECT, Taken
+from .values import shown, texts
 
 
 def is_free(dataset: Dataset, taken: Taken) -> bool:
@@ -43,8 +43,9 @@ def named_rows(name: str, number: int, row: Mapping[str, Any], taken: Taken, fre
         if taken.kind == "chat pairs":
             return [{"prompt": row[taken.columns["prompt"]], "completion": row[taken.columns["completion"]]}]
         pairs = cell(row, taken.columns["messages"], answers)
-        domain = {"domain": row["domain"]} if "domain" in taken.columns else {}
-        return [{"prompt": before, "completion": answer} | domain for before, answer in pairs]
+        extra = {"domain": row["domain"]} if "domain" in taken.columns else {}
+        extra |= {SUBJECT: cell(row, taken.columns[SUBJECT], texts)} if SUBJECT in taken.columns else {}
+        return [{"prompt": before, "completion": answer} | extra for before, answer in pairs]
     except BadCell as error:
         raise ValueError(
             f"`{name}` has {shown(error.value)} in row {number} of the column {error.column!r}, {error.problem}."

@@ -225,7 +225,7 @@ def described(taken: Taken, dataset: Dataset) -> str:
     left = list(taken.left)
     if taken.maybe_domain and "domain" in dataset.column_names:
         parts.append(_from("domain", taken.maybe_domain))
-    elif taken.maybe_domain:
+    elif taken.maybe_domain and taken.maybe_domain not in taken.columns.values():
         left.append(f"{taken.maybe_domain} (of too many values to be a sub-domain)")
     line = ", ".join(parts)
     if taken.kind == "chats":

@@ -21,6 +21,7 @@ from .active_adapters import check_active_together, load_own, own_folder
 from .batch import TokenMasks, token_masks
 from .card import OPTIONS, write_card
 from .config import AlterUnlearnConfig, UnlearnConfig
+from .counterfactuals import router_texts
 from .distributed import from_main_process, gathering_layers, is_zero3_split, zero3_gathered
 from .initialization import start_from_clusters
 from .inputs import Subdomain, assign_experts, check_unscaled
@@ -117,7 +118,13 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         layers = self.scored.layers_of(self.adapter_name)
         if not any(expert.requires_grad for layer in layers for expert in layer.alter_B.parameters()):
             raise ValueError("`model` has a frozen adapter. Load it with `is_trainable=True`.")
-        self.alter_config.check_threshold(self.scored.head.vocab_size)
+        config = self.alter_config
+        config.check_threshold(self.scored.head.vocab_size)
+        if self.args.retain_weight == 0 and not (config.is_gated and config.routing.retain_competes):
+            logger.warning(
+                f"`retain_weight` is 0, but `router={config.router!r}` lets retained text into the forget experts, "
+                "and nothing holds it. Set `retain_weight=1`."
+            )
         self.structural_weight = self._usable_structural_weight()
         self._structural = StructuralTerm(
             self.scored, self.adapter_name, self.args, self.structural_weight, self.accelerator
@@ -144,6 +151,16 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         super()._set_up_data(forget, retain, calibration)
         self._known = self._forget  # phase I looks at all of them anyway
         self.alter_config.domains = self._domains
+        reads = self.alter_config.routing.reads_context
+        self._router_texts = router_texts(
+            forget,
+            retain,
+            self._subjects,
+            self.args.counterfactual_copies if reads else 0,
+            self._token_ids,
+            self.args.dataset_text_field,
+            self.args.seed,
+        )
 
     @property
     def shared_matrices(self) -> list[nn.Parameter]:
@@ -179,20 +196,21 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         phase = PhaseOne(self.scored, self.alter_config, router, self.adapter_name, agree)
         size = max(1, self.args.per_device_eval_batch_size)
         found: dict[str, Tensor] = {}
-        unseen, as_given = list[Tensor](), list[list[Tensor]]()
+        unseen, as_given, guide = list[Tensor](), list[list[Tensor]](), None
         if looks:
             with self.accelerator.autocast(), gathering_layers(self.model):
-                found = phase.find(self._forget, self._retain, size, self.args.seed)
+                found = phase.find(self._forget, self._retain, self._router_texts, size, self.args.seed)
             unseen = self._log_probabilities(self._calibration, size, base=True)
+            guide = self._look_as_guide(size, base=True)
             if not self._begins_as_base:
                 as_given = [self._log_probabilities(rows, size) for rows in (self._known, self._some_retain)]
         if several:
-            found, unseen, as_given = from_main_process((found, unseen, as_given))
+            found, unseen, as_given, guide = from_main_process((found, unseen, as_given, guide))
         forget, retain = phase.use(found, self._forget, self._retain)
         of_base = phase.forget_log_probabilities
         known, kept = as_given or (of_base, phase.retain_log_probabilities)
         needed = known if "reference" in self.args.loss.needs else of_base
-        self.measured = measure(self.args.loss, needed, unseen, self.args.forget_level, self.args.seed)
+        self.measured = measure(self.args.loss, needed, unseen, self.args.forget_level, self.args.seed, guide)
         self.astray = phase.astray
         self._set_knowledge(known, kept, unseen)
         alternates = self._make(not self._begins_as_base)
@@ -357,6 +375,8 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         options["structural_weight"] = self.structural_weight
         if self.args.forget_loss == "level":
             options["forget_level"] = self.measured.described_level
+        if self.measured.guide:
+            options["token targets"] = self.measured.guide
         if self.state.epoch is not None:
             options["epochs trained"] = f"{self.state.epoch:g} ({self.state.global_step} steps)"
         name = self.adapter_name

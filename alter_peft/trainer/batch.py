@@ -64,6 +64,16 @@ def token_masks(batch: dict[str, Tensor], threshold: float | None) -> TokenMasks
     return TokenMasks(labelled, forget, *entropy_masks(batch["entropy"][:, :-1], labelled, threshold), alternate)
 
 
+def without_rows(batch: dict[str, Tensor], left_out: Tensor) -> dict[str, Tensor]:
+    """
+    The other rows of a batch, as wide as before, so that masks of it fit.
+
+    Args:
+        left_out: bool (B,).
+    """
+    return {name: values[~left_out] for name, values in batch.items()}
+
+
 def count_terms(
     batch: dict[str, Tensor], masks: TokenMasks, loss: ForgetLoss, weights: tuple[float, float], num_experts: int
 ) -> Tensor:
@@ -112,9 +122,9 @@ def token_sums(scores: TokenScores, masks: TokenMasks, experts: Tensor, gates: T
 
 def token_shares(sums: dict[str, float]) -> dict[str, float]:
     """The logged shares and means, from the totals of `token_sums`."""
-    forget, retain = max(sums["low"] + sums["high"], 1.0), max(sums["retain"], 1.0)
+    forget, retain = max(sums["low"] + sums["high"], 1.0), sums["retain"]
     shares = {"tokens/low_entropy": sums["low"] / forget, "tokens/high_entropy": sums["high"] / forget}
     for name, total in sums.items():
-        if "/" in name:
+        if "/" in name and ("forget" in name or retain):  # nothing is known of retained rows without a pass
             shares[name] = total / (forget if "forget" in name else retain)
     return shares

@@ -73,22 +73,22 @@ class UnlearnConfig(SFTConfig):
     forget_weight: float = option(1.0, f"beta of Eq. 8, the weight of the forget loss. {NO_EFFECT}")
     retain_weight: float = option(1.0, f"gamma of Eq. 8, the weight of the retain loss. {NO_EFFECT}")
     forget_loss: str = option(
-        "level", f"What is minimised on forget rows, a name of `FORGET_LOSSES`. {_listed(FORGET_LOSSES)}"
+        "tokens", f"What is minimised on forget rows, a name of `FORGET_LOSSES`. {_listed(FORGET_LOSSES)}"
     )
     forget_loss_kwargs: dict[str, Any] | str | None = option(
         None, "Options of the forget loss, as JSON on the command line: '{\"beta\": 0.1}'."
     )
     forget_level: float = option(
         0.1,
-        "The answer probability, exp of the mean log-probability of its tokens, that 'level' aims at. A "
-        "`calibration_dataset` given to the trainer measures it instead.",
+        "The answer probability, exp of the mean log-probability of its tokens, that 'level' aims at, and 'tokens' "
+        "without a reference model. A `calibration_dataset` given to the trainer measures it instead.",
     )
     stopping_tolerance: float | None = option(
         0.25,
-        "With a forget loss that has targets ('level', 'profile'), training ends with the first epoch after which "
-        "the mean log-probability of a forget row lies within so many nats of its target, on average over the rows "
-        "(64 of them at most, and of these 8 alone while the average over those is more than twice as large). None: "
-        "it never ends early.",
+        "With a forget loss that has targets ('tokens', 'level', 'profile'), training ends with the first epoch after "
+        "which the mean log-probability of a forget row lies within so many nats of its target, on average over the "
+        "rows (64 of them at most, and of these 8 alone while the average over those is more than twice as large). "
+        "None: it never ends early.",
     )
     activation_depth: float = option(
         0.22,
@@ -227,6 +227,12 @@ class AlterUnlearnConfig(UnlearnConfig):
         "The scheduler type to use. The loss itself ends the descent; a decay only makes the level be reached later.",
     )
     num_train_epochs: float = option(30.0, "Passes over the forget set, at most: see `stopping_tolerance`.")
+    retain_weight: float = option(
+        0.0,
+        "gamma of Eq. 8, the weight of the retain loss. 0: the retain expert stays at zero, so that text which the "
+        "router sends to it is the base model's own, and no step passes the retain rows. Give 1 for a router that "
+        "lets retained text into the forget experts ('static', 'entropy').",
+    )
     shared_learning_rate: float = option(1e-5, "eta_A, initial learning rate of the shared matrices A.")
     structural_weight: float = option(0.01, f"lambda of Eq. 8, the weight of L_struct; 0 freezes A. {NO_EFFECT}")
     structural_q: float = option(0.5, "Order of the Tsallis entropy in L_struct.")
@@ -234,8 +240,18 @@ class AlterUnlearnConfig(UnlearnConfig):
         16, "Evaluate L_struct every so many steps, times this number (lazy regularisation)."
     )
 
+    counterfactual_copies: int = option(
+        6,
+        "Copies of each forget row with another subject (names, numbers) in the place of its own, which the router "
+        "learns to leave to the retain expert: so it tells whom a question is about, not only which kind it is of. "
+        "0: none, nor general text beside the retain rows. A column `subject` of the forget rows names theirs; "
+        "without it they are found.",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        copies = self.counterfactual_copies
+        require(is_integer(copies) and copies >= 0, "counterfactual_copies", copies, "0 or more copies, an integer")
         value, q, interval = self.shared_learning_rate, self.structural_q, self.structural_interval
         require(
             is_finite_number(value) and value >= 0, "shared_learning_rate", value, "a finite number, 0 or positive"

@@ -42,10 +42,11 @@ def encoded(
         return dataset
     options = {"tokenizer": tokenizer, "text_field": text_field, "as_chat": as_chat, "answers_only": answers_only}
     with PartialState().main_process_first():
-        return dataset.map(_encoded_row, fn_kwargs=options, num_proc=num_proc, desc="Tokenizing")
+        return dataset.map(encoded_row, fn_kwargs=options, num_proc=num_proc, desc="Tokenizing")
 
 
-def _encoded_row(row: dict[str, Any], **options: Any) -> dict[str, list[int]]:
+def encoded_row(row: dict[str, Any], **options: Any) -> dict[str, list[int]]:
+    """As [`encode_row`], of any names that TRL knows for the turns of a chat."""
     return encode_row(maybe_convert_to_chatml(deepcopy(dict(row))), **options)
 
 

@@ -35,6 +35,20 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         )
 
 
+def check_looked_at(args: Any, has_calibration: bool, has_reference: bool) -> None:
+    """Raise a `ValueError` if the forget loss lacks the calibration rows that it needs, or asks no reference model."""
+    if not has_calibration and "profiles" in args.loss.needs:
+        raise ValueError(
+            f"`forget_loss` is {args.forget_loss!r}, but there is no `calibration_dataset` to take profiles from. "
+            "Give rows like the forget set that the model was never trained on, or use `forget_loss='level'`."
+        )
+    if has_reference and "token_targets" not in args.loss.needs:
+        raise ValueError(
+            f"`reference_model` is given, but `forget_loss={args.forget_loss!r}` asks none. Use "
+            "`forget_loss='tokens'`, or leave it out."
+        )
+
+
 def check_model(model: Any) -> None:
     """Raise a `ValueError` unless this is a decoder-only causal language model, without or with an active adapter."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model

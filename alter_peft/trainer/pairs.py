@@ -14,7 +14,7 @@ from alter_peft.data import PairDataset, PairSampler
 from alter_peft.losses import RETAIN_LOSSES
 from alter_peft.scoring import ScoredModel
 
-from .batch import TokenMasks, count_terms, token_masks, token_shares, token_sums
+from .batch import TokenMasks, count_terms, token_masks, token_shares, token_sums, without_rows
 from .inside import Base, Seen, tapped
 from .saving import SavingTrainer
 from .targets import Measured
@@ -115,12 +115,17 @@ class PairTrainer(SavingTrainer):
         self, model: nn.Module, inputs: dict[str, Any], masks: TokenMasks, count: dict[str, float]
     ) -> dict[str, Tensor]:
         """The forget and the retain term, each divided by what the whole step has of its tokens or rows."""
+        if self.args.retain_weight == 0:  # retained rows teach nothing: no pass for them
+            rests = inputs["expert"] == 0
+            inputs, masks = without_rows(inputs, rests), TokenMasks(*(mask[~rests] for mask in masks))
         seen = self._see(model, inputs)
         with self.accelerator.autocast():
             scores = self.scored.score(seen.hidden[masks.labelled], inputs["labels"][:, 1:][masks.labelled])
             options = self.args.loss_options
             forget = forget_term(scores, seen, inputs, masks, self.args.loss, options, self.measured, self._base)
-            retain = retain_term(scores, seen, inputs, masks, RETAIN_LOSSES[self.args.retain_loss], self._base)
+            retain = scores.log_prob.new_zeros(())
+            if self.args.retain_weight > 0:
+                retain = retain_term(scores, seen, inputs, masks, RETAIN_LOSSES[self.args.retain_loss], self._base)
         self._sums = token_sums(scores, masks, inputs["expert"], self._gates())
         return {"forget": forget / count["forget"], "retain": retain / count["retain"]}
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +23,15 @@ from tqdm.auto import tqdm
 
 from alter_peft.entropy import entropy_quantile
 from alter_peft.scoring import Row, ScoredModel, pad_rows
-from alter_peft.tuner.base_pass import observe_base
+from alter_peft.tuner.base_pass import observe_base, observe_trunk
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder import check_head
 from alter_peft.tuner.layer import AlterLayer
+from alter_peft.tuner.router import logits_of
 from alter_peft.tuner.router_fit import fit_router, sample_positions, shares_astray
 from alter_peft.tuner.token_router import AlterRouter
 
+from .counterfactuals import RouterText, RouterTexts
 from .distributed import zero3_gathered
 from .knowledge import RETAIN_ROWS, Astray
 from .measuring import drawn
@@ -82,6 +85,31 @@ def observe(
     return Observations(torch.cat(entropies), torch.tensor(lengths), torch.cat(averages))
 
 
+def observe_beside(
+    texts: Sequence[RouterText], scored: ScoredModel, adapter_name: str, batch_size: int, sample: np.ndarray
+) -> Tensor:
+    """
+    The moving averages at the sampled positions, text after text, (sample, k): a pass of the layers below l0 alone.
+
+    Args:
+        sample: ascending positions of all texts together.
+    """
+    gating: Any = scored.gating
+    lengths = np.array([len(text.ids) for text in texts])
+    begins = np.cumsum(lengths) - lengths
+    kept = np.split(sample, np.searchsorted(sample, begins[1:])) if len(texts) else []
+    order = np.argsort(-lengths, kind="stable").tolist()
+    averages: list[Tensor] = [torch.empty(0)] * len(texts)
+    for start in tqdm(range(0, len(order), batch_size), desc="Other subjects", disable=None):
+        rows = order[start : start + batch_size]
+        padded = pad_rows([(texts[row].ids, texts[row].ids) for row in rows], scored.device)
+        inputs = {name: padded[name] for name in ("input_ids", "attention_mask")}
+        average = observe_trunk(scored.decoder, scored.head, gating, inputs)[adapter_name].average()
+        for i, row in enumerate(rows):
+            averages[row] = average[i, torch.as_tensor(kept[row] - begins[row], device=average.device)].cpu()
+    return torch.cat(averages)
+
+
 def measure_threshold(entropy: Tensor, labels: Sequence[Sequence[int]], quantile: float) -> float:
     """The entropy that a share `quantile` of the answer tokens does not exceed; S at t is of the label at t + 1."""
     return entropy_quantile(entropy, torch.from_numpy(answer_positions(labels)), quantile)
@@ -117,13 +145,20 @@ class PhaseOne:
         self.scored, self.config = scored, config
         self.router, self.adapter_name, self.agree = router, adapter_name, agree
 
-    def find(self, forget: Dataset, retain: Dataset, batch_size: int, seed: int) -> dict[str, Tensor]:
-        """What phase I measures, on the CPU; from the disk if it is there."""
-        path = self._cache_path(forget, retain, seed)
+    def find(
+        self, forget: Dataset, retain: Dataset, texts: RouterTexts, batch_size: int, seed: int
+    ) -> dict[str, Tensor]:
+        """
+        What phase I measures, on the CPU; from the disk if it is there.
+
+        Args:
+            texts: what the router is fitted on beside the two sets.
+        """
+        path = self._cache_path(forget, retain, texts, seed)
         cached = _read(path)
         if self.agree(cached is not None):
             return cached or {}
-        found = {name: tensor.cpu() for name, tensor in self._compute(forget, retain, batch_size, seed).items()}
+        found = {name: tensor.cpu() for name, tensor in self._compute(forget, retain, texts, batch_size, seed).items()}
         partial = path.with_suffix(f".{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,20 +181,14 @@ class PhaseOne:
         of_forget, of_retain = rows[: len(forget)], rows[len(forget) :]
         return forget.add_column("entropy", of_forget), retain.add_column("entropy", of_retain)
 
-    def _set_router(self, linear: Any, found: dict[str, Tensor]) -> None:
+    def _set_router(self, made: Any, found: dict[str, Tensor]) -> None:
         """Write the router, or check that the one that an adapter brings sends these very data to the same experts."""
-        if not linear.weight.any():
-            linear.weight.data.copy_(found["weight"])
-            if "bias" in found:
-                linear.bias.data.copy_(found["bias"])
+        if not made.weight.any():
+            for name, weight in made.weights.items():
+                weight.data.copy_(found[name])
             return
-        brought, fitted = (
-            nn.functional.linear(found["probe"], weight, bias).argmax(dim=-1)
-            for weight, bias in (
-                (linear.weight.cpu().float(), None if linear.bias is None else linear.bias.cpu().float()),
-                (found["weight"], found.get("bias")),
-            )
-        )
+        own = {name: weight.cpu() for name, weight in made.weights.items()}
+        brought, fitted = (logits_of(found["probe"], weights).argmax(dim=-1) for weights in (own, found))
         agreement = float((brought == fitted).float().mean())
         if self.config.init_weights and agreement < 0.95:
             raise ValueError(
@@ -168,7 +197,9 @@ class PhaseOne:
                 "fresh adapter for these, with `get_peft_model(model, AlterConfig(...))`."
             )
 
-    def _compute(self, forget: Dataset, retain: Dataset, batch_size: int, seed: int) -> dict[str, Tensor]:
+    def _compute(
+        self, forget: Dataset, retain: Dataset, texts: RouterTexts, batch_size: int, seed: int
+    ) -> dict[str, Tensor]:
         scored = self.scored
         with scored.as_base():
             check_head(scored.base, scored.decoder, scored.head)
@@ -191,9 +222,8 @@ class PhaseOne:
             found[f"{prefix}labelled"] = torch.tensor([len(row) for row in known])
         found["threshold"] = torch.tensor(threshold, dtype=torch.float64)
         if self.config.is_gated:
-            router, count = self.config.routing, self.config.num_forget_experts or 1
-            of_sample = seen.averages, seen.entropy[sample], experts[sample]
-            found |= fit_router(router, *of_sample, router.num_outputs(count), threshold)
+            found |= self._fit(seen, experts, sample, texts, threshold, batch_size, seed)
+            router = self.config.routing
             if router.retain_competes:  # else every token goes to forget experts, by design
                 # as the adapter will be asked
                 entropy = None if self.config.inference_entropy == "none" else seen.entropy[sample]
@@ -202,14 +232,44 @@ class PhaseOne:
                 found["astray"] = torch.tensor(shares_astray(found, features, experts[sample], is_answer))
         return found
 
-    def _cache_path(self, forget: Dataset, retain: Dataset, seed: int) -> Path:
+    def _fit(
+        self,
+        seen: Observations,
+        experts: np.ndarray,
+        sample: np.ndarray,
+        texts: RouterTexts,
+        threshold: float,
+        batch_size: int,
+        seed: int,
+    ) -> dict[str, Tensor]:
+        """As [`fit_router`], on the sampled positions of the two sets, whose experts are given, and of the texts."""
+        ranges = zip_longest(seen.lengths.tolist(), texts.starts, fillvalue=0)
+        counts = np.concatenate([np.arange(length) >= start for length, start in ranges])[sample]
+        averages, entropy, kinds = (
+            seen.averages[torch.as_tensor(counts)],
+            seen.entropy[sample[counts]],
+            experts[sample[counts]],
+        )
+        if texts.beside:
+            labels = np.concatenate([np.full(len(text.ids), text.expert) for text in texts.beside])
+            places = np.concatenate([np.arange(len(text.ids)) >= text.start for text in texts.beside]).nonzero()[0]
+            places = places[sample_positions(labels[places], seed)]
+            beside = observe_beside(texts.beside, self.scored, self.adapter_name, batch_size, places)
+            averages = torch.cat([averages, beside])
+            entropy = torch.cat([entropy, torch.zeros(len(places))])
+            kinds = np.concatenate([kinds, labels[places]])
+        router, count = self.config.routing, self.config.num_forget_experts or 1
+        hidden, outputs = self.config.router_hidden_size or 0, router.num_outputs(count)
+        return fit_router(router, averages, entropy, kinds, outputs, threshold, hidden, seed)
+
+    def _cache_path(self, forget: Dataset, retain: Dataset, texts: RouterTexts, seed: int) -> Path:
         digest = hashlib.sha256()
         for chunk in _base_bytes(self.scored.model):
             digest.update(chunk)
         c = self.config
         settings: list[Any] = [c.entropy_q, c.entropy_quantile, c.router, c.router_layer, c.router_half_life]
-        settings += [c.num_forget_experts, None if c.entropy_quantile is not None else c.entropy_threshold, seed, 8]
-        settings += [c.routing.retain_competes, c.inference_entropy]
+        settings += [c.num_forget_experts, None if c.entropy_quantile is not None else c.entropy_threshold, seed, 9]
+        settings += [c.routing.retain_competes, c.inference_entropy, c.router_hidden_size, texts]
         device = self.scored.device.type
         if torch.is_autocast_enabled(device):
             settings.append(str(torch.get_autocast_dtype(device)))

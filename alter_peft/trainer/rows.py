@@ -12,10 +12,10 @@ from typing import Any
 from datasets import Dataset, Features, Value
 
 from alter_peft.reading.canonical import Row, features
-from alter_peft.reading.columns import ALTERNATE, EXTRAS, OTHERS, Taken, Unrecognised, choose
+from alter_peft.reading.columns import ALTERNATE, EXTRAS, OTHERS, SUBJECT, Taken, Unrecognised, choose
 from alter_peft.reading.given import is_free, named_rows
 from alter_peft.reading.rows import described, is_domain
-from alter_peft.reading.values import Unusable, filled
+from alter_peft.reading.values import Unusable, filled, texts
 
 
 logger = logging.getLogger(__name__)  # not accelerate's, which needs a process state that is made later
@@ -65,7 +65,7 @@ def checked_dataset(
         return _formatted(name, dataset, text_field, formatting_func)
     first = dataset.with_format("arrow")[:1].to_pylist()[0]
     try:
-        taken = choose(dataset.column_names, first, text_field=text_field)
+        taken = choose(dataset.column_names, first, text_field=text_field, extras=(*EXTRAS, SUBJECT))
     except Unrecognised as error:
         raise ValueError(
             f"`{name}` {error}. Rename them to 'prompt' and 'completion', to 'messages', or to {text_field!r} "
@@ -86,28 +86,35 @@ def keep_input_columns(dataset: Dataset, text_field: str) -> Dataset:
     return dataset.select_columns([c for c in dataset.column_names if c in INPUT_COLUMNS or c == text_field])
 
 
+def given_subjects(dataset: Dataset) -> list[list[str]] | None:
+    """The names of each row's subject, where the user says them."""
+    if SUBJECT not in dataset.column_names:
+        return None
+    return [texts(value) for value in dataset[SUBJECT]]
+
+
 def _formatted(name: str, dataset: Dataset, text_field: str, form: Callable[[dict[str, Any]], str]) -> Dataset:
-    texts = []
+    made = []
     for number, row in enumerate(dataset):
         try:
-            texts.append(filled(form(row)))
+            made.append(filled(form(row)))
         except Unusable as error:
             raise ValueError(f"`formatting_func` made no text of row {number} of `{name}`, {error}.") from error
-    return Dataset.from_dict(
-        {text_field: texts} | ({"domain": dataset["domain"]} if "domain" in dataset.features else {})
-    )
+    kept = {column: dataset[column] for column in ("domain", SUBJECT) if column in dataset.features}
+    return Dataset.from_dict({text_field: made, **kept})
 
 
 def _of_training(name: str, dataset: Dataset, taken: Taken) -> Taken:
-    """Without what the same rows are evaluated with, and sub-domains of other rows than those to forget."""
-    unread = {*OTHERS} - {ALTERNATE} if name == "train_dataset" else EXTRAS
+    """Without what rows are evaluated with, and the sub-domains and subjects of rows that are not forgotten."""
+    unread = {*OTHERS} - {ALTERNATE} if name == "train_dataset" else {*EXTRAS, SUBJECT}
     columns = {own: column for own, column in taken.columns.items() if own not in unread}
     maybe = taken.maybe_domain if name == "train_dataset" else None
     if maybe is not None:
         batches = dataset.select_columns(maybe).iter(BATCH)
         values = Counter(None if value is None else str(value) for batch in batches for value in batch[maybe])
         maybe = maybe if is_domain(values, len(dataset)) else None
-    left = taken.left if maybe == taken.maybe_domain else (*taken.left, str(taken.maybe_domain))
+    is_left = maybe != taken.maybe_domain and taken.maybe_domain not in columns.values()
+    left = (*taken.left, str(taken.maybe_domain)) if is_left else taken.left
     return replace(taken, columns=columns, maybe_domain=maybe, left=left)
 
 
@@ -120,7 +127,8 @@ def _named(name: str, dataset: Dataset, taken: Taken, text_field: str, answers_a
         columns["conversations"] = "conversations"  # which TRL knows
     kept = [column for column in OF_CHATS if column in dataset.column_names] if "chat" in taken.kind else []
     taken = replace(taken, left=tuple(column for column in taken.left if column not in kept))
-    if _stays(dataset, taken, answers_alone):
+    serves_twice = domain is not None and domain == taken.columns.get(SUBJECT)
+    if _stays(dataset, taken, answers_alone) and not serves_twice:
         own = dataset.select_columns([*columns])
         for start in range(0, 0 if is_free(dataset, taken) else len(dataset), BATCH):
             for number, row in enumerate(own.with_format("arrow")[start : start + BATCH].to_pylist(), start=start):
@@ -141,9 +149,9 @@ def _stays(dataset: Dataset, taken: Taken, answers_alone: bool) -> bool:
         return True
     if taken.kind == "chats":
         return not answers_alone
-    texts = [column for role, column in taken.columns.items() if role in ("prompt", "completion", "text")]
+    told = [column for role, column in taken.columns.items() if role in ("prompt", "completion", "text")]
     whole = taken.kind in ("pairs", "text") and not taken.beside and "masked" not in taken.columns
-    return whole and all(_is_text(dataset.features[column]) for column in texts)
+    return whole and all(_is_text(dataset.features[column]) for column in told)
 
 
 def _is_text(feature: Any) -> bool:

@@ -99,6 +99,7 @@ def forget_batch(
         targets.to(ids.device)[ids] if "targets" in loss.needs else empty,
         of_tokens(profiles),
         reference.to(ids.device)[ids] if len(reference) else empty,
+        token_targets=of_tokens(measured.token_targets),
         other_labels=of_tokens(measured.other_labels),
         label_probabilities=of_tokens(measured.label_probabilities),
     )

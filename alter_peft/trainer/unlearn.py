@@ -23,17 +23,19 @@ from .active_adapters import Trained, others_frozen
 from .alternates import Asking, check_alternates
 from .checkpoints import check_folders
 from .config import UnlearnConfig
+from .damping import damped
 from .distributed import HeadGathering, from_main_process, gathering_layers, is_zero3_split, set_up_distributed
-from .encoding import encoded, set_template_defaults
-from .inputs import check_all_labelled, check_arguments, check_model
+from .encoding import encoded, encoded_row, set_template_defaults
+from .inputs import check_all_labelled, check_arguments, check_looked_at, check_model
 from .knowledge import FORGET_ROWS, RETAIN_ROWS, Astray, Knowledge, Summary
 from .measuring import drawn, row_means
 from .needs import MADE, Made, alternates_of, base_beside, check_whole_rows, make
 from .pairs import PairTrainer
 from .phase_one import labelled_rows
-from .rows import checked_dataset, keep_input_columns, of_each
+from .reference import check_reference, guided_by
+from .rows import checked_dataset, given_subjects, keep_input_columns, of_each
 from .stopping import Stopping, mean_gap
-from .targets import Measured, measure
+from .targets import GUESSED, Guide, Measured, measure
 from .windows import Limit, in_windows, row_limit
 
 
@@ -70,7 +72,7 @@ class UnlearnTrainer(PairTrainer):
             As for [`~trl.SFTTrainer`].
 
     **Attributes**:
-        - **forget_level** (`float`) -- The level that `forget_loss="level"` aims at: `args.forget_level`, until
+        - **forget_level** (`float`) -- The level that forget rows come to: `args.forget_level`, until
           `calibration_dataset` has been measured.
         - **knowledge** ([`Knowledge`]) -- After `prepare`, how well the model knew the rows to forget, to retain and
           never seen, and whether there is anything to forget (`is_known`).
@@ -110,6 +112,7 @@ class UnlearnTrainer(PairTrainer):
         train_dataset: Dataset,
         retain_dataset: Dataset,
         calibration_dataset: Dataset | None = None,
+        reference_model: str | PreTrainedModel | None = None,
         peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ) -> None:
@@ -130,11 +133,8 @@ class UnlearnTrainer(PairTrainer):
             calibration = checked_dataset("calibration_dataset", calibration, *form)
         given = kwargs.pop("eval_dataset", None)
         held_out = of_each("eval_dataset", given, lambda name, rows: checked_dataset(name, rows, *form))
-        if calibration is None and "profiles" in args.loss.needs:
-            raise ValueError(
-                f"`forget_loss` is {args.forget_loss!r}, but there is no `calibration_dataset` to take profiles from. "
-                "Give rows like the forget set that the model was never trained on, or use `forget_loss='level'`."
-            )
+        check_looked_at(args, calibration is not None, reference_model is not None)
+        self._reference = reference_model
         has_adapter = isinstance(model, PeftModel)
         if has_adapter and peft_config is not None:
             raise ValueError("`peft_config` is given, but `model` has an adapter already. Pass either of them alone.")
@@ -142,6 +142,7 @@ class UnlearnTrainer(PairTrainer):
         if (need := alternates_of(args.loss)) is not None:
             check_alternates(need, forget, retain)
         peft_config, experts = self._assign_experts(model, peft_config, forget, args)
+        self._subjects = given_subjects(forget)
         forget = keep_input_columns(forget, args.dataset_text_field).add_column("expert", experts)
         set_seed(args.seed)  # as newer TRL does before it adds the adapter
         if peft_config is not None:
@@ -151,6 +152,8 @@ class UnlearnTrainer(PairTrainer):
             super().__init__(model, args, train_dataset=forget, eval_dataset=held_out, **kwargs)
             try:
                 set_up_distributed(self.accelerator, self.model, args.max_grad_norm)
+                if reference_model is not None:
+                    check_reference(reference_model, model, self._tokenizer)
                 self._set_up_model()
                 self._trained = Trained(self.model)
                 self._set_up_data(forget, retain, calibration)
@@ -209,12 +212,8 @@ class UnlearnTrainer(PairTrainer):
         self._some_retain = prepared.select(drawn(len(prepared), RETAIN_ROWS, self.args.seed))
         self._retain: Dataset = prepared.add_column("expert", [0] * len(prepared))
         self._calibration = calibration and self._prepare_rows("calibration_dataset", calibration)
-        if self._calibration is None and self.args.forget_loss == "level":
-            logger.warning(
-                "Without calibration rows (`calibration_dataset`; on the command line `--calibration`) forget rows "
-                f"come to `forget_level`={self.args.forget_level}, a guess, and may be forgotten too little or too "
-                "much. Rows like them that the model was never trained on measure the level."
-            )
+        if self._calibration is None and self._reference is None and self.args.loss.guesses_level:
+            logger.warning(GUESSED.format(level=self.args.forget_level))
         if self._calibration is not None:  # what the model was taught is no measure of what it never saw
             for name, known in (("train_dataset", self._forget), ("retain_dataset", self._retain)):
                 check_disjoint(self._calibration, known, ("calibration_dataset", name))
@@ -227,7 +226,7 @@ class UnlearnTrainer(PairTrainer):
 
     @property
     def forget_level(self) -> float:
-        """The level that `forget_loss="level"` aims at."""
+        """The answer probability of text that the model never saw, or a guess at it."""
         return self.measured.level
 
     @property
@@ -250,6 +249,12 @@ class UnlearnTrainer(PairTrainer):
         whole.max_length = None
         rows = super()._prepare_dataset(dataset, processing_class, whole, packing, formatting_func, dataset_name)
         return self._in_windows(dataset_name, rows) if self._limit and isinstance(rows, Dataset) else rows
+
+    def _token_ids(self, row: dict[str, Any]) -> list[int]:
+        """Of a row that is not trained on, as long as rows may be."""
+        options = {"as_chat": self.args.as_chat, "text_field": self.args.dataset_text_field}
+        ids = encoded_row(row, tokenizer=self._tokenizer, **options)["input_ids"]
+        return ids if self._limit is None else ids[: self._limit.tokens]
 
     def _in_windows(self, name: str, rows: Dataset) -> Dataset:
         return in_windows(name, rows, self._limit, self.args.long_rows, self._tokenizer.bos_token_id)
@@ -281,15 +286,16 @@ class UnlearnTrainer(PairTrainer):
             return
         self._trained.keep(self.model)
         size = max(1, self.args.per_device_train_batch_size)
-        found: list[list[Tensor]] = []
+        found, guide = list[list[Tensor]](), None
         if self.accelerator.is_main_process or is_zero3_split(self.model):  # others may have no weights yet
             asked = self._known, self._some_retain, self._calibration
             found = [self._log_probabilities(rows, size) for rows in asked]
+            guide = self._look_as_guide(size)
         if self.accelerator.num_processes > 1:
-            found = from_main_process(found)
+            found, guide = from_main_process((found, guide))
         known, kept, unseen = found
         needed = known if self.args.loss.needs - MADE else []
-        self.measured = measure(self.args.loss, needed, unseen, self.args.forget_level, self.args.seed)
+        self.measured = measure(self.args.loss, needed, unseen, self.args.forget_level, self.args.seed, guide)
         self._set_knowledge(known, kept, unseen)
         self.train_dataset = PairDataset(self._forget, self._retain, self._make())
         self._prepared = True
@@ -323,6 +329,20 @@ class UnlearnTrainer(PairTrainer):
         rows = [] if dataset is None else labelled_rows(dataset)
         with self.accelerator.autocast(), gathering_layers(self.model):
             return self.scored.label_log_probabilities(rows, batch_size, base=base, by_length=False)
+
+    def _look_as_guide(self, batch_size: int, base: bool = False) -> Guide | None:
+        """
+        How likely the rows are to the reference model, or to the model (or its base) with damped feed-forward layers;
+        `None` for a loss without token targets.
+        """
+        if "token_targets" not in self.args.loss.needs:
+            return None
+        if self._reference is None:
+            with damped([*self.scored.stack.layers]):
+                return Guide(self._log_probabilities(self._forget, batch_size, base), [], is_reference=False)
+        sets = [labelled_rows(rows) for rows in (self._forget, self._calibration) if rows is not None]
+        with self.accelerator.autocast():
+            return guided_by(self._reference, sets, batch_size, self.accelerator.device, self.args.model_init_kwargs)
 
     def _record_gap(self, gap: float) -> None:
         self._metrics["train"]["forget_gap"].append(gap)
@@ -360,7 +380,9 @@ class UnlearnTrainer(PairTrainer):
         after = self.knowledge._replace(forget=forget, retain=retain)
         reached = None if self._stopping is None else self.reached
         epochs = float(self.state.epoch or 0)
-        return Summary(self.knowledge, after, self.astray, self.state.global_step, epochs, reached)
+        return Summary(
+            self.knowledge, after, self.astray, self.state.global_step, epochs, reached, self.measured.guide
+        )
 
     def summary(self) -> Summary:
         """

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -96,3 +96,29 @@ def observe_base(
     finally:
         context.observer = None
     return entropy, averages
+
+
+class _Observed(Exception):
+    """All that is to be observed in a pass has been: the layers above need not run."""
+
+
+def observe_trunk(
+    decoder: nn.Module, head: LanguageModelHead, context: GatingContext, inputs: dict[str, Tensor]
+) -> dict[str, Context]:
+    """The moving averages of the active adapters alone: the pass ends where the last of them is known."""
+    averages: dict[str, Context] = {}
+    wanted = {name for _, name in context.active()}
+
+    def observer(name: str, average: Context) -> None:
+        averages[name] = average
+        if averages.keys() == wanted:
+            raise _Observed
+
+    context.begin(Tokens(inputs["attention_mask"].bool()))
+    context.observer = observer
+    try:
+        with suppress(_Observed), base_model(decoder, head, context):
+            decoder.forward(**inputs, use_cache=False)
+    finally:
+        context.observer = None
+    return averages

@@ -29,6 +29,11 @@ from .saving import BEING_WRITTEN, finish_saves_of, refuse_pickle_on_save, sha25
 from .values import described, fits, is_finite_number, is_index, is_integer, is_positive, require
 
 
+# Chosen on invented people and TOFU authors that no result has (docs/log.md)
+HALF_LIFE, HIDDEN_SIZE = 16.0, 64
+OLD_HALF_LIFE = 8.0  # up to format version 2
+
+
 @cache
 def _types() -> dict[str, Any]:
     """The type of each field that comes from a file."""
@@ -122,7 +127,17 @@ class AlterConfig(PeftConfig):
         "l0, the decoder layer whose input the router reads. Defaults to `round(0.4 * number of layers)`. The layers "
         "below are not adapted.",
     )
-    router_half_life: float = option(8.0, "Half-life of the router's moving average, in tokens.")
+    router_half_life: float | None = option(
+        None,
+        f"Half-life of the router's moving average, in tokens; {HALF_LIFE:g} by default, {OLD_HALF_LIFE:g} in an "
+        "adapter of an older format.",
+    )
+    router_hidden_size: int | None = option(
+        None,
+        f"Units of the router's hidden layer, 0 for a linear router; {HIDDEN_SIZE} by default with the context "
+        "router, 0 with others and in an adapter of an older format. A linear one hardly tells whom a question is "
+        "about.",
+    )
     inference_entropy: Literal["none", "base"] | None = option(
         None,
         'Where S_q comes from outside training. `"none"` (default with the context router): nowhere, every token is '
@@ -177,6 +192,11 @@ class AlterConfig(PeftConfig):
             self.entropy_threshold = 1.2
         known = isinstance(self.router, str) and self.router in ROUTERS
         require(known, "router", self.router, " or ".join(map(repr, ROUTERS)))
+        is_old = self.format_version < 3
+        if self.router_half_life is None:
+            self.router_half_life = OLD_HALF_LIFE if is_old else HALF_LIFE
+        if self.router_hidden_size is None:
+            self.router_hidden_size = HIDDEN_SIZE if ROUTERS[self.router].reads_context and not is_old else 0
         if self.inference_entropy is None:
             self.inference_entropy = ROUTERS[self.router].entropy_sources[0]
         listed = self.expert_weights if self.domains is None else self.domains
@@ -289,6 +309,10 @@ class AlterConfig(PeftConfig):
         require(is_integer(self.top_k) and self.top_k > 0, "top_k", self.top_k, "a positive integer")
         half_life = self.router_half_life
         require(is_positive(half_life), "router_half_life", half_life, "above 0 and finite, in tokens")
+        units = self.router_hidden_size
+        require(is_index(units), "router_hidden_size", units, "0 or a positive integer")
+        linear = units == 0 or self.routing.reads_context
+        require(linear, "router_hidden_size", units, f"0 when `router` is {self.router!r}")
         weights = self.init_weights
         require(isinstance(weights, bool) or weights == "cluster", "init_weights", weights, "True, False or 'cluster'")
         for name in ("use_rslora", "fan_in_fan_out", "ensure_weight_tying"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .config import AlterConfig
 from .gating import GatingContext, GatingContexts
 from .layer import AlterLayer, layers_of
-from .token_router import AlterRouter
+from .token_router import AlterRouter, RouterMap
 from .values import is_finite_number
 
 
@@ -214,8 +214,9 @@ def _squared_norms(layer: AlterLayer, name: str) -> Tensor:
 
 
 def _delete_output(router: AlterRouter, name: str, row: int) -> None:
-    linear: nn.Linear = router.alter_router[name]
-    for key, weight in linear.state_dict().items():
-        kept = torch.cat([weight[:row], weight[row + 1 :]])
-        setattr(linear, key, nn.Parameter(kept, requires_grad=getattr(linear, key).requires_grad))
-    linear.out_features -= 1
+    made: RouterMap = router.alter_router[name]
+    for key in ("weight", "bias") if made.bias is not None else ("weight",):
+        weight = getattr(made, key)
+        kept = torch.cat([weight[:row], weight[row + 1 :]]).detach()
+        setattr(made, key, nn.Parameter(kept, requires_grad=weight.requires_grad))
+    made.out_features -= 1

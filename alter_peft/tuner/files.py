@@ -19,7 +19,8 @@ from .saving import how_to_finish, sha256
 
 # Raised when an adapter written by this version would be misread by an older one.
 # 2: with `router="entropy"` the retain expert has no output of the router, and acts at weight 1.
-FORMAT_VERSION = 2
+# 3: the router may have a hidden layer (`router_hidden_size`), and another half-life by default.
+FORMAT_VERSION = 3
 
 LOADING = """Importing `alter_peft` is what tells PEFT of this kind of adapter (`pip install alter-peft`). Without it,
 every way to load the adapter in PEFT and in transformers ends in `KeyError: 'ALTER'`:

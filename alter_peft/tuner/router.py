@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -51,9 +52,27 @@ def _softmax(
     return torch.where(high.unsqueeze(-1), left / left.sum(dim=-1, keepdim=True), low_gates)
 
 
+def logits_of(features: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """
+    z_t = W x_t + b, or of a router with a hidden layer z_t = W relu(V x_t + c) + b; in float32.
+
+    Args:
+        features: x_t, (..., features).
+        weights: `weight` W and perhaps `bias` b; perhaps `hidden_weight` V, (units, features), and `hidden_bias` c.
+
+    Returns:
+        (..., outputs)
+    """
+    if "hidden_weight" in weights:
+        hidden = F.linear(features, weights["hidden_weight"].float(), weights["hidden_bias"].float())
+        features = hidden.relu()
+    bias = weights.get("bias")
+    return F.linear(features, weights["weight"].float(), None if bias is None else bias.float())
+
+
 class Router(ABC):
     """
-    What the gates depend on: z_t = W x_t (+ b), with the features x_t of a subclass. W and b are fitted in phase I.
+    What the gates depend on: z_t = `logits_of` the features x_t of a subclass. The weights are fitted in phase I.
 
     An entry of `ROUTERS` says of itself what `AlterConfig`, its help and phase I need to know.
 
@@ -62,6 +81,7 @@ class Router(ABC):
     entropy_sources: values that `inference_entropy` may have, the default first.
     has_bias: whether there is a b.
     retain_competes: whether the retain expert has an output, too, and a gate between 0 and 1; if not, its gate is 1.
+    reads_context: whether x_t says what a text is about, so that a hidden layer and rows about other subjects help.
     """
 
     caption: str
@@ -69,6 +89,7 @@ class Router(ABC):
     entropy_sources: tuple[Literal["none", "base"], ...] = ("none", "base")
     has_bias: bool = True
     retain_competes: bool = True
+    reads_context: bool = True
 
     def num_outputs(self, num_forget_experts: int) -> int:
         """Entries of z: 1 + N, or N."""
@@ -121,6 +142,7 @@ class EntropyRouter(Router):
     entropy_sources = ("base",)
     has_bias = False
     retain_competes = False
+    reads_context = False
 
     def num_features(self, width: int) -> int:
         return 1
@@ -143,6 +165,7 @@ class StaticRouter(Router):
     caption = "uses fixed `expert_weights` (AsymLoRA, Eqs. 2 and 6) and works on any model with linear layers"
     is_gated = False
     entropy_sources = ("none",)
+    reads_context = False
 
     def num_features(self, width: int) -> int:
         return 0

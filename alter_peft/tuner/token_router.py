@@ -7,25 +7,57 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.utils.generic import maybe_autocast
 
 from .config import AlterConfig
 from .moving_average import Context
-from .router import above_threshold, gate
+from .router import above_threshold, gate, logits_of
 
 
 class AlterTunerLayer(BaseTunerLayer):
     """What every part of an adapter inside the base model is: PEFT switches, freezes and deletes them all alike."""
 
 
+class RouterMap(nn.Linear):
+    """
+    What makes z_t of x_t (`logits_of`): W and b under the names of a linear layer, and before them, if there is one,
+    the hidden layer's.
+
+    Args:
+        features: entries of x_t.
+        hidden: units of the hidden layer; 0 for none.
+        outputs: entries of z_t.
+        bias: whether there is a b.
+    """
+
+    def __init__(self, features: int, hidden: int, outputs: int, bias: bool) -> None:
+        super().__init__(hidden or features, outputs, bias)
+        self.has_hidden_layer = hidden > 0
+        if hidden:
+            self.hidden_weight = nn.Parameter(torch.zeros(hidden, features))
+            self.hidden_bias = nn.Parameter(torch.zeros(hidden))
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Those that there are, by name."""
+        found: dict[str, Tensor] = {"weight": self.weight}
+        if self.bias is not None:
+            found["bias"] = self.bias
+        if self.has_hidden_layer:
+            found |= {"hidden_weight": self.hidden_weight, "hidden_bias": self.hidden_bias}
+        return found
+
+    def forward(self, input: Tensor) -> Tensor:
+        return logits_of(input, self.weights)
+
+
 class AlterRouter(nn.Module, AlterTunerLayer):
     """
     The router of each adapter (Eq. 7), a child of decoder layer l0, whose input it reads.
 
-    z_t = W x_t + b, with the x_t of its entry in `ROUTERS`. Always float32; fitted in phase I and frozen.
+    z_t is `logits_of` the x_t of its entry in `ROUTERS`. Always float32; fitted in phase I and frozen.
     """
 
     # no `adapter_layer_names`: PEFT makes what is listed there trainable, and its status would call a model whose
@@ -34,7 +66,7 @@ class AlterRouter(nn.Module, AlterTunerLayer):
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.alter_router: Any = nn.ModuleDict({})  # of nn.Linear
+        self.alter_router: Any = nn.ModuleDict({})  # of RouterMap
         self.config: dict[str, AlterConfig] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
@@ -44,24 +76,23 @@ class AlterRouter(nn.Module, AlterTunerLayer):
         """Create the router of an adapter; its outputs start at zero."""
         router = config.routing
         outputs = router.num_outputs(config.num_forget_experts or 1)
-        linear = nn.Linear(router.num_features(width), outputs, bias=router.has_bias)
-        if not config.init_weights:
-            nn.init.normal_(linear.weight, std=4.0)  # for tests: gates that really differ from token to token
-        else:
-            nn.init.zeros_(linear.weight)
-        if router.has_bias:
-            nn.init.zeros_(linear.bias)
-        self.alter_router[adapter_name] = linear.requires_grad_(False)
+        made = RouterMap(router.num_features(width), config.router_hidden_size or 0, outputs, router.has_bias)
+        for name, weight in made.named_parameters():
+            if not config.init_weights and name.endswith("weight"):
+                nn.init.normal_(weight, std=4.0)  # for tests: gates that really differ from token to token
+            else:
+                nn.init.zeros_(weight)
+        self.alter_router[adapter_name] = made.requires_grad_(False)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.config[adapter_name] = config
 
     def logits(self, name: str, context: Context, entropy: Tensor | None) -> Tensor:
         """z, (B, T, 1+N or N), from the moving average and S_q (B, T), or `None` where it isn't known."""
-        config, linear = self.config[name], self.alter_router[name]
-        with maybe_autocast(linear.weight.device.type, enabled=False):
+        config, made = self.config[name], self.alter_router[name]
+        with maybe_autocast(made.weight.device.type, enabled=False):
             features = config.routing.features(context.average(), entropy, config.entropy_threshold)
-            bias = None if linear.bias is None else linear.bias.float()
-            return F.linear(features, linear.weight.float(), bias)
+            logits: Tensor = made(features)
+            return logits
 
     def forward(self, name: str, context: Context, entropy: Tensor | None) -> Tensor:
         """Gates of every position, (B, T, 1+N), float32."""
@@ -75,10 +106,10 @@ class AlterRouter(nn.Module, AlterTunerLayer):
 
     def hold_as_buffers(self) -> None:
         """Make buffers of all weights, for DeepSpeed, which rounds and splits Parameters, frozen ones too."""
-        for linear in self.alter_router.values():
-            for name, parameter in list(linear.named_parameters()):
-                delattr(linear, name)
-                linear.register_buffer(name, parameter.detach())
+        for made in self.alter_router.values():
+            for name, parameter in list(made.named_parameters()):
+                delattr(made, name)
+                made.register_buffer(name, parameter.detach())
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Nothing to merge: a gated adapter is refused before this is reached."""

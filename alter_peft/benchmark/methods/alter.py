@@ -18,8 +18,16 @@ def _static(**options: Any) -> AlterConfig:
 
 ALTER: dict[str, Method] = {
     "alter": Method(
-        "this package's defaults: context router, `forget_loss=\"level\"`",
+        "this package's defaults: context router, `forget_loss=\"tokens\"`, the retain expert at rest",
         AlterUnlearnTrainer, AlterConfig, stacks=True, calibrates=True,
+    ),
+    "alter_reference": Method(
+        "`alter` with the model before the teaching as `reference_model`, which says what each token comes to",
+        AlterUnlearnTrainer, AlterConfig, stacks=True, calibrates=True, refers=True,
+    ),
+    "alter_level": Method(
+        "`alter` with `forget_loss=\"level\"`: a forget row's mean comes to the level of unseen rows, not each token",
+        AlterUnlearnTrainer, AlterConfig, {"forget_loss": "level"}, stacks=True, calibrates=True,
     ),
     "alter_profile": Method(
         "`alter` with `forget_loss=\"profile\"`: every token of a forget row comes to the rank of an unseen row's, "
@@ -29,7 +37,7 @@ ALTER: dict[str, Method] = {
     "alter_paper": Method(
         "`alter` with the paper's loss as printed (`forget_loss=\"ihl\"`), three epochs, no level: what it comes to "
         "by itself",
-        AlterUnlearnTrainer, AlterConfig, {"forget_loss": "ihl", "num_train_epochs": 3},
+        AlterUnlearnTrainer, AlterConfig, {"forget_loss": "ihl", "retain_weight": 1.0, "num_train_epochs": 3},
         stacks=True, calibrates=True,
     ),
     "alter_npo": Method(
@@ -40,7 +48,7 @@ ALTER: dict[str, Method] = {
     ),
     "asymlora": Method(
         "`alter` with `router=\"static\"`: all text sees all experts (AsymLoRA, Eqs. 2 and 6)",
-        AlterUnlearnTrainer, _static, stacks=True, calibrates=True,
+        AlterUnlearnTrainer, _static, {"retain_weight": 1.0}, stacks=True, calibrates=True,
     ),
 }  # fmt: skip
 
@@ -48,7 +56,7 @@ ALTER: dict[str, Method] = {
 ALTER_FIELD: dict[str, Method] = {
     f"alter_{name}": Method(
         f"ALTER's router and isolation, {one.caption}", AlterUnlearnTrainer, AlterConfig,
-        {"num_train_epochs": 5, "lr_scheduler_type": "linear", **one.options}, stacks=True,
+        {"num_train_epochs": 5, "lr_scheduler_type": "linear", "retain_weight": 1.0, **one.options}, stacks=True,
     )
     for name, one in FIELD.items() if one.of_tokens and f"alter_{name}" not in ALTER
 }  # fmt: skip

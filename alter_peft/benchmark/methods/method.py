@@ -25,12 +25,14 @@ class UnlearningData(NamedTuple):
     forget, retain: rows as [`AlterUnlearnTrainer`] takes them.
     calibration: text like the forget rows that was never trained on, for the methods that can use it.
     as_chat: whether rows are turns of a chat, as in [`UnlearnConfig`].
+    reference: folder or Hub id of the model before it was taught the rows, for the methods that can use it.
     """
 
     forget: Dataset
     retain: Dataset
     calibration: Dataset | None = None
     as_chat: bool | None = None
+    reference: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Method:
         stacks: whether a later request gets an adapter of its own beside the earlier ones, which stay active; else it
             trains the adapter on.
         calibrates: whether it is given text like the forget rows that was never trained on.
+        refers: whether it is given the model as it was before it was taught the rows.
     """
 
     caption: str
@@ -55,6 +58,7 @@ class Method:
     options: dict[str, Any] = field(default_factory=dict)
     stacks: bool = False
     calibrates: bool = False
+    refers: bool = False
 
     def run(
         self,
@@ -89,6 +93,7 @@ class Method:
             train_dataset=data.forget,
             retain_dataset=data.retain,
             calibration_dataset=data.calibration if self.calibrates else None,
+            reference_model=data.reference if self.refers else None,
             peft_config=None if earlier or self.adapter is None else self.adapter(**adapter),
             processing_class=tokenizer,
         )

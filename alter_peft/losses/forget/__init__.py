@@ -9,6 +9,7 @@ from .labels import generic_labels, novice_labels, other_label_loss, undial_loss
 from .levels import level_loss, profile_loss
 from .preference import dpo_loss, npo_loss, simnpo_loss
 from .registry import FORGET_LOSSES
+from .tokens import soft_target_loss, token_loss
 
 
 __all__ = [
@@ -26,7 +27,9 @@ __all__ = [
     "other_label_loss",
     "profile_loss",
     "simnpo_loss",
+    "soft_target_loss",
     "steering_loss",
+    "token_loss",
     "undial_loss",
     "weighted_gradient_ascent_loss",
 ]

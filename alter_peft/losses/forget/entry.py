@@ -48,6 +48,7 @@ class ForgetBatch(NamedTuple):
         num_rows: R.
         targets: the mean log-probability that each row is to come to, in nats, (R,).
         profiles: the log-probabilities that its tokens are to come to, (n,): row after row, the least likely first.
+        token_targets: the log-probability that each token itself is to come to, (n,).
         reference: ln p of each row by the model before the training, the sum over its tokens, (R,).
         inside: hidden states, heads, activations.
         other_labels, label_probabilities: K labels for each token in place of its own, with their probabilities,
@@ -61,6 +62,7 @@ class ForgetBatch(NamedTuple):
     targets: Tensor
     profiles: Tensor
     reference: Tensor
+    token_targets: Tensor = torch.empty(0)
     inside: Inside | None = None
     other_labels: Tensor = torch.empty(0)
     label_probabilities: Tensor = torch.empty(0)
@@ -118,8 +120,8 @@ class ForgetLoss:
         low_entropy: whether it is of a row's low-entropy tokens alone, where an entropy is known (ALTER), as the
             paper's L_IHL is; else of whole answers.
         needs: what has to be measured of the rows, or made for them, before the training (docs/paper.md):
-            `"targets"` (a level), `"profiles"`, `"reference"`; `"base"`, the base model in every step;
-            `"activations"` of a layer; other labels, `"random_labels"`, `"generic_labels"` or `"novice_labels"`;
+            `"targets"` (a level), `"profiles"`, `"token_targets"`, `"reference"`; `"base"`, the base model in every
+            step; `"activations"` of a layer; other labels, `"random_labels"`, `"generic_labels"` or `"novice_labels"`;
             alternate answers, `"refusals"`, `"other_answers"`, `"own_alternates"` or `"novice_answers"`.
         options: name -> default of what `forget_loss_kwargs` may set, a number or a text.
         positive: those of the options that must be above 0.
@@ -140,3 +142,8 @@ class ForgetLoss:
     def has_targets(self) -> bool:
         """Whether it comes to rest where the forget rows are to come to, so that training can stop there."""
         return "targets" in self.needs
+
+    @property
+    def guesses_level(self) -> bool:
+        """Whether it comes to `forget_level` where no rows that were never seen show a level."""
+        return self.has_targets and "profiles" not in self.needs

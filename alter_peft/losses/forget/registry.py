@@ -15,11 +15,23 @@ from .hinge import inverted_hinge_loss
 from .labels import other_label_loss, undial_loss
 from .levels import level_loss, profile_loss
 from .preference import dpo_loss, npo_loss, simnpo_loss
+from .tokens import soft_target_loss, token_loss
 
 
 def _other_labels(batch: ForgetBatch, options: Mapping[str, Any]) -> Tensor:
     inside = batch.within
     return other_label_loss(inside.hidden, inside.head, batch.other_labels, batch.label_probabilities)
+
+
+def _tokens(batch: ForgetBatch, options: Mapping[str, Any]) -> Tensor:
+    inside = batch.within
+    if inside.base_hidden is None:
+        raise ValueError("`base_hidden` is None, but the loss distils from the base model. Pass its hidden states.")
+    of_base = inside.base_head or inside.head
+    states = inside.hidden, inside.base_hidden, inside.head, of_base
+    return soft_target_loss(*states, inside.labels, batch.token_targets) + token_loss(
+        batch.scores, batch.token_targets
+    )
 
 
 def _undial(batch: ForgetBatch, options: Mapping[str, Any]) -> Tensor:
@@ -55,6 +67,13 @@ NOVICE = "This was written by a novice who knows nothing of its subject and turn
 
 
 FORGET_LOSSES: dict[str, ForgetLoss] = {
+    "tokens": ForgetLoss(
+        compute=_tokens,
+        over="tokens",
+        caption="Brings every token to the log-probability that a model which never saw the text would give it.",
+        source="this package (docs/paper.md)",
+        needs=frozenset({"base", "targets", "token_targets"}),
+    ),
     "level": ForgetLoss(
         compute=lambda batch, options: level_loss(batch.scores, batch.rows, batch.targets),
         over="tokens",
