@@ -29,6 +29,7 @@ from alter_peft.losses import (
     weighted_gradient_ascent_loss,
 )
 from alter_peft.trainer.needs import MADE
+from alter_peft.trainer.other_labels import share_of_own
 from alter_peft.trainer.refusals import REFUSALS
 
 
@@ -291,7 +292,7 @@ def test_alternate_answers_need_prompts_and_room(tokenizer, tmp_path, monkeypatc
     assert other["input_ids"][:asked] == row["input_ids"][:asked] and asked == len(row["input_ids"]) - 1
 
 
-def test_a_model_reinforced_on_the_forget_rows_favours_them(tokenizer, tmp_path):
+def test_a_model_reinforced_on_the_forget_rows_favours_them(tokenizer, tmp_path, caplog, monkeypatch):
     """So generic tokens are seldom the rows' own; where nothing more was learned they are the base's choice."""
     trainer = make_trainer(tokenizer, tmp_path, "whp", forget_loss_kwargs={"epochs": 12, "learning_rate": 1e-2})
     before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
@@ -299,8 +300,12 @@ def test_a_model_reinforced_on_the_forget_rows_favours_them(tokenizer, tmp_path)
     assert all(weight.equal(before[name]) for name, weight in trainer.model.named_parameters())
     own = [torch.tensor([i for i in row["labels"] if i != -100]) for row in trainer.train_dataset.forget]
     found = [labels.squeeze(-1) for labels in trainer.measured.other_labels]
-    assert float((torch.cat(found) == torch.cat(own)).float().mean()) < 0.2
+    rows = [(row["input_ids"], row["labels"]) for row in trainer.train_dataset.forget]
+    assert share_of_own(rows, found) < 0.2 and share_of_own(rows, own) == 1.0
+    assert "of the generic tokens are the rows' own" not in caplog.text
+    monkeypatch.setattr("alter_peft.trainer.other_labels.TOO_MANY", -1.0)
     still = made(tokenizer, tmp_path, "whp", forget_loss_kwargs={"epochs": 1, "learning_rate": 1e-9})
+    assert "of the generic tokens are the rows' own" in caplog.text
     base = make_llama(len(tokenizer))
     for row, labels in zip(still.train_dataset.forget, still.measured.other_labels, strict=True):
         logits = base(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]

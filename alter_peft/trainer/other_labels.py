@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -15,6 +16,10 @@ from alter_peft.losses import cross_entropy_loss, generic_labels, novice_labels
 from alter_peft.scoring import Row, ScoredModel, pad_rows
 
 from .inside import copied
+
+
+logger = logging.getLogger(__name__)
+TOO_MANY = 0.9  # of WHP's labels, if they are the rows' own tokens
 
 
 class Making(NamedTuple):
@@ -85,8 +90,21 @@ def labels_of_whp(given: Making) -> OtherLabels:
     for states, reinforced in zip(given.states(given.rows), learned, strict=True):
         with torch.no_grad():
             logits = learner.head(reinforced.to(given.scored.device)).float()
-        found.append(generic_labels(given.logits(states), logits, given.options["alpha"]))
+        found.append(generic_labels(given.logits(states), logits, given.options["alpha"]).cpu())
+    own = share_of_own(given.rows, found)
+    if own > TOO_MANY:
+        logger.warning(
+            f"{own:.0%} of the generic tokens are the rows' own, so that there is little to forget by: the reinforced "
+            "model raises little of what the model knows by heart. Raise `epochs`, `learning_rate` or `alpha` in "
+            "`forget_loss_kwargs`."
+        )
     return _one_hot(found)
+
+
+def share_of_own(rows: Sequence[Row], found: Sequence[Tensor]) -> float:
+    """The share of labels, (n,) of each row, that are the row's own tokens."""
+    own = [torch.tensor([label for label in labels[1:] if label != -100]) for _, labels in rows]
+    return float((torch.cat(own) == torch.cat(list(found))).float().mean())
 
 
 def _reinforced(given: Making) -> ScoredModel:

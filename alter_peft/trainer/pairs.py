@@ -122,7 +122,7 @@ class PairTrainer(SavingTrainer):
         with self.accelerator.autocast():
             scores = self.scored.score(seen.hidden[masks.labelled], inputs["labels"][:, 1:][masks.labelled])
             options = self.args.loss_options
-            forget = forget_term(scores, seen, inputs, masks, self.args.loss, options, self.measured, self._base)
+            forget = forget_term(scores, inputs, masks, self.args.loss, options, self.measured, seen, self._base)
             retain = scores.log_prob.new_zeros(())
             if self.args.retain_weight > 0:
                 retain = retain_term(scores, seen, inputs, masks, RETAIN_LOSSES[self.args.retain_loss], self._base)

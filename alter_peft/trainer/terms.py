@@ -17,17 +17,23 @@ from .targets import Measured
 
 def forget_term(
     scores: TokenScores,
-    seen: Seen,
     batch: dict[str, Tensor],
     masks: TokenMasks,
     loss: ForgetLoss,
     options: dict[str, Any],
     measured: Measured,
-    base: Base,
+    seen: Seen | None = None,
+    base: Base | None = None,
 ) -> Tensor:
-    """The sum of a forget loss over what it is of, with the weight that its entry gives it."""
+    """
+    The sum of a forget loss over what it is of, with the weight that its entry gives it.
+
+    Args:
+        seen, base: for a loss of what is inside the model that is trained, or its base.
+    """
     given = forget_batch(scores, batch, masks, loss, measured)
-    given = given._replace(inside=_inside(seen, batch, masks.given(loss), loss, measured, base))
+    if seen is not None and base is not None:
+        given = given._replace(inside=_inside(seen, batch, masks.given(loss), loss, measured, base))
     return loss.weight * loss.compute(given, options).sum()
 
 
