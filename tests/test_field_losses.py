@@ -125,7 +125,7 @@ def test_kl_under_a_head_of_the_base():
 
 # ---- in the trainer -------------------------------------------------------------------------------------------------
 
-OF_FIELD = [name for name, loss in FORGET_LOSSES.items() if loss.needs & MADE]
+OF_FIELD = [name for name, loss in FORGET_LOSSES.items() if loss.needs & MADE and not loss.has_targets]
 DEPTH = 0.75  # layer 3 of 4, which ALTER adapts, too
 
 
