@@ -23,7 +23,7 @@ def _other_labels(batch: ForgetBatch, options: Mapping[str, Any]) -> Tensor:
     return other_label_loss(inside.hidden, inside.head, batch.other_labels, batch.label_probabilities)
 
 
-def _tokens(batch: ForgetBatch, options: Mapping[str, Any]) -> Tensor:
+def _soft_targets(batch: ForgetBatch, options: Mapping[str, Any]) -> Tensor:
     inside = batch.within
     if inside.base_hidden is None:
         raise ValueError("`base_hidden` is None, but the loss distils from the base model. Pass its hidden states.")
@@ -68,9 +68,16 @@ NOVICE = "This was written by a novice who knows nothing of its subject and turn
 
 FORGET_LOSSES: dict[str, ForgetLoss] = {
     "tokens": ForgetLoss(
-        compute=_tokens,
+        compute=lambda batch, options: token_loss(batch.scores, batch.token_targets),
         over="tokens",
         caption="Brings every token to the log-probability that a model which never saw the text would give it.",
+        source="this package (docs/paper.md)",
+        needs=frozenset({"targets", "token_targets"}),
+    ),
+    "soft_targets": ForgetLoss(
+        compute=_soft_targets,
+        over="tokens",
+        caption="As 'tokens', and what a token gives up goes to what the base model would have said in its place.",
         source="this package (docs/paper.md)",
         needs=frozenset({"base", "targets", "token_targets"}),
     ),
