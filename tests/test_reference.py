@@ -61,8 +61,10 @@ def test_a_reference_alone_gives_its_own_values(tokenizer, tmp_path):
         torch.testing.assert_close(target, torch.minimum(one, other), atol=1e-4, rtol=1e-4)
 
 
-def test_training_comes_to_a_references_tokens(tokenizer, tmp_path):
-    trainer = trainer_with(tokenizer, tmp_path, make_llama(len(tokenizer), seed=1), num_train_epochs=40)
+@pytest.mark.parametrize("loss", ["tokens", "soft_targets"])
+def test_training_comes_to_a_references_tokens(tokenizer, tmp_path, loss):
+    options = {"num_train_epochs": 40, "forget_loss": loss}
+    trainer = trainer_with(tokenizer, tmp_path, make_llama(len(tokenizer), seed=1), **options)
     trainer.prepare()
 
     def distance() -> float:

@@ -42,7 +42,7 @@ def make_trainer(
         UnlearnConfig(output_dir=str(folder), forget_loss=forget_loss, **{**defaults, **options}),
         train_dataset=forget_rows(),
         retain_dataset=retain_rows() if retain is None else retain,
-        calibration_dataset=UNSEEN if forget_loss in ("level", "profile", "tokens") else None,
+        calibration_dataset=UNSEEN if forget_loss in ("level", "profile", "tokens", "soft_targets") else None,
         peft_config=LoraConfig(r=4, target_modules="all-linear") if lora and model is None else None,
         processing_class=tokenizer,
     )
@@ -354,7 +354,8 @@ def test_questions_become_turns_of_a_chat(tokenizer, tmp_path):
 
 def test_an_unknown_loss_is_refused(tokenizer, tmp_path):
     with pytest.raises(
-        ValueError, match=r"`forget_loss` is 'rmv', but must be one of \['tokens', 'level', 'profile', 'hinge'"
+        ValueError,
+        match=r"`forget_loss` is 'rmv', but must be one of \['tokens', 'soft_targets', 'level', 'profile', 'hinge'",
     ):
         make_trainer(tokenizer, tmp_path, "rmv")
 
