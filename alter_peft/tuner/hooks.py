@@ -97,7 +97,9 @@ def _average(context: GatingContext, router: AlterRouter, name: str, hidden: Ten
         text = text.to(hidden.device).expand(hidden.shape[:2])
     state = None if cache is None else router_state(cache, name, context.num_layers)
     past = None if state is None else state.past()
-    average = moving_average(hidden, valid.to(hidden.device), router.config[name].router_half_life, past, text)
+    half_life = router.config[name].router_half_life
+    assert half_life is not None  # filled in by the config
+    average = moving_average(hidden, valid.to(hidden.device), half_life, past, text)
     if state is not None:
         counts = torch.stack([average.weight, average.count], dim=-1)
         state.update(average.sum.unsqueeze(1), counts.unsqueeze(1))
