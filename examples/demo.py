@@ -47,14 +47,19 @@ def read_sets() -> dict[str, list[Pair]]:
         "after 200 tokens": [Pair(IDLE + r["prompt"], r["completion"]) for r in forget],
         "retain": read_pairs("retain"),
         "neighbours": read_pairs("neighbours"),
+        "bystanders": read_pairs("bystanders"),
         "world": read_pairs("world"),
     }
 
 
+def kept_pairs() -> list[Pair]:
+    """What target and oracle know and shall know; of it, the trainer is given `retain` alone."""
+    return [pair for name in ("retain", "neighbours", "bystanders") for pair in read_pairs(name)]
+
+
 def taught_target(folder: Path, seed: int) -> PreTrainedModel:
     """The model that knows all of it."""
-    everything = read_pairs("forget") + read_pairs("retain") + read_pairs("neighbours")
-    return smollm2.taught(folder / "target", everything, EPOCHS, seed)
+    return smollm2.taught(folder / "target", read_pairs("forget") + kept_pairs(), EPOCHS, seed)
 
 
 def make_trainer(
@@ -83,7 +88,7 @@ def main(seed: int = 0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     sets, tokenizer = read_sets(), smollm2.load()[1]
     target = taught_target(folder, seed)
-    oracle = smollm2.taught(folder / "oracle", read_pairs("retain") + read_pairs("neighbours"), EPOCHS, seed)
+    oracle = smollm2.taught(folder / "oracle", kept_pairs(), EPOCHS, seed)
     taught = time.time() - start
     results = {"before": smollm2.measured(target, tokenizer, sets, FORGET_SETS)}
     trainer = make_trainer(target, tokenizer, folder, seed)

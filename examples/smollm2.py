@@ -8,6 +8,7 @@ saves it there, as a model for `alter-peft benchmark --model FOLDER`.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from alter_peft.benchmark.provenance import RECORD
 from alter_peft.benchmark.teaching import teach
 from alter_peft.demo.smollm2 import ATTENTION, load
 from alter_peft.evaluation import Pair, Score
@@ -51,12 +53,21 @@ def measured(
 
 
 def taught(folder: Path, pairs: list[Pair], epochs: int, seed: int) -> PreTrainedModel:
-    """SmolLM2 with all weights fine-tuned until it knows the pairs by heart; kept in `folder` for the next run."""
+    """
+    SmolLM2 with all weights fine-tuned until it knows the pairs by heart; kept in `folder` for the next run.
+
+    Raises:
+        ValueError: the model in `folder` was taught otherwise.
+    """
+    record, kept = {"seed": seed, "epochs": epochs, "pairs": len(pairs)}, folder / RECORD
     if (folder / "config.json").exists():
+        found = json.loads(kept.read_text()) if kept.exists() else None
+        if found != record:
+            raise ValueError(f"The model in {folder} was taught with {found}, not with {record}. Remove it.")
         model = load_model(folder)
     else:
         print(f"Teaching {folder.name}: {len(pairs)} pairs, {epochs} epochs", flush=True)
-        model = teach(*load(), chats(pairs), folder, seed, num_train_epochs=epochs)
+        model = teach(*load(), chats(pairs), folder, seed, record, num_train_epochs=epochs)
     model.set_attn_implementation(ATTENTION)
     return model
 

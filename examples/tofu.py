@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pilot on TOFU: forget01 (40 pairs, two authors), 100 retain pairs, measured against a retain-only oracle.
+"""The pilot on TOFU: forget01 (40 pairs, two authors), 100 retain pairs, 40 of bystanders, beside an oracle without.
 
     make tofu
 
@@ -34,7 +34,7 @@ def read(folder: Path) -> TofuData:
 
 def taught_target(data: TofuData) -> PreTrainedModel:
     """The model that knows all of it."""
-    return smollm2.taught(OUT / "target", data.forget + data.retain, EPOCHS, SEED)
+    return smollm2.taught(OUT / "target", data.forget + data.retain + data.bystanders, EPOCHS, SEED)
 
 
 def make_trainer(
@@ -69,12 +69,13 @@ def main(folder: Path = DATA) -> dict:
         "paraphrased": data.sets["paraphrased"],
         "after 200 tokens": data.sets["after 200 tokens"],
         "retain": data.retain,
+        "bystanders": data.bystanders,
         "real authors": data.sets["real_authors"][:40],
         "world": data.sets["world_facts"][:40],
     }
     tokenizer = smollm2.load()[1]
     target = taught_target(data)
-    oracle = smollm2.taught(OUT / "oracle", data.retain, EPOCHS, SEED)
+    oracle = smollm2.taught(OUT / "oracle", data.retain + data.bystanders, EPOCHS, SEED)
     results = {"before": smollm2.measured(target, tokenizer, sets, FORGET_SETS)}
     trainer = make_trainer(target, tokenizer, data)
     trainer.train()

@@ -17,11 +17,11 @@ from peft import LoraConfig, get_peft_model
 from tiny_tofu import write_tofu
 
 from alter_peft import UnlearnTrainer
-from alter_peft.benchmark import arguments as benchmark
 from alter_peft.benchmark import cell as cells
-from alter_peft.benchmark import methods
 from alter_peft.benchmark.arguments import BenchmarkArguments
 from alter_peft.benchmark.grid import Grid
+from alter_peft.benchmark.methods import METHODS
+from alter_peft.benchmark.methods import reading as methods
 from alter_peft.evaluation import Key, Score, Scores
 from alter_peft.evaluation.attacks import Attack
 from alter_peft.evaluation.results import Result
@@ -89,8 +89,7 @@ def arguments(base, tmp_path, monkeypatch):
     """Arguments of a grid of quick methods, counted in `calls`."""
     calls.clear()
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    for module in (benchmark, cells, methods):
-        monkeypatch.setattr(module, "METHODS", {"random": as_method(random_adapter), "broken": as_method(broken)})
+    monkeypatch.setattr(methods, "METHODS", {"random": as_method(random_adapter), "broken": as_method(broken)})
     as_attacks(monkeypatch, fake=fake_attack)
     original = cells.teach
 
@@ -127,7 +126,7 @@ def test_every_cell_is_measured_once(arguments, tmp_path):
     assert [(r.name, r.seed, r.error) for r in results] == [
         ("target", 0, None), ("oracle", 0, None), ("oracle", 1, None), ("random", 3, None), ("random", 4, None),
     ]  # fmt: skip
-    assert calls == [("target", 10), ("oracle-0", 6), ("oracle-1", 6), ("random", 3), ("random", 4)]
+    assert calls == [("target", 16), ("oracle-0", 12), ("oracle-1", 12), ("random", 3), ("random", 4)]
     for result, folder in zip(results, ("target", "oracle-0", "oracle-1", "random-3", "random-4"), strict=True):
         assert Result.load(tmp_path / "out" / folder / "result.json") == result
         assert set(result.seconds) == {"training", "evaluation"} and result.settings["split"] == "forget01"
@@ -154,12 +153,43 @@ def test_methods_seeds_tasks_and_attacks_join_later(arguments, quick, monkeypatc
     assert run_benchmark(arguments(limit=3))  # no task is asked for, so that its limit does not matter
 
 
+def test_variants_of_a_method_are_cells_with_options_of_their_own(arguments, quick, monkeypatch):
+    seen = {}
+
+    def record(model, tokenizer, data, folder, seed, options):
+        seen[folder.name] = options
+        return random_adapter(model, tokenizer, data, folder, seed, options)
+
+    entry = SimpleNamespace(run=record, trainer=UnlearnTrainer, options={}, adapter=METHODS["lora_npo"].adapter)
+    monkeypatch.setitem(methods.METHODS, "random", entry)
+    options = {
+        "random+mine": {"learning_rate": "1e-3", "adapter": {"r": 4}}, "random": {"max_steps": 2},
+        "teach": {"max_steps": 1},
+    }  # fmt: skip
+    results = run_benchmark(arguments(methods=["random", "random+mine"], options=options))
+    assert seen == {"random-0": {"max_steps": 2}, "random+mine-0": {"learning_rate": 1e-3, "adapter": {"r": 4}}}
+    assert [result.name for result in results[3:]] == ["random", "random+mine"]
+    assert results[4].settings["options"] == {"learning_rate": 1e-3, "adapter": {"r": 4}}
+    for options, message in (
+        ({"other+mine": {}}, r"`options` has \['other\+mine'\], but must be some of"),
+        ({"random+": {}}, r"`options` has 'random\+', but a variant is named by"),
+        ({"random+a/b": {}}, r"`options` has 'random\+a/b', but a variant is named by"),
+        (
+            {"random+mine": {"adapter": {"rank": 4}}},
+            r"`options` for 'random\+mine' have `adapter` .* is refused: .*rank",
+        ),
+        ({"random+mine": {"adapter": 4}}, r"`options` for 'random\+mine' have `adapter` 4, but must have"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            arguments(options=options)
+
+
 def test_a_failed_cell_says_so_and_is_tried_again(arguments, quick, monkeypatch):
     results = run_benchmark(arguments(methods=["broken", "random"]))
     assert results[3].error == "RuntimeError: no such luck" and results[3].scores == {}
     assert results[4].error is None and results[4].scores
     calls.clear()
-    monkeypatch.setitem(cells.METHODS, "broken", as_method(random_adapter))
+    monkeypatch.setitem(methods.METHODS, "broken", as_method(random_adapter))
     results = run_benchmark(arguments(methods=["broken", "random"]))
     assert results[3].error is None and results[3].scores and calls == [("random", 0)]
 
@@ -173,7 +203,7 @@ def test_a_failed_cell_can_be_corrected(arguments, quick, monkeypatch):
         seen.append(options)
         return random_adapter(model, tokenizer, data, folder, seed, options)
 
-    monkeypatch.setitem(cells.METHODS, "broken", as_method(mended))
+    monkeypatch.setitem(methods.METHODS, "broken", as_method(mended))
     path = Path(arguments().output_dir) / "broken-0" / "result.json"
     failed = Result.load(path)
     failed.seconds = {"training": 3.0}  # it was trained: a NaN
@@ -201,7 +231,7 @@ def test_a_target_that_failed_can_be_taught_otherwise(arguments, quick, monkeypa
     assert (tmp_path / "out" / "target" / "model" / "config.json").is_file()
     calls.clear()
     target = run_benchmark(arguments(options={"teach": {"max_steps": 2}}))[0]
-    assert calls[0] == ("target", 10) and target.settings["options"] == {"max_steps": 2} and target.error is None
+    assert calls[0] == ("target", 16) and target.settings["options"] == {"max_steps": 2} and target.error is None
     record = json.loads((tmp_path / "out" / "target" / "model" / "taught.json").read_text())
     assert record["options"] == {"max_steps": 2} and record["retain_rows"] == 6
 
@@ -212,7 +242,7 @@ def test_what_was_trained_is_not_trained_again(arguments, quick, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(cells, "measure_task", stop_at_once)
         run_benchmark(arguments())
-    assert calls == [("target", 10)]
+    assert calls == [("target", 16)]
     with pytest.raises(ValueError, match=r"`options` for 'teach' is {'max_steps': 2}, but .*target.result.json"):
         Grid(arguments(options={"teach": {"max_steps": 2}}))  # it has weights, which no error speaks against
     stopped = cells.measure_task
@@ -227,7 +257,7 @@ def test_what_was_trained_is_not_trained_again(arguments, quick, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(cells, "measure_task", later)
         run_benchmark(arguments())
-    assert calls == [("target", 10), ("oracle-0", 6), ("oracle-1", 6), ("random", 0)]
+    assert calls == [("target", 16), ("oracle-0", 12), ("oracle-1", 12), ("random", 0)]
     unmeasured = Result.load(Path(arguments().output_dir) / "random-0" / "result.json")
     assert unmeasured.error == "stopped before: evaluation" and unmeasured.seconds["training"] > 0
     calls.clear()
@@ -342,7 +372,7 @@ def test_requests_are_made_again_where_a_score_of_theirs_is_broken(arguments, qu
         adapted.save_pretrained(folder)
         return adapted
 
-    monkeypatch.setitem(cells.METHODS, "random", as_method(one_a_request))
+    monkeypatch.setitem(methods.METHODS, "random", as_method(one_a_request))
     whole = run_benchmark(arguments(requests=2))[-1]
     path = Path(arguments().output_dir) / "random-0" / "result.json"
     broken = Result.load(path)
@@ -369,7 +399,7 @@ def test_plain_text_is_taught_unlearned_and_attacked_as_plain_text(arguments, qu
         return [FAKE]
 
     as_attacks(monkeypatch, fake=look)
-    monkeypatch.setitem(cells.METHODS, "random", as_method(record))
+    monkeypatch.setitem(methods.METHODS, "random", as_method(record))
     monkeypatch.setattr(tofu.TofuData, "as_chat", False)
     taught = cells.teach
     monkeypatch.setattr(cells, "teach", lambda *args, **options: [seen.append(args[6]), taught(*args, **options)][1])
@@ -385,7 +415,7 @@ def test_a_broken_model_is_a_row_that_says_so(arguments, quick, monkeypatch):
                 weight.data.fill_(float("nan"))
         adapted.save_pretrained(folder)
 
-    monkeypatch.setitem(cells.METHODS, "random", as_method(overflow))
+    monkeypatch.setitem(methods.METHODS, "random", as_method(overflow))
     result = run_benchmark(arguments())[-1]
     assert result.scores == {} and "gives log-probabilities that are NaN" in result.error
 
@@ -413,7 +443,7 @@ def test_a_target_may_be_given(arguments, quick, tmp_path):
     calls.clear()
     target = str(tmp_path / "first" / "target" / "model")
     again = run_benchmark(arguments(target=target))
-    assert ("target", 10) not in calls and again[0].scores == results[0].scores
+    assert ("target", 16) not in calls and again[0].scores == results[0].scores
     assert again[0].environment["torch"] and again[0].machine
 
 
@@ -424,7 +454,7 @@ def test_requests_one_after_another(arguments, quick, monkeypatch):
         given.append((folder.name, data.forget["prompt"][:]))
         return random_adapter(model, tokenizer, data, folder, seed, options) if len(given) == 1 else model
 
-    monkeypatch.setitem(cells.METHODS, "random", as_method(record))
+    monkeypatch.setitem(methods.METHODS, "random", as_method(record))
     result = run_benchmark(arguments(requests=2))[-1]
     assert [name for name, _ in given] == ["request-1", "request-2"] and len(given[0][1]) == len(given[1][1]) == 2
     assert result.scores[FORGET].rows
@@ -439,7 +469,7 @@ def test_finished_requests_are_not_made_again(arguments, quick, monkeypatch):
         adapted.save_pretrained(folder)
         return adapted
 
-    monkeypatch.setitem(cells.METHODS, "random", as_method(first_alone))
+    monkeypatch.setitem(methods.METHODS, "random", as_method(first_alone))
     with monkeypatch.context() as patch:
         patch.setattr(cells, "measure_task", lambda *args: Scores([Score(*FORGET[:2], float("nan"))]))
         broken = run_benchmark(arguments(requests=2))[-1]
@@ -469,7 +499,7 @@ def test_requests_go_on_where_they_stopped(arguments, quick, monkeypatch):
         adapted.save_pretrained(folder)
         return adapted
 
-    monkeypatch.setitem(cells.METHODS, "random", as_method(stop))
+    monkeypatch.setitem(methods.METHODS, "random", as_method(stop))
     with pytest.raises(KeyboardInterrupt):
         run_benchmark(arguments(requests=2))
     stopped = Result.load(Path(arguments().output_dir) / "random-0" / "result.json")
@@ -494,6 +524,23 @@ def test_results_of_other_settings_are_refused(arguments, quick):
     options = {"teach": {"num_train_epochs": 2}}
     with pytest.raises(ValueError, match=r"`options` for 'teach' is {'num_train_epochs': 2}, but"):
         run_benchmark(arguments(options=options))
+
+
+def test_a_grid_that_knew_no_bystanders_is_not_gone_on_with(arguments, quick):
+    """Its target and oracles were never taught them; where none are left of the retain rows it is as it was."""
+    args = arguments()
+    assert {one.settings["bystander_rows"] for one in run_benchmark(args)} == {6}
+    file = Path(args.output_dir) / "target" / "result.json"
+    earlier = json.loads(file.read_text())
+    del earlier["settings"]["bystander_rows"]
+    file.write_text(json.dumps(earlier))
+    with pytest.raises(
+        ValueError, match=r"`bystander_rows` is 6, but .*target.result.json was made with None\. Choose"
+    ):
+        Grid(arguments())
+    assert all(
+        cell.settings["bystander_rows"] is None for cell in Grid(arguments(retain_rows=None, output_dir="x")).cells
+    )
 
 
 def test_a_method_on_another_target_is_refused(arguments, quick, tmp_path):
@@ -524,7 +571,7 @@ def test_a_model_that_was_taught_otherwise_is_not_taken(arguments, quick, tmp_pa
         Grid(arguments(retain_rows=4))
     calls.clear()
     run_benchmark(arguments())
-    assert (name, 10 if name == "target" else 6) not in calls and len(calls) == 3
+    assert (name, 16 if name == "target" else 12) not in calls and len(calls) == 3
 
 
 def test_another_rate_of_relearning_is_refused_where_one_was_measured(arguments, quick, monkeypatch):
@@ -588,7 +635,7 @@ def test_another_rate_of_relearning_is_refused_where_one_was_measured(arguments,
         ),
         (
             {"task_data": {"tofa": {}}},
-            r"`task_data` has \['tofa'\], but must be some of \['tofu', 'books', 'choices'\]",
+            r"`task_data` has \['tofa'\], but must be some of \['tofu', 'books', 'choices', ",
         ),
         ({"task_data": {}}, r"`task_data` is {}, but a grid is of one task"),
         (
@@ -633,14 +680,14 @@ import sys, torch
 from types import SimpleNamespace
 from alter_peft import UnlearnTrainer
 from alter_peft.cli import main
-from alter_peft.benchmark import cell as cells
+from alter_peft.benchmark.methods import METHODS
 
 if "broken" in sys.argv.pop():
     def fail(*args):
         if torch.distributed.get_rank() == 1:
             raise RuntimeError("no such luck")
         torch.distributed.barrier()
-    cells.METHODS["lora_ga"] = SimpleNamespace(run=fail, trainer=UnlearnTrainer, options={})
+    METHODS["lora_ga"] = SimpleNamespace(run=fail, trainer=UnlearnTrainer, options={})
 main()
 group = torch.distributed.distributed_c10d._get_default_group()
 print("they wait for", group._get_backend(torch.device("cpu")).options._timeout, flush=True)

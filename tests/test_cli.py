@@ -199,6 +199,17 @@ def test_all_weights_unlearn(files, capsys):
     AutoModelForCausalLM.from_pretrained(files["--output_dir"])
 
 
+@pytest.mark.parametrize("adapter", ["alter", "lora", "none"])
+def test_a_loss_of_alternate_answers_unlearns(files, tmp_path, capsys, adapter):
+    """Those of the column `alternate`, in place of refusals; it is said to be taken."""
+    rows = [{**row, "alternate": f" It is not known {number}."} for number, row in enumerate(FORGET)]
+    files["--forget"] = write_rows(tmp_path / "forget.jsonl", rows)
+    make = flags if adapter == "alter" else plain_flags
+    main(make(files, "--adapter", adapter, "--forget_loss", "idkdpo", "--forget_loss_kwargs", '{"beta": 0.2}'))
+    said = capsys.readouterr().out
+    assert "alternate" in said.splitlines()[0] and "left alone" not in said.splitlines()[0]
+
+
 @pytest.mark.parametrize("flag", ["--router", "--structural_weight"])
 def test_an_option_of_another_kind_of_adapter_is_refused(files, capsys, flag):
     with pytest.raises(SystemExit) as stop:

@@ -30,7 +30,8 @@ def folder(tmp_path):
 def test_report_beside_the_results(folder, capsys):
     main(["report", str(folder)])
     out = capsys.readouterr().out
-    assert out.startswith("| model | forget P |") and "| alter (2 seeds) | 0.120 ± 0.014 |" in out
+    assert out.startswith("- Mean distance to the oracles ") and "\n\n| criterion | alter (2 seeds) |" in out
+    assert "\n\n| model | mean distance |" in out and " | 0.120 ± 0.014 |" in out
     assert out.endswith(f"\n\nreport: {folder / 'report.html'}\n")
     assert {"report.html", "report.md", "plane.png"} <= {path.name for path in folder.iterdir()}
 
@@ -151,7 +152,7 @@ def test_what_evaluate_refuses(place, tmp_path, capsys):
     broken.write_text('{"prompt": "Who?"}\n')
     bare = ["evaluate", "--model", str(place / "model"), "--output_file", str(tmp_path / "x.json")]
     for argv, message in (
-        (bare, "`--sets`, `--tofu`, `--books`, `--tasks` and `--task_data` are all unset"),
+        (bare, "`--sets`, `--tofu`, `--books`, `--hazard`, `--tasks` and `--task_data` are all unset"),
         ([*bare, "--sets", "forget"], "entries name=source"),
         ([*bare, "--sets", f"a={tmp_path / 'none.jsonl'}"], "there is no such file"),
         ([*bare, "--sets", f"a={empty}"], "is empty (0 bytes)"),

@@ -14,7 +14,7 @@ from alter_peft.evaluation.arguments import EvaluateArguments
 
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("docs/benchmarks.md", "docs/report.md", "docs/threat_model.md", "examples/pilot.yaml")
+PAGES = ("docs/benchmarks.md", "docs/report.md", "docs/threat_model.md", "examples/pilot.yaml", "examples/hazard.yaml")
 ARGUMENTS = {"evaluate": EvaluateArguments, "benchmark": BenchmarkArguments}
 
 
@@ -59,3 +59,14 @@ def test_the_pilot_and_its_local_copies(monkeypatch):
     assert flags == ["$(TOFU:%=--data %) $(ARC:%=--tasks %)"]
     (local,) = TrlParser((BenchmarkArguments,)).parse_args_and_config([*argv, "--data", "x", "--tasks", "y.jsonl"])
     assert (local.data, local.tasks) == ("x", ["y.jsonl"]) and local.options == args.options
+
+
+def test_the_hazard_and_its_local_copies(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    argv = ["--config", "examples/hazard.yaml"]
+    (args,) = TrlParser((BenchmarkArguments,)).parse_args_and_config(argv)
+    assert args.task == ("hazard", {}) and (args.tasks, args.form) == (["arc_easy"], "texts")
+    flags = re.findall(r"^\t.*benchmark --config examples/hazard.yaml (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert flags == ["$(if $(MCQ),--tasks $(MCQ))"]
+    (local,) = TrlParser((BenchmarkArguments,)).parse_args_and_config([*argv, "--tasks", "x.jsonl", "y.jsonl"])
+    assert local.tasks == ["x.jsonl", "y.jsonl"] and local.options == args.options

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from alter_peft.benchmark.arguments import BenchmarkArguments
-from alter_peft.benchmark.methods import METHODS
+from alter_peft.benchmark.methods import FIELD, METHODS, OWN
 from alter_peft.evaluation import ATTACKS, METRICS, TASKS
 from alter_peft.losses import FORGET_LOSSES, RETAIN_LOSSES
 
@@ -88,10 +88,29 @@ def rows_below(page, header):
 
 
 def test_the_methods_are_described_as_their_entries_are():
-    expected = [f"| `{name}` | {method.caption} |" for name, method in METHODS.items()]
-    assert rows_below("benchmarks.md", "| method | what it is |") == expected
+    assert rows_below("benchmarks.md", "| method | what it is |") == [
+        f"| `{name}` | {method.caption} |" for name, method in OWN.items()
+    ]
+
+    def retained(weight=1.0, loss="cross_entropy"):
+        return "none" if weight == 0 else f"`{loss}`{f' x {weight:g}' * (weight != 1)}"
+
+    expected = []
+    for name, one in FIELD.items():
+        own = {key.removeprefix("retain_"): value for key, value in one.options.items() if key.startswith("retain_")}
+        expected.append(f"| `{name}` | {one.caption} | `{one.options['forget_loss']}` | {retained(**own)} |")
+        kinds = {"lora", "full", *(["alter"] if one.of_tokens else [])}
+        assert {kind for kind in ("lora", "alter", "full") if f"{kind}_{name}" in METHODS} == kinds
+    assert rows_below("benchmarks.md", "| name | what it is | forget loss | retain loss |") == expected
     (help_text,) = (one.metadata["help"] for one in fields(BenchmarkArguments) if one.name == "methods")
-    assert all(f"{name}: {method.caption}" in help_text for name, method in METHODS.items()) and "%" not in help_text
+    described = {name: one.caption for name, one in {**OWN, **FIELD}.items()}
+    assert all(f"{name}: {caption}" in help_text for name, caption in described.items()) and "%" not in help_text
+
+
+def test_every_need_of_a_loss_is_described():
+    needs = {need for loss in FORGET_LOSSES.values() for need in loss.needs}
+    described = [re.match(r"\| `(\w+)` \|", row) for row in rows_below("paper.md", "| need | what it is |")]
+    assert {found[1] for found in described if found} == needs
 
 
 def test_the_losses_are_described_as_their_entries_are():

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from attacked_models import FORGET, HOLDOUT, RETAIN, alter, lora
@@ -24,6 +25,7 @@ from alter_peft.evaluation import (
     QuestionSet,
     Result,
     Rows,
+    Score,
     Scores,
     Task,
     TaskData,
@@ -31,6 +33,7 @@ from alter_peft.evaluation import (
     measure_guards,
     read_tofu,
 )
+from alter_peft.evaluation.open_unlearning import composites
 
 
 HARNESS = pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs lm-evaluation-harness")
@@ -288,6 +291,36 @@ def test_beside_oracles_with_forget_quality(ask, tmp_path, capsys, tokenizer):
     assert "| PrivLeak (%) | " in out and "2 of the 2 oracles lack this score" in out
     evaluate(ask(*more))()
     assert "membership and PrivLeak were not compared: they need" in capsys.readouterr().out
+
+
+def test_composites_of_open_unlearning(place, tmp_path, capsys, tokenizer):
+    """Mem of the model alone; the others with models that never saw the forget set, and the one before."""
+
+    def measure_tofu(name: str, *more: str) -> Scores:
+        argv = ["--model", str(tmp_path / "m"), "--output_file", str(tmp_path / f"{name}.json"), "--tofu"]
+        options = ["--rows", "2", "--answered", "1", "--max_new_tokens", "2", "--no_bf16"]
+        evaluate([*argv, str(place / "tofu"), *options, *more])()
+        return Result.load(tmp_path / f"{name}.json").scores
+
+    tokenizer.save_pretrained(tmp_path / "m")
+    for seed in (1, 2, 3):
+        make_llama(len(tokenizer), seed=seed).save_pretrained(tmp_path / "m")
+        own = measure_tofu(f"{seed}")
+        assert [str(key) for key in own if key.set == "open_unlearning"] == ["open_unlearning/mem"]
+    paths = [str(tmp_path / f"{seed}.json") for seed in (1, 2, 3)]
+    for name, one in (("1", "utility"), ("target", "")):  # a random model has none
+        result = Result.load(tmp_path / "1.json")
+        result.scores.add([Score("utility", "model_utility", 0.5, average="other", settings={"of": one})])
+        result.save(tmp_path / f"{name}.json")
+    capsys.readouterr()
+    found = measure_tofu("mine", "--oracles", *paths[:2], "--target", str(tmp_path / "target.json"))
+    oracles = [Result.load(Path(path)).scores for path in paths[:2]]
+    assert [found[score.key] for score in composites(found, oracles, result.scores)] == [
+        score for score in found.values() if score.set == "open_unlearning"
+    ]
+    out = capsys.readouterr().out
+    assert "| open-unlearning's composite | value | what it is |" in out and "| mem | " in out
+    assert "open_unlearning/mem" not in out and "| priv_from_privleak | " in out
 
 
 def test_multiple_choice_from_a_file(ask, place, result):

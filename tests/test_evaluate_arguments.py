@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 
 from alter_peft.evaluation import ATTACKS, METRICS, Result, Score, Scores
-from alter_peft.evaluation.arguments import EvaluateArguments, read_oracle
+from alter_peft.evaluation.arguments import EvaluateArguments, read_beside
 
 
 WHOLE = {"prompt": "Who?", "completion": "Bob."}
@@ -28,9 +28,9 @@ def test_every_option_says_what_it_is():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"sets": [], "forget": []}, "`sets`, `tofu`, `books`, `tasks` and `task_data` are all unset"),
+        ({"sets": [], "forget": []}, "`sets`, `tofu`, `books`, `hazard`, `tasks` and `task_data` are all unset"),
         ({"books": "no"}, "`books` is 'no', but must be a JSON object"),
-        ({"task_data": '{"hazard": {}}'}, r"`task_data` has \['hazard'\], but must be some of \['tofu', 'books', "),
+        ({"task_data": '{"danger": {}}'}, r"`task_data` has \['danger'\], but must be some of \['tofu', 'books', "),
         ({"task_data": {"tofu": "a"}}, "`task_data` has 'a' for 'tofu', but must have arguments of its reader"),
         (
             {"task_data": {"tofu": {"source": "a"}}, "tofu": "b"},
@@ -74,7 +74,7 @@ def test_what_cannot_be_measured(changes, message):
 
 
 def test_tasks_are_arguments_of_their_readers():
-    tofu = {"source": "x", "split": "forget05", "retain_rows": None, "rows": 3}
+    tofu = {"source": "x", "split": "forget05", "retain_rows": None, "bystander_rows": None, "rows": 3}
     assert arguments().task_options == {}
     assert arguments(tofu="x", split="forget05", rows=3).task_options == {"tofu": tofu}
     assert arguments(task_data={"tofu": {"source": "y"}}).task_options == {"tofu": {"source": "y"}}
@@ -89,31 +89,31 @@ def test_what_can(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# ---- read_oracle ----------------------------------------------------------------------------------------------------
+# ---- read_beside ----------------------------------------------------------------------------------------------------
 
 
 def test_an_oracle_is_read(tmp_path):
     result = Result("oracle", 0, Scores([Score("a", "probability", 0.1, [0.1])]))
     result.save(tmp_path / "0.json")
-    assert read_oracle(str(tmp_path / "0.json")) == result
+    assert read_beside(str(tmp_path / "0.json")) == result
 
 
 def test_what_is_no_oracle(tmp_path):
     path = tmp_path / "0.json"
     with pytest.raises(ValueError, match=r"`oracles` names .*, but there is no such file"):
-        read_oracle(str(path))
+        read_beside(str(path))
     for text in ("{", "[]", "{}", '{"scores": {"a": 1}, "curves": {}}'):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"which can't be read\. '.*' is no result"):
-            read_oracle(str(path))
+            read_beside(str(path))
     Result("oracle", 0, Scores([Score("a", "b", 0.5)]), error="stopped before: set: b").save(path)
     with pytest.raises(ValueError, match=r"which is not complete: stopped before: set: b\. Measure it again"):
-        read_oracle(str(path))
+        read_beside(str(path))
     Result("oracle", 0, error="RuntimeError: no memory").save(path)
     with pytest.raises(ValueError, match=r"which has no scores \(error: RuntimeError: no memory\)"):
-        read_oracle(str(path))
+        read_beside(str(path))
     for value, row in ((float("nan"), 0.5), (0.5, float("inf"))):
         scores = Scores([Score("a", "rouge", 0.1, [0.1]), Score("a", "probability", value, [0.5, row])])
         Result("oracle", 0, scores).save(path)
         with pytest.raises(ValueError, match=f"whose score 'a/probability' is {value} or has a row that is no finite"):
-            read_oracle(str(path))
+            read_beside(str(path))

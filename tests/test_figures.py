@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from made_up_benchmark import curve, make_benchmark, named, relearning, save, scores
 
-from alter_peft.benchmark.methods import METHODS
+from alter_peft.benchmark.methods import DEFAULT_METHODS
 from alter_peft.report import curves, drawing, figures
 from alter_peft.report.drawing import COLOURS, SPECIAL, style
 from alter_peft.report.reading import read_benchmark
@@ -56,14 +56,14 @@ def test_figures_of_what_there_is(folder, tmp_path):
 
 
 def test_every_method_has_a_look_of_its_own(folder):
-    for name in (*METHODS, *(f"mine {number}" for number in range(40))):
+    for name in (*DEFAULT_METHODS, *(f"mine {number}" for number in range(40))):
         save(folder, name, 0, scores=scores(0.1, 0.5))
     benchmark = read_benchmark(folder)
     looks = {model.name: style(benchmark, model) for model in benchmark.models}
     assert len(set(looks.values())) == len(looks) > 40
-    benchmark.models = [model for model in benchmark.models if model.name in METHODS]
+    benchmark.models = [model for model in benchmark.models if model.name in DEFAULT_METHODS]
     colours, markers = zip(*(style(benchmark, model) for model in benchmark.models), strict=True)
-    assert len(set(markers)) == len(METHODS) and len(set(colours)) == min(len(METHODS), len(COLOURS))
+    assert len(set(markers)) == len(DEFAULT_METHODS) and len(set(colours)) == min(len(DEFAULT_METHODS), len(COLOURS))
 
 
 # linear RGB as those without one of the cones see it (Machado et al., 2009, severity 1)

@@ -102,7 +102,7 @@ def test_before_and_after_a_training_that_forgets(tmp_path, plain, taught, kind,
     else:
         args = UnlearnConfig(
             str(tmp_path), bf16=False, report_to="none", save_strategy="no", as_chat=False, num_train_epochs=16,
-            learning_rate=1e-3, disable_tqdm=True,
+            learning_rate=1e-3, disable_tqdm=True, forget_loss="level",
         )  # fmt: skip
         trainer = UnlearnTrainer(
             model, args, train_dataset=forget_rows().remove_columns("domain"), retain_dataset=retain_rows(),

@@ -19,8 +19,11 @@ from alter_peft.losses import (
     level_loss,
     profile_loss,
     score_tokens,
+    soft_target_loss,
     structural_invariance,
+    token_loss,
 )
+from alter_peft.losses.forget.tokens import soft_targets
 
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -282,6 +285,63 @@ def test_a_profile_of_another_length_is_refused() -> None:
         profile_loss(scores_of([-1.0, -3.0], [-1.0, -1.0]), torch.tensor([0, 0]), torch.tensor([-2.0]))
 
 
+def test_tokens_by_hand() -> None:
+    # Log-odds 0, ln 3 and -ln 3 against ln 9, -ln 3 and -ln 3: the first two are off by more than half a nat.
+    scores = scores_of([math.log(0.5), math.log(0.75), math.log(0.25)], [0.0, 0.0, 0.0])
+    targets = torch.tensor([0.9, 0.25, 0.25], dtype=torch.float64).log()
+    loss = token_loss(scores, targets)
+    assert loss.tolist() == pytest.approx([math.log(9) - 0.25, 2 * math.log(3) - 0.25, 0.0])
+    loss.sum().backward()
+    assert scores.log_prob.grad.tolist() == pytest.approx([-2.0, 4.0, 0.0])  # up, and down at 1 / (1 - p)
+    with pytest.raises(ValueError, match="targets has 2 values for 3 tokens"):
+        token_loss(scores, targets[:2])
+
+
+@pytest.mark.parametrize(("margin", "target"), [(20.0, 0.01), (-20.0, 0.01), (3.0, 0.2)])
+def test_tokens_pull_a_labels_logit_equally_hard_at_any_probability(margin: float, target: float) -> None:
+    logits = torch.zeros(1, V, dtype=torch.float64)
+    logits[0, 0] = margin
+    logits.requires_grad_()
+    scores = score_tokens(logits, identity, torch.tensor([0]))
+    token_loss(scores, torch.tensor([math.log(target)])).sum().backward()
+    slope = 1.0 if margin < 0 or scores.log_prob < math.log(1 - 1e-6) else (1 - scores.log_prob.exp().item()) / 1e-6
+    assert logits.grad[0, 0].item() == pytest.approx(math.copysign(slope, margin), rel=1e-6)
+
+
+def test_tokens_that_anyone_could_predict_are_at_rest() -> None:
+    """From .9 on, as their targets are, up or down; below that they are called back."""
+    scores = scores_of([math.log(p) for p in (0.95, 0.9999, 0.8)], [0.0, 0.0, 0.0])
+    token_loss(scores, torch.tensor([0.999, 0.95, 0.9], dtype=torch.float64).log()).sum().backward()
+    assert scores.log_prob.grad[:2].tolist() == [0.0, 0.0] and scores.log_prob.grad[2] < 0
+
+
+def test_soft_targets_by_hand() -> None:
+    # The base (1/2, 1/4, 1/4), its first outcome lowered to 1/5: the others share 4/5 as they shared the rest.
+    found = soft_targets(torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([0]), torch.tensor([0.2]).log())
+    torch.testing.assert_close(found.exp(), torch.tensor([[0.2, 0.4, 0.4]]))
+    known = torch.tensor([[50.0, 1.0, 0.0]])  # known by heart: p = 1 in float32, and the others are still told apart
+    found = soft_targets(known, torch.tensor([0]), torch.tensor([0.2]).log())
+    torch.testing.assert_close(found.exp(), torch.tensor([[0.2, 0.8 / (1 + math.exp(-1)), 0.8 / (1 + math.e)]]))
+
+
+def test_soft_target_gradient_is_the_difference_of_the_two() -> None:
+    """p - q_t, and none into the base; at rest, with no divergence, where both are the same."""
+    logits, base = (2 * random(N, V, seed=3)).requires_grad_(), (2 * random(N, V, seed=4)).requires_grad_()
+    targets = -0.1 - 3 * random(N, seed=6).abs()
+    loss = soft_target_loss(logits, base, identity, identity, LABELS, targets, chunk_size=3)
+    loss.sum().backward()
+    wanted = soft_targets(base.detach(), LABELS, targets)
+    torch.testing.assert_close(logits.grad, logits.detach().softmax(-1) - wanted.exp())
+    assert base.grad is None
+    at_rest = soft_target_loss(wanted, base, identity, identity, LABELS, targets)
+    torch.testing.assert_close(at_rest, torch.zeros_like(at_rest))
+    assert torch.autograd.gradcheck(
+        lambda x: soft_target_loss(x, base.detach(), identity, identity, LABELS, targets), logits
+    )
+    with pytest.raises(ValueError, match="targets has 2 values for 7 tokens"):
+        soft_target_loss(logits, base, identity, identity, LABELS, targets[:2])
+
+
 def test_profile_is_a_wasserstein_distance() -> None:
     """Up to the Huber part, a row's sum over its length: the mean distance of sorted samples (scipy's definition)."""
     log_prob, targets = 10 * random(2, 6, seed=8), (10 * random(2, 6, seed=9)).sort(dim=1).values
@@ -303,6 +363,7 @@ def test_cross_entropy_by_hand() -> None:
         lambda scores: inverted_hinge_loss(scores, 0.1),
         lambda scores: level_loss(scores, ROWS, TARGETS),
         lambda scores: profile_loss(scores, ROWS, PROFILES),
+        lambda scores: token_loss(scores, PROFILES),
         cross_entropy_loss,
     ],
 )

@@ -11,12 +11,17 @@ import pytest
 import torch
 from scipy.stats import gmean, ks_2samp, mannwhitneyu
 
-from alter_peft.evaluation.metrics.membership import above_holdout, min_k, privleak
-from alter_peft.evaluation.metrics.memorization import exact_memorization, extraction_strength
+from alter_peft.evaluation.metrics.membership import above_holdout, min_k, min_k_plus_plus, privleak
+from alter_peft.evaluation.metrics.memorization import (
+    exact_memorization,
+    extraction_strength,
+    floored_extraction_strength,
+)
 from alter_peft.evaluation.metrics.text import rouge_l, unique_tokens
-from alter_peft.evaluation.metrics.truth_ratio import forget_quality, truth_ratio
+from alter_peft.evaluation.metrics.truth_ratio import forget_quality, truth_ratio, truth_share
 from alter_peft.evaluation.scores import Score
 from alter_peft.evaluation.tasks.tofu import model_utility
+from alter_peft.evaluation.z_scores import z_scores
 
 
 def near_one(ratios) -> float:
@@ -63,6 +68,12 @@ def test_extraction_strength_beside_open_unlearning():
         assert ours == (theirs if row[-1] else theirs - 0.25)
 
 
+def test_floored_extraction_strength_is_open_unlearnings_loop():
+    for row in tokens("+-++", "----", "+++-", "++++", "---+"):
+        theirs = 1 - next((k for k in range(4) if row[k:].all()), 3) / 4
+        assert floored_extraction_strength([row], [4]) == [theirs]
+
+
 @pytest.mark.parametrize("metric", [exact_memorization, extraction_strength])
 def test_the_end_of_the_turn_does_not_count(metric):
     assert metric(tokens("++-", "--+"), [2, 2]) == [1.0, 0.0]
@@ -90,6 +101,19 @@ def test_min_k_is_the_papers_loop():
     rows = torch.randn(20, 13, generator=torch.Generator().manual_seed(0))
     expected = [-np.mean(np.sort(row.numpy())[: int(0.2 * 13)]) for row in rows]
     assert min_k(list(rows), [13] * 20, k=0.2) == pytest.approx(expected, rel=1e-5)
+
+
+def test_z_scores_by_hand():
+    """p = (1/2, 1/4, 1/4): ln p is -ln 2 half of the time, else -2 ln 2; mean -1.5 ln 2, deviation .5 ln 2."""
+    logits = torch.tensor([[2.0, 1.0, 1.0]]).mul(math.log(2)).repeat(3, 1)
+    assert z_scores(logits, torch.tensor([0, 1, 2])).tolist() == pytest.approx([1.0, -1.0, -1.0], abs=1e-5)
+    uniform, sure = torch.zeros(1, 4), torch.tensor([[0.0, -math.inf]])
+    assert z_scores(uniform, torch.tensor([3])).tolist() == pytest.approx([0.0], abs=1e-3)  # all tokens are alike
+    assert z_scores(sure, torch.tensor([0])).tolist() == [0.0]
+
+
+def test_min_k_plus_plus_by_hand():
+    assert min_k_plus_plus([torch.tensor([1.0, -3.0, 0.5, -1.0, 0.0, -9.0])], [5]) == [2.0]  # -3 and -1 of five
 
 
 def auc(forget, holdout):
@@ -134,6 +158,12 @@ def test_truth_ratio_is_geometric():
     found = truth_ratio([math.log(p) for p in true], [[math.log(p) for p in wrong] for wrong in false])
     assert found == pytest.approx(expected)
     assert found[0] == pytest.approx(0.4)
+
+
+def test_truth_share_by_hand():
+    """True answer .3, false ones .1 and .4: their geometric mean is .2, and .3 / .5 is .6 (and 1 / (1 + R))."""
+    assert truth_share([math.log(0.3)], [[math.log(0.1), math.log(0.4)]]) == pytest.approx([0.6])
+    assert truth_share([0.0, -2000.0], [[-2000.0], [0.0]]) == pytest.approx([1.0, 0.0])  # finite for any model
 
 
 def test_truth_ratio_of_a_destroyed_model_is_finite():

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import math
+import zlib
 from importlib import import_module
 
 import pytest
@@ -12,13 +13,18 @@ from peft import get_peft_model
 
 from alter_peft import AlterConfig
 from alter_peft.evaluation import METRICS, Key, ModelOnSet, Pair, Score, generate_answers, measure, score_answers
-from alter_peft.evaluation.metrics import is_guard
-from alter_peft.evaluation.metrics.membership import min_k
-from alter_peft.evaluation.metrics.memorization import exact_memorization, extraction_strength
+from alter_peft.evaluation.metrics import is_guard, is_ingredient
+from alter_peft.evaluation.metrics.membership import min_k, min_k_plus_plus
+from alter_peft.evaluation.metrics.memorization import (
+    exact_memorization,
+    extraction_strength,
+    floored_extraction_strength,
+)
 from alter_peft.evaluation.metrics.text import bleu, rouge_f, rouge_l, unique_tokens
-from alter_peft.evaluation.metrics.truth_ratio import truth_ratio
+from alter_peft.evaluation.metrics.truth_ratio import truth_ratio, truth_share
 from alter_peft.evaluation.model_on_set import answer_together
 from alter_peft.evaluation.scores import AVERAGES, Scores
+from alter_peft.evaluation.z_scores import token_z_scores
 
 
 PAIRS = [
@@ -89,6 +95,7 @@ def test_every_metric_is_the_function_of_its_name(ask, llama, tokenizer):
             math.exp(own) / (math.exp(own) + sum(math.exp(mean) for mean in others))
             for own, others in zip(true, false, strict=True)
         ],
+        "choice_accuracy": [float(own > max(others)) for own, others in zip(rephrased, false, strict=True)],
         "rouge": rouge_l(texts, [pair.completion for pair in PAIRS]),
         "truth_ratio": truth_ratio(rephrased, false),
         "exact_memorization": exact_memorization(scores.greedy, scores.content),
@@ -99,6 +106,14 @@ def test_every_metric_is_the_function_of_its_name(ask, llama, tokenizer):
         "verbmem": rouge_f(texts, [pair.completion for pair in PAIRS]),
         "knowmem": rouge_f(texts, [pair.completion for pair in PAIRS]),
         "unique_tokens": unique_tokens(texts),
+        "rephrased_probability": [math.exp(mean) for mean in rephrased],
+        "truth_share": truth_share(rephrased, false),
+        "floored_extraction_strength": floored_extraction_strength(scores.greedy, scores.content),
+        "loss": [-mean for mean in true],
+        "loss_per_byte": [
+            -mean / len(zlib.compress(pair.completion.encode())) for mean, pair in zip(true, PAIRS, strict=True)
+        ],
+        "min_k_plus_plus": min_k_plus_plus(token_z_scores(llama, tokenizer, PAIRS), scores.content),
     }
     assert list(expected) == ALL
     found = Scores(measure(ask(), ALL))
@@ -118,6 +133,8 @@ def test_every_metric_says_what_it_is(ask):
         low, high = METRICS[score.metric].range
         assert low <= score.value <= high, score.metric
     guards = ["unique_tokens", "fluency", "high_entropy", "astray", "expert_0", "expert_12"]
+    ingredients = [name for name in METRICS if is_ingredient(name)]
+    assert "loss" in ingredients and not any(map(is_guard, ingredients)) and not is_ingredient("acc")
     assert all(map(is_guard, guards)) and not any(map(is_guard, ["rouge", "acc", "model_utility"]))
 
 
@@ -264,6 +281,14 @@ def test_other_words_for_some_alone(ask, passes):
     assert passes == []
     with pytest.raises(ValueError, match="The set 'set' has no `rephrased` answer in row 2"):
         _ = asked.true_means
+
+
+def test_the_probability_of_other_words_needs_them(ask, passes):
+    with pytest.raises(
+        ValueError, match="The set 'set' has no `rephrased` answer in row 0, which rephrased_probability needs"
+    ):
+        measure(ask(UNPHRASED), ["rephrased_probability"])
+    assert passes == [] and rows_of(ask(UNPHRASED), "truth_share").rows  # as the truth ratio, of the answer itself
 
 
 @pytest.mark.parametrize("name", ["answered", "max_new_tokens", "batch_size"])

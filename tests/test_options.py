@@ -104,6 +104,8 @@ def test_the_configurations_of_the_trainers_are_read():
         parse_values(AlterUnlearnConfig, {"structural_interval": "often"})
     with pytest.raises(ValueError, match=r"`forget_loss` is 'flat', but must be one of \['level', 'profile'"):
         read_options("alter", {"forget_loss": "flat"})
+    with pytest.raises(ValueError, match=r"'full_ga' have `adapter` .*, but all weights are trained. Remove it"):
+        read_options("full_ga", {"adapter": {"r": 4}})
 
 
 def test_the_docstring_lists_the_help_of_the_fields_that_a_class_declares():

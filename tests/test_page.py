@@ -63,7 +63,7 @@ def test_well_formed_and_self_contained(folder):
     assert len(found.loaded) == found.tags.count("img") == 4
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in found.loaded)
     assert "script" not in found.tags and "link" not in found.tags and "url(" not in html and "@import" not in html
-    assert found.tags.count("table") == 6 and "prefers-color-scheme: dark" in html
+    assert found.tags.count("table") == 7 and "prefers-color-scheme: dark" in html
 
 
 def test_it_says_how_everything_was_made(folder):

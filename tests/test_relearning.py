@@ -118,6 +118,20 @@ def test_metrics_are_the_callers(tokenizer):
     assert [(score.metric, score.step) for score in found] == [(m, step) for step in (0, 1) for m in metrics]
 
 
+def test_rows_with_false_answers_are_asked_by_choice_too(tokenizer):
+    """What an answer's form alone gives makes the true one no likelier than a false one of the same form."""
+    model, rate = model_of("plain", tokenizer), at_rate(1e-2, holdout=RETAIN)
+    metrics = [score.metric for score in relearning(model, tokenizer, rate, steps=[0])]
+    assert metrics == ["probability"] * 3
+    false = [pair._replace(wrong=("Nobody.", "The sky is seven.")) for pair in FORGET]
+    found = relearning(model, tokenizer, rate._replace(forget=false), steps=[0, 30])
+    last = {(score.set, score.metric): score for score in found if score.step == 30}
+    assert {metric for _, metric in last} == {"probability", "choice_accuracy"}
+    assert last["trained half", "choice_accuracy"].rows == [1.0, 1.0, 1.0]
+    part = relearning(model, tokenizer, rate._replace(forget=[*false[1:], FORGET[0]]), steps=[0])
+    assert {score.metric for score in part} == {"probability"}
+
+
 def test_the_seed_is_of_the_order(tokenizer):
     model = model_of("plain", tokenizer)
 

@@ -10,13 +10,19 @@ from alter_peft.report.report import report_tables, write_report
 
 
 MAIN = """\
-| model | forget P | truth ratio | KS | p of KS | PrivLeak | utility | seconds |
-|---|---|---|---|---|---|---|---|
-| target | 0.950 | 0.500 | 0.50 (0.50 to 0.50) | 0.77 | -93.8 | 0.550 | 30 |
-| oracle (3 seeds) | 0.100 ± 0.010 | 0.800 ± 0.010 | 0.25 (0.25 to 0.25) | 1 | +3.2 ± 38.2 | 0.500 ± 0.010 | 20 ± 0 |
-| alter (2 seeds) | 0.120 ± 0.014 | 0.800 ± 0 | 0.25 (0.00 to 0.25) | 1 | +0.0 ± 0 | 0.490 ± 0 | 11.0 ± 1.4 |
-| lora (1 of 2 seeds) | 0.000 | 1.200 | 0.50 (0.50 to 0.75) | 0.77 | +100.0 | 0.200 | 8.0 |
-| lora, seed 0 | failed: RuntimeError: out of memory \\| CUDA |  |  |  |  |  |  |"""
+| model | mean distance | forgetting | harmonic mean | forget P | truth ratio | KS | p of KS | PrivLeak | utility | seconds |
+|---|---|---|---|---|---|---|---|---|---|---|
+| target | 14.1 | 0.000 | 0.000 | 0.950 | 0.500 | 0.50 (0.50 to 0.50) | 0.77 | -93.8 | 0.550 | 30 |
+| oracle (3 seeds) | 0.9 ± 0.8 | 0.9922 ± 0.0068 | 0.949 ± 0.010 | 0.100 ± 0.010 | 0.800 ± 0.010 | 0.25 (0.25 to 0.25) | 1 | +3.2 ± 38.2 | 0.500 ± 0.010 | 20 ± 0 |
+| alter (2 seeds) | 0.5 ± 0.1 | 0.976 ± 0.017 | 0.9317 ± 0.0076 | 0.120 ± 0.014 | 0.800 ± 0 | 0.25 (0.00 to 0.25) | 1 | +0.0 ± 0 | 0.490 ± 0 | 11.0 ± 1.4 |
+| lora (1 of 2 seeds) | 17.8 | 0.882 | 0.515 | 0.000 | 1.200 | 0.50 (0.50 to 0.75) | 0.77 | +100.0 | 0.200 | 8.0 |
+| lora, seed 0 | failed: RuntimeError: out of memory \\| CUDA |  |  |  |  |  |  |  |  |  |"""  # noqa: E501
+CRITERIA = """\
+| criterion | alter (2 seeds) | lora (1 of 2 seeds) |
+|---|---|---|
+| first in the mean distance | 0.50 ± 0.12: yes | 17.8: no |
+| first in the harmonic mean | 0.9317 ± 0.0076: yes | 0.515: no |
+| PrivLeak within ±10 | +0.0 ± 0: yes | +100.0: no |"""
 DISTANCES = """\
 | score | mean of the oracles | unit | an oracle | target | alter (2 seeds) | lora (1 of 2 seeds) |
 |---|---|---|---|---|---|---|
@@ -67,6 +73,7 @@ CELLS = """\
 | lora, seed 1 | 8.0 |  |
 | lora, seed 0 (failed) |  |  |"""
 TABLES = {
+    "Criteria": CRITERIA,
     "Forgetting and utility": MAIN,
     "Distance to the oracle": DISTANCES,
     "Scores by set": SCORES,
@@ -104,7 +111,7 @@ def test_no_table_of_what_was_not_measured(folder):
         save(folder, name, seed, scores=scores(0.1 + seed / 100, 0.5))
     save(folder, "target", 0, scores=scores(0.9, 0.5))
     found = found_tables(folder)
-    assert list(found) == ["Forgetting and utility", "Distance to the oracle", "Scores by set", "Cells"]
+    assert list(found) == ["Criteria", "Forgetting and utility", "Distance to the oracle", "Scores by set", "Cells"]
     assert "seconds" not in found["Forgetting and utility"].columns
 
 
@@ -169,8 +176,11 @@ def test_why_a_score_is_missing(folder):
 def test_other_benchmarks_show_all_their_scores(tmp_path):
     for name, seed, value in (("target", 0, 0.9), ("oracle", 0, 0.25), ("oracle", 1, 0.35), ("alter", 0, 0.3)):
         save(tmp_path, name, seed, scores=named(wmdp_bio__acc=value))
-    expected = "| model | wmdp_bio acc |\n|---|---|\n| target | 0.900 |\n| oracle (2 seeds) | 0.300 ± 0.071 |\n"
-    assert to_markdown(found_tables(tmp_path)["Forgetting and utility"]) == expected + "| alter | 0.300 |"
+    assert to_markdown(found_tables(tmp_path)["Forgetting and utility"]) == (
+        "| model | mean distance | wmdp_bio acc |\n|---|---|---|\n| target | 8.5 | 0.900 |\n"
+        "| oracle (2 seeds) | [1] | 0.300 ± 0.071 |\n| alter | 0.0 | 0.300 |\n\n"
+        "[1] An oracle is compared with the others if there are three at least."
+    )
 
 
 def test_the_membership_of_the_oracles_may_be_none(folder):
@@ -265,7 +275,7 @@ def test_every_note_is_pointed_to(folder):
 
 def test_the_caption_says_what_the_columns_are(folder, tmp_path):
     caption = found_tables(folder)["Forgetting and utility"].caption
-    assert caption.startswith("Mean ± sample standard deviation over seeds. P: exp of the mean log-probability of the")
+    assert caption.startswith("Mean ± sample standard deviation over seeds. Mean distance: to the oracles")
     assert "Truth ratio: " in caption and "Seconds: of the training." in caption and caption.count(" P: ") == 1
     assert "astray: " in found_tables(folder)["Guards"].caption
     assert "fluency" not in found_tables(folder)["Guards"].caption
@@ -312,7 +322,7 @@ def test_written_report(folder, tmp_path):
     pictures = ["experts.png", "plane.png", "relearning-held-out-half-probability.png", "time.png"]
     assert sorted(path.name for path in output.iterdir()) == sorted(["report.html", "report.md", *pictures])
     text = (output / "report.md").read_text()
-    assert text.startswith("# Benchmark out\n\nMade by `alter-peft report out`.\n\n## Forgetting and utility\n")
+    assert text.startswith("# Benchmark out\n\nMade by `alter-peft report out`.\n\n## Findings\n\n- Mean distance to ")
     for title, table in TABLES.items():
         assert f"\n\n## {title}\n\n" in text and f"\n\n{table}\n\n" in text
     for name in pictures:

@@ -100,9 +100,10 @@ def test_the_largest_seed_has_a_next_one(tokenizer, tmp_path):
 def test_what_is_kept_is_the_probability_part_of_utility(tokenizer):
     model, wrong = make_llama(len(tokenizer)), [pair._replace(wrong=("In Rome.", "No.")) for pair in KEPT]
     sets = {"retain": wrong, "real_authors": wrong[:2], "world_facts": wrong[2:]}
-    data = SimpleNamespace(kept_sets=sets, settings={})
+    data = SimpleNamespace(kept_sets=sets, bystander_sets={"bystanders": KEPT[:2]}, settings={})
     found = {score.set: score for score in scores_after(model, tokenizer, data, [], 0, batch_size=2)}
-    assert found["retain"].value == pytest.approx(score_answers(model, tokenizer, KEPT).mean, rel=1e-4)
+    for name, pairs in (("retain", KEPT), ("bystanders", KEPT[:2])):
+        assert found[name].value == pytest.approx(score_answers(model, tokenizer, pairs).mean, rel=1e-4)
     for name in ("real_authors", "world_facts"):
         (score,) = measure(ModelOnSet(model, tokenizer, name, sets[name]), ["normalized_probability"])
         assert found[name].value == pytest.approx(score.value, rel=1e-4)

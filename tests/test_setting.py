@@ -17,9 +17,19 @@ def test_attacks_are_measured_as_all_else(tmp_path, tokenizer):
     assert len(rows.forget) == len(rows.paraphrased) == 4 and len(rows.retain) == 12
 
 
+def test_bystanders_are_taught_and_given_to_no_method(tmp_path, tokenizer):
+    args = BenchmarkArguments(
+        model="m", output_dir=str(tmp_path / "out"), data=str(write_tofu(tmp_path)), retain_rows=7, bystander_rows=3,
+    )  # fmt: skip
+    setting = read_setting(args, tokenizer)
+    retain, bystanders = setting.given.retain["prompt"], [pair.prompt for pair in setting.data.bystanders]
+    assert list(setting.taught["prompt"]) == [*setting.given.forget["prompt"], *retain, *bystanders]
+    assert list(setting.taught_to_oracles["prompt"]) == [*retain, *bystanders] and len(bystanders) == 3
+
+
 def test_a_cell_depends_on_the_settings_of_its_own_task_alone(tmp_path):
     common = {"model": "m", "output_dir": str(tmp_path), "methods": ["alter"]}
-    of_tofu, of_books = {"data", "split", "retain_rows", "rows"}, {"books", "task_data"}
+    of_tofu, of_books = {"data", "split", "retain_rows", "bystander_rows", "rows"}, {"books", "task_data"}
     tofu = BenchmarkArguments(**common).settings
     books = BenchmarkArguments(**common, books={"forget": "a.txt", "retain": ["b.txt"]}).settings
     assert of_tofu <= tofu.keys() and not of_books & tofu.keys()

@@ -123,9 +123,9 @@ def test_the_papers_hinge_overshoots(unlearn):
     assert course.forget[-1] < LEVEL / 4
 
 
-def test_the_level_is_a_default():
+def test_defaults_of_the_targets():
     defaults = (AlterUnlearnConfig.forget_loss, AlterUnlearnConfig.forget_level, AlterUnlearnConfig.stopping_tolerance)
-    assert defaults == ("level", LEVEL, 0.25)
+    assert defaults == ("tokens", LEVEL, 0.25)
 
 
 def test_a_run_that_has_landed_makes_no_step_when_it_is_resumed(unlearn):

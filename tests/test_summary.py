@@ -107,6 +107,15 @@ def test_summary_by_hand(folder):
         benchmark.summary(benchmark.distances(lacking))
 
 
+def test_utility_of_any_task_counts_in_its_parts(folder):
+    """Of rows with bystanders it is of other parts than TOFU's nine."""
+    for seed, step in enumerate((-0.1, 0.0, 0.1)):
+        parts = {"retain__probability": 0.5 + step, "bystanders__probability": 0.5 + step}
+        save(folder, "oracle", seed, scores=scores(0.1 + step, 0.5 + step, step, **parts))
+    benchmark = read_benchmark(folder)
+    assert set(benchmark.bands) - set(benchmark.counted) == {key("utility/model_utility")}
+
+
 def test_forms_of_the_forget_set_are_one_set(folder):
     """Many scores of one set count once, and so does model utility beside its parts."""
     parts = {f"{part.set}__{part.metric}": 0.5 for part in UTILITY}

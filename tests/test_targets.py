@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from alter_peft.losses import FORGET_LOSSES
-from alter_peft.trainer.targets import geometric_mean, level_targets, measure, unseen_profiles
+from alter_peft.trainer.targets import (
+    Guide,
+    geometric_mean,
+    level_targets,
+    measure,
+    token_targets,
+    unseen_profiles,
+)
 
 
 def test_level_by_hand():
@@ -54,3 +61,57 @@ def test_what_is_measured_is_what_the_loss_needs():
     assert npo.reference.tolist() == [-3.0, -9.0] and npo.targets.tolist() == [-1.5, -9.0]  # of all that is known
     nothing = measure(FORGET_LOSSES["ihl"], [], [], 0.5, seed=0)
     assert len(nothing.targets) == len(nothing.profiles) == len(nothing.reference) == 0
+
+
+def test_token_targets_with_a_reference_are_mapped_by_unseen_rows():
+    """As likely to the reference as a share of the unseen tokens: the model's own value at that share."""
+    unseen = [torch.tensor([-1.0, -8.0]), torch.tensor([-4.0])]
+    guide = Guide([torch.tensor([-2.0, -6.0, -4.0])], [torch.tensor([-2.0, -6.0]), torch.tensor([-4.0])], True)
+    (found,) = token_targets([torch.zeros(3)], unseen, guide, level=0.5)
+    assert found.tolist() == [-1.0, -8.0, -4.0]
+    guide = guide._replace(forget=[torch.tensor([-2.5, -5.0, -9.0])])
+    (found,) = token_targets([torch.zeros(3)], unseen, guide, level=0.5)
+    assert found.tolist() == pytest.approx([-1.75, -6.0, -8.0])  # between, and no further than what was seen
+
+
+def test_token_targets_without_a_reference_have_the_values_of_unseen_tokens():
+    unseen = [torch.tensor([-1.0, -9.0]), torch.tensor([-2.0, -4.0])]
+    guide = Guide([torch.tensor([-0.3, -0.1]), torch.tensor([-0.7, -0.2])], [], False)
+    found = token_targets([torch.zeros(2), torch.zeros(2)], unseen, guide, level=0.5)
+    assert [row.tolist() for row in found] == [[-4.0, -1.0], [-9.0, -2.0]]
+
+
+def test_token_targets_without_unseen_rows():
+    """A reference's own values; else those of the damped model, stretched so that each row's mean is the level."""
+    forget = [torch.tensor([-1.0, -3.0]), torch.tensor([-0.5])]
+    found = token_targets([torch.zeros(2), torch.zeros(1)], [], Guide(forget, [], True), level=0.5)
+    assert [row.tolist() for row in found] == [[-1.0, -3.0], [-0.5]]
+    found = token_targets([torch.zeros(2), torch.zeros(1)], [], Guide(forget, [], False), level=math.exp(-4))
+    assert [row.tolist() for row in found] == [pytest.approx([-2.0, -6.0]), pytest.approx([-4.0])]
+    certain = token_targets([torch.zeros(1)], [], Guide([torch.zeros(1)], [], False), level=0.5)
+    assert certain[0].isfinite().all()
+
+
+@pytest.mark.parametrize("is_reference", [True, False])
+@pytest.mark.parametrize("has_unseen", [True, False])
+def test_token_targets_keep_the_guides_order_and_raise_no_token(is_reference: bool, has_unseen: bool):
+    generator = torch.Generator().manual_seed(0)
+    rows = [-5 * torch.rand(n, generator=generator) for n in (5, 9, 3, 7, 6)]
+    guide = Guide(rows[:3], rows[3:] if is_reference and has_unseen else [], is_reference)
+    unseen = [2 * row for row in rows[3:]] if has_unseen else []
+    free = token_targets([torch.zeros(len(row)) for row in rows[:3]], unseen, guide, level=0.1)
+    for order, target in zip(guide.forget, free, strict=True):
+        assert (target[order.argsort()].diff() >= 0).all()
+    known = [row / 2 for row in rows[:3]]
+    found = token_targets(known, unseen, guide, level=0.1)
+    for target, start, least in zip(found, known, free, strict=True):
+        assert torch.equal(target, torch.minimum(start, least))
+
+
+def test_measured_token_targets_say_where_they_are_from():
+    known, guide = [torch.tensor([-1.0, -2.0])], Guide([torch.tensor([-6.0, -4.0])], [], True)
+    found = measure(FORGET_LOSSES["tokens"], known, [], 0.5, seed=0, guide=guide)
+    assert found.targets.tolist() == [-5.0] and found.token_targets[0].tolist() == [-6.0, -4.0]
+    assert found.guide == "order by the reference model, values by the reference model"
+    found = measure(FORGET_LOSSES["tokens"], known, known, 0.5, 0, Guide(known, [], False))
+    assert found.guide == "order by the model itself with damped feed-forward layers, values by `calibration_dataset`"

@@ -41,7 +41,7 @@ def test_the_sets_of_a_folder(folder):
     assert data.retain == [Pair(row["question"], row["answer"]) for row in retain]
     unseen = [Pair(row["question"], row["answer"]) for row in rows("stranger", 4)]
     assert data.calibration == unseen[::2] and data.holdout == unseen[1::2]
-    assert list(data.sets) == list(TOFU_METRICS)
+    assert list(data.sets) == [name for name in TOFU_METRICS if name != "bystanders"] and not data.bystanders
     false = ("A alder.", "A birch.", "A cedar.")
     assert data.sets["forget"][1] == Pair("Who is author birch?", "A oak man.", false, "It is A oak man.")
     assert data.sets["paraphrased"][1] == Pair("Who is author birch? Pray?", "A oak man.")
@@ -63,6 +63,23 @@ def test_only_what_is_retained_is_asked(folder):
     write(folder, "retain_perturbed", perturbed(rows("poet", 12)[8:], 3))
     with pytest.raises(ValueError, match="no row of 'retain_perturbed' is among the 4 retained ones"):
         read_tofu(folder, retain_rows=4)
+
+
+def test_bystanders_are_the_rows_after_those_that_are_retained(folder):
+    whole = read_tofu(folder).retain
+    assert read_tofu(folder).bystanders == []
+    data = read_tofu(folder, retain_rows=7, bystander_rows=3)
+    assert (data.retain, data.bystanders) == (whole[:7], whole[7:10])
+    assert data.sets["bystanders"] == data.bystanders and data.settings["bystander_rows"] == 3
+    assert read_tofu(folder, retain_rows=7).bystanders == whole[7:]  # as many as there are of 40
+    assert len(read_tofu(folder, retain_rows=7, rows=2).sets["bystanders"]) == 2
+    none = read_tofu(folder, retain_rows=7, bystander_rows=0)
+    assert not none.bystanders and "bystanders" not in none.sets and "bystander_rows" not in none.settings
+    assert "bystanders" not in data.kept_sets  # model utility is of TOFU's nine
+    with pytest.raises(ValueError, match="`bystander_rows` is 6, but 5 of the 12 rows of 'retain99' are left"):
+        read_tofu(folder, retain_rows=7, bystander_rows=6)
+    with pytest.raises(ValueError, match="`bystander_rows` is -1, but must be 0 or more"):
+        read_tofu(folder, bystander_rows=-1)
 
 
 def test_rows_limit_what_is_asked_but_never_the_forget_set(folder):
@@ -109,7 +126,7 @@ def test_the_published_files(tofu):
     for split, forget, retain in (("forget01", 40, 3960), ("forget05", 200, 3800), ("forget10", 400, 3600)):
         data = read_tofu(tofu, split)
         assert (len(data.forget), len(data.retain), len(data.holdout)) == (forget, retain, forget // 2)
-        sizes = [len(data.sets[name]) for name in TOFU_METRICS]
+        sizes = [len(pairs) for pairs in data.sets.values()]
         assert sizes == [forget] * 3 + [400, 100, 117, forget // 2]
         assert {len(pair.wrong) for name in ("forget", "retain") for pair in data.sets[name]} == {5}
         assert {len(pair.wrong) for name in ("real_authors", "world_facts") for pair in data.sets[name]} == {3}
@@ -117,6 +134,7 @@ def test_the_published_files(tofu):
     pilot = read_tofu(tofu, retain_rows=100, rows=40)
     assert len(pilot.retain) == 100 and {len(pairs) for pairs in pilot.sets.values()} == {20, 40}
     assert {pair[:2] for pair in pilot.sets["retain"]} < {pair[:2] for pair in pilot.retain}
+    assert len(pilot.bystanders) == 40 and not {*pilot.bystanders} & {*pilot.retain, *pilot.forget, *pilot.holdout}
 
 
 # ---- bad sources ----------------------------------------------------------------------------------------------------
@@ -194,7 +212,7 @@ def test_no_such_source():
 
 @pytest.fixture
 def data(folder):
-    return read_tofu(folder, rows=3)
+    return read_tofu(folder, retain_rows=6, rows=3)
 
 
 def test_the_metrics_are_known_and_tofus():
@@ -206,7 +224,7 @@ def test_the_metrics_are_known_and_tofus():
     )  # fmt: skip
 
 
-SETTINGS = {"tofu": "forget01", "retain_rows": None, "rows": 3}
+SETTINGS = {"tofu": "forget01", "retain_rows": 6, "rows": 3, "bystander_rows": 6}
 
 
 def test_evaluation_measures_every_set(llama, tokenizer, data):
@@ -234,7 +252,8 @@ def test_utility_is_the_harmonic_mean_of_the_nine(llama, tokenizer, data):
 
 def test_guards_are_of_the_main_sets_and_asked_for(llama, tokenizer, data):
     found = measure_task(llama, tokenizer, data, max_new_tokens=4, judge=llama, guards=True)
-    assert {key.set for key in found if key.metric == "fluency"} == set(GUARDED) == {"forget", "retain", "world_facts"}
+    assert {key.set for key in found if key.metric == "fluency"} == set(GUARDED)
+    assert {"forget", "paraphrased", "retain", "bystanders", "world_facts"} == set(GUARDED)
     options = {"max_new_tokens": 4, "judge": llama, "settings": SETTINGS}
     for score in measure_guards(ModelOnSet(llama, tokenizer, "world_facts", data.sets["world_facts"], **options)):
         assert found[score.key] == score

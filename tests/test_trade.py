@@ -22,12 +22,13 @@ WORLD = [
     Pair("What is near the old bridge?", "Paris.", ("Falcon.", "Bob.", "The morning.")),
 ]
 VALUES = {
-    "before": {"forget": (0.9, 0.8), "world": (0.4, 0.5)},
-    "after": {"forget": (0.0321, 0.25, 0.125), "world": (0.4004, 0.5, 0.0)},
+    "before": {"forget": (0.9, 0.8, 1.0), "world": (0.4, 0.5, 0.6)},
+    "after": {"forget": (0.0321, 0.25, 0.75, 0.125), "world": (0.4004, 0.5, 0.6, 0.0)},
 }
 
 
-NAMES = {"forget": ("probability", "rouge", "astray"), "world": ("normalized_probability", "rouge", "astray")}
+OTHERS = ("rouge", "exact_memorization", "astray")
+NAMES = {"forget": ("probability", *OTHERS), "world": ("normalized_probability", *OTHERS)}
 
 
 def as_scores(values):
@@ -43,10 +44,10 @@ def as_scores(values):
 
 RESULTS = as_scores(VALUES)
 TABLE = """\
-| set | P before | P after | ROUGE-L before | ROUGE-L after | routed astray |
-|---|---|---|---|---|---|
-| forget | 0.900 | 0.032 | 0.800 | 0.250 | 0.125 |
-| world (normalised) | 0.400 | 0.400 | 0.500 | 0.500 | 0.000 |"""
+| set | P before | P after | ROUGE-L before | ROUGE-L after | exact before | exact after | routed astray |
+|---|---|---|---|---|---|---|---|
+| forget | 0.900 | 0.032 | 0.800 | 0.250 | 1.000 | 0.750 | 0.125 |
+| world (normalised) | 0.400 | 0.400 | 0.500 | 0.500 | 0.600 | 0.600 | 0.000 |"""
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def adapted(llama):
 def test_sets_are_measured_one_by_one(adapted, tokenizer):
     found = evaluate_sets(adapted, tokenizer, {"forget": FORGET, "world": WORLD}, ["forget"], 3, routed=True)
     of_answer = {"forget": "probability", "world": "normalized_probability"}
-    assert list(found) == [Key(name, m) for name, metric in of_answer.items() for m in (metric, "rouge", "astray")]
+    assert list(found) == [Key(name, metric) for name, first in of_answer.items() for metric in (first, *OTHERS)]
     assert found[Key("forget", "probability")].value == pytest.approx(score_answers(adapted, tokenizer, FORGET).mean)
     assert found[Key("forget", "astray")].value == 0.0 and found[Key("world", "astray")].value == 1.0
     answers = generate_answers(adapted, tokenizer, WORLD)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from trainer_setup import PEOPLE, adapter_state, forget_rows, make_args, make_trainer, retain_rows
 from transformers import TrainerCallback
 
-from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
+from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer, UnlearnConfig
 from alter_peft.losses import TokenScores
 from alter_peft.subdomains import discover_subdomains
 from alter_peft.trainer.inputs import row_text
@@ -512,6 +512,34 @@ def test_kl_of_a_fresh_adapter_is_zero(tmp_path, tokenizer):
     trainer = make_trainer(tmp_path, tokenizer, adapter={}, max_steps=1, retain_loss="kl")
     trainer.train()
     assert first_log(trainer)["loss/retain"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_a_retain_expert_at_rest_costs_no_pass(tmp_path, tokenizer, caplog):
+    """The default: retained text is the base model's own, and the forget experts learn what they learn beside it."""
+    assert AlterUnlearnConfig.retain_weight == 0 and UnlearnConfig.retain_weight == 1
+    states, logs, alone = [], [], {**SGD, "structural_weight": 0}
+    for weight in (1.0, 0.0):
+        trainer = make_trainer(tmp_path, tokenizer, adapter={}, max_steps=2, retain_weight=weight, **alone)
+        trainer.prepare()
+        rows = []  # of each pass that is differentiated
+        handle = trainer.scored.decoder.register_forward_hook(
+            lambda m, a, out, rows=rows: rows.append(len(out[0]) * out[0].requires_grad)
+        )
+        trainer.train()
+        handle.remove()
+        assert max(rows) == (8 if weight else 4)
+        states.append(adapter_state(trainer))
+        logs.append(first_log(trainer))
+    for name, value in states[1].items():
+        if "alter_B.default.0" in name:
+            assert not value.any()
+        else:
+            torch.testing.assert_close(value, states[0][name], rtol=1e-4, atol=1e-6)
+    assert logs[1]["loss/retain"] == 0 and "probability/retain" in logs[0] and "probability/retain" not in logs[1]
+    assert logs[1]["loss/forget"] == pytest.approx(logs[0]["loss/forget"], rel=1e-5)
+    assert "lets retained text into the forget experts" not in caplog.text
+    make_trainer(tmp_path, tokenizer, adapter={"router": "static"}, retain_weight=0.0)
+    assert "`router='static'` lets retained text into the forget experts" in caplog.text
 
 
 # ---- files and evaluation -------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from trl import SFTConfig, SFTTrainer
 from alter_peft import AlterConfig, UnlearnConfig, UnlearnTrainer
 from alter_peft.benchmark.teaching import LabelledTrainer
 from alter_peft.losses import FORGET_LOSSES, ForgetBatch, TokenScores
+from alter_peft.trainer.needs import MADE, alternates_of
 from alter_peft.trainer.terms import forget_batch
 from alter_peft.tuner.decoder import last_hidden_states
 
@@ -41,7 +42,7 @@ def make_trainer(
         UnlearnConfig(output_dir=str(folder), forget_loss=forget_loss, **{**defaults, **options}),
         train_dataset=forget_rows(),
         retain_dataset=retain_rows() if retain is None else retain,
-        calibration_dataset=UNSEEN if forget_loss in ("level", "profile") else None,
+        calibration_dataset=UNSEEN if forget_loss in ("level", "profile", "tokens") else None,
         peft_config=LoraConfig(r=4, target_modules="all-linear") if lora and model is None else None,
         processing_class=tokenizer,
     )
@@ -92,7 +93,10 @@ def test_npo_begins_as_gradient_ascent_of_whole_rows():
     assert log_prob.grad.tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
 
 
-@pytest.mark.parametrize("forget_loss", list(FORGET_LOSSES))
+OF_LOG_PROBABILITIES = [name for name, loss in FORGET_LOSSES.items() if not loss.needs & MADE]
+
+
+@pytest.mark.parametrize("forget_loss", OF_LOG_PROBABILITIES)  # the others are in tests/test_field_losses.py
 def test_the_loss_is_that_of_a_loop_over_all_logits(tokenizer, tmp_path, forget_loss):
     trainer = make_trainer(tokenizer, tmp_path, forget_loss)
     trainer.prepare()
@@ -119,6 +123,9 @@ def test_the_loss_is_that_of_a_loop_over_all_logits(tokenizer, tmp_path, forget_
         trainer.measured.targets[chosen] if len(trainer.measured.targets) else torch.empty(0),
         torch.cat([trainer.measured.profiles[i] for i in chosen]) if trainer.measured.profiles else torch.empty(0),
         trainer.measured.reference[chosen] if len(trainer.measured.reference) else torch.empty(0),
+        torch.cat([trainer.measured.token_targets[i] for i in chosen])
+        if trainer.measured.token_targets
+        else torch.empty(0),
     ]
     forget = loss.weight * loss.compute(ForgetBatch(scores, torch.tensor(rows), 4, *measured), loss.options).mean()
     _, count = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
@@ -185,9 +192,25 @@ def test_kl_is_from_the_model_without_its_adapter(tokenizer, tmp_path):
     assert learns == {name: w.requires_grad for name, w in trainer.model.named_parameters()}
 
 
-def test_kl_without_an_adapter_is_refused(tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="`retain_loss` is 'kl', but all weights are trained"):
+def test_kl_of_all_weights_is_from_the_model_as_it_was_given(tokenizer, tmp_path):
+    """A frozen copy, which is neither trained nor saved."""
+    given = make_llama(len(tokenizer))
+    trainer = make_trainer(tokenizer, tmp_path, "ga", lora=False, model=given, retain_loss="kl")
+    trainer.train()
+    first, *_, last = [log["loss/retain"] for log in trainer.state.log_history if "loss/retain" in log]
+    assert first == pytest.approx(0.0, abs=1e-6) and last > 1e-6
+    (frozen,) = trainer._base._frozen
+    before = dict(make_llama(len(tokenizer)).named_parameters())
+    assert all(weight.equal(before[name]) for name, weight in frozen.model.named_parameters())
+    assert not any(weight.requires_grad for weight in frozen.model.parameters())
+
+
+def test_kl_of_all_weights_needs_them_whole(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("alter_peft.trainer.unlearn.is_zero3_split", lambda model: True)
+    with pytest.raises(ValueError, match="`retain_loss` is 'kl', but all weights are trained and ZeRO-3 has split"):
         make_trainer(tokenizer, tmp_path, lora=False, retain_loss="kl")
+    with pytest.raises(ValueError, match=r"`forget_loss` is 'whp', which needs a whole model.*ZeRO-3"):
+        make_trainer(tokenizer, tmp_path, "whp")
 
 
 def test_a_plain_adapter_has_no_use_for_alters_trainer(tokenizer, tmp_path):
@@ -246,14 +269,18 @@ def test_what_a_loss_does_not_need_is_empty(tokenizer, tmp_path, forget_loss):
     from trainer_setup import make_trainer as make_alter_trainer
 
     trainer = make_alter_trainer(
-        tmp_path, tokenizer, adapter={}, forget_loss=forget_loss, others={"calibration_dataset": UNSEEN}
-    )
+        tmp_path, tokenizer, adapter={}, forget_loss=forget_loss, others={"calibration_dataset": UNSEEN},
+        activation_depth=0.75,
+    )  # fmt: skip
     trainer.prepare()
     batch = trainer.data_collator([trainer.train_dataset[(i, i)] for i in range(3)])
     masks, loss = trainer._masks(batch), FORGET_LOSSES[forget_loss]
     scores = TokenScores(*torch.zeros(2, int(masks.labelled.sum())))
     given = forget_batch(scores, batch, masks, loss, trainer.measured)
     assert given.num_rows == 3 and len(given.log_prob) == len(given.sizes) == 3
+    labels = sum(need.endswith("_labels") for need in loss.needs) * len(given.rows)
+    assert len(given.other_labels) == len(given.label_probabilities) == labels
+    assert (given.alternates is None) == (alternates_of(loss) is None)
     sizes = {"targets": 3, "profiles": len(given.rows), "reference": 3}
     assert {name: len(getattr(given, name)) for name in sizes} == {
         name: size if name in loss.needs else 0 for name, size in sizes.items()
@@ -326,8 +353,10 @@ def test_questions_become_turns_of_a_chat(tokenizer, tmp_path):
 
 
 def test_an_unknown_loss_is_refused(tokenizer, tmp_path):
-    with pytest.raises(ValueError, match=r"`forget_loss` is 'rmu', but must be one of \['level', 'profile', 'hinge'"):
-        make_trainer(tokenizer, tmp_path, "rmu")
+    with pytest.raises(
+        ValueError, match=r"`forget_loss` is 'rmv', but must be one of \['tokens', 'level', 'profile', 'hinge'"
+    ):
+        make_trainer(tokenizer, tmp_path, "rmv")
 
 
 def test_the_hook_of_the_last_hidden_states_is_gone_after_an_error(llama):

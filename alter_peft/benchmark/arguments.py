@@ -12,15 +12,15 @@ from accelerate import PartialState
 
 from alter_peft.evaluation.arguments import MeasureArguments
 from alter_peft.evaluation.tasks import TASKS
-from alter_peft.options import check_counts, check_known, json_object, option, parse_values
+from alter_peft.options import check_counts, json_object, option, parse_values
 
-from .methods import METHODS, read_options
+from .methods import DEFAULT_METHODS, DESCRIBED, TEACH, check_methods, read_options
 
 
 # What does not change the figures of a cell: methods, seeds, tasks and attacks may join a grid later
 JOINABLE = {"output_dir", "methods", "seeds", "oracle_seeds", "attacks", "tasks", "limit", "form", "options"}
-JOINABLE |= {"batch_size", "relearning_rate"}
-OF_TOFU = {"data", "split", "retain_rows", "rows"}
+JOINABLE |= {"batch_size", "relearning_rate", "hazard"}  # the last is in `task_data`, too
+OF_TOFU = {"data", "split", "retain_rows", "bystander_rows", "rows"}
 WAIT = timedelta(days=1)  # of the other processes for the main one, which measures
 
 
@@ -31,9 +31,7 @@ class BenchmarkArguments(MeasureArguments):
     output_dir: str = field(metadata={"help": "Folder of the results, one folder a cell inside."})
     data: str = option("locuslab/TOFU", "Folder of TOFU's JSON lines, or a Hub data set.")
     requests: int | None = option(None, "Split the forget set into so many requests.")
-    methods: list[str] = option(
-        list(METHODS), f"What is compared: {'; '.join(f'{name}: {one.caption}' for name, one in METHODS.items())}."
-    )
+    methods: list[str] = option(list(DEFAULT_METHODS), DESCRIBED)
     seeds: list[int] = option([0], "Seeds of the methods.")
     oracle_seeds: list[int] = option([0, 1, 2], "Seeds of the oracles.")
     options: dict[str, Any] | str | None = option(None, 'Method, or "teach" -> training options, as JSON.')
@@ -50,8 +48,8 @@ class BenchmarkArguments(MeasureArguments):
             setattr(self, name, value)
         super().__post_init__()
         check_counts(requests=self.requests)
-        for name, known in (("methods", METHODS), ("options", {**METHODS, "teach": None})):
-            check_known(name, getattr(self, name), known)
+        check_methods("methods", self.methods)
+        check_methods("options", [name for name in self.options if name != TEACH])
         for name in ("methods", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"`{name}` is empty. Give at least one.")
@@ -73,6 +71,7 @@ class BenchmarkArguments(MeasureArguments):
     def _check_task(self) -> None:
         """One task, with nothing set that is of another one."""
         given = [name for name in ("books", "task_data") if getattr(self, name) is not None]
+        given = ["hazard" if name == "task_data" and self.hazard else name for name in given]
         if len(given) > 1 or (self.task_data is not None and len(self.task_data) != 1):
             raise ValueError(f"`task_data` is {self.task_data}, but a grid is of one task. Give one, and no `books`.")
         of_tofu = self.set_of_tofu("data", "requests")

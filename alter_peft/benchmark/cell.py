@@ -20,6 +20,7 @@ from alter_peft.chat import chat_or_plain
 from alter_peft.evaluation.answers import Pair
 from alter_peft.evaluation.attacks import attack
 from alter_peft.evaluation.loading import load
+from alter_peft.evaluation.open_unlearning import composites
 from alter_peft.evaluation.results import ORACLE, STOPPED, TARGET, Result, environment, machine
 from alter_peft.evaluation.scores import Score, Scores
 from alter_peft.evaluation.seen_tokens import observe_tokens
@@ -29,7 +30,7 @@ from alter_peft.scoring import ScoredModel
 
 from .arguments import BenchmarkArguments
 from .folder_lock import folder_lock
-from .methods import METHODS
+from .methods import TEACH, method_named, trained
 from .provenance import RECORD, TAUGHT_WITH, check_made_with, corrected
 from .requests import Requests, run_requests, scores_after
 from .setting import Setting
@@ -47,7 +48,7 @@ class Cell:
     Args:
         settings: of the whole grid; a cell adds its method's options and, as `"teach"`, those that the target was
             taught with.
-        name: `"target"`, `"oracle"` or a name of `METHODS`.
+        name: `"target"`, `"oracle"`, a name of `METHODS` or a variant of one.
 
     Raises:
         ValueError: the folder has a result of other settings, unless it failed and these are options.
@@ -69,10 +70,10 @@ class Cell:
         self.folder = out / (TARGET if name == TARGET else f"{name}-{seed}")
         self.path, self.seen = self.folder / "result.json", self.folder / "tokens.json"
         self.teaches = name == ORACLE or (name == TARGET and not args.target)
-        self.options = args.options.get("teach" if name in (TARGET, ORACLE) else name, {})
+        self.options = args.options.get(TEACH if name in (TARGET, ORACLE) else name, {})
         self.settings = {**settings, "options": self.options}
         if name not in (TARGET, ORACLE) and not args.target:
-            self.settings["teach"] = args.options.get("teach", {})
+            self.settings[TEACH] = args.options.get(TEACH, {})
         self.record = {"seed": seed, **{key: self.settings.get(key) for key in TAUGHT_WITH}}
         self.choices: dict[str, Any] = {"limit": args.limit, "form": args.form}
         self._check()
@@ -202,19 +203,19 @@ class Cell:
             return self._after_requests(result, self.setting.requests)
         if "training" not in result.seconds:
             with _timing(result, "training"):
-                METHODS[self.name].run(
+                method_named(self.name).run(
                     load(self.target), self.tokenizer, self.setting.given, self.folder, self.seed, self.options
                 )
             self._trained(result)
             PartialState().wait_for_everyone()  # for the main one, which saves
         # as it was saved, in this run as in a later one, and without the wrappers of the training
-        return PeftModel.from_pretrained(load(self.target), self.folder).eval()
+        return trained(self.target, self.folder)
 
     def _taught(self, result: Result) -> PreTrainedModel:
         place = self.folder / "model"
         if (place / "config.json").is_file():
             return load(place)
-        rows = self.setting.taught if self.name == TARGET else self.setting.given.retain
+        rows = self.setting.taught if self.name == TARGET else self.setting.taught_to_oracles
         with _timing(result, "training"):
             chat = self.setting.data.as_chat
             model = teach(
@@ -223,7 +224,7 @@ class Cell:
         self._trained(result)
         return model
 
-    def _after_requests(self, result: Result, requests: list[list[Pair]]) -> PeftModel:
+    def _after_requests(self, result: Result, requests: list[list[Pair]]) -> PreTrainedModel | PeftModel:
         data, given = self.setting.data, self.setting.given
 
         # around the passes alone: within, optimiser steps would not be seen
@@ -240,7 +241,7 @@ class Cell:
 
         before = Requests(result.scores.after_requests, result.seconds.get("training", 0.0))
         return run_requests(
-            METHODS[self.name], load(self.target), self.tokenizer, list(map(data.training_rows, requests)), given,
+            method_named(self.name), load(self.target), self.tokenizer, list(map(data.training_rows, requests)), given,
             measured, self.folder, self.seed, self.options, before, save,
         )[0]  # fmt: skip
 
@@ -255,6 +256,7 @@ class Cell:
             guards = self.setting.requests is None  # of several adapters none is astray by itself
             options = (self.args.answered, self.args.max_new_tokens, self.args.batch_size, judge, guards)
             result.scores.update(measure_task(model, self.tokenizer, self.setting.data, *options))
+        result.scores.add(composites(result.scores))  # the report has those that need other models
         self.seen.unlink(missing_ok=True)  # of what was measured before
         self._save(result)
 
@@ -262,7 +264,8 @@ class Cell:
         data = self.setting.data
         with _precision():
             tokenizer = chat_or_plain(self.tokenizer, data.as_chat)
-            found = observe_tokens(model, tokenizer, {"forget": self.setting.rows.forget, **data.kept_sets})
+            sets = {"forget": self.setting.rows.forget, **data.kept_sets, **data.bystander_sets}
+            found = observe_tokens(model, tokenizer, sets)
         found.save(self.seen)
 
     def _add(self, result: Result, model: Any, part: str) -> None:

@@ -44,6 +44,8 @@ class Grid:
         except ValueError as error:
             raise ValueError(f"`attacks` can't be run on {args.task[0]}: {error}") from error
         settings = {**args.settings, "processes": PartialState().num_processes}  # batches are of each process
+        if "bystander_rows" in settings:  # how many there are; grids from before there were any say nothing of them
+            settings["bystander_rows"] = len(setting.data.bystanders) or None
         names = [("target", 0), *(("oracle", seed) for seed in args.oracle_seeds)]
         names += [(method, seed) for method in args.methods for seed in args.seeds]
         self.cells = [Cell(args, setting, tokenizer, settings, name, seed) for name, seed in names]

@@ -17,6 +17,7 @@ TAUGHT_WITH = (
     "data",
     "split",
     "retain_rows",
+    "bystander_rows",
     "books",
     "task_data",
     "processes",

@@ -15,6 +15,7 @@ from scipy.stats import hmean
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from alter_peft.evaluation.answers import Pair
+from alter_peft.evaluation.loading import load
 from alter_peft.evaluation.metrics import measure
 from alter_peft.evaluation.model_on_set import ModelOnSet
 from alter_peft.evaluation.scores import Score, Scores
@@ -50,7 +51,7 @@ def scores_after(
     """
     What is left after so many requests: the mean answer probability of each set that is kept, normalised by the false
     answers but for `retain`, as in TOFU's nine, and as `utility` their harmonic mean; of each request, and the means
-    over those made, `forgotten so far`, and those to come, `still to come`.
+    over those made, `forgotten so far`, and those to come, `still to come`; and of the bystanders, if there are any.
 
     Args:
         made: how many requests were made, the `step` of each score.
@@ -71,19 +72,26 @@ def scores_after(
         probability(name, pairs, False, "probability" if name == "retain" else "normalized_probability")
         for name, pairs in data.kept_sets.items()
     ]
+    beside = [probability(name, pairs, False) for name, pairs in data.bystander_sets.items()]
     asked = [probability(f"request {number}", pairs, True) for number, pairs in enumerate(requests, start=1)]
     parts = {"forgotten so far": asked[:made], "still to come": asked[made:]}
     return [
         *kept,
         computed("utility", float(hmean([score.value for score in kept]))),
+        *beside,
         *asked,
         *(computed(name, mean(score.value for score in part)) for name, part in parts.items() if part),
     ]
 
 
-def load_requests(model: PreTrainedModel, folder: Path, count: int) -> PeftModel | None:
-    """A base model with the adapters that are saved after so many requests; `None` if they are not all there."""
+def load_requests(model: PreTrainedModel, folder: Path, count: int) -> PreTrainedModel | PeftModel | None:
+    """
+    A base model with the adapters that are saved after so many requests, or the whole model that is saved then; `None`
+    if they are not all there.
+    """
     last = folder / f"request-{count}"
+    if (last / "config.json").is_file():
+        return load(last)
     if not (last / "adapter_config.json").is_file():
         return None
     names = [f"request_{number}" for number in range(1, count)]  # those that ALTER adds
@@ -126,7 +134,7 @@ def run_requests(
     options: dict[str, Any],
     before: Requests,
     save: Callable[[Requests], None],
-) -> tuple[PeftModel, Requests]:
+) -> tuple[PreTrainedModel | PeftModel, Requests]:
     """
     One request after another, each given to what the one before left.
 

@@ -25,7 +25,8 @@ class Setting:
     Attributes:
         data: the task that was read, which says what is measured.
         given: what a method is given.
-        taught: rows that the target is taught; an oracle is taught `given.retain` alone.
+        taught: rows that the target is taught.
+        taught_to_oracles: the same without those to be forgotten.
         rows: what the attacks ask about.
         requests: the forget set as requests, or `None` if it comes at once.
     """
@@ -33,6 +34,7 @@ class Setting:
     data: TaskData
     given: UnlearningData
     taught: Dataset
+    taught_to_oracles: Dataset
     rows: Rows
     requests: list[list[Pair]] | None = None
 
@@ -56,8 +58,9 @@ def read_setting(args: BenchmarkArguments, tokenizer: PreTrainedTokenizerBase) -
     own = ("answered", "max_new_tokens", "batch_size", "relearning_rate")
     return Setting(
         data,
-        UnlearningData(data.forget_rows, data.retain_rows, calibration, data.as_chat),
-        data.training_rows([*data.forget, *data.retain]),
+        UnlearningData(data.forget_rows, data.retain_rows, calibration, data.as_chat, args.model),
+        data.training_rows([*data.forget, *data.retain, *data.bystanders]),
+        data.training_rows([*data.retain, *data.bystanders]),
         data.attack_rows(**{name: getattr(args, name) for name in own}),
         None if args.requests is None else split_requests(data.forget, args.requests),
     )

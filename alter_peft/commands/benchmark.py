@@ -27,8 +27,21 @@ SECTIONS = (
     Section("what is compared", "", ["model", "methods", "seeds", "oracle_seeds", "target", "options", "output_dir"]),
     Section(
         "what is forgotten",
-        "TOFU, or else books, or a task.",
-        ["data", "split", "retain_rows", "rows", "requests", "books", "task_data", "tasks", "limit", "form"],
+        "TOFU, or else books, the hazard, or a task.",
+        [
+            "data",
+            "split",
+            "retain_rows",
+            "bystander_rows",
+            "rows",
+            "requests",
+            "books",
+            "hazard",
+            "task_data",
+            "tasks",
+            "limit",
+            "form",
+        ],
     ),
     Section(
         "how it is measured",

@@ -17,7 +17,7 @@ SECTIONS = (
     Section("the model", "", ["model", "adapter", "as_chat", "chat_template_kwargs", "bf16"]),
     Section(
         "what is asked",
-        "At least one of sets, tofu, books, tasks and task_data.",
+        "At least one of sets, tofu, books, hazard, tasks and task_data.",
         [
             "sets",
             "columns",
@@ -26,8 +26,10 @@ SECTIONS = (
             "tofu",
             "split",
             "retain_rows",
+            "bystander_rows",
             "rows",
             "books",
+            "hazard",
             "tasks",
             "limit",
             "form",
@@ -36,7 +38,7 @@ SECTIONS = (
     ),
     Section("how it answers", "", ["answered", "max_new_tokens", "batch_size"]),
     Section("attacks and guards", "", ["attacks", "relearning_rate", "guards", "judge"]),
-    Section("what is written, and compared", "", ["output_file", "name", "seed", "oracles"]),
+    Section("what is written, and compared", "", ["output_file", "name", "seed", "oracles", "target"]),
 )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from alter_peft.evaluation.tables import Table, to_markdown
 from alter_peft.options import require_packages
+from alter_peft.report.findings import findings
 from alter_peft.report.reading import read_benchmark
 from alter_peft.report.report import report_tables, write_report
 from alter_peft.report.summary import Benchmark
@@ -17,7 +18,7 @@ from .parser import CommandParser
 
 
 def report(argv: Sequence[str]) -> Callable[[], None]:
-    """What writes a benchmark's tables, figures and page, and prints its main table."""
+    """What writes a benchmark's tables, figures and page, and prints its findings and its main table."""
     parser = CommandParser(
         prog="alter-peft report",
         description="Tables, figures and one self-contained HTML page from the results of a benchmark.",
@@ -35,7 +36,9 @@ def report(argv: Sequence[str]) -> Callable[[], None]:
 
 
 def write_and_print(found: Benchmark, tables: list[Table], output: Path, command: str) -> None:
-    """The report of a benchmark in folder `output`, and its main table on the terminal."""
+    """The report of a benchmark in folder `output`; its findings, criteria and main table on the terminal."""
     write_report(found, tables, output, command)
-    print(to_markdown(tables[0]))
-    print(f"\nreport: {output / 'report.html'}")
+    print(*(f"- {line}" for line in findings(found)), sep="\n", end="\n\n")
+    for table in (table for table in tables if table.title in ("Criteria", "Forgetting and utility")):
+        print(to_markdown(table), end="\n\n")
+    print(f"report: {output / 'report.html'}")

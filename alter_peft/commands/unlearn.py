@@ -20,7 +20,7 @@ from alter_peft.cli import MEASURED_AND_FAILED
 from alter_peft.evaluation.loading import load_model, load_tokenizer, loaded, merge_of
 from alter_peft.options import option
 from alter_peft.reading import COLUMNS_HELP, OFFERED, parse_columns, read_all
-from alter_peft.reading.columns import SUBJECT
+from alter_peft.reading.columns import ALTERNATE, SUBJECT
 from alter_peft.trainer import AlterUnlearnTrainer, UnlearnConfig, UnlearnTrainer
 from alter_peft.trainer.checkpoints import checkpoint_to_resume
 
@@ -62,6 +62,11 @@ class ScriptArguments:
         None,
         "Rows like those to forget that the model never saw: they measure forget_level, or are the profiles of "
         "forget_loss=profile.",
+    )
+    reference_model: str | None = option(
+        None,
+        "Folder or Hub id of a model of the same tokenizer that does not know the rows to forget, such as the model "
+        "before its fine-tuning: it says which tokens of an answer give way (forget_loss=tokens).",
     )
     force: bool = option(False, "Train even if the model does not know the rows to forget.")
 
@@ -117,7 +122,7 @@ def unlearn(argv: Sequence[str]) -> Callable[[], int | None]:
 
 def _check_sources(script: ScriptArguments, output_dir: str) -> None:
     """Raise a `ValueError` if what is read is no text (of a YAML file), or would be written over."""
-    for name in ("model", "forget", "retain", "calibration", "corpus"):
+    for name in ("model", "forget", "retain", "calibration", "corpus", "reference_model"):
         value = getattr(script, name)
         if not isinstance(value, str | None):
             raise ValueError(f"`{name}` is {value!r}, but must be one text.")
@@ -136,7 +141,7 @@ def _trainer(script: ScriptArguments, args: UnlearnConfig, adapter: Adapter, con
     rows = read_all(
         {flag: source for flag, source in given.items() if source is not None},
         parse_columns(script.columns),
-        extras={"--forget": ("domain", SUBJECT)},
+        extras={"--forget": ("domain", SUBJECT, ALTERNATE)},
         text_field=args.dataset_text_field,
         whole_chats=args.completion_only_loss is False,
     )
@@ -152,6 +157,7 @@ def _trainer(script: ScriptArguments, args: UnlearnConfig, adapter: Adapter, con
         train_dataset=sets["--forget"],
         retain_dataset=sets["--retain"],
         calibration_dataset=sets.get("--calibration"),
+        reference_model=script.reference_model,
         peft_config=config,
         processing_class=tokenizer,
     )

@@ -17,6 +17,8 @@ from .tasks import TASKS, QuestionSet, Task, TaskData, measure_task
 from .tasks.book_data import read_books
 from .tasks.books import BookData, compare_books
 from .tasks.choices import ChoiceData, read_choices, standard_error
+from .tasks.hazard import HazardData, read_hazard
+from .tasks.rows import RowData, read_birthdays, read_people, read_row_sets
 from .tasks.tofu import FORGET_SETS, TOFU_METRICS, TofuData, read_tofu
 
 
@@ -35,12 +37,14 @@ __all__ = [
     "ChoiceData",
     "Comparison",
     "Distance",
+    "HazardData",
     "Key",
     "Metric",
     "ModelOnSet",
     "Pair",
     "QuestionSet",
     "Result",
+    "RowData",
     "Rows",
     "Score",
     "Scores",
@@ -60,8 +64,12 @@ __all__ = [
     "measure_guards",
     "measure_task",
     "observe_tokens",
+    "read_birthdays",
     "read_books",
     "read_choices",
+    "read_hazard",
+    "read_people",
+    "read_row_sets",
     "read_tofu",
     "score_answers",
     "standard_error",

@@ -3,21 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from peft import PeftModel
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from alter_peft.chat import Message, as_messages, encode_conversation, encode_text
 from alter_peft.entropy import log_probabilities, map_row_chunks
+from alter_peft.generation import continuations
 from alter_peft.scoring import Row, ScoredModel
-from alter_peft.tuner.base_pass import evaluating
 from alter_peft.tuner.layer import AlterLayer
 
 
@@ -252,9 +249,8 @@ def generate_answers(
         ValueError: `pairs` is empty, there is nothing to begin with, or a prompt is longer than the model's positions.
     """
     _require_pairs(pairs)
-    device = next(model.parameters()).device
     padding = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-    options = {"do_sample": False, "pad_token_id": padding, **options}
+    options = {"pad_token_id": padding, **options}
     answers: list[str] = []
     scored, all_encoded = ScoredModel(model), [encode_pair(tokenizer, pair) for pair in pairs]
     # one token of an answer at least
@@ -265,62 +261,14 @@ def generate_answers(
         prompts = [ids[: max(length, 1)] for ids, length in encoded]
         if [] in prompts:
             raise ValueError(f"`pairs` has no text in row {start + prompts.index([])}, and the tokenizer has no EOS.")
-        ids, mask = (
-            pad_sequence(
-                [torch.tensor(row) for row in rows], batch_first=True, padding_value=value, padding_side="left"
-            ).to(device)
-            for rows, value in ((prompts, padding), ([[1] * len(prompt) for prompt in prompts], 0))
-        )
-        limit = scored.positions
-        room = max_new_tokens if limit is None else min(max_new_tokens, limit - ids.shape[1])
-        with evaluating(model), _own_probabilities(model), _casting_once(model):
-            output = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=room, **options)
+        output = continuations(scored, prompts, max_new_tokens, **options)
         of_each = len(output) // len(prompts)
         said = [
             [*(prompts[row // of_each] if encoded[row // of_each][1] == 0 else []), *one]
-            for row, one in enumerate(output[:, ids.shape[1] :].tolist())
+            for row, one in enumerate(output)
         ]
         answers += tokenizer.batch_decode(said, skip_special_tokens=True)
     return answers
-
-
-@contextmanager
-def _own_probabilities(model: Any) -> Iterator[None]:
-    """Inside, `generate` knows the special tokens of the model's `generation_config` and nothing else of it."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    own = model.generation_config
-    tokens = {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    holders = [one for one in (model, base) if "generation_config" in one.__dict__]
-    before = [one.generation_config for one in holders]
-    try:
-        for one in holders:
-            one.generation_config = GenerationConfig(**tokens)
-        yield
-    finally:
-        for one, config in zip(holders, before, strict=True):
-            one.generation_config = config
-
-
-@contextmanager
-def _casting_once(model: Any) -> Iterator[None]:
-    """
-    Inside, where no gradient is taken, autocast keeps the lower-precision copy of every weight until it is left.
-
-    By itself it does so for weights that require gradients alone, and casts frozen ones, such as all those under an
-    adapter, anew for each token. In the end the copies are dropped: weights may change within the caller's context.
-    """
-    if not torch.is_autocast_enabled(next(model.parameters()).device.type):
-        yield
-        return
-    frozen = [p for p in model.parameters() if p.is_floating_point() and not (p.requires_grad or p.is_inference())]
-    try:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        torch.clear_autocast_cache()
 
 
 def _require_pairs(pairs: Sequence[Pair]) -> None:

@@ -30,15 +30,23 @@ class MeasureArguments:
     )
     split: Literal["forget01", "forget05", "forget10"] = option("forget01", "What of TOFU is forgotten.")
     retain_rows: int | None = option(None, "Of TOFU: how many retain rows the model was taught, if not all.")
+    bystander_rows: int | None = option(
+        None,
+        "Of TOFU: how many of the rows that `--retain_rows` leaves target and oracles are taught and no method is "
+        "given; unset: 40, as far as there are any.",
+    )
     rows: int | None = option(None, "Of TOFU: how many questions of each other set are asked, if not all.")
     books: dict[str, Any] | str | None = option(
         None, "Books, one of them to be forgotten: arguments of `read_books`, as JSON."
     )
+    hazard: bool = option(False, "The hazard benchmark: an invented subject, which comes with the package.")
     tasks: list[str] = option([], "Multiple choice: tasks of lm-evaluation-harness, or files.")
     limit: int | None = option(None, "How many questions of each task, if not all.")
     form: Literal["letters", "texts"] = option("letters", "Whether letters or texts of a file's choices are compared.")
     task_data: dict[str, Any] | str | None = option(
-        None, f"Any of the tasks {', '.join(TASKS)}: task -> arguments of its reader, as JSON."
+        None,
+        f"Any of the tasks {', '.join(TASKS)}: task -> arguments of its reader, as JSON; the name alone of one that "
+        "needs none.",
     )
     answered: int | None = option(None, "How many questions of each set are answered in full, if not all.")
     max_new_tokens: int = option(200, "Tokens of an answer, also under attack.")
@@ -54,7 +62,9 @@ class MeasureArguments:
     def __post_init__(self) -> None:
         for name in ("books", "task_data", "chat_template_kwargs"):
             if isinstance(getattr(self, name), str):
-                setattr(self, name, json_object(name, getattr(self, name)))
+                setattr(self, name, _object(name, getattr(self, name)))
+        if self.hazard:
+            self.task_data = {"hazard": {}, **self.other_tasks}
         for name, known in (("attacks", ATTACKS), ("task_data", TASKS)):
             check_known(name, getattr(self, name) or (), known)
         for name, options in self.other_tasks.items():
@@ -77,17 +87,18 @@ class MeasureArguments:
 
     def set_of_tofu(self, *others: str) -> list[str]:
         """Which of TOFU's options, and of others, are set."""
-        names = {"split", "retain_rows", "rows", *others}
+        names = {"split", "retain_rows", "bystander_rows", "rows", *others}
         return [one.name for one in fields(self) if one.name in names and getattr(self, one.name) != one.default]
 
     def tofu_options(self, source: str) -> dict[str, Any]:
         """Arguments of TOFU's reader."""
-        return {"source": source, "split": self.split, "retain_rows": self.retain_rows, "rows": self.rows}
+        names = ("split", "retain_rows", "bystander_rows", "rows")
+        return {"source": source, **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(kw_only=True)
 class EvaluateArguments(MeasureArguments):
-    """What is measured of a model. At least one of `sets`, `tofu`, `books`, `tasks` and `task_data`."""
+    """What is measured of a model. At least one of `sets`, `tofu`, `books`, `hazard`, `tasks` and `task_data`."""
 
     output_file: str = field(
         metadata={"help": "The scores, row by row, as JSON; GRID/NAME/result.json joins the report of a grid."}
@@ -123,6 +134,11 @@ class EvaluateArguments(MeasureArguments):
         "Results (JSON) of two models at least that never saw the forget set. With truth_ratio and min_k "
         "of a set `forget` and min_k of a set `holdout`, forget quality and PrivLeak are printed, too.",
     )
+    target: str | None = option(
+        None,
+        "Result (JSON) of the model before unlearning: with `oracles`, open-unlearning's composites are complete. Mem "
+        "needs neither.",
+    )
     bf16: bool = option(True, "--bf16: under bfloat16 autocast. --no_bf16: in float32.")
 
     def __post_init__(self) -> None:
@@ -131,7 +147,9 @@ class EvaluateArguments(MeasureArguments):
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, but must be a list.")
         super().__post_init__()
         if not (self.sets or self.task_options):
-            raise ValueError("`sets`, `tofu`, `books`, `tasks` and `task_data` are all unset. Give one to measure.")
+            raise ValueError(
+                "`sets`, `tofu`, `books`, `hazard`, `tasks` and `task_data` are all unset. Give one to measure."
+            )
         if not self.tofu and (of_tofu := self.set_of_tofu()):
             raise ValueError(f"`{of_tofu[0]}` is set, but it is of TOFU alone. Set `tofu`, or remove it.")
         flags = {"tofu": self.tofu, "books": self.books, "choices": self.tasks}
@@ -182,8 +200,8 @@ class EvaluateArguments(MeasureArguments):
                     f"`output_file` is {self.output_file!r}, which is there, and is no result of an evaluation: it "
                     "would be lost. Give another."
                 ) from error
-        read = [*self.oracles, *(entry.partition("=")[2] for entry in self.sets)]
-        if any(output.absolute() == Path(path).absolute() for path in read):
+        read = [*self.oracles, self.target or "", *(entry.partition("=")[2] for entry in self.sets)]
+        if any(output.absolute() == Path(path).absolute() for path in filter(None, read)):
             raise ValueError(f"`output_file` is {self.output_file!r}, which is read and would be lost. Give another.")
 
     def _check_sets(self) -> None:
@@ -215,26 +233,33 @@ class EvaluateArguments(MeasureArguments):
             )
 
 
-def read_oracle(path: str) -> Result:
+def _object(name: str, text: str) -> dict[str, Any]:
+    """JSON, or the name of a task alone."""
+    return {text: {}} if name == "task_data" and text in TASKS else json_object(name, text)
+
+
+def read_beside(path: str, argument: str = "oracles") -> Result:
     """
-    The result of a model that never saw the forget set.
+    The result of another model, to compare with: one of `oracles`, or of `target`.
 
     Raises:
         ValueError: there is no such file, or it is no result, or one without scores or with one that is NaN.
     """
     if not Path(path).is_file():
-        raise ValueError(f"`oracles` names {path!r}, but there is no such file.")
+        raise ValueError(f"`{argument}` names {path!r}, but there is no such file.")
     try:
         result = Result.load(Path(path))
     except ValueError as error:
-        raise ValueError(f"`oracles` names {path!r}, which can't be read. {error}") from error
+        raise ValueError(f"`{argument}` names {path!r}, which can't be read. {error}") from error
     if result.error is not None and result.error.startswith(STOPPED):
-        raise ValueError(f"`oracles` names {path!r}, which is not complete: {result.error}. Measure it again.")
+        raise ValueError(f"`{argument}` names {path!r}, which is not complete: {result.error}. Measure it again.")
     if not result.scores:
-        raise ValueError(f"`oracles` names {path!r}, which has no scores (error: {result.error}). Measure it again.")
+        raise ValueError(
+            f"`{argument}` names {path!r}, which has no scores (error: {result.error}). Measure it again."
+        )
     if broken := result.broken:
         raise ValueError(
-            f"`oracles` names {path!r}, whose score '{broken[0]}' is {result.scores[broken[0]].value} or has a row "
+            f"`{argument}` names {path!r}, whose score '{broken[0]}' is {result.scores[broken[0]].value} or has a row "
             "that is no finite number. Measure it again."
         )
     return result

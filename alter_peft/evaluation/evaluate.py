@@ -20,13 +20,14 @@ from alter_peft.reading import parse_columns
 from alter_peft.scoring import ScoredModel
 
 from .answers import check_lengths
-from .arguments import HOLDOUT, PARAPHRASED, EvaluateArguments, read_oracle
+from .arguments import HOLDOUT, PARAPHRASED, EvaluateArguments, read_beside
 from .attacks import ATTACKS, Rows, attack, check_rows
 from .loading import load, load_tokenizer, loaded, merge_of
 from .metrics import METRICS, check_model, guards_of
+from .open_unlearning import composites
 from .results import STOPPED, Result, environment
 from .sets import read_sets
-from .tables import Table, oracle_table, result_table
+from .tables import Table, composite_table, oracle_table, result_table
 from .tasks import TASKS, QuestionSet, TaskData, measure_task
 from .tasks.choices import ChoiceData
 
@@ -46,7 +47,8 @@ class Evaluation:
         self._require_packages()
         self.files = {name: path for name, _, path in (entry.partition("=") for entry in args.sets)}
         self.sets, self.taken = read_sets(self.files, args.metrics, parse_columns(args.columns))
-        self.oracles = [read_oracle(path) for path in args.oracles]
+        self.oracles = [read_beside(path) for path in args.oracles]
+        self.target = None if args.target is None else read_beside(args.target, "target")
         self.merge = merge_of("model", args.model)  # what the model is, if it is an adapter
         self.tokenizer = chat_or_plain(load_tokenizer(args.model, args.adapter), args.as_chat, args.template_kwargs)
         self.parts = {f"set: {name}": self._own_set(name) for name in self.sets} | self._tasks()
@@ -168,6 +170,8 @@ class Evaluation:
             result.seconds[part] = time.monotonic() - start
             left.remove(part)
             result.error = f"{STOPPED}{', '.join(left)}" if left else None
+            target = None if self.target is None else self.target.scores
+            result.scores.add(composites(result.scores, [oracle.scores for oracle in self.oracles], target))
             result.save(Path(args.output_file))
         return result
 
@@ -185,4 +189,5 @@ class Evaluation:
     def tables(self, result: Result) -> list[Table]:
         """The scores, and with oracles their distances and what takes several of them together."""
         beside = [oracle_table(result, self.oracles)] if self.oracles else []
-        return [result_table(result, self.oracles), *beside]
+        verdict = composite_table(result)
+        return [result_table(result, self.oracles), *beside, *([] if verdict is None else [verdict])]

@@ -9,11 +9,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from alter_peft.options import check_counts
 
 from .answers import AnswerScores, Pair, generate_answers, score_answers, spread
+from .z_scores import token_z_scores
 
 
 @dataclass(eq=False)
@@ -90,6 +92,11 @@ class ModelOnSet:
         return (self._score(rephrased, f"{self._label}, rephrased") if rephrased else self.scores).means
 
     @cached_property
+    def z_scores(self) -> list[Tensor]:
+        """How far each token of the true answers is from what the model expects there (see `token_z_scores`)."""
+        return token_z_scores(self.model, self.tokenizer, self.pairs, desc=f"{self._label}, z-scores", **self.batches)
+
+    @cached_property
     def false_means(self) -> list[list[float]]:
         """Mean log-probability of each false answer of each question."""
         require_wrong(self.name, self.pairs)
@@ -158,4 +165,14 @@ def require_rephrased(name: str, pairs: Sequence[Pair]) -> None:
         raise ValueError(
             f"The set {name!r} has no `rephrased` answer in row {missing}, but others have one. Give it to all or to "
             "none: an answer that was learned by heart can't be compared with rephrased ones."
+        )
+
+
+def require_other_words(name: str, pairs: Sequence[Pair]) -> None:
+    """Raise a `ValueError` if a question of the set lacks the true answer in other words."""
+    missing = next((row for row, pair in enumerate(pairs) if not pair.rephrased), None)
+    if missing is not None:
+        raise ValueError(
+            f"The set {name!r} has no `rephrased` answer in row {missing}, which rephrased_probability needs. "
+            "Add it, or leave the metric out."
         )

@@ -35,16 +35,26 @@ def read_sets(
     found = read_all(flags, columns, extras=dict.fromkeys(flags, READ))
     sets: dict[str, list[Pair]] = {}
     for name, rows in zip(sources, found.values(), strict=True):
-        sets[name] = [_pair(name, number, row) for number, row in enumerate(rows.dataset)]
+        sets[name] = [pair_of(f"--sets {name}", number, row) for number, row in enumerate(rows.dataset)]
         check_set(name, sets[name], metrics)
     return sets, [rows.taken for rows in found.values()]
 
 
-def _pair(name: str, number: int, row: Mapping[str, Any]) -> Pair:
+def pair_of(flag: str, number: int, row: Mapping[str, Any]) -> Pair:
+    """
+    A row of `read_rows` as a question and its answer.
+
+    Args:
+        flag: what its source was given by, for messages.
+        number: of the row.
+
+    Raises:
+        ValueError: token ids, or a chat whose end is not a question and its answer.
+    """
     if "text" in row:
         return Pair("", row["text"], is_text=True)
     if "input_ids" in row:
-        raise ValueError(f"`--sets {name}` has token ids (`input_ids`), which cannot be asked. Give texts.")
+        raise ValueError(f"`{flag}` has token ids (`input_ids`), which cannot be asked. Give texts.")
     extra: dict[str, Any] = {"wrong": tuple(row.get("wrong") or ()), "rephrased": row.get("rephrased")}
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, str):
@@ -52,7 +62,7 @@ def _pair(name: str, number: int, row: Mapping[str, Any]) -> Pair:
     *before, asked = prompt
     if asked["role"] != "user" or [turn["role"] for turn in completion] != ["assistant"]:
         raise ValueError(
-            f"`--sets {name}` has an answer (number {number}) that is not one turn of the assistant after one of the "
+            f"`{flag}` has an answer (number {number}) that is not one turn of the assistant after one of the "
             "user, so that it cannot be asked. Join turns of the same speaker, or leave it out."
         )
     return Pair(asked["content"], completion[0]["content"], turns=tuple(before), **extra)

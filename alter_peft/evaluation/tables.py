@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from .attacks import control
 from .metrics import is_guard
+from .open_unlearning import COMPOSITES, OPEN_UNLEARNING
 from .oracle import COMPARED, Distance, against_oracles, compare_with_oracles
 from .results import Result
 from .scores import Key, Score, Scores, difference
@@ -67,9 +68,11 @@ def result_table(result: Result, oracles: Sequence[Result] = ()) -> Table:
     """
     A row for each score, and with oracles their mean, the unit and the distance, or a note why there is none: a score
     that an oracle lacks or has of other rows, or that was measured by other settings. Guards have none of the three.
-    Of relearning there are the last step, and the one that is farthest from the oracles.
+    Of relearning there are the last step, and the one that is farthest from the oracles. open-unlearning's composites
+    have a table of their own.
     """
-    scores, every = result.scores, [one.scores for one in oracles]
+    scores = Scores(score for score in result.scores.values() if score.set != OPEN_UNLEARNING)
+    every = [Scores(score for score in one.scores.values() if score.set != OPEN_UNLEARNING) for one in oracles]
     of_oracles = {key: [score for one in every if (score := control(one, key)) is not None] for key in scores}
     reasons = {
         key: why_not_compared(score, of_oracles[key], len(oracles))
@@ -151,6 +154,17 @@ def oracle_table(result: Result, oracles: Sequence[Result]) -> Table:
         "high p proves nothing: all of them answer the same questions."
     )
     return table
+
+
+def composite_table(result: Result) -> Table | None:
+    """The composites of open-unlearning that the scores give, and what they are; `None` if there are none."""
+    found = [score for score in result.scores.values() if score.set == OPEN_UNLEARNING]
+    rows = [[score.metric, value_text(score.value), COMPOSITES[score.metric].caption] for score in found]
+    return (
+        Table("open-unlearning's composites", "", ["open-unlearning's composite", "value", "what it is"], rows)
+        if rows
+        else None
+    )
 
 
 def why_not_compared(score: Score, of_oracles: Sequence[Score], count: int) -> str | None:

@@ -20,7 +20,12 @@ CHATS = ("messages", "conversations", "conversation", "dialogue", "dialog", "cha
 # What an instruction may be about, in a column of its own: Alpaca's, Dolly's
 BESIDE_INSTRUCTION = ("input", "context")
 # What the same rows are evaluated with -> TOFU's names
-OTHERS = {"paraphrase": "paraphrased_question", "rephrased": "paraphrased_answer", "wrong": "perturbed_answer"}
+# and another answer, which some forget losses teach, as open-unlearning calls it
+ALTERNATE = "alternate"
+OTHERS = {
+    "paraphrase": "paraphrased_question", "rephrased": "paraphrased_answer", "wrong": "perturbed_answer",
+    ALTERNATE: ALTERNATE,
+}  # fmt: skip
 # What may be a sub-domain under another name: what a row is about (RWKU, MMLU), or between whom (PISTOL). A `task`
 # says in which way something is asked, and a `category` of which kind it is: neither is taken unasked.
 LIKE_DOMAIN = ("subject", "edge")

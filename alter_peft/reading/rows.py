@@ -68,7 +68,8 @@ def read_rows(
         text_field: the column of plain texts, before all other names of one.
         whole_chats: whether a chat is a row, and not each answer of the assistant.
         prompts_alone: whether rows without an answer will do; then each line of a .txt file is a prompt.
-        extras: what is read beside the text; of `domain`, `paraphrase`, `rephrased` and `wrong`, by default all.
+        extras: what is read beside the text; of `domain`, `paraphrase`, `rephrased`, `wrong` and `alternate`, by
+            default all.
 
     Raises:
         ValueError: there is no such source, nothing that rows can be read from, or a row with an unusable value: one

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alter_peft.evaluation.metrics import METRICS
 from alter_peft.evaluation.results import ORACLE
 from alter_peft.evaluation.scores import Key, Scores
 
@@ -84,7 +85,8 @@ def plot_curve(benchmark: Benchmark, curve: Key, path: Path) -> Figure:
     axes.minorticks_off()
     axes.set_xlim(ticks[0], ticks[-1] if len(ticks) > 1 else ticks[0] + 1)
     is_probability = of_requests or curve.metric == "probability"
-    axes.set_ylim(0, 1.02 if is_probability else 1.1 * axes.dataLim.y1)
+    is_share = is_probability or (curve.metric in METRICS and METRICS[curve.metric].range == (0.0, 1.0))
+    axes.set_ylim(0, 1.02 if is_share else 1.1 * axes.dataLim.y1)
     axes.set_xlabel("requests so far" if of_requests else "steps of relearning")
     axes.set_ylabel(f"{'answer probability' if is_probability else curve.metric} ({curve.set})")
     save(axes, path, legend=True)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations, product
 from typing import NamedTuple, TypeVar
 
@@ -22,9 +22,10 @@ from alter_peft.evaluation.scores import Key
 from alter_peft.evaluation.tables import Table
 from alter_peft.evaluation.tasks.tofu import MODEL_UTILITY
 
-from .estimates import estimate, estimate_text, part_text
-from .score_tables import absent, error_text
-from .summary import Benchmark, Model, known_metrics
+from .balance import Balance
+from .estimates import distance_text, estimate, estimate_text, part_text
+from .score_tables import NOT_TAKEN, TOO_FEW, absent, error_text
+from .summary import MEAN, Benchmark, Model, known_metrics
 
 
 T = TypeVar("T")
@@ -121,12 +122,42 @@ def _utility(model: Model, benchmark: Benchmark) -> Shown | None:
     return found._replace(note=why) if found and names else found
 
 
+def _distance(model: Model, benchmark: Benchmark) -> Shown | None:
+    found = [summary[MEAN] for summary in benchmark.summaries(model)]
+    if (over := estimate(found, len(model.results))) is not None:
+        return Shown(distance_text(over, sign=""))
+    return Shown("", TOO_FEW if model.name == ORACLE and len(model.results) < 3 else NOT_TAKEN)
+
+
+def _balanced(
+    name: str, of: Callable[[Balance, Mapping[Key, float]], float | None], meaning: str = "", sign: str = ""
+) -> Column:
+    """A number that is made of a seed's scores, beside those of target and oracles."""
+
+    def find(model: Model, benchmark: Benchmark) -> Shown | None:
+        balance = Balance(benchmark)
+        found = [value for values in model.values if (value := of(balance, values)) is not None]
+        return _estimated(model, found, 3, sign)
+
+    return Column(name, find, meaning)
+
+
 def _seconds(model: Model, benchmark: Benchmark) -> Shown | None:
     found = [cell.seconds["training"] for cell in model.results if "training" in cell.seconds]
     return _estimated(model, found, 0)
 
 
 COLUMNS = [
+    Column("mean distance", _distance, "Mean distance: to the oracles, over the sets, in units of their spread."),
+    _balanced(
+        "forgetting",
+        Balance.forgetting,
+        "Forgetting: harmonic mean over P, paraphrased P, ROUGE-L, EM and ES of how close they are, "
+        "max(0, 1 - |value - oracles| / |target - oracles|).",
+    ),
+    _balanced(
+        "harmonic mean", Balance.both, "Harmonic mean: of forgetting and of utility over the target's, 1 at most."
+    ),
     _plain("forget P", Key("forget", "probability"), "P"),
     _plain("paraphrased P", Key("paraphrased", "probability"), "P"),
     _plain("VerbMem", Key("forget", "verbmem"), "VerbMem"),
@@ -158,10 +189,17 @@ COLUMNS = [
     ),
     _plain("retain P", Key("retain", "probability"), "P"),
     Column("utility", _utility, f"Utility: {known_metrics()['model_utility'].caption}."),
+    _plain("bystanders P", Key("bystanders", "probability"), "P"),
+    _plain("bystanders EM", Key("bystanders", "exact_memorization"), "EM"),
+    _plain("bystanders astray", Key("bystanders", "astray"), "Astray"),
+    _balanced(
+        "kept better", Balance.kept_better, "Kept better: the largest rise of a kept set's P above the target's.", "+"
+    ),
     _plain("retain VerbMem", Key("retain", "verbmem"), "VerbMem"),
     _plain("retain KnowMem", Key("retain", "knowmem"), "KnowMem"),
 ]
 SECONDS = Column("seconds", _seconds, "Seconds: of the training.")
+MADE = ("mean distance", "forgetting", "harmonic mean", "kept better")  # of other scores, whatever these are
 ACCURACY = "acc"
 
 
@@ -176,8 +214,8 @@ def main_table(benchmark: Benchmark) -> Table:
     tasks = [key for key in benchmark.keys if key == Key(key.set, ACCURACY)]
     columns = [*COLUMNS, *(_plain(f"{key.set} {ACCURACY}", key, ACCURACY) for key in tasks)]
     columns = [column for column in columns if any(column.find(model, benchmark) for model in models)]
-    if not columns:
-        columns = [_plain(str(key), key) for key in benchmark.bands]
+    if all(column.name in MADE for column in columns):
+        columns += [_plain(str(key), key) for key in benchmark.bands]
     columns += [SECONDS] if any(SECONDS.find(model, benchmark) for model in models) else []
     meanings = dict.fromkeys(column.meaning for column in columns if column.meaning)
     caption = " ".join(["Mean ± sample standard deviation over seeds.", *meanings])

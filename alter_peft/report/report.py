@@ -14,8 +14,10 @@ from alter_peft.evaluation.seen_tokens import SeenTokens
 from alter_peft.evaluation.tables import Table, to_markdown
 
 from .cell_table import cell_name, cell_table
+from .composite_table import composite_table
 from .drawing import Figure
 from .figures import write_figures
+from .findings import criteria_table, findings
 from .main_table import main_table
 from .request_table import request_tables
 from .score_tables import attack_table, distance_table, guard_table, score_table
@@ -25,10 +27,14 @@ from .token_page import token_page
 
 
 def report_tables(benchmark: Benchmark) -> list[Table]:
-    """The main table first, requests, distances, all scores, attacks and guards where there are any, and the cells."""
+    """
+    Criteria and the main table first, then open-unlearning's composites, requests, distances, all scores, attacks and
+    guards, where there are any, and the cells.
+    """
+    first = (criteria_table(benchmark), main_table(benchmark), composite_table(benchmark))
     functions = (distance_table, score_table, attack_table, guard_table, cell_table)
-    found = (function(benchmark) for function in functions)
-    return [main_table(benchmark), *request_tables(benchmark), *(table for table in found if table is not None)]
+    found = [*first, *request_tables(benchmark), *(function(benchmark) for function in functions)]
+    return [table for table in found if table is not None]
 
 
 def write_report(benchmark: Benchmark, found: Sequence[Table], folder: Path, command: str) -> None:
@@ -45,6 +51,8 @@ def _title(benchmark: Benchmark) -> str:
 
 def _markdown(benchmark: Benchmark, found: Sequence[Table], figures: Sequence[Figure], command: str) -> str:
     parts = [f"# {_title(benchmark)}", f"Made by `{command}`."]
+    if lines := findings(benchmark):
+        parts += ["## Findings", "\n".join(f"- {line}" for line in lines)]
     for table in found:
         parts += [f"## {table.title}", table.caption, to_markdown(table)]
     for figure in figures:
@@ -54,8 +62,8 @@ def _markdown(benchmark: Benchmark, found: Sequence[Table], figures: Sequence[Fi
 
 def page(benchmark: Benchmark, tables: Sequence[Table], figures: Sequence[Figure], command: str) -> str:
     """
-    The HTML page: tables, figures, all settings of every cell and its error, and at the end what lies beside the
-    results as `*/tokens.json` (see `token_page`), each under the name of its folder. `command` is what makes it.
+    The HTML page: findings, tables, figures, all settings of every cell and its error, and at the end what lies beside
+    the results as `*/tokens.json` (see `token_page`), each under the name of its folder. `command` is what makes it.
     """
     cells = [cell for model in benchmark.models for cell in (*model.results, *model.failed)]
     seen = {path.parent.name: SeenTokens.load(path) for path in sorted(benchmark.folder.glob("*/tokens.json"))}
@@ -63,6 +71,7 @@ def page(benchmark: Benchmark, tables: Sequence[Table], figures: Sequence[Figure
         "page.html",
         title=_title(benchmark),
         command=command,
+        findings=findings(benchmark),
         tables=tables,
         figures=[(figure, base64.b64encode(figure.path.read_bytes()).decode()) for figure in figures],
         cells=[(cell_name(cell), cell.error, json.dumps(cell.settings, indent=1, default=str)) for cell in cells],

@@ -15,7 +15,7 @@ from .summary import Benchmark, Model
 
 FORGOTTEN = "forgotten so far"
 # sets that are measured after each request beside the requests
-SETS = ("retain", "real_authors", "world_facts", "utility", FORGOTTEN, "still to come")
+SETS = ("retain", "real_authors", "world_facts", "utility", "bystanders", FORGOTTEN, "still to come")
 
 
 def request_tables(benchmark: Benchmark) -> list[Table]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from alter_peft.evaluation.metrics import METRICS
+from alter_peft.evaluation.metrics import METRICS, is_guard
 from alter_peft.evaluation.oracle import cutoff, spread_of
 from alter_peft.evaluation.results import ORACLE, Result
 from alter_peft.evaluation.scores import Key
@@ -19,6 +19,7 @@ from .summary import Benchmark, Model, is_of_set, known_metrics
 
 PLAIN = Key("forget", "probability")  # what attacks are to raise
 NOT_TAKEN = "Not taken over the scores that are left where some are missing."
+TOO_FEW = "An oracle is compared with the others if there are three at least."
 NO_UNIT = "The oracles agree exactly on this score, of which there are no rows: no unit."
 
 
@@ -77,8 +78,8 @@ def score_table(benchmark: Benchmark) -> Table:
 
 def guard_table(benchmark: Benchmark) -> Table | None:
     """A row a guard, a column a model; `None` if there are none."""
-    keys = [key for key in benchmark.keys if key.attack is None and key.metric in METRICS and not is_of_set(key)]
-    keys = [key for key in keys if key.step is None]
+    keys = [key for key in benchmark.keys if key.attack is None and key.step is None]
+    keys = [key for key in keys if key.metric in METRICS and is_guard(key.metric)]
     caption = f"Guards against false success. {metric_captions(keys)}"
     if any(key.metric == "fluency" for key in keys):
         caption += (
@@ -161,8 +162,8 @@ def distance_table(benchmark: Benchmark) -> Table:
         beside = _range([distances[key] for distances in alone], table)
         unit = f"{found.spread:.2g}" if found.spread else f"0 {table.mark(NO_UNIT)}"
         table.rows.append([str(key), f"{found.center:.3f}", unit, beside, *cells])
-    of_oracles = [benchmark.summary(distances) for distances in alone]
-    of_models = [_summaries(benchmark, model) for model in models]
+    of_oracles = benchmark.summaries(benchmark.oracle)
+    of_models = [benchmark.summaries(model) for model in models]
     for name in benchmark.summary(dict.fromkeys(benchmark.bands, 0.0)):
         over = [estimate([summary[name] for summary in found], len(found)) for found in of_models]
         cells = [table.mark(NOT_TAKEN) if one is None else distance_text(one, sign="") for one in over]
@@ -200,13 +201,5 @@ def _distance_caption(benchmark: Benchmark) -> str:
 def _range(distances: Sequence[float], table: Table) -> str:
     """Median and range without signs."""
     if not distances:
-        return table.mark("An oracle is compared with the others if there are three at least.")
+        return table.mark(TOO_FEW)
     return spread_of([abs(distance) for distance in distances]).text(".1f")
-
-
-def _summaries(benchmark: Benchmark, model: Model) -> list[dict[str, float]]:
-    """Of each seed; empty if one of them lacks a score."""
-    found = [benchmark.distances(values) for values in model.values]
-    if any(key not in distances for distances in found for key in benchmark.counted):
-        return []
-    return [benchmark.summary(distances) for distances in found]

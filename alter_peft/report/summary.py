@@ -10,8 +10,9 @@ from pathlib import Path
 from statistics import mean
 
 from alter_peft.evaluation.attacks import ATTACKS, control
-from alter_peft.evaluation.metrics import METRICS, is_guard
+from alter_peft.evaluation.metrics import METRICS, is_guard, is_ingredient
 from alter_peft.evaluation.metrics.metric import Metric
+from alter_peft.evaluation.open_unlearning import COMPOSITES, OPEN_UNLEARNING
 from alter_peft.evaluation.oracle import AUC, MIN_K, Band, band_of, leave_one_out, min_k_auc
 from alter_peft.evaluation.results import ORACLE, TARGET, Result
 from alter_peft.evaluation.scores import Key, Score, Scores
@@ -29,12 +30,17 @@ def known_metrics() -> dict[str, Metric]:
     """Every metric that a score may have but for the shares of the experts."""
     of_tasks = {name: metric for task in TASKS.values() for name, metric in task.metrics.items()}
     of_attacks = {name: metric for attack in ATTACKS.values() for name, metric in attack.metrics.items()}
-    return {**METRICS, **of_tasks, **of_attacks}
+    return {**METRICS, **of_tasks, **of_attacks, **COMPOSITES}
 
 
 def is_of_set(key: Key) -> bool:
-    """Whether a score is of a set that the model was asked as it is, and no guard: what has a distance."""
-    return key.attack is None and key.step is None and not is_guard(key.metric)
+    """
+    Whether a score is of a set that the model was asked as it is: what has a distance.
+
+    Guards have none, nor what open-unlearning's composites are made of, which would count twice.
+    """
+    plain = key.attack is None and key.step is None and key.set != OPEN_UNLEARNING
+    return plain and not is_guard(key.metric) and not is_ingredient(key.metric)
 
 
 def is_share(key: Key) -> bool:
@@ -106,6 +112,11 @@ class Benchmark:
         return next(model for model in self.models if model.name == ORACLE)
 
     @property
+    def target(self) -> Model | None:
+        """The model before unlearning, if it was measured."""
+        return next((model for model in self.measured if model.name == TARGET), None)
+
+    @property
     def measured(self) -> list[Model]:
         """The models of which at least one cell did not fail."""
         return [model for model in self.models if model.results]
@@ -163,8 +174,11 @@ class Benchmark:
 
     @property
     def counted(self) -> list[Key]:
-        """The scores that a mean distance is taken over: all with a band, but model utility beside its nine parts."""
-        return [key for key in self.bands if key != MODEL_UTILITY or not set(UTILITY) <= self.bands.keys()]
+        """
+        The scores that a mean distance is taken over: all with a band, but model utility beside its parts, of which
+        the first is the same in all tasks that have one.
+        """
+        return [key for key in self.bands if key != MODEL_UTILITY or UTILITY[0] not in self.bands]
 
     def summary(self, distances: Mapping[Key, float]) -> dict[str, float]:
         """
@@ -185,3 +199,10 @@ class Benchmark:
             of_sets.setdefault(name, []).append(abs(distances[key]))
         means = {f"mean of {name}": mean(found) for name, found in of_sets.items()}
         return {LARGEST: max(map(max, of_sets.values())), **means, MEAN: mean(means.values())}
+
+    def summaries(self, model: Model) -> list[dict[str, float]]:
+        """Of each seed of a model; empty if one of them lacks a score. Of an oracle it is beside the others."""
+        distances = self.oracle_distances if model.name == ORACLE else list(map(self.distances, model.values))
+        if any(key not in found for found in distances for key in self.counted):
+            return []
+        return [self.summary(found) for found in distances]

@@ -21,6 +21,7 @@ from .drawing import new_axes, save
 
 Trade = Mapping[str, Scores]  # by model
 NORMALIZED = "normalized_probability"
+BESIDE = {"rouge": "ROUGE-L", "exact_memorization": "exact"}  # what is measured beside it -> its name in the table
 BATCH_SIZE = 32  # of scores and of answers: sized for the small models and sets of the examples
 
 
@@ -33,7 +34,7 @@ def evaluate_sets(
     routed: bool,
 ) -> Scores:
     """
-    Probability and ROUGE-L of every set, and of a routed model the share of its answer tokens sent astray.
+    Probability, ROUGE-L and exact memorisation of every set, and of a routed model the answer tokens sent astray.
 
     Where pairs carry false answers it is `normalized_probability`, p / (p + sum of the false ones'), as TOFU has it.
 
@@ -49,20 +50,22 @@ def evaluate_sets(
     scores = Scores()
     for one in asked:
         of_answer = NORMALIZED if any(pair.wrong for pair in one.pairs) else "probability"
-        scores.add(measure(one, [of_answer, "rouge", *(["astray"] if routed else [])]))
+        scores.add(measure(one, [of_answer, *BESIDE, *(["astray"] if routed else [])]))
     return scores
 
 
 def format_table(results: Trade, adapted: str) -> str:
     """
-    A Markdown table: a row for each set, probability and ROUGE-L for each model, and routing of the adapted one.
+    A Markdown table: a row for each set, and for each model its probability, ROUGE-L and exact memorisation; of the
+    adapted one its routing.
 
     A set whose probability is normalised says so.
     """
-    header = ["set", *(f"P {model}" for model in results), *(f"ROUGE-L {model}" for model in results), "routed astray"]
-    table = Table("", "", header)
+    header = [f"{name} {model}" for name in ("P", *BESIDE.values()) for model in results]
+    table = Table("", "", ["set", *header, "routed astray"])
     for label, key in _probabilities(results).items():
-        cells = [scores[one] for one in (key, Key(key.set, "rouge")) for scores in results.values()]
+        columns = (key, *(Key(key.set, metric) for metric in BESIDE))
+        cells = [scores[column] for column in columns for scores in results.values()]
         cells.append(results[adapted][Key(key.set, "astray")])
         table.rows.append([label, *(f"{cell.value:.3f}" for cell in cells)])
     return to_markdown(table)

@@ -118,7 +118,13 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         layers = self.scored.layers_of(self.adapter_name)
         if not any(expert.requires_grad for layer in layers for expert in layer.alter_B.parameters()):
             raise ValueError("`model` has a frozen adapter. Load it with `is_trainable=True`.")
-        self.alter_config.check_threshold(self.scored.head.vocab_size)
+        config = self.alter_config
+        config.check_threshold(self.scored.head.vocab_size)
+        if self.args.retain_weight == 0 and not (config.is_gated and config.routing.retain_competes):
+            logger.warning(
+                f"`retain_weight` is 0, but `router={config.router!r}` lets retained text into the forget experts, "
+                "and nothing holds it. Set `retain_weight=1`."
+            )
         self.structural_weight = self._usable_structural_weight()
         self._structural = StructuralTerm(
             self.scored, self.adapter_name, self.args, self.structural_weight, self.accelerator
@@ -190,23 +196,28 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         phase = PhaseOne(self.scored, self.alter_config, router, self.adapter_name, agree)
         size = max(1, self.args.per_device_eval_batch_size)
         found: dict[str, Tensor] = {}
-        unseen, as_given = list[Tensor](), list[list[Tensor]]()
+        unseen, as_given, guide = list[Tensor](), list[list[Tensor]](), None
         if looks:
             with self.accelerator.autocast(), gathering_layers(self.model):
                 found = phase.find(self._forget, self._retain, self._router_texts, size, self.args.seed)
             unseen = self._log_probabilities(self._calibration, size, base=True)
+            guide = self._look_as_guide(size, base=True)
             if not self._begins_as_base:
                 as_given = [self._log_probabilities(rows, size) for rows in (self._known, self._some_retain)]
         if several:
-            found, unseen, as_given = from_main_process((found, unseen, as_given))
+            found, unseen, as_given, guide = from_main_process((found, unseen, as_given, guide))
         forget, retain = phase.use(found, self._forget, self._retain)
         of_base = phase.forget_log_probabilities
         known, kept = as_given or (of_base, phase.retain_log_probabilities)
         needed = known if "reference" in self.args.loss.needs else of_base
-        self.measured = measure(self.args.loss, needed, unseen, self.args.forget_level, self.args.seed)
+        self.measured = measure(self.args.loss, needed, unseen, self.args.forget_level, self.args.seed, guide)
         self.astray = phase.astray
         self._set_knowledge(known, kept, unseen)
-        self.train_dataset = PairDataset(forget, retain)
+        alternates = self._make(not self._begins_as_base)
+        if alternates is not None:  # gated as the model is asked: an unknown entropy counts as one at the threshold
+            threshold = self.alter_config.entropy_threshold
+            alternates = [{**row, "entropy": [threshold] * len(row["input_ids"])} for row in alternates]
+        self.train_dataset = PairDataset(forget, retain, alternates)
         if self.alter_config.init_weights == "cluster" and looks:
             with gathering_layers(self.model):
                 start_from_clusters(self.scored, self.adapter_name, forget, size)
@@ -364,6 +375,8 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         options["structural_weight"] = self.structural_weight
         if self.args.forget_loss == "level":
             options["forget_level"] = self.measured.described_level
+        if self.measured.guide:
+            options["token targets"] = self.measured.guide
         if self.state.epoch is not None:
             options["epochs trained"] = f"{self.state.epoch:g} ({self.state.global_step} steps)"
         name = self.adapter_name

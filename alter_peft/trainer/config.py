@@ -39,6 +39,10 @@ INHERITED = {
 }
 
 
+# each of ALTER's parameters learns from one term
+NO_EFFECT = "With ALTER's isolation under Adam, which divides by a gradient's size, only whether it is 0 counts."
+
+
 def _listed(losses: dict[str, Any]) -> str:
     return " ".join(f"{name!r}: {loss.caption}" for name, loss in losses.items())
 
@@ -66,25 +70,30 @@ class UnlearnConfig(SFTConfig):
     per_device_train_batch_size: int = option(4, "Forget rows a step and device; as many retain rows join them.")
     gradient_checkpointing: bool = option(False, "Recompute the adapted layers in backward to save memory.")
     loss_type: str = option("nll", "The loss of `evaluate`; no other. The oldest TRL has another default.")
-    forget_weight: float = option(1.0, "beta of Eq. 8, the weight of the forget loss.")
-    retain_weight: float = option(1.0, "gamma of Eq. 8, the weight of the retain loss.")
+    forget_weight: float = option(1.0, f"beta of Eq. 8, the weight of the forget loss. {NO_EFFECT}")
+    retain_weight: float = option(1.0, f"gamma of Eq. 8, the weight of the retain loss. {NO_EFFECT}")
     forget_loss: str = option(
-        "level", f"What is minimised on forget rows, a name of `FORGET_LOSSES`. {_listed(FORGET_LOSSES)}"
+        "tokens", f"What is minimised on forget rows, a name of `FORGET_LOSSES`. {_listed(FORGET_LOSSES)}"
     )
     forget_loss_kwargs: dict[str, Any] | str | None = option(
         None, "Options of the forget loss, as JSON on the command line: '{\"beta\": 0.1}'."
     )
     forget_level: float = option(
         0.1,
-        "The answer probability, exp of the mean log-probability of its tokens, that 'level' aims at. A "
-        "`calibration_dataset` given to the trainer measures it instead.",
+        "The answer probability, exp of the mean log-probability of its tokens, that 'level' aims at, and 'tokens' "
+        "without a reference model. A `calibration_dataset` given to the trainer measures it instead.",
     )
     stopping_tolerance: float | None = option(
         0.25,
-        "With a forget loss that has targets ('level', 'profile'), training ends with the first epoch after which "
-        "the mean log-probability of a forget row lies within so many nats of its target, on average over the rows "
-        "(64 of them at most, and of these 8 alone while the average over those is more than twice as large). None: "
-        "it never ends early.",
+        "With a forget loss that has targets ('tokens', 'level', 'profile'), training ends with the first epoch after "
+        "which the mean log-probability of a forget row lies within so many nats of its target, or with 'tokens' the "
+        "log-probability of a token within so many of its own, on average over the rows (64 of them at most, and of "
+        "these 8 alone while the average over those is more than twice as large). None: it never ends early.",
+    )
+    activation_depth: float = option(
+        0.22,
+        "Where losses of activations look: after the decoder layer at this share of all, counted from 0 (RMU's layer "
+        "7 of 32).",
     )
     retain_loss: str = option(
         "cross_entropy", f"What is minimised on retain rows, a name of `RETAIN_LOSSES`. {_listed(RETAIN_LOSSES)}"
@@ -133,7 +142,7 @@ class UnlearnConfig(SFTConfig):
         return FORGET_LOSSES[self.forget_loss]
 
     @property
-    def loss_options(self) -> dict[str, float]:
+    def loss_options(self) -> dict[str, Any]:
         """The options of the forget loss, defaults included."""
         given = self.forget_loss_kwargs if isinstance(self.forget_loss_kwargs, dict) else {}
         return {**self.loss.options, **given}
@@ -159,9 +168,12 @@ class UnlearnConfig(SFTConfig):
                     f"`forget_loss_kwargs` has {name!r}, but `forget_loss={self.forget_loss!r}` takes "
                     f"{list(known_options)}. Remove it."
                 )
-            positive = name in self.loss.positive
+            positive, is_text = name in self.loss.positive, isinstance(known_options[name], str)
             fits = is_positive(value) if positive else is_finite_number(value)
-            require(fits, f"forget_loss_kwargs[{name!r}]", value, f"a finite number{', above 0' * positive}")
+            wanted = "a text" if is_text else f"a finite number{', above 0' * positive}"
+            require(isinstance(value, str) if is_text else fits, f"forget_loss_kwargs[{name!r}]", value, wanted)
+        depth = self.activation_depth
+        require(is_finite_number(depth) and 0 <= depth < 1, "activation_depth", depth, "at least 0 and below 1")
         level, tolerance = self.forget_level, self.stopping_tolerance
         require(
             is_positive(level) and level < 1, "forget_level", level, "a probability between 0 and 1, both excluded"
@@ -215,8 +227,14 @@ class AlterUnlearnConfig(UnlearnConfig):
         "The scheduler type to use. The loss itself ends the descent; a decay only makes the level be reached later.",
     )
     num_train_epochs: float = option(30.0, "Passes over the forget set, at most: see `stopping_tolerance`.")
+    retain_weight: float = option(
+        0.0,
+        "gamma of Eq. 8, the weight of the retain loss. 0: the retain expert stays at zero, so that text which the "
+        "router sends to it is the base model's own, and no step passes the retain rows. Give 1 for a router that "
+        "lets retained text into the forget experts ('static', 'entropy').",
+    )
     shared_learning_rate: float = option(1e-5, "eta_A, initial learning rate of the shared matrices A.")
-    structural_weight: float = option(0.01, "lambda of Eq. 8, the weight of L_struct; 0 freezes A.")
+    structural_weight: float = option(0.01, f"lambda of Eq. 8, the weight of L_struct; 0 freezes A. {NO_EFFECT}")
     structural_q: float = option(0.5, "Order of the Tsallis entropy in L_struct.")
     structural_interval: int = option(
         16, "Evaluate L_struct every so many steps, times this number (lazy regularisation)."

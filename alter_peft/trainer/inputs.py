@@ -12,7 +12,6 @@ from peft import PeftModel
 from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 
-from alter_peft.losses import RETAIN_LOSSES
 from alter_peft.reading.chats import said
 from alter_peft.scoring import ScoredModel
 from alter_peft.subdomains import MOST_DOMAINS, NEAR, discover_subdomains
@@ -36,6 +35,20 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         )
 
 
+def check_looked_at(args: Any, has_calibration: bool, has_reference: bool) -> None:
+    """Raise a `ValueError` if the forget loss lacks the calibration rows that it needs, or asks no reference model."""
+    if not has_calibration and "profiles" in args.loss.needs:
+        raise ValueError(
+            f"`forget_loss` is {args.forget_loss!r}, but there is no `calibration_dataset` to take profiles from. "
+            "Give rows like the forget set that the model was never trained on, or use `forget_loss='level'`."
+        )
+    if has_reference and "token_targets" not in args.loss.needs:
+        raise ValueError(
+            f"`reference_model` is given, but `forget_loss={args.forget_loss!r}` asks none. Use "
+            "`forget_loss='tokens'`, or leave it out."
+        )
+
+
 def check_model(model: Any) -> None:
     """Raise a `ValueError` unless this is a decoder-only causal language model, without or with an active adapter."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -48,19 +61,25 @@ def check_model(model: Any) -> None:
         raise ValueError("`model` has no active adapter. Choose the one to train by `model.set_adapter`.")
 
 
-def check_retain_loss(name: str, scored: ScoredModel) -> None:
-    """Raise a `ValueError` if this retain loss needs a base model, and there is none, or one under another head."""
-    if not RETAIN_LOSSES[name].needs_base:
+def check_base(option: str, name: str, scored: ScoredModel, is_split: bool) -> None:
+    """
+    Raise a `ValueError` if there is no base model for a loss that needs one, or one under another head.
+
+    Args:
+        option, name: of the loss.
+        is_split: whether no process has all weights.
+    """
+    if not isinstance(scored.model, PeftModel):  # a frozen copy
+        if is_split:
+            raise ValueError(
+                f"`{option}` is {name!r}, but all weights are trained and ZeRO-3 has split them, so that there is no "
+                "base model beside them. Use ZeRO-2 or DDP, another loss, or train an adapter (`peft_config`)."
+            )
         return
-    if not isinstance(scored.model, PeftModel):
-        raise ValueError(
-            f"`retain_loss` is {name!r}, but all weights are trained, so that there is no base model beside them. Use "
-            "`retain_loss='cross_entropy'`, or train an adapter (`peft_config`)."
-        )
     if isinstance(scored.head.module, AuxiliaryTrainingWrapper):
         raise ValueError(
-            f"`modules_to_save` trains the LM head, but `retain_loss={name!r}` compares hidden states under one head. "
-            "Use `retain_loss='cross_entropy'`, or leave the head alone."
+            f"`modules_to_save` trains the LM head, but `{option}={name!r}` compares hidden states under one head. "
+            f"Use another `{option}`, or leave the head alone."
         )
     with scored.as_base():
         pass  # raises for an adapter of no layers

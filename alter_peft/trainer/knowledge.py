@@ -138,6 +138,7 @@ class Summary(NamedTuple):
         steps, epochs: how long it was trained.
         reached: whether the training ended because the forget rows had come to their targets; `None` if nothing was
             to end it.
+        targets: what token targets were taken from, in words; empty without any.
     """
 
     before: Knowledge
@@ -146,6 +147,7 @@ class Summary(NamedTuple):
     steps: int
     epochs: float
     reached: bool | None
+    targets: str = ""
 
     @property
     def is_forgotten(self) -> bool:
@@ -181,7 +183,7 @@ class Summary(NamedTuple):
 
     @property
     def lines(self) -> list[str]:
-        """About six lines in plain words."""
+        """About seven lines in plain words."""
         before, (forget, unseen, retain) = self.before, self.after.described
         routed = []
         if self.astray is not None:
@@ -192,6 +194,7 @@ class Summary(NamedTuple):
             f"never seen: {unseen}",
             f"to retain:  {_number(before.retain_probability)} -> {retain}",
             *routed,
+            *([f"targets:    {self.targets}"] if self.targets else []),
             f"trained:    {self.steps} steps, {self.epochs:g} epochs",
             f"result:     {self.verdict}",
         ]

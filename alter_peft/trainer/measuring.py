@@ -22,7 +22,12 @@ def drawn(count: int, most: int, seed: int) -> list[int]:
 
 
 def row_means(
-    scored: ScoredModel, rows: Sequence[Row], accelerator: Accelerator, batch_size: int, wrapped: Any
+    scored: ScoredModel,
+    rows: Sequence[Row],
+    accelerator: Accelerator,
+    batch_size: int,
+    wrapped: Any,
+    targets: Sequence[Tensor] = (),
 ) -> Tensor:
     """
     Mean log-probability of each row's labels, (rows,), in nats, gated as the model will be when it is asked.
@@ -32,6 +37,7 @@ def row_means(
     Args:
         rows: one at least.
         wrapped: the model in its wrapper, which wants to see the passes.
+        targets: of each row's labels, (n_i,) each: then it is the mean distance from them, in nats.
     """
     world = accelerator.num_processes
     # as many passes on every process: sharded weights are gathered together
@@ -45,6 +51,6 @@ def row_means(
     means = torch.zeros(len(rows), device=accelerator.device)
     for i, log_prob in zip(mine, found, strict=True):
         if i < len(rows):
-            means[i] = log_prob.mean()
+            means[i] = (log_prob - targets[i]).abs().mean() if targets else log_prob.mean()
     together: Tensor = accelerator.reduce(means, "sum")
     return together.cpu()

@@ -14,7 +14,8 @@ from alter_peft.data import PairDataset, PairSampler
 from alter_peft.losses import RETAIN_LOSSES
 from alter_peft.scoring import ScoredModel
 
-from .batch import TokenMasks, count_terms, token_masks, token_shares, token_sums
+from .batch import TokenMasks, count_terms, token_masks, token_shares, token_sums, without_rows
+from .inside import Base, Seen, tapped
 from .saving import SavingTrainer
 from .targets import Measured
 from .terms import forget_term, retain_term
@@ -27,6 +28,7 @@ class PairTrainer(SavingTrainer):
     **Attributes**, which a subclass sets:
         - **scored** ([`ScoredModel`]) -- The model.
         - **measured** ([`Measured`]) -- What the forget loss needs of the rows.
+        - **_base** ([`Base`]) -- The base model beside it.
     """
 
     args: Any
@@ -39,6 +41,7 @@ class PairTrainer(SavingTrainer):
     loss_is_scaled_for_ga: Any = True
     scored: ScoredModel
     measured: Measured
+    _base: Base
     _token_sums: dict[str, float]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[tuple[int, int]]:
@@ -49,7 +52,7 @@ class PairTrainer(SavingTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns = list({*self._signature_columns, "forget", "retain"})
+        self._signature_columns = list({*self._signature_columns, "forget", "retain", "alternate"})
 
     @property
     def reached(self) -> bool:
@@ -112,13 +115,25 @@ class PairTrainer(SavingTrainer):
         self, model: nn.Module, inputs: dict[str, Any], masks: TokenMasks, count: dict[str, float]
     ) -> dict[str, Tensor]:
         """The forget and the retain term, each divided by what the whole step has of its tokens or rows."""
-        hidden = self.hidden_states(model, inputs)[:, :-1]  # (B, T-1, k)
+        if self.args.retain_weight == 0:  # retained rows teach nothing: no pass for them
+            rests = inputs["expert"] == 0
+            inputs, masks = without_rows(inputs, rests), TokenMasks(*(mask[~rests] for mask in masks))
+        seen = self._see(model, inputs)
         with self.accelerator.autocast():
-            scores = self.scored.score(hidden[masks.labelled], inputs["labels"][:, 1:][masks.labelled])
-            forget = forget_term(scores, inputs, masks, self.args.loss, self.args.loss_options, self.measured)
-            retain = retain_term(scores, hidden, inputs, masks, RETAIN_LOSSES[self.args.retain_loss], self.scored)
+            scores = self.scored.score(seen.hidden[masks.labelled], inputs["labels"][:, 1:][masks.labelled])
+            options = self.args.loss_options
+            forget = forget_term(scores, inputs, masks, self.args.loss, options, self.measured, seen, self._base)
+            retain = scores.log_prob.new_zeros(())
+            if self.args.retain_weight > 0:
+                retain = retain_term(scores, seen, inputs, masks, RETAIN_LOSSES[self.args.retain_loss], self._base)
         self._sums = token_sums(scores, masks, inputs["expert"], self._gates())
         return {"forget": forget / count["forget"], "retain": retain / count["retain"]}
+
+    def _see(self, model: nn.Module, inputs: dict[str, Any]) -> Seen:
+        layer = self._base.layer
+        with tapped(None if layer is None else self.scored.stack.layers[layer]) as found:
+            hidden = self.hidden_states(model, inputs)
+        return Seen(hidden[:, :-1], found[0][:, -hidden.shape[1] :][:, :-1] if found else None)
 
     def hidden_states(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """The decoder's last hidden states (B, T, k)."""

@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset, Features, Value
 
 from alter_peft.reading.canonical import Row, features
-from alter_peft.reading.columns import EXTRAS, OTHERS, SUBJECT, Taken, Unrecognised, choose
+from alter_peft.reading.columns import ALTERNATE, EXTRAS, OTHERS, SUBJECT, Taken, Unrecognised, choose
 from alter_peft.reading.given import is_free, named_rows
 from alter_peft.reading.rows import described, is_domain
 from alter_peft.reading.values import Unusable, filled, texts
@@ -74,6 +74,13 @@ def checked_dataset(
     return _named(name, dataset, _of_training(name, dataset, taken), text_field, answers_alone)
 
 
+def of_each(name: str, given: Any, make: Callable[[str, Any], Dataset]) -> Any:
+    """What is made of the data set of this argument, of each of several by name, or of none."""
+    if isinstance(given, dict):
+        return {inner: make(f"{name}[{inner!r}]", rows) for inner, rows in given.items()}
+    return None if given is None else make(name, given)
+
+
 def keep_input_columns(dataset: Dataset, text_field: str) -> Dataset:
     """Without the columns that no trainer reads."""
     return dataset.select_columns([c for c in dataset.column_names if c in INPUT_COLUMNS or c == text_field])
@@ -99,7 +106,7 @@ def _formatted(name: str, dataset: Dataset, text_field: str, form: Callable[[dic
 
 def _of_training(name: str, dataset: Dataset, taken: Taken) -> Taken:
     """Without what rows are evaluated with, and the sub-domains and subjects of rows that are not forgotten."""
-    unread = OTHERS if name == "train_dataset" else (*EXTRAS, SUBJECT)
+    unread = {*OTHERS} - {ALTERNATE} if name == "train_dataset" else {*EXTRAS, SUBJECT}
     columns = {own: column for own, column in taken.columns.items() if own not in unread}
     maybe = taken.maybe_domain if name == "train_dataset" else None
     if maybe is not None:

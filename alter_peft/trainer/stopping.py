@@ -65,19 +65,22 @@ def mean_gap(
     scored: ScoredModel,
     rows: Sequence[Row],
     targets: Tensor,
+    token_targets: Sequence[Tensor],
     accelerator: Accelerator,
     batch_size: int,
     wrapped: Any,
 ) -> float:
     """
-    Mean over rows of |mean log-probability - target|, in nats, gated as the model will be when it is asked.
+    Mean over rows of |mean log-probability - target|, or where tokens have targets of their own, of the mean distance
+    of a row's tokens, in nats, gated as the model will be when it is asked.
 
     Each process takes its share; all call this together.
 
     Args:
         rows: forget rows, one at least.
         targets: of these rows, (rows,), in nats.
+        token_targets: of their labels, (n_i,) each; or none.
         wrapped: the model in its wrapper, which wants to see the passes.
     """
-    means = row_means(scored, rows, accelerator, batch_size, wrapped)
-    return float((means - targets).abs().mean())
+    means = row_means(scored, rows, accelerator, batch_size, wrapped, token_targets)
+    return float(means.mean() if token_targets else (means - targets).abs().mean())

@@ -14,16 +14,44 @@ from torch import Tensor
 from alter_peft.losses import ForgetLoss
 
 
+GUESSED = (
+    "Without calibration rows (`calibration_dataset`; on the command line `--calibration`) forget rows come to "
+    "`forget_level`={level}, a guess, and may be forgotten too little or too much. Rows like them that the model was "
+    "never trained on measure the level."
+)
+
+
+class Guide(NamedTuple):
+    """
+    How likely the rows' tokens are to a model that knows less of them: what says which have to give way.
+
+    Attributes:
+        forget: ln p of each forget row's labels, in nats, (n_i,).
+        unseen: the same of each calibration row; empty unless it is of a reference model.
+        is_reference: whether it is of a reference model, and not of the model itself with a part switched down.
+    """
+
+    forget: Sequence[Tensor]
+    unseen: Sequence[Tensor]
+    is_reference: bool
+
+
 class Measured(NamedTuple):
     """
     What a forget loss needs of the forget rows (`ForgetLoss.needs`); empty where it was not measured.
 
     Attributes:
-        level: the answer probability that `"level"` aims at.
+        level: the answer probability of text never seen, or a guess at it.
         is_level_measured: whether rows that the model never saw have shown it.
         targets: the mean log-probability that each row is to come to, in nats, (rows,).
         profiles: the log-probabilities that each row's tokens are to come to, least likely first, (n_i,).
         reference: ln p of each row before the training, the sum over its labels, (rows,).
+        token_targets: the log-probability that each token itself is to come to, (n_i,).
+        guide: what they were taken from, in words.
+        other_labels, label_probabilities: labels for each token in place of its own, with their probabilities,
+            (n_i, K).
+        alternate_reference: `reference` of the rows with an alternate answer, (rows,).
+        direction: where RMU sends activations, (k,).
     """
 
     level: float
@@ -31,6 +59,12 @@ class Measured(NamedTuple):
     targets: Tensor = torch.empty(0)
     profiles: Sequence[Tensor] = ()
     reference: Tensor = torch.empty(0)
+    token_targets: Sequence[Tensor] = ()
+    guide: str = ""
+    other_labels: Sequence[Tensor] = ()
+    label_probabilities: Sequence[Tensor] = ()
+    alternate_reference: Tensor = torch.empty(0)
+    direction: Tensor = torch.empty(0)
 
     @property
     def described_level(self) -> str:
@@ -38,7 +72,14 @@ class Measured(NamedTuple):
         return f"{self.level:.4g} ({'measured on `calibration_dataset`' if self.is_level_measured else 'a guess'})"
 
 
-def measure(loss: ForgetLoss, known: Sequence[Tensor], unseen: Sequence[Tensor], level: float, seed: int) -> Measured:
+def measure(
+    loss: ForgetLoss,
+    known: Sequence[Tensor],
+    unseen: Sequence[Tensor],
+    level: float,
+    seed: int,
+    guide: Guide | None = None,
+) -> Measured:
     """
     What the forget loss needs, from log-probabilities before the training.
 
@@ -47,7 +88,9 @@ def measure(loss: ForgetLoss, known: Sequence[Tensor], unseen: Sequence[Tensor],
         unseen: of the labels of each row that the model was never trained on; may be none without profiles.
         level: in place of that of unseen rows.
         seed: draws an unseen row for each forget row.
+        guide: for a loss with `token_targets`.
     """
+    of_tokens, source = list[Tensor](), ""
     targets, profiles, reference = torch.empty(0), list[Tensor](), torch.empty(0)
     if unseen:
         level = geometric_mean(unseen)
@@ -56,10 +99,13 @@ def measure(loss: ForgetLoss, known: Sequence[Tensor], unseen: Sequence[Tensor],
     if "profiles" in loss.needs:
         profiles = unseen_profiles(known, unseen, seed)
         targets = torch.stack([profile.mean() for profile in profiles])
+    if guide is not None and known:
+        of_tokens, source = token_targets(known, unseen, guide, level), described(guide, bool(unseen))
+        targets = torch.stack([row.mean() for row in of_tokens])
     if "reference" in loss.needs:
         rows = torch.repeat_interleave(torch.arange(len(known)), torch.tensor([len(row) for row in known]))
         reference = torch.zeros(len(known)).index_add(0, rows, torch.cat(list(known)))
-    return Measured(level, bool(unseen), targets, profiles, reference)
+    return Measured(level, bool(unseen), targets, profiles, reference, of_tokens, source)
 
 
 def geometric_mean(rows: Sequence[Tensor]) -> float:
@@ -101,3 +147,46 @@ def unseen_profiles(known: Sequence[Tensor], unseen: Sequence[Tensor], seed: int
         profile = torch.from_numpy(np.interp(ranks, ranks_there, like)).float()
         profiles.append(torch.minimum(profile, row.sort().values))
     return profiles
+
+
+def token_targets(known: Sequence[Tensor], unseen: Sequence[Tensor], guide: Guide, level: float) -> list[Tensor]:
+    """
+    The log-probability that each token of the forget rows is to come to, in nats, (n_i,).
+
+    As unlikely as the guide finds it, in the model's own scale, as text that the model never saw shows it:
+
+    - a reference and unseen rows: the value at its rank. A token that is as likely to the reference as a share of the
+      unseen tokens comes to the value that the model has at that share;
+    - unseen rows alone: the forget tokens in the guide's order get the values that the model has on unseen tokens;
+    - a reference alone: the reference's own value;
+    - neither: the guide's value, each row stretched so that its mean is the level.
+
+    No token is raised above its own beginning.
+
+    Args:
+        known: log-probabilities of each forget row's labels before the training, (n_i,).
+        unseen: the same of rows that the model was never trained on; may be none.
+        level: the probability that rows come to where neither is there.
+    """
+    if guide.is_reference and unseen:
+        theirs, own = (torch.cat([*rows]).sort().values.double().numpy() for rows in (guide.unseen, unseen))
+        found = [torch.from_numpy(np.interp(row.double().numpy(), theirs, own)) for row in guide.forget]
+    elif unseen:
+        scores, own = torch.cat([*guide.forget]), torch.cat([*unseen]).sort().values.double().numpy()
+        ranks = (scores.argsort(stable=True).argsort().double().numpy() + 0.5) / len(scores)
+        values = np.interp(ranks, (np.arange(len(own)) + 0.5) / len(own), own)
+        found = [*torch.from_numpy(values).split([len(row) for row in known])]
+    elif guide.is_reference:
+        found = [*guide.forget]
+    else:
+        found = [row * (math.log(level) / float(row.mean().clamp(max=-1e-6))) for row in guide.forget]
+    return [torch.minimum(row.float(), own) for row, own in zip(found, known, strict=True)]
+
+
+def described(guide: Guide, has_unseen: bool) -> str:
+    """What token targets were taken from, in words."""
+    order = "the reference model" if guide.is_reference else "the model itself with damped feed-forward layers"
+    scale = (
+        "`calibration_dataset`" if has_unseen else "the reference model" if guide.is_reference else "`forget_level`"
+    )
+    return f"order by {order}, values by {scale}"

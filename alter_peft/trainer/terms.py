@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from alter_peft.losses import ForgetBatch, ForgetLoss, RetainBatch, RetainLoss, TokenScores
-from alter_peft.scoring import ScoredModel
+from alter_peft.losses import ForgetBatch, ForgetLoss, Inside, RetainBatch, RetainLoss, TokenScores
 
 from .batch import TokenMasks
+from .inside import Base, Seen
 from .targets import Measured
 
 
@@ -18,37 +20,63 @@ def forget_term(
     batch: dict[str, Tensor],
     masks: TokenMasks,
     loss: ForgetLoss,
-    options: dict[str, float],
+    options: dict[str, Any],
     measured: Measured,
+    seen: Seen | None = None,
+    base: Base | None = None,
 ) -> Tensor:
-    """The sum of a forget loss over what it is of, with the weight that its entry gives it."""
-    return loss.weight * loss.compute(forget_batch(scores, batch, masks, loss, measured), options).sum()
+    """
+    The sum of a forget loss over what it is of, with the weight that its entry gives it.
+
+    Args:
+        seen, base: for a loss of what is inside the model that is trained, or its base.
+    """
+    given = forget_batch(scores, batch, masks, loss, measured)
+    if seen is not None and base is not None:
+        given = given._replace(inside=_inside(seen, batch, masks.given(loss), loss, measured, base))
+    return loss.weight * loss.compute(given, options).sum()
 
 
 def retain_term(
     scores: TokenScores,
-    hidden: Tensor,
+    seen: Seen,
     batch: dict[str, Tensor],
     masks: TokenMasks,
     loss: RetainLoss,
-    scored: ScoredModel,
+    base: Base,
 ) -> Tensor:
     """
     The sum of a retain loss over the labelled tokens of the retain rows.
 
     Args:
         scores: of the batch's labelled tokens.
-        hidden: the model's last hidden states but for the last position, (B, T-1, k).
-        scored: the model; its base looks at the rows as well if the loss needs it.
+        seen: by the model that is trained.
+        base: looks at the rows as well if the loss needs it.
     """
-    kept, base = masks.kept, None
-    if loss.needs_base:
-        rows = batch["expert"] == 0
-        with scored.as_base():
-            states = scored.base_hidden_states(batch["input_ids"][rows], batch["attention_mask"][rows])
-        base = states[:, :-1][kept[rows]]
+    kept = masks.kept
     of_kept = TokenScores(*(part[kept[masks.labelled]] for part in scores))
-    return loss.compute(RetainBatch(of_kept, hidden[kept], base, scored.head)).sum()
+    own = seen.at(kept)
+    given = RetainBatch(of_kept, own.hidden, None, base.scored.head, base.head, own.activations)
+    if loss.needs_base:
+        of_base = _of_base(base, batch, kept)
+        given = given._replace(base_hidden=of_base.hidden, base_activations=of_base.activations)
+    return loss.compute(given).sum()
+
+
+def _of_base(base: Base, batch: dict[str, Tensor], chosen: Tensor) -> Seen:
+    """What the base model has at the chosen tokens, bool (B, T-1)."""
+    rows = chosen.any(dim=1)
+    return base.see(batch["input_ids"][rows], batch["attention_mask"][rows]).at(chosen[rows])
+
+
+def _inside(
+    seen: Seen, batch: dict[str, Tensor], given: Tensor, loss: ForgetLoss, measured: Measured, base: Base
+) -> Inside:
+    """What is inside at the tokens that a forget loss is given, bool (B, T-1)."""
+    own, labels = seen.at(given), batch["labels"][:, 1:][given]
+    base_hidden = _of_base(base, batch, given).hidden if "base" in loss.needs else None
+    direction = measured.direction.to(given.device) if len(measured.direction) else None
+    return Inside(own.hidden, base.scored.head, labels, base_hidden, base.head, own.activations, direction)
 
 
 def forget_batch(
@@ -62,19 +90,38 @@ def forget_batch(
         measured: of the forget rows of the data set.
     """
     targets, profiles, reference = measured.targets, measured.profiles, measured.reference
-    aimed = masks.aimed(loss)
-    own = aimed[masks.labelled]
-    places = aimed.any(dim=1).nonzero().flatten()
-    numbers = torch.full((len(aimed),), -1, device=aimed.device)
-    numbers[places] = torch.arange(len(places), device=aimed.device)
-    rows = numbers.unsqueeze(1).expand_as(aimed)[aimed]
+    given = masks.given(loss)
+    rows, places = _numbered(given)
     ids = batch["row_id"][places]
     empty = scores.log_prob.new_empty(0)
-    return ForgetBatch(
-        TokenScores(*(part[own] for part in scores)),
+
+    def of_tokens(values: Any) -> Tensor:
+        return torch.cat([values[i] for i in ids.tolist()]).to(ids.device) if len(values) and len(ids) else empty
+
+    found = ForgetBatch(
+        TokenScores(*(part[given[masks.labelled]] for part in scores)),
         rows,
         len(places),
         targets.to(ids.device)[ids] if "targets" in loss.needs else empty,
-        torch.cat([profiles[i] for i in ids.tolist()]).to(ids.device) if len(profiles) and len(ids) else empty,
+        of_tokens(profiles),
         reference.to(ids.device)[ids] if len(reference) else empty,
+        token_targets=of_tokens(measured.token_targets),
+        other_labels=of_tokens(measured.other_labels),
+        label_probabilities=of_tokens(measured.label_probabilities),
     )
+    if "alternate" not in batch:
+        return found
+    others, reference = masks.others, measured.alternate_reference
+    rows, places = _numbered(others)
+    ids = batch["row_id"][places]
+    of_others = TokenScores(*(part[others[masks.labelled]] for part in scores))
+    reference = reference.to(ids.device)[ids] if len(reference) else empty
+    return found._replace(alternates=ForgetBatch(of_others, rows, len(places), empty, empty, reference))
+
+
+def _numbered(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the chosen tokens, bool (B, T-1): the number, from 0, of each one's row among those that have any; these."""
+    places = chosen.any(dim=1).nonzero().flatten()
+    numbers = torch.full((len(chosen),), -1, device=chosen.device)
+    numbers[places] = torch.arange(len(places), device=chosen.device)
+    return numbers.unsqueeze(1).expand_as(chosen)[chosen], places

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +19,28 @@ from alter_peft.scoring import ScoredModel
 from alter_peft.tuner.config import AlterConfig
 
 from .active_adapters import Trained, others_frozen
+from .alternates import Asking, check_alternates
 from .checkpoints import check_folders
 from .config import UnlearnConfig
+from .damping import damped
 from .distributed import HeadGathering, from_main_process, gathering_layers, is_zero3_split, set_up_distributed
-from .encoding import encoded, encoded_row, set_template_defaults
-from .inputs import (
-    check_all_labelled,
-    check_arguments,
-    check_model,
-    check_retain_loss,
-)
+from .inputs import check_all_labelled, check_arguments, check_looked_at, check_model
 from .knowledge import FORGET_ROWS, RETAIN_ROWS, Astray, Knowledge, Summary
 from .measuring import drawn, row_means
-from .pairs import PairTrainer
+from .needs import MADE, Made, alternates_of, base_beside, check_whole_rows, make
 from .phase_one import labelled_rows
-from .rows import checked_dataset, given_subjects, keep_input_columns
+from .preparing import PreparingTrainer
+from .reference import check_reference, guided_by
+from .rows import checked_dataset, given_subjects, keep_input_columns, of_each
 from .stopping import Stopping, mean_gap
-from .targets import Measured, measure
-from .windows import Limit, in_windows, row_limit
+from .targets import GUESSED, Guide, Measured, measure
+from .windows import row_limit
 
 
 logger = logging.get_logger(__name__)
 
 
-class UnlearnTrainer(PairTrainer):
+class UnlearnTrainer(PreparingTrainer):
     """
     Trainer for machine unlearning by any PEFT adapter of layers, or by all weights, with any forget loss.
 
@@ -59,7 +56,8 @@ class UnlearnTrainer(PairTrainer):
         args ([`UnlearnConfig`], *optional*):
             Configuration of the training.
         train_dataset ([`~datasets.Dataset`]):
-            The rows to forget: prompt-completion, conversational or text.
+            The rows to forget: prompt-completion, conversational or text, with an optional column `alternate`, another
+            answer to each, for the forget losses that teach one; without it, the trainer makes them.
         retain_dataset ([`~datasets.Dataset`]):
             Rows to keep, in any of these formats.
         calibration_dataset ([`~datasets.Dataset`], *optional*):
@@ -72,7 +70,7 @@ class UnlearnTrainer(PairTrainer):
             As for [`~trl.SFTTrainer`].
 
     **Attributes**:
-        - **forget_level** (`float`) -- The level that `forget_loss="level"` aims at: `args.forget_level`, until
+        - **forget_level** (`float`) -- The level that forget rows come to: `args.forget_level`, until
           `calibration_dataset` has been measured.
         - **knowledge** ([`Knowledge`]) -- After `prepare`, how well the model knew the rows to forget, to retain and
           never seen, and whether there is anything to forget (`is_known`).
@@ -102,7 +100,6 @@ class UnlearnTrainer(PairTrainer):
     _name = "Unlearning"
     config_class: type[UnlearnConfig] = UnlearnConfig
     knowledge: Knowledge
-    _limit: Limit | None = None  # until the model is known
 
     def __init__(
         self,
@@ -112,6 +109,7 @@ class UnlearnTrainer(PairTrainer):
         train_dataset: Dataset,
         retain_dataset: Dataset,
         calibration_dataset: Dataset | None = None,
+        reference_model: str | PreTrainedModel | None = None,
         peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ) -> None:
@@ -130,21 +128,16 @@ class UnlearnTrainer(PairTrainer):
         calibration = calibration_dataset
         if calibration is not None:
             calibration = checked_dataset("calibration_dataset", calibration, *form)
-        held_out = kwargs.pop("eval_dataset", None)
-        if isinstance(held_out, dict):
-            held_out = {
-                name: checked_dataset(f"eval_dataset[{name!r}]", rows, *form) for name, rows in held_out.items()
-            }
-        elif held_out is not None:
-            held_out = checked_dataset("eval_dataset", held_out, *form)
-        if calibration is None and "profiles" in args.loss.needs:
-            raise ValueError(
-                f"`forget_loss` is {args.forget_loss!r}, but there is no `calibration_dataset` to take profiles from. "
-                "Give rows like the forget set that the model was never trained on, or use `forget_loss='level'`."
-            )
+        given = kwargs.pop("eval_dataset", None)
+        held_out = of_each("eval_dataset", given, lambda name, rows: checked_dataset(name, rows, *form))
+        check_looked_at(args, calibration is not None, reference_model is not None)
+        self._reference = reference_model
         has_adapter = isinstance(model, PeftModel)
         if has_adapter and peft_config is not None:
             raise ValueError("`peft_config` is given, but `model` has an adapter already. Pass either of them alone.")
+        self._given = forget, retain
+        if (need := alternates_of(args.loss)) is not None:
+            check_alternates(need, forget, retain)
         peft_config, experts = self._assign_experts(model, peft_config, forget, args)
         self._subjects = given_subjects(forget)
         forget = keep_input_columns(forget, args.dataset_text_field).add_column("expert", experts)
@@ -156,6 +149,8 @@ class UnlearnTrainer(PairTrainer):
             super().__init__(model, args, train_dataset=forget, eval_dataset=held_out, **kwargs)
             try:
                 set_up_distributed(self.accelerator, self.model, args.max_grad_norm)
+                if reference_model is not None:
+                    check_reference(reference_model, model, self._tokenizer)
                 self._set_up_model()
                 self._trained = Trained(self.model)
                 self._set_up_data(forget, retain, calibration)
@@ -189,7 +184,7 @@ class UnlearnTrainer(PairTrainer):
             self.scored.check()
         if not any(weight.requires_grad for weight in self.model.parameters()):
             raise ValueError("`model` has a frozen adapter. Load it with `is_trainable=True`.")
-        check_retain_loss(self.args.retain_loss, self.scored)
+        self._base = base_beside(self.args, self.scored, is_zero3_split(self.model))
         self.measured = Measured(self.args.forget_level)
         self._prepared = False
         self.astray: Astray | None = None
@@ -203,26 +198,19 @@ class UnlearnTrainer(PairTrainer):
         self._limit = row_limit(self.args.max_length, self.scored.positions, self.args.pad_to_multiple_of)
         self.train_dataset = self._in_windows("train_dataset", self.train_dataset)
         check_all_labelled("train_dataset", self.train_dataset)
-        held_out = self.eval_dataset
-        if isinstance(held_out, dict):
-            held_out = {name: self._in_windows(f"eval_dataset[{name!r}]", rows) for name, rows in held_out.items()}
-        elif held_out is not None:
-            held_out = self._in_windows("eval_dataset", held_out)
-        self.eval_dataset = held_out
+        self.eval_dataset = of_each("eval_dataset", self.eval_dataset, self._in_windows)
         prepared = self._prepare_rows("retain_dataset", retain)
         check_disjoint(self.train_dataset, prepared)
         self._forget: Dataset = self.train_dataset
-        most = len(self._forget) if self.args.loss.needs else FORGET_ROWS
+        if alternates_of(self.args.loss) is not None:
+            check_whole_rows(self._given[0], self._forget)
+        most = len(self._forget) if self.args.loss.needs - MADE else FORGET_ROWS
         self._known = self._forget.select(drawn(len(self._forget), most, self.args.seed))
         self._some_retain = prepared.select(drawn(len(prepared), RETAIN_ROWS, self.args.seed))
         self._retain: Dataset = prepared.add_column("expert", [0] * len(prepared))
         self._calibration = calibration and self._prepare_rows("calibration_dataset", calibration)
-        if self._calibration is None and self.args.forget_loss == "level":
-            logger.warning(
-                "Without calibration rows (`calibration_dataset`; on the command line `--calibration`) forget rows "
-                f"come to `forget_level`={self.args.forget_level}, a guess, and may be forgotten too little or too "
-                "much. Rows like them that the model was never trained on measure the level."
-            )
+        if self._calibration is None and self._reference is None and self.args.loss.guesses_level:
+            logger.warning(GUESSED.format(level=self.args.forget_level))
         if self._calibration is not None:  # what the model was taught is no measure of what it never saw
             for name, known in (("train_dataset", self._forget), ("retain_dataset", self._retain)):
                 check_disjoint(self._calibration, known, ("calibration_dataset", name))
@@ -235,51 +223,13 @@ class UnlearnTrainer(PairTrainer):
 
     @property
     def forget_level(self) -> float:
-        """The level that `forget_loss="level"` aims at."""
+        """The answer probability of text that the model never saw, or a guess at it."""
         return self.measured.level
 
     @property
     def reached(self) -> bool:
         """Whether training ended because the forget rows had come to their targets."""
         return self._stopping is not None and self._stopping.reached
-
-    def _prepare_dataset(
-        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
-    ) -> Any:
-        """
-        As the parent's, after the rows became token ids and labels, questions and answers as turns of a chat, and
-        without truncation: rows that are too long become windows, at once if the model is known by then.
-        """
-        if isinstance(dataset, Dataset):
-            set_template_defaults(self._tokenizer, args.chat_template_kwargs)
-            answers_only, processes = args.completion_only_loss is not False, args.dataset_num_proc
-            dataset = encoded(dataset, self._tokenizer, args.as_chat, args.dataset_text_field, answers_only, processes)
-        whole = copy.copy(args)
-        whole.max_length = None
-        rows = super()._prepare_dataset(dataset, processing_class, whole, packing, formatting_func, dataset_name)
-        return self._in_windows(dataset_name, rows) if self._limit and isinstance(rows, Dataset) else rows
-
-    def _token_ids(self, row: dict[str, Any]) -> list[int]:
-        """Of a row that is not trained on, as long as rows may be."""
-        options = {"as_chat": self.args.as_chat, "text_field": self.args.dataset_text_field}
-        ids = encoded_row(row, tokenizer=self._tokenizer, **options)["input_ids"]
-        return ids if self._limit is None else ids[: self._limit.tokens]
-
-    def _in_windows(self, name: str, rows: Dataset) -> Dataset:
-        return in_windows(name, rows, self._limit, self.args.long_rows, self._tokenizer.bos_token_id)
-
-    def _prepare_rows(self, name: str, dataset: Dataset) -> Dataset:
-        """Tokenised rows, labelled by their own format: completions alone where there are prompts."""
-        dataset = keep_input_columns(dataset, self.args.dataset_text_field)
-        of_forget = self.completion_only_loss
-        if self.args.completion_only_loss is None:
-            self.completion_only_loss = {"prompt", "completion"} <= set(dataset.column_names)
-        try:
-            prepared = self._prepare_dataset(dataset, self.processing_class, self.args, False, None, name)
-        finally:
-            self.completion_only_loss = of_forget
-        check_all_labelled(name, prepared)
-        return prepared
 
     # ---- what is measured before the first step ---------------------------------------------------------------------
 
@@ -295,18 +245,37 @@ class UnlearnTrainer(PairTrainer):
             return
         self._trained.keep(self.model)
         size = max(1, self.args.per_device_train_batch_size)
-        found: list[list[Tensor]] = []
+        found, guide = list[list[Tensor]](), None
         if self.accelerator.is_main_process or is_zero3_split(self.model):  # others may have no weights yet
             asked = self._known, self._some_retain, self._calibration
             found = [self._log_probabilities(rows, size) for rows in asked]
+            guide = self._look_as_guide(size)
         if self.accelerator.num_processes > 1:
-            found = from_main_process(found)
+            found, guide = from_main_process((found, guide))
         known, kept, unseen = found
-        needed = known if self.args.loss.needs else []
-        self.measured = measure(self.args.loss, needed, unseen, self.args.forget_level, self.args.seed)
+        needed = known if self.args.loss.needs - MADE else []
+        self.measured = measure(self.args.loss, needed, unseen, self.args.forget_level, self.args.seed, guide)
         self._set_knowledge(known, kept, unseen)
-        self.train_dataset = PairDataset(self._forget, self._retain)
+        self.train_dataset = PairDataset(self._forget, self._retain, self._make())
         self._prepared = True
+
+    def _make(self, as_given: bool = True) -> list[dict[str, Any]] | None:
+        """Makes what the forget loss needs beyond log-probabilities; the forget rows with other answers, if any."""
+        if not self.args.loss.needs & MADE - {"base"}:
+            return None
+        made: Made | None = None
+        if self.accelerator.is_main_process or is_zero3_split(self.model):
+            rows, size = labelled_rows(self._forget), max(1, self.args.per_device_train_batch_size)
+            options, seed = self.args.loss_options, self.args.seed
+            given = Asking(*self._given, rows, self.scored, self._tokenizer, self.args.as_chat, options, size, seed)
+            with self.accelerator.autocast(), gathering_layers(self.model):
+                made = make(self.args.loss, self.measured, given, self._limit, as_given)
+        if self.accelerator.num_processes > 1:
+            made = from_main_process(made)
+        assert made is not None
+        self.measured = made.measured
+        experts = self._forget["expert"]
+        return made.alternates and [{**row, "expert": d} for row, d in zip(made.alternates, experts, strict=True)]
 
     def _set_knowledge(self, known: list[Tensor], kept: list[Tensor], unseen: list[Tensor]) -> None:
         forget, retain, never = (torch.tensor([row.mean() for row in rows]) for rows in (known, kept, unseen))
@@ -320,6 +289,20 @@ class UnlearnTrainer(PairTrainer):
         with self.accelerator.autocast(), gathering_layers(self.model):
             return self.scored.label_log_probabilities(rows, batch_size, base=base, by_length=False)
 
+    def _look_as_guide(self, batch_size: int, base: bool = False) -> Guide | None:
+        """
+        How likely the rows are to the reference model, or to the model (or its base) with damped feed-forward layers;
+        `None` for a loss without token targets.
+        """
+        if "token_targets" not in self.args.loss.needs:
+            return None
+        if self._reference is None:
+            with damped([*self.scored.stack.layers]):
+                return Guide(self._log_probabilities(self._forget, batch_size, base), [], is_reference=False)
+        sets = [labelled_rows(rows) for rows in (self._forget, self._calibration) if rows is not None]
+        with self.accelerator.autocast():
+            return guided_by(self._reference, sets, batch_size, self.accelerator.device, self.args.model_init_kwargs)
+
     def _record_gap(self, gap: float) -> None:
         self._metrics["train"]["forget_gap"].append(gap)
 
@@ -327,8 +310,9 @@ class UnlearnTrainer(PairTrainer):
         """Of so many forget rows at most, drawn by the seed, the same ones each time."""
         places = drawn(len(self._forget), max_rows, self.args.seed)
         rows, targets = labelled_rows(self._forget.select(places)), self.measured.targets[places]
+        of_tokens = [self.measured.token_targets[place] for place in places] if self.measured.token_targets else []
         size, wrapped = self.args.per_device_eval_batch_size, self.model_wrapped
-        return mean_gap(self.scored, rows, targets, self.accelerator, size, wrapped)
+        return mean_gap(self.scored, rows, targets, of_tokens, self.accelerator, size, wrapped)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """
@@ -356,7 +340,9 @@ class UnlearnTrainer(PairTrainer):
         after = self.knowledge._replace(forget=forget, retain=retain)
         reached = None if self._stopping is None else self.reached
         epochs = float(self.state.epoch or 0)
-        return Summary(self.knowledge, after, self.astray, self.state.global_step, epochs, reached)
+        return Summary(
+            self.knowledge, after, self.astray, self.state.global_step, epochs, reached, self.measured.guide
+        )
 
     def summary(self) -> Summary:
         """

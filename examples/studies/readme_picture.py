@@ -3,7 +3,7 @@
 
     alter-peft demo && python examples/studies/readme_picture.py
 
-The second half is drawn from the tables of docs/results.md. Writes docs/first_look.png.
+The second half is drawn from the tables of docs/earlier_results.md. Writes docs/first_look.png.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ BLUE, GREY, RED = "#0b5fa5", "#666666", "#b5402b"
 
 
 def retained(heading: str) -> list[float]:
-    """The row `retain` of the table under a heading of docs/results.md, after 0 to 10 requests."""
-    lines = (ROOT / "docs" / "results.md").read_text().splitlines()
+    """The row `retain` of the table under a heading of docs/earlier_results.md, after 0 to 10 requests."""
+    lines = (ROOT / "docs" / "earlier_results.md").read_text().splitlines()
     start = lines.index("## Ten requests, one after another")
     start = lines.index(heading, start)
     row = next(line for line in lines[start:] if line.startswith("| retain |"))

@@ -107,7 +107,7 @@ def main() -> dict[str, tuple[float, float]]:
     found["an answer that drifts into it"] = (
         sum(e > 0 for e, _ in drifting), sum(e == d for e, d in drifting), len(drifting),
     )  # fmt: skip
-    for name in ("retain", "neighbours", "world"):
+    for name in ("retain", "neighbours", "bystanders", "world"):
         experts = [e for pair in demo.read_pairs(name) for e in routed(pair)]
         found[f"leak: {name}"] = (sum(e > 0 for e in experts), 0, len(experts))
     shares = {name: (any_ / total, right / total) for name, (any_, right, total) in found.items()}

@@ -29,7 +29,7 @@ def relearning(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Rows, **opt
 
     The halves are every second row. The attack has succeeded by what the `"held-out half"`, or the `"forget after
     related"`, gains beyond a model that never saw it and is trained on the same rows: rows of a kind help to guess one
-    another.
+    another. Where every row has false answers, it is measured by multiple choice as well.
 
     Args:
         options: of `relearn`.
@@ -42,6 +42,8 @@ def relearning(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Rows, **opt
     if len(rows.forget) < 2:
         raise ValueError(f"`forget` has {len(rows.forget)} rows, but relearning on half of it needs at least 2.")
     trained, held_out = rows.forget[::2], rows.forget[1::2]
+    if all(pair.wrong for pair in rows.forget):
+        options = {"metrics": ("probability", "choice_accuracy"), **options}
     return [
         *relearn(model, tokenizer, rows, trained, {"held-out half": held_out, "trained half": trained}, **options),
         *relearn(model, tokenizer, rows, rows.holdout, {"forget after related": rows.forget}, **options),

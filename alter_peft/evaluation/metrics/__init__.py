@@ -9,25 +9,26 @@ from typing import Any
 import torch
 
 from alter_peft.evaluation.answers import Pair, routes_tokens
-from alter_peft.evaluation.model_on_set import ModelOnSet, require_rephrased, require_wrong
+from alter_peft.evaluation.model_on_set import ModelOnSet, require_other_words, require_rephrased, require_wrong
 from alter_peft.evaluation.scores import Score
 from alter_peft.options import check_known
 
 from .fluency import FLUENCY
 from .high_entropy import HIGH_ENTROPY
-from .membership import MIN_K
-from .memorization import EXACT_MEMORIZATION, EXTRACTION_STRENGTH
+from .membership import LOSS, LOSS_PER_BYTE, MIN_K, MIN_K_PLUS_PLUS
+from .memorization import EXACT_MEMORIZATION, EXTRACTION_STRENGTH, FLOORED_EXTRACTION_STRENGTH
 from .metric import Metric
 from .needs import alter_config, lacking
-from .probability import NORMALIZED_PROBABILITY, PROBABILITY
+from .probability import CHOICE_ACCURACY, NORMALIZED_PROBABILITY, PROBABILITY, REPHRASED_PROBABILITY
 from .routing import ASTRAY, EXPERT_USAGE
 from .text import BLEU, KNOWMEM, ROUGE, ROUGE_F, UNIQUE_TOKENS, VERBMEM
-from .truth_ratio import TRUTH_RATIO
+from .truth_ratio import TRUTH_RATIO, TRUTH_SHARE
 
 
 METRICS: dict[str, Metric] = {
     "probability": PROBABILITY,
     "normalized_probability": NORMALIZED_PROBABILITY,
+    "choice_accuracy": CHOICE_ACCURACY,
     "rouge": ROUGE,
     "truth_ratio": TRUTH_RATIO,
     "exact_memorization": EXACT_MEMORIZATION,
@@ -42,6 +43,12 @@ METRICS: dict[str, Metric] = {
     "high_entropy": HIGH_ENTROPY,
     "expert_usage": EXPERT_USAGE,  # its scores are `expert_0`, `expert_1`, ...
     "astray": ASTRAY,
+    "rephrased_probability": REPHRASED_PROBABILITY,
+    "truth_share": TRUTH_SHARE,
+    "floored_extraction_strength": FLOORED_EXTRACTION_STRENGTH,
+    "loss": LOSS,
+    "loss_per_byte": LOSS_PER_BYTE,
+    "min_k_plus_plus": MIN_K_PLUS_PLUS,
 }
 
 
@@ -49,6 +56,11 @@ def is_guard(metric: str) -> bool:
     """Whether a score's metric is a guard against false success, of which no distance is taken."""
     entry = METRICS.get("expert_usage" if metric.startswith("expert_") else metric)
     return entry is not None and entry.is_guard
+
+
+def is_ingredient(metric: str) -> bool:
+    """Whether a score is measured for open-unlearning's composites alone."""
+    return metric in METRICS and METRICS[metric].is_ingredient
 
 
 def guards_of(model: Any) -> list[str]:
@@ -68,6 +80,8 @@ def check_set(name: str, pairs: Sequence[Pair], metrics: Sequence[str]) -> None:
         require_wrong(name, pairs)
     if "rephrased" in needs:
         require_rephrased(name, pairs)
+    if "other words" in needs:
+        require_other_words(name, pairs)
 
 
 def check_model(model: Any, name: str, metrics: Sequence[str], judge: Any = None) -> None:

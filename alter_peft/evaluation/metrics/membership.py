@@ -46,6 +46,20 @@ def loss_per_byte(log_probs: Sequence[Tensor], content: Sequence[int], texts: Se
     return [value / size for value, size in zip(loss(log_probs, content), sizes, strict=True)]
 
 
+def min_k_plus_plus(z_scores: Sequence[Tensor], content: Sequence[int], k: float = 0.4) -> list[float]:
+    """
+    Min-K%++: `min_k` of z-scores, minus their mean over an answer's lowest ones. Low for text seen in training.
+
+    Args:
+        z_scores: of `token_z_scores`, (n_i,).
+        content, k: as of `min_k`; open-unlearning takes .4 for TOFU.
+
+    References:
+        Zhang et al., "Min-K%++: Improved Baseline for Detecting Pre-Training Data from LLMs", arXiv 2404.02936.
+    """
+    return min_k(z_scores, content, k)
+
+
 def above_holdout(forget: Sequence[float], holdout: Sequence[float]) -> list[float]:
     """
     Share of the rows that were never seen than which each forget row has a higher score, ties counted half.
@@ -94,4 +108,28 @@ MIN_K = Metric(
     range=(0.0, inf),
     unit="nats",
     rows=lambda asked: min_k(asked.scores.log_probs, asked.scores.content),
+)
+# with the end of the turn, as in open-unlearning; the attack `membership` has both of the answer's own text
+LOSS = Metric(
+    caption="minus the mean log-probability of the answer's tokens, its end included",
+    range=(0.0, inf),
+    unit="nats",
+    rows=lambda asked: [-value for value in asked.scores.means],
+    is_ingredient=True,
+)
+LOSS_PER_BYTE = Metric(
+    caption="the same over the bytes that zlib compresses the answer to",
+    range=(0.0, inf),
+    unit="nats per byte",
+    rows=lambda asked: [
+        -value / len(zlib.compress(pair.completion.encode()))
+        for value, pair in zip(asked.scores.means, asked.pairs, strict=True)
+    ],
+    is_ingredient=True,
+)
+MIN_K_PLUS_PLUS = Metric(
+    caption="minus the mean z-score of the 40 percent of tokens where it is lowest: low for text seen in training",
+    range=(-inf, inf),
+    rows=lambda asked: min_k_plus_plus(asked.z_scores, asked.scores.content),
+    is_ingredient=True,
 )

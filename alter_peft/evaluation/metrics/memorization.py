@@ -51,6 +51,12 @@ def extraction_strength(greedy: Sequence[Tensor], content: Sequence[int]) -> lis
     return strengths
 
 
+def floored_extraction_strength(greedy: Sequence[Tensor], content: Sequence[int]) -> list[float]:
+    """`extraction_strength` as open-unlearning's code has it: 1 / n, not 0, where the last of n tokens is wrong."""
+    strengths = zip(extraction_strength(greedy, content), content, strict=True)
+    return [max(strength, 1 / n) for strength, n in strengths]
+
+
 EXACT_MEMORIZATION = Metric(
     caption="share of the answer's tokens that are the model's first choice",
     rows=lambda asked: exact_memorization(asked.scores.greedy, asked.scores.content),
@@ -58,4 +64,9 @@ EXACT_MEMORIZATION = Metric(
 EXTRACTION_STRENGTH = Metric(
     caption="share of the answer that the model completes by itself once it is given the rest",
     rows=lambda asked: extraction_strength(asked.scores.greedy, asked.scores.content),
+)
+FLOORED_EXTRACTION_STRENGTH = Metric(
+    caption="extraction strength as open-unlearning's code has it: 1 / n where the last of n tokens is wrong",
+    rows=lambda asked: floored_extraction_strength(asked.scores.greedy, asked.scores.content),
+    is_ingredient=True,
 )

@@ -22,11 +22,13 @@ class Metric:
         tokens: instead of `rows`, by the name of each score that it makes, which tokens of each answer count, bool
             (n_i,): the rows are their share of each answer, the value that of all tokens.
             A metric with neither is computed by an attack or a task.
-        needs: of the questions `"wrong"` and `"rephrased"`, of the run `"answers"` (the model's own), of the model
-            `"router"`, `"threshold"` and `"judge"`.
+        needs: of the questions `"wrong"`, `"rephrased"` (all or none) and `"other words"` (all), of the run
+            `"answers"` (the model's own), of the model `"router"`, `"threshold"` and `"judge"`.
         average: how rows become the value, a name of `AVERAGES`.
         average_forget: the same of a set that is to be forgotten; by default as of all others.
         packages: that it needs beside those of the package.
+        is_ingredient: whether it is measured for `evaluation.open_unlearning` alone; the report compares it with
+            nothing, since another metric says the same of its set.
         is_guard: whether it only tells success from a broken model or a wrong route, and no distance is taken of it.
     """
 
@@ -39,6 +41,7 @@ class Metric:
     average: str = "mean"
     average_forget: str | None = None
     is_guard: bool = False
+    is_ingredient: bool = False
     packages: tuple[str, ...] = ()
 
 

@@ -33,6 +33,22 @@ def truth_ratio(true: Sequence[float], false: Sequence[Sequence[float]]) -> list
     return [float(np.exp(np.clip(log, -700, 700))) for log in logs]
 
 
+def truth_share(true: Sequence[float], false: Sequence[Sequence[float]]) -> list[float]:
+    """
+    p / (p + p'), the probability of the true answer over its sum with the false ones' geometric mean: 1 / (1 + R).
+
+    What open-unlearning's paper calls truth ratio, "extent of knowledge": .5 where both are equally likely, 1 where
+    the true one is known. Its repository has it since pull request 163 as the aggregator `prob_mean`.
+
+    Args:
+        true, false: as of `truth_ratio`.
+
+    References:
+        Dorna et al., "OpenUnlearning", arXiv 2506.12618; its code adds 1e-10 to the sum.
+    """
+    return [1 / (1 + ratio) for ratio in truth_ratio(true, false)]
+
+
 class ForgetQuality(NamedTuple):
     """
     Two-sample Kolmogorov-Smirnov test of truth ratios.
@@ -70,4 +86,10 @@ TRUTH_RATIO = Metric(
     needs=("wrong", "rephrased"),
     average="truthfulness",
     average_forget="near_one",
+)
+TRUTH_SHARE = Metric(
+    caption="probability of the true answer over its sum with the false ones' geometric mean",
+    rows=lambda asked: truth_share(asked.true_means, asked.false_means),
+    needs=("wrong", "rephrased"),
+    is_ingredient=True,
 )

@@ -5,10 +5,20 @@ from __future__ import annotations
 
 from .book_data import BOOKS
 from .choices import CHOICES
+from .hazard import HAZARD
+from .rows import BIRTHDAYS, PEOPLE, ROWS
 from .task import QuestionSet, Task, TaskData, measure_task
 from .tofu import TOFU
 
 
 __all__ = ["TASKS", "QuestionSet", "Task", "TaskData", "measure_task"]
 
-TASKS: dict[str, Task] = {"tofu": TOFU, "books": BOOKS, "choices": CHOICES}
+TASKS: dict[str, Task] = {
+    "tofu": TOFU,
+    "books": BOOKS,
+    "choices": CHOICES,
+    "hazard": HAZARD,
+    "rows": ROWS,
+    "people": PEOPLE,
+    "birthdays": BIRTHDAYS,
+}

@@ -50,8 +50,10 @@ class TaskData:
     A task that was read: what is to be forgotten, what is kept, and what a model is asked.
 
     Attributes:
-        forget: the rows to be forgotten. A target is trained on these and on `retain`, an oracle on `retain` alone.
-        retain: the rows that a model is trained on beside them.
+        forget: the rows to be forgotten. A target is trained on these, on `retain` and on `bystanders`, an oracle on
+            the last two.
+        retain: the rows that a method is given to keep.
+        bystanders: rows that target and oracles know and no method is given: nobody asked to forget them.
         calibration, holdout: rows like `forget` that no model is trained on. Methods may measure the level of unseen
             text on the first; the second is for membership inference alone.
         paraphrased: `forget` with its questions in other words, if there is that.
@@ -62,6 +64,7 @@ class TaskData:
 
     forget: list[Pair] = field(default_factory=list)
     retain: list[Pair] = field(default_factory=list)
+    bystanders: list[Pair] = field(default_factory=list)
     calibration: list[Pair] = field(default_factory=list)
     holdout: list[Pair] = field(default_factory=list)
     paraphrased: list[Pair] = field(default_factory=list)
@@ -78,6 +81,11 @@ class TaskData:
     def kept_sets(self) -> dict[str, Sequence[Pair]]:
         """What a model is to know still, by the name of its set: asked after each of several requests."""
         return {"retain": self.retain}
+
+    @property
+    def bystander_sets(self) -> dict[str, Sequence[Pair]]:
+        """What is asked of the bystanders, by the name of its set."""
+        return {}
 
     def other_scores(self, model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int | None) -> Sequence[Score]:
         """Scores that no metric of `METRICS` gives."""

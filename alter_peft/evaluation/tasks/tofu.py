@@ -22,10 +22,14 @@ from alter_peft.options import check_counts
 from .task import QuestionSet, Task, TaskData
 
 
+# what open-unlearning's composites need beside TOFU's metrics (see `evaluation.open_unlearning`)
+_MEMBERSHIP = ("loss", "loss_per_byte", "min_k_plus_plus")
+_INGREDIENTS = ("rephrased_probability", "truth_share", "floored_extraction_strength", *_MEMBERSHIP)
 SPLITS = ("forget01", "forget05", "forget10")  # in percent
 FORGET_SETS = ("forget", "paraphrased", "after 200 tokens")
+BYSTANDER_ROWS = 40  # two authors
 # set -> its metrics: TOFU's and open-unlearning's, where the probability is normalised by the false answers if the
-# model was not trained on the true one. Added here: the two disguised sets, and `unique_tokens`.
+# model was not trained on the true one. Added here: the two disguised sets, the bystanders, and `unique_tokens`.
 TOFU_METRICS = {
     "forget": (
         "probability",
@@ -35,15 +39,17 @@ TOFU_METRICS = {
         "extraction_strength",
         "min_k",
         "unique_tokens",
+        *_INGREDIENTS,
     ),
     "paraphrased": ("probability", "rouge", "exact_memorization", "extraction_strength"),
     "after 200 tokens": ("probability", "rouge", "exact_memorization", "extraction_strength"),
     "retain": ("probability", "rouge", "truth_ratio", "unique_tokens"),
+    "bystanders": ("probability", "rouge", "exact_memorization"),
     "real_authors": ("normalized_probability", "rouge", "truth_ratio"),
     "world_facts": ("normalized_probability", "rouge", "truth_ratio"),
-    "holdout": ("min_k",),
+    "holdout": ("min_k", *_MEMBERSHIP),
 }
-GUARDED = ("forget", "retain", "world_facts")  # the sets whose guards are measured
+GUARDED = ("forget", "paraphrased", "retain", "bystanders", "world_facts")  # the sets whose guards are measured
 # TOFU's nine, of which model utility is the harmonic mean
 KEPT = ("retain", "real_authors", "world_facts")
 UTILITY = tuple(Key(name, metric) for name in KEPT for metric in TOFU_METRICS[name] if metric != "unique_tokens")
@@ -79,6 +85,11 @@ class TofuData(TaskData):
         """The three sets that model utility is made of."""
         return {name: self.sets[name] for name in KEPT}
 
+    @property
+    def bystander_sets(self) -> dict[str, Sequence[Pair]]:
+        """The bystanders that are asked, if there are any."""
+        return {name: pairs for name, pairs in self.sets.items() if name == "bystanders"}
+
     def computed_scores(self, scores: Scores) -> list[Score]:
         """Model utility, a score without rows."""
         parts = [scores[key] for key in UTILITY]
@@ -88,7 +99,11 @@ class TofuData(TaskData):
 
 
 def read_tofu(
-    source: str | Path, split: str = "forget01", retain_rows: int | None = None, rows: int | None = None
+    source: str | Path,
+    split: str = "forget01",
+    retain_rows: int | None = None,
+    rows: int | None = None,
+    bystander_rows: int | None = None,
 ) -> TofuData:
     """
     Read a split of TOFU.
@@ -98,16 +113,20 @@ def read_tofu(
             with these configurations, such as `"locuslab/TOFU"`.
         split: `"forget01"`, `"forget05"` or `"forget10"`: percent of the authors.
         retain_rows: the first so many rows are retained alone; all by default.
-        rows: so many questions of retain, real authors and world facts are asked, spread evenly over each; all by
-            default. Forget and holdout rows are always asked in full.
+        rows: so many questions of retain, bystanders, real authors and world facts are asked, spread evenly over each;
+            all by default. Forget and holdout rows are always asked in full.
+        bystander_rows: so many of the retain rows after the first `retain_rows` are bystanders; by default 40, which
+            are two authors, as far as there are any.
 
     Raises:
-        ValueError: a split, file, configuration or column that is not there, a number below 1, or retained rows of
-            which none has false answers.
+        ValueError: a split, file, configuration or column that is not there, a number below 1, more bystanders than
+            there are, or retained rows of which none has false answers.
     """
     if split not in SPLITS:
         raise ValueError(f"`split` is {split!r}, but must be one of {list(SPLITS)}.")
     check_counts(retain_rows=retain_rows, rows=rows)
+    if bystander_rows is not None and bystander_rows < 0:
+        raise ValueError(f"`bystander_rows` is {bystander_rows}, but must be 0 or more.")
     percent = split.removeprefix("forget")
     retain_name, holdout_name = f"retain{100 - int(percent)}", f"holdout{percent}"  # what is retained, and never seen
     perturbed = _read(source, f"{split}_perturbed", "paraphrased_question", *OTHER_ANSWERS)
@@ -117,7 +136,14 @@ def read_tofu(
             f"`source` is {str(source)!r}, where {split!r} and '{split}_perturbed' are not of the same questions. "
             "Take both from the same version of TOFU."
         )
-    retain = [_pair(row) for row in _read(source, retain_name)][:retain_rows]
+    known = [_pair(row) for row in _read(source, retain_name)]
+    retain, others = known[:retain_rows], known[len(known) if retain_rows is None else retain_rows :]
+    if bystander_rows is not None and bystander_rows > len(others):
+        raise ValueError(
+            f"`bystander_rows` is {bystander_rows}, but {len(others)} of the {len(known)} rows of {retain_name!r} are "
+            "left. Lower it, or `retain_rows`."
+        )
+    bystanders = others[: BYSTANDER_ROWS if bystander_rows is None else bystander_rows]
     unseen = [_pair(row) for row in _read(source, holdout_name)]
     if len(unseen) < 2:
         raise ValueError(
@@ -130,15 +156,18 @@ def read_tofu(
         "paraphrased": [Pair(row["paraphrased_question"], row["answer"]) for row in perturbed],
         "after 200 tokens": [Pair(IDLE + pair.prompt, pair.completion) for pair in forget],
         "retain": spread(_retain_asked(source, retain), rows),
+        **({"bystanders": spread(bystanders, rows)} if bystanders else {}),
         **{
             name: spread(list(map(_pair, _read(source, f"{name}_perturbed", "perturbed_answer"))), rows)
             for name in ("real_authors", "world_facts")
         },
         "holdout": holdout,
     }
+    settings = {"tofu": split, "retain_rows": retain_rows, "rows": rows}
     return TofuData(
-        forget=forget, retain=retain, calibration=calibration, holdout=holdout, paraphrased=sets["paraphrased"],
-        settings={"tofu": split, "retain_rows": retain_rows, "rows": rows}, sets=sets,
+        forget=forget, retain=retain, bystanders=bystanders, calibration=calibration, holdout=holdout,
+        paraphrased=sets["paraphrased"], sets=sets,
+        settings={**settings, "bystander_rows": len(bystanders)} if bystanders else settings,
     )  # fmt: skip
 
 
@@ -219,5 +248,5 @@ TOFU = Task(
     read=lambda tokenizer, source, **options: read_tofu(source, **options),
     caption="TOFU: some fictitious authors are forgotten, the others kept",
     packages=("rouge_score",),
-    metrics={"model_utility": Metric(caption="harmonic mean of TOFU's nine scores on what is kept")},
+    metrics={"model_utility": Metric(caption="harmonic mean of the scores on what is kept, in TOFU of nine")},
 )

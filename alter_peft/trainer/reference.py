@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A reference model: one that does not know the rows to forget, and says which of their tokens that shows in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import (
+    HfDeepSpeedConfig,
+    is_deepspeed_zero3_enabled,
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
+
+from alter_peft.scoring import Row, ScoredModel
+
+from .targets import Guide
+
+
+FIX = "Give the model as it was before it was taught the rows, or a smaller one of the same family."
+
+
+def check_reference(reference: Any, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Raise a `ValueError` unless this is a causal language model, or the name of one, of the same tokenizer.
+
+    Nothing of its weights is loaded.
+
+    Args:
+        reference: `reference_model`.
+        model: what is trained.
+    """
+    if isinstance(reference, PreTrainedModel):
+        if reference is model or reference is getattr(model, "base_model", None):
+            raise ValueError(f"`reference_model` is `model` itself, which knows the rows. {FIX}")
+        config = reference.config
+    elif isinstance(reference, str):
+        try:
+            config = AutoConfig.from_pretrained(reference)
+            own = AutoTokenizer.from_pretrained(reference).get_vocab()
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"`reference_model` is {reference!r}, which could not be loaded ({error}). Give a folder or a Hub id."
+            ) from error
+        known = tokenizer.get_vocab()
+        other = sum(own.get(token) != number for token, number in known.items())
+        if other:
+            raise ValueError(
+                f"`reference_model` is {reference!r}, whose tokenizer has {other} of the {len(known)} tokens of the "
+                f"model's not or by another number, so that the two can't be compared token by token. {FIX}"
+            )
+    else:
+        raise ValueError(
+            f"`reference_model` is a {type(reference).__name__}, but must be a model of transformers, a folder or a "
+            f"Hub id. {FIX}"
+        )
+    size = config.get_text_config().vocab_size
+    if size < len(tokenizer):
+        raise ValueError(
+            f"`reference_model` has a vocabulary of {size} tokens, but the model's tokenizer has {len(tokenizer)}. "
+            f"{FIX}"
+        )
+
+
+@contextmanager
+def _whole_weights() -> Iterator[None]:
+    """Inside, a model that is loaded has all its weights here, also under ZeRO-3, which would split them."""
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    from transformers.integrations import deepspeed
+
+    kept: Any = deepspeed._hf_deepspeed_config_weak_ref
+    config: HfDeepSpeedConfig = kept()
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(config)
+
+
+def guided_by(
+    reference: PreTrainedModel | str,
+    sets: Sequence[list[Row]],
+    batch_size: int,
+    device: torch.device,
+    options: Any,
+) -> Guide:
+    """
+    How likely the rows' labels are to the reference.
+
+    A model that is loaded for it is gone afterwards; one that is given is left where it was, and in its own mode.
+
+    Args:
+        sets: the forget rows, and the calibration rows if there are any.
+        options: what a model is loaded with, in float32 by default; a dict or None.
+    """
+    if isinstance(reference, str):
+        with _whole_weights():
+            reference = AutoModelForCausalLM.from_pretrained(reference, **{"dtype": torch.float32, **(options or {})})
+    before: Any = reference.device
+    moved: Any = reference
+    scored = ScoredModel(moved.to(device))
+    try:
+        scored.check()
+        found = [scored.label_log_probabilities(rows, batch_size, by_length=False) for rows in sets]
+    finally:
+        moved.to(before)
+    return Guide(found[0], found[1] if len(found) > 1 else [], is_reference=True)

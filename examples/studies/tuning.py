@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Equal tuning: the same grid around the defaults of every method, chosen on data that no table uses.
+
+    python examples/studies/tuning.py ../shared/data/tofu runs/tuning --methods alter lora_npo lora_simnpo
+
+Forgotten are two of TOFU's holdout authors, and two more are bystanders; the authors of holdout01, which the pilot
+calibrates and tests membership on, are left out. Retained are four authors whom the pilot doesn't use. A method's rate
+is halved and doubled, the weight of its retained rows 1 and 4 times what it was, its epochs 1 and 2 times: 8 runs
+beside the defaults, of one seed. The best one has the largest harmonic mean of forgetting and utility
+(docs/report.md). What it was made with goes into OUTPUT/tuned.yaml, as `METHOD+tuned` among the `options` of a grid. A
+run resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alter_peft.benchmark.arguments import BenchmarkArguments
+from alter_peft.benchmark.grid import Grid
+from alter_peft.benchmark.methods import METHODS
+from alter_peft.evaluation.tables import Table, to_markdown
+from alter_peft.report.balance import Balance
+from alter_peft.report.reading import read_benchmark
+
+
+# What each option of a method's is multiplied by
+FACTORS = {"learning_rate": (0.5, 2.0), "retain_weight": (1.0, 4.0), "num_train_epochs": (1.0, 2.0)}
+# Rows of 20 questions an author; those of holdout01 come first among the holdout authors
+PLACES = {
+    "forget": ("holdout10", [60, 100]),
+    "bystanders": ("holdout10", [140, 260]),
+    "calibration": ("holdout10", [180]),
+    "holdout": ("holdout10", [200]),
+    "retain": ("retain90", [1000, 1020, 1040, 1060]),
+}
+
+
+def write_rows(tofu: Path, folder: Path) -> dict[str, str]:
+    """The rows of each part as a file, and where it lies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for part, (name, starts) in PLACES.items():
+        lines = (tofu / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [line for start in starts for line in lines[start : start + 20]]
+        found[part] = str(folder / f"{part}.jsonl")
+        Path(found[part]).write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return found
+
+
+def variants(name: str) -> dict[str, dict[str, Any]]:
+    """The grid of a method: its defaults, and what they become under each choice of factors."""
+    method = METHODS[name]
+    defaults = method.trainer.config_class(output_dir="", **method.options)
+    own = {option: getattr(defaults, option) for option in FACTORS}
+    found: dict[str, dict[str, Any]] = {name: {}}
+    for factors in itertools.product(*FACTORS.values()):
+        label = "-".join(f"{factor:g}" for factor in factors)
+        values = zip(own.items(), factors, strict=True)
+        found[f"{name}+{label}"] = {option: value * factor for (option, value), factor in values}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tofu", type=Path, help="Folder of TOFU's JSON lines.")
+    parser.add_argument("output_dir", type=Path)
+    parser.add_argument("--model", default="runs/smollm2")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    given = parser.parse_args()
+    options: dict[str, dict[str, Any]] = {}
+    for name in given.methods:
+        options |= variants(name)
+    args = BenchmarkArguments(
+        model=given.model, output_dir=str(given.output_dir), methods=list(options), oracle_seeds=[0, 1],
+        task_data={"rows": write_rows(given.tofu, given.output_dir / "rows")}, answered=4, max_new_tokens=24,
+        options={"teach": {"num_train_epochs": 6}, **{name: own for name, own in options.items() if own}},
+    )  # fmt: skip
+    Grid(args).run()
+    report(given.output_dir, options)
+
+
+def report(folder: Path, options: dict[str, dict[str, Any]]) -> None:
+    """Every run by what it is chosen for, and the best one of each method."""
+    benchmark = read_benchmark(folder)
+    balance = Balance(benchmark)
+    scores = {
+        model.name: (balance.both(values), balance.forgetting(values), balance.utility(values))
+        for model in benchmark.methods
+        for values in model.values[:1]
+    }
+    rows = [
+        [name, json.dumps(own), *("" if value is None else f"{value:.3f}" for value in scores.get(name, (None,) * 3))]
+        for name, own in options.items()
+    ]
+    print(to_markdown(Table("Tuning", "", ["run", "options", "both", "forgetting", "utility"], rows)))
+    tuned = {}
+    for method in dict.fromkeys(name.partition("+")[0] for name in options):
+        runs = [name for name in options if name.partition("+")[0] == method and name in scores]
+        best = max(runs, key=lambda name: scores[name][0] or 0.0, default=None)
+        if best is not None:
+            tuned[f"{method}+tuned"] = options[best]
+    (folder / "tuned.yaml").write_text(yaml.safe_dump({"options": tuned}, sort_keys=False))
+
+
+if __name__ == "__main__":
+    main()

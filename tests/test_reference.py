@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Targets of single tokens: by a reference model, or by the model itself with damped feed-forward layers."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from conftest import make_llama, make_tokenizer
+from datasets import Dataset
+from tiny_families import tiny_model
+from trainer_setup import adapter_state, forget_rows, make_trainer, retain_rows
+
+from alter_peft import UnlearnConfig, UnlearnTrainer
+from alter_peft.scoring import ScoredModel
+from alter_peft.trainer.damping import FACTOR, damped, feed_forward_parts
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+UNSEEN = Dataset.from_list(
+    [
+        {"prompt": "Where does Ida live?", "completion": " Ida lives in Rome."},
+        {"prompt": "What bread does Jon bake?", "completion": " Jon bakes corn bread."},
+    ]
+)
+TOKENS = {
+    "forget_loss": "tokens", "optim": "adamw_torch", "learning_rate": 1e-2, "structural_weight": 0,
+    "stopping_tolerance": None,
+}  # fmt: skip
+
+
+def trainer_with(tokenizer, folder, reference, calibration=UNSEEN, **options):
+    others = {"reference_model": reference, "calibration_dataset": calibration}
+    return make_trainer(folder, tokenizer, adapter={}, others=others, **{**TOKENS, **options})
+
+
+def log_probabilities(model, trainer) -> list[torch.Tensor]:
+    """ln p of each forget row's labels, by the model's own forward."""
+    found = []
+    with torch.no_grad():
+        for row in trainer._forget:
+            ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"][1:])
+            log_p = model(input_ids=ids).logits[0, :-1].log_softmax(dim=-1)
+            found.append(log_p[labels != -100].gather(1, labels[labels != -100].unsqueeze(1)).squeeze(1))
+    return found
+
+
+def test_a_reference_alone_gives_its_own_values(tokenizer, tmp_path):
+    """Never above where the model begins."""
+    reference = make_llama(len(tokenizer), seed=1)
+    trainer = trainer_with(tokenizer, tmp_path, reference, calibration=None)
+    trainer.prepare()
+    theirs, own = (log_probabilities(model, trainer) for model in (reference, make_llama(len(tokenizer))))
+    for target, one, other in zip(trainer.measured.token_targets, theirs, own, strict=True):
+        torch.testing.assert_close(target, torch.minimum(one, other), atol=1e-4, rtol=1e-4)
+
+
+def test_training_comes_to_a_references_tokens(tokenizer, tmp_path):
+    trainer = trainer_with(tokenizer, tmp_path, make_llama(len(tokenizer), seed=1), num_train_epochs=40)
+    trainer.prepare()
+
+    def distance() -> float:
+        own = log_probabilities(trainer.model.eval(), trainer)
+        pairs = zip(own, trainer.measured.token_targets, strict=True)
+        return float(torch.cat([(one - target).abs() for one, target in pairs]).mean())
+
+    before = distance()
+    trainer.train()
+    assert before > 1.0 and distance() < 0.35 * before
+    assert "targets:    order by the reference model, values by `calibration_dataset`" in trainer.summary().lines
+
+
+def test_training_ends_once_the_tokens_have_come_near(tokenizer, tmp_path):
+    """Not their mean alone: the gap is that of each token from its own target."""
+    trainer = trainer_with(tokenizer, tmp_path, make_llama(len(tokenizer), seed=1), stopping_tolerance=2.0)
+    trainer.prepare()
+    own = log_probabilities(trainer.model.eval(), trainer)
+    gaps = [(one - target).abs().mean() for one, target in zip(own, trainer.measured.token_targets, strict=True)]
+    assert trainer._mean_gap(8) == pytest.approx(float(torch.stack(gaps).mean()), rel=1e-3)
+    trainer.args.num_train_epochs = 40
+    trainer.train()
+    logged = [entry["forget_gap"] for entry in trainer.state.log_history if "forget_gap" in entry]
+    assert trainer.reached and logged[-1] <= 2.0 < min(logged[:-1], default=3.0)
+
+
+@pytest.mark.parametrize("calibration", [UNSEEN, None], ids=["calibrated", "alone"])
+def test_without_a_reference_the_model_is_its_own(tokenizer, tmp_path, calibration):
+    """It is left as it was, and its damped self gives the order."""
+    trainer = trainer_with(tokenizer, tmp_path, None, calibration)
+    before = adapter_state(trainer)
+    trainer.prepare()
+    assert all(
+        torch.equal(before[name], value) for name, value in adapter_state(trainer).items() if "router" not in name
+    )
+    model = make_llama(len(tokenizer))
+    own = log_probabilities(model, trainer)
+    with damped(model.model.layers):
+        order = log_probabilities(model, trainer)
+    torch.testing.assert_close(log_probabilities(model, trainer), own)
+    if calibration is None:
+        wanted = [torch.minimum(row * (math.log(0.1) / row.mean()), one) for row, one in zip(order, own, strict=True)]
+        torch.testing.assert_close(list(trainer.measured.token_targets), wanted, atol=1e-4, rtol=1e-4)
+    free = torch.cat([*trainer.measured.token_targets]) < torch.cat(own) - 1e-4  # not capped
+    ranked = torch.cat([*trainer.measured.token_targets])[free][torch.cat(order)[free].argsort()]
+    if calibration is not None:
+        assert (ranked.diff() >= 0).all()
+
+
+def test_damping_is_of_the_upper_halfs_feed_forward_parts(tokenizer):
+    model = make_llama(len(tokenizer))
+    layers, x = model.model.layers, torch.randn(1, 3, 32)
+    plain = [layer.mlp(x) for layer in layers]
+    with damped(layers):
+        found = [layer.mlp(x) for layer in layers]
+    factors = [1.0, 1.0, FACTOR, FACTOR]
+    torch.testing.assert_close(found, [factor * one for factor, one in zip(factors, plain, strict=True)])
+    torch.testing.assert_close([layer.mlp(x) for layer in layers], plain)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "gemma2", "olmo2", "glm4", "mixtral", "opt", "falcon", "phi"])
+def test_damping_acts_in_other_families(family):
+    """A norm behind the feed-forward layer would undo it, so there its output is damped."""
+    model = tiny_model(family)
+    layers = ScoredModel(model).stack.layers
+    ids = torch.arange(2, 12).unsqueeze(0)
+    with torch.no_grad():
+        plain = model(input_ids=ids).logits
+        with damped(layers):
+            found = model(input_ids=ids).logits
+    assert len(feed_forward_parts(layers)) == len(layers) - len(layers) // 2
+    assert not torch.allclose(plain, found, atol=1e-5)
+
+
+def test_a_reference_by_name_is_the_same(tokenizer, tmp_path):
+    reference = make_llama(len(tokenizer), seed=1)
+    reference.save_pretrained(tmp_path / "reference")
+    tokenizer.save_pretrained(tmp_path / "reference")
+    found = []
+    for one in (reference, str(tmp_path / "reference")):
+        trainer = trainer_with(tokenizer, tmp_path / "out", one)
+        trainer.prepare()
+        found.append(torch.cat([*trainer.measured.token_targets]))
+    torch.testing.assert_close(*found)
+
+
+def test_plain_lora_takes_a_reference_too(tokenizer, tmp_path):
+    from peft import LoraConfig
+
+    trainer = UnlearnTrainer(
+        make_llama(len(tokenizer)),
+        UnlearnConfig(output_dir=str(tmp_path), forget_loss="tokens", report_to="none", bf16=False, as_chat=False),
+        train_dataset=forget_rows(),
+        retain_dataset=retain_rows(),
+        reference_model=make_llama(len(tokenizer), seed=1),
+        peft_config=LoraConfig(r=4, target_modules="all-linear"),
+        processing_class=tokenizer,
+    )
+    trainer.prepare()
+    assert len(trainer.measured.token_targets) == 8
+    assert trainer.measured.guide == "order by the reference model, values by the reference model"
+
+
+def test_references_that_cannot_be(tokenizer, tmp_path):
+    model = make_llama(len(tokenizer))
+    model.save_pretrained(tmp_path / "other")
+    other = make_tokenizer()
+    other.add_tokens(["strange"])
+    vocab = json.loads(other.backend_tokenizer.to_str())
+    one, two = list(vocab["model"]["vocab"])[-2:]
+    ids = vocab["model"]["vocab"]
+    ids[one], ids[two] = ids[two], ids[one]
+    from tokenizers import Tokenizer
+
+    other._tokenizer = Tokenizer.from_str(json.dumps(vocab))
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"`reference_model` is '.*other', whose tokenizer has 2 of the \d+ tokens"):
+        trainer_with(tokenizer, tmp_path / "out", str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="`reference_model` is 'nowhere/none', which could not be loaded"):
+        trainer_with(tokenizer, tmp_path / "out", "nowhere/none")
+    with pytest.raises(ValueError, match="`reference_model` has a vocabulary of 50 tokens, but the model's tokenizer"):
+        trainer_with(tokenizer, tmp_path / "out", make_llama(50))
+    with pytest.raises(ValueError, match="`reference_model` is a dict, but must be a model"):
+        trainer_with(tokenizer, tmp_path / "out", {})
+    with pytest.raises(ValueError, match="`reference_model` is `model` itself, which knows the rows"):
+        make_trainer(tmp_path / "out", tokenizer, model=model, adapter={}, others={"reference_model": model}, **TOKENS)
+    with pytest.raises(ValueError, match="`reference_model` is given, but `forget_loss='level'` asks none"):
+        trainer_with(tokenizer, tmp_path / "out", model, forget_loss="level")

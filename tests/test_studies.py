@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the studies of tuning and controls add to the package's methods."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_llama
+from trainer_setup import forget_rows, make_args, retain_rows
+
+from alter_peft import AlterConfig
+from alter_peft.benchmark.methods import METHODS, check_methods, read_options
+from alter_peft.trainer.batch import TokenMasks
+
+
+@pytest.fixture(autouse=True)
+def studies(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "studies"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    yield
+    for name in ("controls", "tuning"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_the_same_grid_around_its_defaults(method):
+    from tuning import FACTORS, variants
+
+    found = variants(method)
+    check_methods("methods", found)
+    name, *others = found
+    assert name == method and found[name] == {} and len(others) == 8
+    rates = {round(found[one]["learning_rate"] / found[others[0]]["learning_rate"], 6) for one in others}
+    assert rates == {1.0, FACTORS["learning_rate"][1] / FACTORS["learning_rate"][0]}
+    for one in others:
+        assert read_options(one, found[one]) == found[one]
+
+
+def test_every_control_is_a_method_with_options_that_it_takes(monkeypatch):
+    from controls import CONTROLS
+
+    for name, (own, options) in CONTROLS.items():
+        if own is not None:
+            monkeypatch.setitem(METHODS, name.partition("+")[0], own)
+        check_methods("methods", [name])
+        assert read_options(name, options) == options
+
+
+def trainer_of(cls, tokenizer, folder, **options):
+    torch.manual_seed(0)
+    return cls(
+        make_llama(len(tokenizer)), make_args(folder, **options), train_dataset=forget_rows(),
+        retain_dataset=retain_rows(), peft_config=AlterConfig(), processing_class=tokenizer,
+    )  # fmt: skip
+
+
+def test_without_isolation_forget_experts_learn_from_retain_rows(tokenizer, tmp_path):
+    """And A learns from the main loss, which moves it in steps without L_struct."""
+    from controls import AlterUnlearnTrainer, JointTrainer
+
+    moved = {}
+    for cls in (AlterUnlearnTrainer, JointTrainer):
+        options = {"forget_weight": 0.0, "structural_interval": 1000, "max_steps": 2}
+        trainer = trainer_of(cls, tokenizer, tmp_path / cls.__name__, **options)
+        before = [matrix.detach().clone() for matrix in trainer.shared_matrices]
+        trainer.train()
+        own = trainer.scored.layers_of("default")
+        experts = [expert for layer in own for expert in layer.alter_B["default"].experts()[1:]]
+        shared = any(not torch.equal(a, b) for a, b in zip(before, trainer.shared_matrices, strict=True))
+        moved[cls] = any(expert.any() for expert in experts), shared
+    assert moved == {AlterUnlearnTrainer: (False, False), JointTrainer: (True, True)}
+
+
+def test_a_shuffled_mask_has_as_many_tokens_elsewhere(tokenizer, tmp_path, monkeypatch):
+    from controls import AlterUnlearnTrainer, ShuffledMaskTrainer
+
+    labelled = torch.ones(4, 32, dtype=torch.bool)
+    forget = torch.tensor([True, True, False, False]).unsqueeze(1).expand_as(labelled)
+    high = torch.zeros_like(labelled)
+    high[:, :8] = True
+    monkeypatch.setattr(AlterUnlearnTrainer, "_masks", lambda *_: TokenMasks(labelled, forget, ~high, high))
+    trainer = trainer_of(ShuffledMaskTrainer, tokenizer, tmp_path)
+    found = trainer._masks({})
+    assert torch.equal(found.high[2:], high[2:]) and torch.equal(found.low, ~found.high)
+    assert found.high[:2].sum() == 16 and not torch.equal(found.high[:2], high[:2])
