@@ -19,7 +19,7 @@ from alter_peft.tuner.router_fit import COUNTERFACTUAL, GENERAL, RETAIN
 logger = logging.getLogger(__name__)  # not accelerate's, which needs a process state
 MOST_TOKENS = 60_000  # of all copies, about, whatever the number of rows to forget
 BEHIND = 2  # times that a row to forget stands behind other text; as many copies do
-LONGEST_BEHIND = 4  # general questions and answers before it, at most
+LONGEST_BEHIND = 8  # general questions and answers before it, at most: about 200 tokens
 
 
 class RouterText(NamedTuple):

@@ -76,12 +76,15 @@ class AlterRouter(nn.Module, AlterTunerLayer):
         """Create the router of an adapter; its outputs start at zero."""
         router = config.routing
         outputs = router.num_outputs(config.num_forget_experts or 1)
-        made = RouterMap(router.num_features(width), config.router_hidden_size or 0, outputs, router.has_bias)
+        hidden = config.router_hidden_size or 0
+        made = RouterMap(router.num_features(width), hidden, outputs, router.has_bias)
+        # random ones are for tests: gates that really differ from token to token, by as much with a hidden layer
+        spread = {"weight": 4.0 / (hidden or 1) ** 0.5, "hidden_weight": 2**0.5}
         for name, weight in made.named_parameters():
-            if not config.init_weights and name.endswith("weight"):
-                nn.init.normal_(weight, std=4.0)  # for tests: gates that really differ from token to token
-            else:
+            if config.init_weights:
                 nn.init.zeros_(weight)
+            else:
+                nn.init.normal_(weight, std=spread.get(name, 0.0))
         self.alter_router[adapter_name] = made.requires_grad_(False)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.config[adapter_name] = config
