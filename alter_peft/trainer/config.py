@@ -221,7 +221,9 @@ class AlterUnlearnConfig(UnlearnConfig):
         `ValueError`: as [`UnlearnConfig`].
     """
 
-    learning_rate: float = option(1e-3, "eta_B, initial learning rate of the experts.")
+    learning_rate: float = option(
+        4e-3, "eta_B, initial learning rate of the experts. The paper's is 1e-3; losses without targets want no more."
+    )
     lr_scheduler_type: str = option(
         "constant",
         "The scheduler type to use. The loss itself ends the descent; a decay only makes the level be reached later.",
@@ -241,7 +243,7 @@ class AlterUnlearnConfig(UnlearnConfig):
     )
 
     counterfactual_copies: int = option(
-        6,
+        12,
         "Copies of each forget row with another subject (names, numbers) in the place of its own, which the router "
         "learns to leave to the retain expert: so it tells whom a question is about, not only which kind it is of. "
         "0: none, nor general text beside the retain rows. A column `subject` of the forget rows names theirs; "
