@@ -40,7 +40,8 @@ ALTER: dict[str, Method] = {
         "`alter` with the paper's loss as printed (`forget_loss=\"ihl\"`), three epochs, no level: what it comes to "
         "by itself",
         AlterUnlearnTrainer, AlterConfig,
-        {**PAPERS_RATE, "forget_loss": "ihl", "retain_weight": 1.0, "num_train_epochs": 3}, stacks=True, calibrates=True,
+        {**PAPERS_RATE, "forget_loss": "ihl", "retain_weight": 1.0, "num_train_epochs": 3},
+        stacks=True, calibrates=True,
     ),
     "alter_npo": Method(
         "ALTER's router and isolation with NPO as the forget loss, for `lora_npo`'s epochs and schedule: what the "
