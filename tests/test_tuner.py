@@ -354,14 +354,15 @@ def test_one_file_holds_router_and_experts(tmp_path):
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["adapter_model.safetensors"]
     saved = load_file(tmp_path / "adapter_model.safetensors")
     own = {name: p for name, p in model.named_parameters() if "alter_" in name}
-    assert len(saved) == len(own) == 2 * 7 * (1 + 3) + 2  # layers x linears x (A and 1+N experts), router
+    assert len(saved) == len(own) == 2 * 7 * (1 + 3) + 4  # layers x linears x (A and 1+N experts), router
     for name, parameter in own.items():
         assert torch.equal(saved[name.replace(".default", "")], parameter)
     for key in saved:
         assert sum(part.startswith("alter_") for part in key.split(".")) == 1, key
         assert "default" not in key
     assert {key.split(".")[-1] for key in saved if "alter_B" in key} == {"retain", "forget_0", "forget_1"}
-    assert {key.split(".")[-1] for key in saved if "alter_router" in key} == {"weight", "bias"}
+    of_router = {key.split(".")[-1] for key in saved if "alter_router" in key}
+    assert of_router == {"weight", "bias", "hidden_weight", "hidden_bias"}
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
