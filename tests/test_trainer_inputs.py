@@ -130,7 +130,7 @@ def test_rows_without_a_domain(tmp_path, tokenizer):
         ("structural_q", 0.0, "above 0"),
         ("structural_interval", 0, "1 or more"),
         ("forget_loss", "gradient_ascent", "'hinge'"),
-        ("retain_loss", "mse", "one of ['cross_entropy', 'kl']"),
+        ("retain_loss", "mse", "one of ['cross_entropy', 'kl', 'activations']"),
     ],
 )
 def test_bad_options(tmp_path, option, value, fix):
