@@ -269,7 +269,7 @@ def test_accumulation_changes_nothing(tmp_path, tokenizer):
     for size in (2, 1):
         options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size}
         parts = run(tmp_path, tokenizer, num_train_epochs=2, **options)
-        assert_same_trajectory(whole, parts, atol=2e-6)
+        assert_same_trajectory(whole, parts, atol=5e-6)
 
 
 @pytest.mark.parametrize("retain_loss", ["cross_entropy", "kl"])

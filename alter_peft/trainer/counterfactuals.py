@@ -18,7 +18,7 @@ from alter_peft.tuner.router_fit import COUNTERFACTUAL, GENERAL, RETAIN
 
 logger = logging.getLogger(__name__)  # not accelerate's, which needs a process state
 MOST_TOKENS = 60_000  # of all copies, about, whatever the number of rows to forget
-BEHIND = 2  # times that a row to forget stands behind other text; as many copies do
+BEHIND = 2  # times that a row, and as many copies of one to forget, stand behind other text
 LONGEST_BEHIND = 8  # general questions and answers before it, at most: about 200 tokens
 
 
@@ -138,7 +138,7 @@ def _rows(
         made += [_Made(rows[place], int(rows[place]["expert"]), place, idle()) for place in front]
         made += [renamed(place, idle()) for place in some(places, most // BEHIND) * BEHIND]
         told = [place for place, row in enumerate(kept) if text_parts(row, text_field)]
-        made += [_Made(kept[place], RETAIN, -1, idle()) for place in some(told, min(most, len(rows)))]
+        made += [_Made(kept[place], RETAIN, -1, idle()) for place in some(told, most // BEHIND) * BEHIND]
     return made
 
 

@@ -28,12 +28,12 @@ from alter_peft.evaluation.attacks.asking_otherwise import IDLE, prefixed
 
 WAYS = {
     "linear, no copies, half-life 8": (AlterConfig(router_hidden_size=0, router_half_life=8.0), 0),
-    "linear, 6 copies": (AlterConfig(router_hidden_size=0), 6),
+    "linear, 12 copies": (AlterConfig(router_hidden_size=0), 12),
     "hidden layer, no copies": (AlterConfig(), 0),
-    "hidden layer, 6 copies, half-life 8": (AlterConfig(router_half_life=8.0), 6),
-    "hidden layer, 6 copies, half-life 24": (AlterConfig(router_half_life=24.0), 6),
-    "hidden layer, 12 copies": (AlterConfig(), 12),
-    "hidden layer, 6 copies (default)": (AlterConfig(), 6),
+    "hidden layer, 12 copies, half-life 8": (AlterConfig(router_half_life=8.0), 12),
+    "hidden layer, 12 copies, half-life 24": (AlterConfig(router_half_life=24.0), 12),
+    "hidden layer, 6 copies": (AlterConfig(), 6),
+    "hidden layer, 12 copies (default)": (AlterConfig(), 12),
 }
 
 
