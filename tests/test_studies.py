@@ -81,7 +81,8 @@ def test_a_shuffled_mask_has_as_many_tokens_elsewhere(tokenizer, tmp_path, monke
     forget = torch.tensor([True, True, False, False]).unsqueeze(1).expand_as(labelled)
     high = torch.zeros_like(labelled)
     high[:, :8] = True
-    monkeypatch.setattr(AlterUnlearnTrainer, "_masks", lambda *_: TokenMasks(labelled, forget, ~high, high))
+    masks = TokenMasks(labelled, forget, ~high, high, torch.zeros_like(high))
+    monkeypatch.setattr(AlterUnlearnTrainer, "_masks", lambda *_: masks)
     trainer = trainer_of(ShuffledMaskTrainer, tokenizer, tmp_path)
     found = trainer._masks({})
     assert torch.equal(found.high[2:], high[2:]) and torch.equal(found.low, ~found.high)

@@ -519,7 +519,7 @@ def test_a_retain_expert_at_rest_costs_no_pass(tmp_path, tokenizer, caplog):
     assert AlterUnlearnConfig.retain_weight == 0 and UnlearnConfig.retain_weight == 1
     states, logs, alone = [], [], {**SGD, "structural_weight": 0}
     for weight in (1.0, 0.0):
-        trainer = make_trainer(tmp_path, tokenizer, adapter={}, max_steps=2, retain_weight=weight, **alone)
+        trainer = make_trainer(tmp_path, tokenizer, adapter={}, max_steps=1, retain_weight=weight, **alone)
         trainer.prepare()
         rows = []  # of each pass that is differentiated
         handle = trainer.scored.decoder.register_forward_hook(
@@ -531,7 +531,7 @@ def test_a_retain_expert_at_rest_costs_no_pass(tmp_path, tokenizer, caplog):
         states.append(adapter_state(trainer))
         logs.append(first_log(trainer))
     for name, value in states[1].items():
-        if "alter_B.default.0" in name:
+        if name.endswith("alter_B.default.retain"):
             assert not value.any()
         else:
             torch.testing.assert_close(value, states[0][name], rtol=1e-4, atol=1e-6)
@@ -656,10 +656,11 @@ def test_phase_one_finds_the_same_entropy_whatever_its_batches(tmp_path, tokeniz
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
-def test_rates_and_weights_are_the_papers(tmp_path):
+def test_rates_and_weights(tmp_path):
+    """The paper's but for eta_B, 1e-3 there, and the weight of the retain loss, 1 there."""
     args = AlterUnlearnConfig(output_dir=str(tmp_path), bf16=False)
-    assert (args.learning_rate, args.shared_learning_rate) == (1e-3, 1e-5)
-    assert (args.forget_weight, args.retain_weight, args.structural_weight) == (1.0, 1.0, 0.01)
+    assert (args.learning_rate, args.shared_learning_rate) == (4e-3, 1e-5)
+    assert (args.forget_weight, args.retain_weight, args.structural_weight) == (1.0, 0.0, 0.01)
     assert args.per_device_train_batch_size == 4
 
 
