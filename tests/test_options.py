@@ -102,7 +102,7 @@ def test_the_configurations_of_the_trainers_are_read():
     assert parse_values(AlterUnlearnConfig, {"stopping_tolerance": None}) == {"stopping_tolerance": None}
     with pytest.raises(ValueError, match="`structural_interval` is 'often', but must be int"):
         parse_values(AlterUnlearnConfig, {"structural_interval": "often"})
-    with pytest.raises(ValueError, match=r"`forget_loss` is 'flat', but must be one of \['level', 'profile'"):
+    with pytest.raises(ValueError, match=r"`forget_loss` is 'flat', but must be one of \['tokens', 'soft_targets'"):
         read_options("alter", {"forget_loss": "flat"})
     with pytest.raises(ValueError, match=r"'full_ga' have `adapter` .*, but all weights are trained. Remove it"):
         read_options("full_ga", {"adapter": {"r": 4}})
