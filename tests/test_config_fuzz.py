@@ -82,7 +82,9 @@ def check(source: Path, folder: Path, changes: dict[str, Any], removed: set[str]
         return
     config = model.peft_config["default"].to_dict()
     for name, value in changed.items():
-        if name in config and name not in ("inference_mode", "peft_type", "weights_sha256") and value is not None:
+        if value is None or (value in ([], {}) and name in ("modules_to_save", "trainable_token_indices")):
+            continue  # none
+        if name in config and name not in ("inference_mode", "peft_type", "weights_sha256"):
             listed = [value] if name == "layers_to_transform" and isinstance(value, int) else value
             assert plain(config[name]) in (plain(value), plain(listed)), name
     with torch.no_grad():

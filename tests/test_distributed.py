@@ -139,7 +139,7 @@ def test_phase_one_is_the_main_process_own(folder, two):
     assert any(value.any() for name, value in one.items() if ".forget_0" in name)
     assert_close(other, main, tolerance=0.0)
     fitted = [name for name in one if ".alter_router." in name]  # a regression, whose solver magnifies rounding
-    assert len(fitted) == 2 and all(main.pop(name).any() and one.pop(name).any() for name in fitted)
+    assert len(fitted) == 4 and all(main.pop(name).any() and one.pop(name).any() for name in fitted)
     assert_close(main, one, tolerance=1e-6)
 
 

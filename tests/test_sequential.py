@@ -115,7 +115,7 @@ def test_what_is_kept_is_the_probability_part_of_utility(tokenizer):
 @pytest.mark.parametrize("name", ["alter", "lora_ga"])
 def test_what_was_saved_says_what_was_trained(name, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    options = {"max_steps": 2, "disable_tqdm": True, "learning_rate": 1e-2, "bf16": False}
+    options = {"max_steps": 2, "disable_tqdm": True, "learning_rate": 1e-2, "bf16": False, "retain_weight": 1.0}
     base = make_llama(len(tokenizer))
     live, _ = run_requests(
         METHODS[name], copy.deepcopy(base), tokenizer, in_parts(4), GIVEN, not_measured, tmp_path, 0, options,
