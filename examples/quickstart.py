@@ -21,6 +21,6 @@ trainer = AlterUnlearnTrainer(model, args, train_dataset=forget, retain_dataset=
 trainer.train()
 trainer.save_model()
 
-ask = pipeline("text-generation", model, tokenizer=trainer.processing_class, max_new_tokens=16)
+ask = pipeline("text-generation", model, tokenizer=trainer.processing_class, max_new_tokens=16, do_sample=False)
 for country in ("France", "Germany"):
     print(ask([{"role": "user", "content": f"What is the capital of {country}?"}])[0]["generated_text"][-1]["content"])
