@@ -67,7 +67,7 @@ def make_trainer(
 ) -> AlterUnlearnTrainer:
     """The trainer of the demo; it is the same for whoever studies a part of it."""
     args = AlterUnlearnConfig(
-        output_dir=str(folder / "adapter"), seed=seed, learning_rate=2e-3,
+        output_dir=str(folder / "adapter"), seed=seed,
         save_strategy="no", report_to="none", logging_steps=5, **options,
     )  # fmt: skip
     return AlterUnlearnTrainer(
