@@ -241,7 +241,8 @@ VISION_LANGUAGE = {
 @routers
 @pytest.mark.parametrize("family", VISION_LANGUAGE)
 def test_text_decoder_of_a_vision_language_model(family, router):
-    model = adapt(build(VISION_LANGUAGE[family]), 8.0, **router)
+    # without a hidden layer, which magnifies rounding where it is random
+    model = adapt(build(VISION_LANGUAGE[family]), 8.0, router_hidden_size=0, **router)
     adapted = [name for name, module in model.named_modules() if isinstance(module, AlterLinear)]
     assert adapted and all(".language_model.layers." in name for name in adapted)
     ids = IDS.clamp(max=IMAGE_TOKEN - 1)
@@ -254,12 +255,10 @@ def test_text_decoder_of_a_vision_language_model(family, router):
         base = logits(model, **inputs)
     changed = logits(model, **inputs)
     assert not torch.allclose(changed, base, atol=1e-2)
-    alone = {
-        name: value[2:] for name, value in inputs.items()
-    }  # the row without padding; random gates magnify rounding
-    torch.testing.assert_close(logits(model, **alone), changed[2:], atol=1e-3, rtol=1e-3)
+    alone = {name: value[2:] for name, value in inputs.items()}  # the row without padding
+    torch.testing.assert_close(logits(model, **alone), changed[2:], atol=2e-4, rtol=1e-4)
     shorter = {**{name: value[:1, 4:] for name, value in inputs.items()}, "pixel_values": inputs["pixel_values"][:1]}
-    torch.testing.assert_close(logits(model, **shorter), changed[:1, 4:], atol=1e-3, rtol=1e-3)  # without its padding
+    torch.testing.assert_close(logits(model, **shorter), changed[:1, 4:], atol=2e-4, rtol=1e-4)  # without its padding
     options = {**inputs, "suppress_tokens": [IMAGE_TOKEN]}  # which has no image, where a random model says it
     expected = generated(model, **options)
     assert torch.equal(generated(model, use_cache=False, **options), expected)
