@@ -89,7 +89,7 @@ def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 def test_two_processes_do_what_one_does(folder, two):
     """Accumulation, checkpointing, the structural term and KL to the base included, with weights on one of them."""
     one = load_file(folder / "adapter-of-one" / "adapter_model.safetensors")
-    # the structural term is a central difference, which magnifies rounding
+    # under FSDP2 the structural term is a central difference, which magnifies rounding
     assert_close(load_file(two / "trajectory" / "adapter_model.safetensors"), one, tolerance=1e-4)
     before = torch.load(folder / "before.pt")
     for part in (".alter_A.", ".forget_0", ".forget_1", ".retain"):
@@ -100,6 +100,7 @@ def test_two_processes_do_what_one_does(folder, two):
     same = ("loss", "loss/forget", "loss/retain", "loss/structural", "grad_norm/shared", "grad_norm/experts")
     assert len(logs[1]) > 4
     for of_two, of_one in zip(*(log[:-1] for log in logs), strict=True):
+        of_one.setdefault("grad_norm/shared", 0.0)  # one process gives A no gradient in steps without the term
         assert [of_two[name] for name in same] == pytest.approx([of_one[name] for name in same], rel=1e-2)
 
 

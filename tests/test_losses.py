@@ -14,6 +14,7 @@ from alter_peft.entropy import chunked_tsallis_entropy, tsallis_entropy
 from alter_peft.losses import (
     TokenScores,
     cross_entropy_loss,
+    exact_structural_invariance,
     inverted_hinge_loss,
     kl_to_base_loss,
     level_loss,
@@ -469,6 +470,26 @@ def test_structural_gradient_matches_exact_double_backward(q: float) -> None:
     assert relative_error(result.gradients[:2], expected) < 1e-4
     assert network.evaluations == 4  # the reference's one and three
     assert all(tensor.grad is None for tensor in network.shared)
+
+
+@pytest.mark.parametrize("q", [0.5, 1, 2])
+def test_structural_gradient_by_double_backward_is_exact(q: float) -> None:
+    network = TinyNetwork(q=q)
+    value, expected = network.exact()
+    result = exact_structural_invariance(network.signed(), network.shared)
+    torch.testing.assert_close(result.value, value, rtol=1e-12, atol=0)
+    assert relative_error(result.gradients[:2], expected) < 1e-12
+    assert torch.equal(result.gradients[2], torch.zeros(3, dtype=torch.float64))
+    assert network.evaluations == 2 and not result.value.requires_grad
+    assert all(tensor.grad is None for tensor in network.shared)
+
+
+def test_structural_gradient_of_what_is_linear_in_A_is_zero() -> None:
+    a = torch.ones(3, requires_grad=True)
+    result = exact_structural_invariance(lambda: 2 * a.sum(), [a])
+    assert result.value.item() == 12 and torch.equal(result.gradients[0], torch.zeros(3))
+    with pytest.raises(ValueError, match="shared is empty"):
+        exact_structural_invariance(lambda: a.sum(), [])
 
 
 def test_structural_gradient_converges_with_the_square_of_the_step() -> None:

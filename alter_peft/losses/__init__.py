@@ -34,7 +34,7 @@ from .retain import (
     kl_to_base_loss,
 )
 from .scores import TokenScores, score_tokens
-from .structural import StructuralInvariance, structural_invariance
+from .structural import StructuralInvariance, exact_structural_invariance, structural_invariance
 
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "activation_loss",
     "cross_entropy_loss",
     "dpo_loss",
+    "exact_structural_invariance",
     "generic_labels",
     "gradient_ascent_loss",
     "inverted_hinge_loss",

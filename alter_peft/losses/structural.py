@@ -23,6 +23,35 @@ class StructuralInvariance(NamedTuple):
     gradients: list[Tensor]
 
 
+def exact_structural_invariance(
+    signed_entropy: Callable[[], Tensor], shared: Sequence[Tensor]
+) -> StructuralInvariance:
+    """Structural invariance as [`structural_invariance`] has it, with its exact gradient, by double backward.
+
+    Everything between `shared` and f needs a second derivative. It costs one forward pass and about three backward
+    ones, and holds what they save; under bfloat16 autocast the relative error of the gradient was 3e-2 on a random
+    ten-layer transformer (`examples/studies/structural_term.py`).
+
+    Args:
+        signed_entropy: computes f, a scalar, from `shared`. Called once.
+        shared: A of every adapted layer, tensors that require gradients; those that f does not use get zeros.
+
+    Returns:
+        The value and its gradients. Nothing is accumulated into `.grad`.
+
+    Raises:
+        ValueError: if `shared` is empty.
+        RuntimeError: of torch's, where something has no second derivative.
+    """
+    _check_any(shared)
+    first = torch.autograd.grad(signed_entropy(), shared, create_graph=True, allow_unused=True, materialize_grads=True)
+    value = torch.stack([gradient.square().sum() for gradient in first]).sum()
+    if not value.requires_grad:  # f is linear in all of them
+        return StructuralInvariance(value, [torch.zeros_like(tensor) for tensor in shared])
+    gradients = torch.autograd.grad(value, shared, allow_unused=True, materialize_grads=True)
+    return StructuralInvariance(value.detach(), list(gradients))
+
+
 def structural_invariance(
     signed_entropy: Callable[[], Tensor], shared: Sequence[Tensor], step: float = 1e-3
 ) -> StructuralInvariance:
@@ -54,8 +83,7 @@ def structural_invariance(
     """
     if not step > 0:
         raise ValueError(f"step is {step}; it must be above 0.")
-    if not shared:
-        raise ValueError("shared is empty; give at least one tensor.")
+    _check_any(shared)
     gradient = _first_derivative(signed_entropy, shared)
     norm = _joint_norm(gradient)
     value = torch.tensor(norm**2, dtype=torch.promote_types(shared[0].dtype, torch.float32), device=shared[0].device)
@@ -65,6 +93,11 @@ def structural_invariance(
     displacement = [tensor * (length / norm) for tensor in gradient]
     ahead, behind = _derivatives_beside(signed_entropy, shared, displacement)
     return StructuralInvariance(value, [(a - b) * (norm / length) for a, b in zip(ahead, behind, strict=True)])
+
+
+def _check_any(shared: Sequence[Tensor]) -> None:
+    if not shared:
+        raise ValueError("shared is empty; give at least one tensor.")
 
 
 def _first_derivative(function: Callable[[], Tensor], shared: Sequence[Tensor]) -> list[Tensor]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         - **subdomains** (`dict[str, Subdomain]`) -- For each name in `domains` that `train_dataset` has rows of, their
           indices (`rows`) and, of discovered sub-domains, the words that set them apart (`terms`), which are not
           saved.
-        - **structural_weight** (`float`) -- `args.structural_weight`, or 0 where L_struct is left out.
+        - **structural_weight** (`float`) -- `args.structural_weight`, or 0 where phase I leaves L_struct out.
 
     Example:
 
@@ -125,27 +126,14 @@ class AlterUnlearnTrainer(UnlearnTrainer):
                 f"`retain_weight` is 0, but `router={config.router!r}` lets retained text into the forget experts, "
                 "and nothing holds it. Set `retain_weight=1`."
             )
-        self.structural_weight = self._usable_structural_weight()
-        self._structural = StructuralTerm(
-            self.scored, self.adapter_name, self.args, self.structural_weight, self.accelerator
-        )
+        self._structural = StructuralTerm(self.scored, self.adapter_name, self.args, self.accelerator)
         self._freeze_shared()
         self.add_callback(Isolation(self.accelerator, self.skipped_groups))
 
-    def _usable_structural_weight(self) -> float:
-        """`structural_weight`, or 0 in a precision in which L_struct is noise."""
-        weight = self.scored.base.get_output_embeddings().weight
-        # autocast cannot be left where the weights themselves are of the lower precision
-        rounds = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        mixed = self.accelerator.mixed_precision if rounds else "no"
-        if self.args.structural_weight == 0 or (weight.dtype in (torch.float32, torch.float64) and mixed == "no"):
-            return self.args.structural_weight
-        logger.warning(
-            f"The base model is in {weight.dtype if mixed == 'no' else mixed}, in which L_struct is noise, so it "
-            "is left out (`structural_weight=0`) and A stays as it is. Load the model with `dtype=torch.float32` "
-            "(under FSDP and DeepSpeed also `mixed_precision: 'no'`) to have it."
-        )
-        return 0.0  # not written to the user's arguments, which may serve for another model
+    @property
+    def structural_weight(self) -> float:
+        """`args.structural_weight`, or 0 where L_struct is left out."""
+        return self._structural.weight
 
     def _set_up_data(self, forget: Dataset, retain: Dataset, calibration: Dataset | None) -> None:
         super()._set_up_data(forget, retain, calibration)
@@ -207,6 +195,8 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         if several:
             found, unseen, as_given, guide = from_main_process((found, unseen, as_given, guide))
         forget, retain = phase.use(found, self._forget, self._retain)
+        self._structural.begin(phase.high_tokens, self.alter_config.entropy_threshold)
+        self._freeze_shared()
         of_base = phase.forget_log_probabilities
         known, kept = as_given or (of_base, phase.retain_log_probabilities)
         needed = known if "reference" in self.args.loss.needs else of_base
@@ -290,11 +280,20 @@ class AlterUnlearnTrainer(UnlearnTrainer):
     def _masks(self, batch: dict[str, Tensor]) -> TokenMasks:
         return token_masks(batch, self.alter_config.entropy_threshold)
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """As the parent's; of the rows of the step, the one that L_struct looks at is drawn."""
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            self._structural.draw(batches, self._masks, self.state.global_step)
+        return batches, count
+
     def _terms(
         self, model: nn.Module, inputs: dict[str, Any], masks: TokenMasks, count: dict[str, float]
     ) -> dict[str, Tensor]:
         """The three terms of Eq. 8."""
-        structural = self._structural(inputs, masks.high, count["structural"], self.state.global_step)
+        structural = self._structural(inputs, masks.high, self.state.global_step)
         return {**super()._terms(model, inputs, masks, count), "structural": structural}
 
     def hidden_states(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
@@ -313,7 +312,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         """The names of the experts that no row of the present step teaches, and `shared` where A does not move."""
         names = ["retain", *(f"forget_{d}" for d in range(len(self.experts_with_rows) - 1))]
         skipped = {name for name, has_rows in zip(names, self.experts_with_rows, strict=True) if not has_rows}
-        return skipped if self._structural.due(self.state.global_step) else skipped | {"shared"}
+        return skipped if self._structural.drawn is not None else skipped | {"shared"}
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clip every expert by itself: one norm over all would couple them."""

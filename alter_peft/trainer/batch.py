@@ -78,20 +78,20 @@ def count_terms(
     batch: dict[str, Tensor], masks: TokenMasks, loss: ForgetLoss, weights: tuple[float, float], num_experts: int
 ) -> Tensor:
     """
-    What the forget, retain and structural terms of a batch are sums over, and rows that each expert learns from.
+    What the forget and the retain term of a batch are sums over, and rows that each expert learns from.
 
     Args:
         weights: of the forget and the retain term; a term of weight 0 teaches nothing.
         num_experts: 1 + N.
 
     Returns:
-        (3 + 1 + N,), float.
+        (2 + 1 + N,), float.
     """
     aimed, kept = masks.aimed(loss), masks.kept
     learns = aimed.any(dim=1) & (weights[0] > 0) | kept.any(dim=1) & (weights[1] > 0)
     rows = torch.bincount(batch["expert"][learns], minlength=num_experts)
     of_forget = aimed.any(dim=1).sum() if loss.over == "rows" else aimed.sum()
-    return torch.cat([torch.stack([of_forget, kept.sum(), masks.high.sum()]), rows]).float()
+    return torch.cat([torch.stack([of_forget, kept.sum()]), rows]).float()
 
 
 @torch.no_grad()

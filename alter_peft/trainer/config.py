@@ -239,7 +239,7 @@ class AlterUnlearnConfig(UnlearnConfig):
     structural_weight: float = option(0.01, f"lambda of Eq. 8, the weight of L_struct; 0 freezes A. {NO_EFFECT}")
     structural_q: float = option(0.5, "Order of the Tsallis entropy in L_struct.")
     structural_interval: int = option(
-        16, "Evaluate L_struct every so many steps, times this number (lazy regularisation)."
+        16, "Evaluate L_struct every so many steps, on one row, times this number (lazy regularisation)."
     )
 
     counterfactual_copies: int = option(

@@ -88,9 +88,9 @@ class PairTrainer(SavingTrainer):
         counts = torch.stack(counted).sum(dim=0)
         if self.args.world_size > 1:
             counts = self.accelerator.gather(counts.to(device).unsqueeze(0)).sum(dim=0)
-        forget, retain, structural = counts[:3].clamp(min=1).tolist()
-        self.experts_with_rows = (counts[3:] > 0).tolist()
-        return batches, {"forget": forget, "retain": retain, "structural": structural}
+        forget, retain = counts[:2].clamp(min=1).tolist()
+        self.experts_with_rows = (counts[2:] > 0).tolist()
+        return batches, {"forget": forget, "retain": retain}
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """As the parent's, which under DeepSpeed would round S_q to the model's own precision."""

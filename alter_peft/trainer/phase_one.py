@@ -170,8 +170,12 @@ class PhaseOne:
         return found
 
     def use(self, found: dict[str, Tensor], forget: Dataset, retain: Dataset) -> tuple[Dataset, Dataset]:
-        """Sets the threshold and the router to what was found; the two sets with the column `entropy`."""
+        """Sets the threshold and the router to what was found; the two sets with the column `entropy`.
+
+        `high_tokens` is then how many answer tokens of the two have an entropy above the threshold.
+        """
         self.config.entropy_threshold = float(found["threshold"])
+        self.high_tokens = int(found["high"])
         self.forget_log_probabilities = list(found["log_probability"].split(found["labelled"].tolist()))
         self.retain_log_probabilities = list(found["retain_log_probability"].split(found["retain_labelled"].tolist()))
         self.astray = Astray(*found["astray"].tolist()) if "astray" in found else None
@@ -221,6 +225,8 @@ class PhaseOne:
             found[f"{prefix}log_probability"] = torch.cat(known)
             found[f"{prefix}labelled"] = torch.tensor([len(row) for row in known])
         found["threshold"] = torch.tensor(threshold, dtype=torch.float64)
+        is_answer = answer_positions(both["labels"])
+        found["high"] = (seen.entropy[torch.from_numpy(is_answer)] > threshold).sum()
         if self.config.is_gated:
             found |= self._fit(seen, experts, sample, texts, threshold, batch_size, seed)
             router = self.config.routing
@@ -228,8 +234,7 @@ class PhaseOne:
                 # as the adapter will be asked
                 entropy = None if self.config.inference_entropy == "none" else seen.entropy[sample]
                 features = router.features(seen.averages, entropy, threshold)
-                is_answer = answer_positions(both["labels"])[sample]
-                found["astray"] = torch.tensor(shares_astray(found, features, experts[sample], is_answer))
+                found["astray"] = torch.tensor(shares_astray(found, features, experts[sample], is_answer[sample]))
         return found
 
     def _fit(
@@ -268,7 +273,7 @@ class PhaseOne:
             digest.update(chunk)
         c = self.config
         settings: list[Any] = [c.entropy_q, c.entropy_quantile, c.router, c.router_layer, c.router_half_life]
-        settings += [c.num_forget_experts, None if c.entropy_quantile is not None else c.entropy_threshold, seed, 9]
+        settings += [c.num_forget_experts, None if c.entropy_quantile is not None else c.entropy_threshold, seed, 10]
         settings += [c.routing.retain_competes, c.inference_entropy, c.router_hidden_size, texts]
         device = self.scored.device.type
         if torch.is_autocast_enabled(device):
