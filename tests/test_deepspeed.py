@@ -16,7 +16,7 @@ from conftest import make_llama
 from deepspeed_run import started_from_clusters, train_and_save, trainer_from
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
-from trainer_setup import adapter_state
+from trainer_setup import adapter_state, central_difference
 from transformers import PreTrainedTokenizerBase, TrainerState
 
 from alter_peft import AlterConfig, AlterUnlearnTrainer
@@ -39,7 +39,11 @@ def state_of(trainer: AlterUnlearnTrainer, expert: str) -> float:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> Path:
-    """What one process does from `base/` and `start/`, where the two processes start too."""
+    """
+    What one process does from `base/` and `start/`, where the two processes start too, in `one-adapter/`.
+
+    `one-by-difference/` is another, whose structural term has the gradient that it has under ZeRO-3.
+    """
     place = tmp_path_factory.mktemp("deepspeed")
     tokenizer.save_pretrained(place / "tokenizer")
     make_llama(len(tokenizer)).save_pretrained(place / "base")
@@ -52,6 +56,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeni
         torch.save(adapter_state(trainer), place / "before.pt")
         train_and_save(trainer, place / "one-adapter")
         assert trainer.state.global_step == state_of(trainer, "retain") > state_of(trainer, "forget_1")  # which rests
+        with central_difference():
+            train_and_save(trainer_from(place, place / "one", tokenizer), place / "one-by-difference")
         found = started_from_clusters(trainer_from(place, place / "one", tokenizer))
         torch.save(found, place / "clusters.pt")
     return place
@@ -84,9 +90,15 @@ def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
         )
 
 
+def of_one(folder: Path, two: Path) -> Path:
+    """What one process trained as the two have."""
+    return folder / ("one-adapter" if two.name == "zero2" else "one-by-difference")
+
+
 def test_two_processes_under_deepspeed_do_what_one_does(folder, two):
     """Experts and A that rest, the structural term, checkpointing, KL to the base, the distance from the level."""
-    one = load_file(folder / "one-adapter" / "adapter_model.safetensors")
+    place = of_one(folder, two)
+    one = load_file(place / "adapter_model.safetensors")
     found = load_file(two / "trajectory" / "adapter_model.safetensors")
     # under ZeRO-3 the structural term is a central difference, which magnifies rounding
     assert_close(found, one, tolerance=1e-4)
@@ -95,12 +107,12 @@ def test_two_processes_under_deepspeed_do_what_one_does(folder, two):
         keys = [key.rsplit(".", 1) for key in one if part in f"{key}."]
         moved = [(one[f"{a}.{b}"] - before[f"{a}.default.{b}"]).abs().max().item() for a, b in keys]
         assert max(moved) > 1e-3, part
-    places = two / "trajectory", folder / "one-adapter"
+    places = two / "trajectory", place
     logs = [TrainerState.load_from_json(place / "state.json").log_history for place in places]
     same = ("loss", "loss/forget", "loss/retain", "loss/structural")
     assert len(logs[1]) > 8
-    for of_two, of_one in zip(*(log[:-1] for log in logs), strict=True):
-        assert [of_two[name] for name in same] == pytest.approx([of_one[name] for name in same], rel=1e-2)
+    for of_two, of_single in zip(*(log[:-1] for log in logs), strict=True):
+        assert [of_two[name] for name in same] == pytest.approx([of_single[name] for name in same], rel=1e-2)
     gaps = [float((place / "gap.txt").read_text()) for place in places]
     assert gaps[0] == pytest.approx(gaps[1], rel=1e-3) and gaps[1] > 0.1
 
@@ -109,7 +121,7 @@ def test_an_adapter_of_deepspeed_loads_in_one(folder, two, tokenizer):
     ids = torch.tensor([tokenizer("Where does Alice live? Alice lives in")["input_ids"]])
     logits = [
         PeftModel.from_pretrained(make_llama(len(tokenizer)), place).eval()(ids).logits
-        for place in (two / "trajectory", folder / "one-adapter")
+        for place in (two / "trajectory", of_one(folder, two))
     ]
     scale = logits[1].abs().max().item()
     torch.testing.assert_close(*logits, atol=1e-3 * scale, rtol=0.0)

@@ -25,7 +25,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, StateDictType
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from trainer_setup import adapter_state, make_trainer
+from trainer_setup import adapter_state, central_difference, make_trainer
 from transformers import PreTrainedTokenizerBase, TrainerState
 
 from alter_peft import AlterConfig
@@ -46,7 +46,11 @@ LAUNCHES: dict[str, list[str]] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> Path:
-    """What one process finds: `one/`, and its adapter in `adapter-of-one/`, from which the two processes go on."""
+    """
+    What one process finds: `one/`, and its adapter in `adapter-of-one/`, from which the two processes go on.
+
+    `adapter-by-difference/` is another, whose structural term has the gradient that it has under FSDP2.
+    """
     place = tmp_path_factory.mktemp("distributed")
     tokenizer.save_pretrained(place / "tokenizer")
     with pytest.MonkeyPatch.context() as patch:
@@ -56,6 +60,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeni
         trainer.train()
         trainer.save_model(place / "adapter-of-one")
         trainer.state.save_to_json(place / "adapter-of-one" / "state.json")
+        with central_difference():
+            trainer = make_trainer(place / "one", tokenizer, adapter={"init_weights": False}, **TRAJECTORY)
+            trainer.train()
+        trainer.save_model(place / "adapter-by-difference")
+        trainer.state.save_to_json(place / "adapter-by-difference" / "state.json")
         clusters = make_trainer(place / "one", tokenizer, **CLUSTERS)
         clusters.prepare()
         torch.save({**adapter_state(clusters), "targets": clusters.measured.targets}, place / "clusters.pt")
@@ -86,22 +95,28 @@ def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
         )
 
 
+def of_one(folder: Path, two: Path) -> Path:
+    """What one process trained as the two have."""
+    return folder / ("adapter-of-one" if two.name == "ddp" else "adapter-by-difference")
+
+
 def test_two_processes_do_what_one_does(folder, two):
     """Accumulation, checkpointing, the structural term and KL to the base included, with weights on one of them."""
-    one = load_file(folder / "adapter-of-one" / "adapter_model.safetensors")
+    place = of_one(folder, two)
+    one = load_file(place / "adapter_model.safetensors")
     # under FSDP2 the structural term is a central difference, which magnifies rounding
     assert_close(load_file(two / "trajectory" / "adapter_model.safetensors"), one, tolerance=1e-4)
     before = torch.load(folder / "before.pt")
     for part in (".alter_A.", ".forget_0", ".forget_1", ".retain"):
         moved = [(one[n] - before[_with_name(n)]).abs().max().item() for n in one if part in f"{n}."]
         assert max(moved) > 1e-2, part
-    places = two / "trajectory", folder / "adapter-of-one"
+    places = two / "trajectory", place
     logs = [TrainerState.load_from_json(place / "state.json").log_history for place in places]
     same = ("loss", "loss/forget", "loss/retain", "loss/structural", "grad_norm/shared", "grad_norm/experts")
     assert len(logs[1]) > 4
-    for of_two, of_one in zip(*(log[:-1] for log in logs), strict=True):
-        of_one.setdefault("grad_norm/shared", 0.0)  # one process gives A no gradient in steps without the term
-        assert [of_two[name] for name in same] == pytest.approx([of_one[name] for name in same], rel=1e-2)
+    for found, expected in zip(*(log[:-1] for log in logs), strict=True):
+        expected.setdefault("grad_norm/shared", 0.0)  # one process gives A no gradient in steps without the term
+        assert [found[name] for name in same] == pytest.approx([expected[name] for name in same], rel=1e-2)
 
 
 def _with_name(key: str) -> str:
@@ -114,7 +129,7 @@ def test_an_adapter_of_two_processes_loads_in_one(folder, two, tokenizer):
     ids = torch.tensor([tokenizer("Where does Alice live? Alice lives in")["input_ids"]])
     logits = [
         PeftModel.from_pretrained(make_llama(len(tokenizer)), place).eval()(ids).logits
-        for place in (two / "trajectory", folder / "adapter-of-one")
+        for place in (two / "trajectory", of_one(folder, two))
     ]
     # weights agree to 1e-4 of their size (above), so logits to about that of theirs, and no better
     scale = logits[1].abs().max().item()

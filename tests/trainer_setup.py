@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from conftest import make_llama
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
+from alter_peft.trainer.structural import StructuralTerm
 
 
 PEOPLE = [("Alice", "Paris", "home"), ("Bob", "rye", "bread"), ("Carl", "Oslo", "home"), ("Dora", "oats", "bread")]
@@ -67,6 +71,14 @@ def make_trainer(
         processing_class=tokenizer,
         **(others or {}),
     )
+
+
+@contextmanager
+def central_difference() -> Iterator[None]:
+    """Inside, L_struct's gradient is what FSDP2 and ZeRO-3 have, a central difference."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StructuralTerm, "_obstacle", lambda self: "as in parts")
+        yield
 
 
 def adapter_state(trainer: AlterUnlearnTrainer) -> dict[str, torch.Tensor]:

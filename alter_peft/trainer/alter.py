@@ -192,7 +192,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         if several:
             found, unseen, as_given, guide = from_main_process((found, unseen, as_given, guide))
         forget, retain = phase.use(found, self._forget, self._retain)
-        self._structural.begin(phase.high_tokens, self.alter_config.entropy_threshold)
+        self._structural.begin(phase.high_tokens, float(found["threshold"]))
         self._freeze_shared()
         of_base = phase.forget_log_probabilities
         known, kept = as_given or (of_base, phase.retain_log_probabilities)

@@ -58,12 +58,10 @@ class SignedEntropy:
         scored, name = self.scored, self.adapter_name
         gating: Any = scored.gating
         self.calls += 1
-        precision, attention = torch.autocast(self.positions.device.type, enabled=False), nullcontext()
-        if self.autocast is not None:
-            precision, attention = self.autocast(), _plain_attention(scored.decoder)
+        device = self.positions.device.type
         with (
-            precision,
-            attention,
+            torch.autocast(device, enabled=False) if self.autocast is None else self.autocast(),
+            nullcontext() if self.autocast is None else _plain_attention(scored.decoder),
             evaluating(scored.decoder),
             _without_graph(scored.base.get_input_embeddings()),
             _added([layer.alter_A[name] for layer in scored.layers_of(name)], self.offsets),
