@@ -158,10 +158,19 @@ class AlterUnlearnTrainer(UnlearnTrainer):
             retain,
             self._subjects,
             self.args.counterfactual_copies if reads else 0,
-            self._token_ids,
+            self._tokens,
             self.args.dataset_text_field,
             self.args.seed,
-        )
+        ).of_windows(self._forget)
+        for line in self.subject_lines:
+            logger.info(line)
+        if self._router_texts.warning is not None:
+            logger.warning(self._router_texts.warning)
+
+    @property
+    def subject_lines(self) -> list[str]:
+        """Whom or what the rows to forget are about, as a router was to learn it; empty without copies."""
+        return self._router_texts.lines
 
     @property
     def shared_matrices(self) -> list[nn.Parameter]:
