@@ -153,19 +153,10 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         self._known = self._forget  # phase I looks at all of them anyway
         self.alter_config.domains = self._domains
         reads = self.alter_config.routing.reads_context
-        self._router_texts = router_texts(
-            forget,
-            retain,
-            self._subjects,
-            self.args.counterfactual_copies if reads else 0,
-            self._tokens,
-            self.args.dataset_text_field,
-            self.args.seed,
-        ).of_windows(self._forget)
-        for line in self.subject_lines:
-            logger.info(line)
-        if self._router_texts.warning is not None:
-            logger.warning(self._router_texts.warning)
+        copies, field = self.args.counterfactual_copies if reads else 0, self.args.dataset_text_field
+        texts = router_texts(forget, retain, self._subjects, copies, self._tokens, field, self.args.seed)
+        self._router_texts = texts.of_windows(self._forget)
+        self._router_texts.say()
 
     @property
     def subject_lines(self) -> list[str]:

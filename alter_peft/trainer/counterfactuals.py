@@ -9,6 +9,7 @@ from itertools import takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
+from accelerate import logging
 from datasets import Dataset
 
 from alter_peft.renaming import WITH_FACTS, Renaming
@@ -17,6 +18,7 @@ from alter_peft.subjects import Subject, change_texts, find_subjects, shown, tex
 from alter_peft.tuner.router_fit import COUNTERFACTUAL, GENERAL, RETAIN
 
 
+logger = logging.get_logger(__name__)
 MOST_TOKENS = 60_000  # of all copies, about, whatever the number of rows to forget
 BEHIND = 2  # times that a row, and as many copies of one to forget, stand behind other text
 LISTED = 8  # subjects, and rows without one, that are named at most
@@ -74,6 +76,13 @@ class RouterTexts(NamedTuple):
             "from no copies about others (`counterfactual_copies`) and may send what is asked of others to the forget "
             "experts. Give a column `subject` with the names."
         )
+
+    def say(self) -> None:
+        """Log it."""
+        for line in self.lines:
+            logger.info(line)
+        if self.warning is not None:
+            logger.warning(self.warning)
 
     def of_windows(self, forget: Dataset) -> RouterTexts:
         """
