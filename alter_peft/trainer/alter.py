@@ -25,7 +25,7 @@ from .config import AlterUnlearnConfig, UnlearnConfig
 from .counterfactuals import router_texts
 from .distributed import from_main_process, gathering_layers, is_zero3_split, zero3_gathered
 from .initialization import start_from_clusters
-from .inputs import Subdomain, assign_experts, check_unscaled
+from .inputs import Subdomain, assign_experts, check_unscaled, warn_of_weights
 from .isolation import Isolation, clip_by_source, parameter_groups
 from .phase_one import PhaseOne
 from .structural import StructuralTerm
@@ -121,11 +121,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
             raise ValueError("`model` has a frozen adapter. Load it with `is_trainable=True`.")
         config = self.alter_config
         config.check_threshold(self.scored.head.vocab_size)
-        if self.args.retain_weight == 0 and not (config.is_gated and config.routing.retain_competes):
-            logger.warning(
-                f"`retain_weight` is 0, but `router={config.router!r}` lets retained text into the forget experts, "
-                "and nothing holds it. Set `retain_weight=1`."
-            )
+        warn_of_weights(self.args, config)
         self.structural_weight = self._usable_structural_weight()
         self._structural = StructuralTerm(
             self.scored, self.adapter_name, self.args, self.structural_weight, self.accelerator
