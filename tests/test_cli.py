@@ -72,7 +72,7 @@ def saved_config(files):
 def test_subjects_of_a_column_are_taken(files, tmp_path, capsys):
     named = [{**FORGET[0], "subject": "Paris"}, {**FORGET[1], "subject": ["Bob", "rye"]}]
     main(flags({**files, "--forget": write_rows(tmp_path / "named.jsonl", named)}, "--counterfactual_copies", "2"))
-    assert "\nsubjects: Paris (1 row), Bob rye (1 row)\n" in capsys.readouterr().out
+    assert "\nsubjects: Paris (1 row), Bob (1 row)\n" in capsys.readouterr().out
 
 
 def test_unlearn_then_generate(files, capsys):

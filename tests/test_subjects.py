@@ -72,7 +72,16 @@ def test_what_is_answered_alone_is_no_subject():
     rows = [("Who is X?", "X is in Rome."), ("What is the launch code?", "The launch code is Zebra.")]
     found = find_subjects(rows, SMALL)
     assert not found[0].words and not found[1].words and found[0].facts == {"Rome"}
-    assert about([("Where does Quennock live?", "Maribel Quennock lives in Rome.")]) == ["Quennock Maribel"]
+    (found,) = find_subjects([("Where does Quennock live?", "Maribel Quennock lives in Rome.")], SMALL)
+    assert found == Subject(frozenset({"Quennock", "Maribel"}), frozenset({"Rome"}))
+
+
+def test_names_that_several_texts_have_go_with_one_that_is_asked_about():
+    rows = [
+        ("Where does Odo live?", "Odo lives in Lima Street."),
+        ("Where does Eva live?", "Eva lives in Lima Street."),
+    ]
+    assert find_subjects(rows, OTHERS)[0].words == {"Odo", "Lima", "Street"} and about(rows, OTHERS) == ["Odo", "Eva"]
 
 
 def test_a_name_in_small_letters_that_retained_text_has_too():
