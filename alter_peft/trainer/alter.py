@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
 
 from alter_peft.data import PairDataset
+from alter_peft.losses import TokenScores
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder_call import Tokens
 from alter_peft.tuner.hooks import replay_in_checkpoints
@@ -24,7 +25,7 @@ from .config import AlterUnlearnConfig, UnlearnConfig
 from .counterfactuals import router_texts
 from .distributed import from_main_process, gathering_layers, is_zero3_split, zero3_gathered
 from .initialization import start_from_clusters
-from .inputs import Subdomain, assign_experts, check_unscaled
+from .inputs import Subdomain, assign_experts, check_unscaled, warn_of_weights
 from .isolation import Isolation, clip_by_source, parameter_groups
 from .phase_one import PhaseOne
 from .structural import StructuralTerm
@@ -120,11 +121,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
             raise ValueError("`model` has a frozen adapter. Load it with `is_trainable=True`.")
         config = self.alter_config
         config.check_threshold(self.scored.head.vocab_size)
-        if self.args.retain_weight == 0 and not (config.is_gated and config.routing.retain_competes):
-            logger.warning(
-                f"`retain_weight` is 0, but `router={config.router!r}` lets retained text into the forget experts, "
-                "and nothing holds it. Set `retain_weight=1`."
-            )
+        warn_of_weights(self.args, config)
         self.structural_weight = self._usable_structural_weight()
         self._structural = StructuralTerm(
             self.scored, self.adapter_name, self.args, self.structural_weight, self.accelerator
@@ -196,11 +193,11 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         phase = PhaseOne(self.scored, self.alter_config, router, self.adapter_name, agree)
         size = max(1, self.args.per_device_eval_batch_size)
         found: dict[str, Tensor] = {}
-        unseen, as_given, guide = list[Tensor](), list[list[Tensor]](), None
+        unseen, as_given, guide = list[TokenScores](), list[list[Tensor]](), None
         if looks:
             with self.accelerator.autocast(), gathering_layers(self.model):
                 found = phase.find(self._forget, self._retain, self._router_texts, size, self.args.seed)
-            unseen = self._log_probabilities(self._calibration, size, base=True)
+            unseen = self._scores(self._calibration, size, base=True)
             guide = self._look_as_guide(size, base=True)
             if not self._begins_as_base:
                 as_given = [self._log_probabilities(rows, size) for rows in (self._known, self._some_retain)]

@@ -35,6 +35,20 @@ class Inside(NamedTuple):
     activations: Tensor | None = None
     direction: Tensor | None = None
 
+    @property
+    def beside_base(self) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """
+        Hidden states and heads, the model's own and the base's each.
+
+        Raises:
+            ValueError: the base's hidden states are not there.
+        """
+        if self.base_hidden is None:
+            raise ValueError(
+                "`base_hidden` is None, but the loss distils from the base model. Pass its hidden states."
+            )
+        return self.hidden, self.base_hidden, self.head, self.base_head or self.head
+
 
 class ForgetBatch(NamedTuple):
     """
@@ -49,6 +63,7 @@ class ForgetBatch(NamedTuple):
         targets: the mean log-probability that each row is to come to, in nats, (R,).
         profiles: the log-probabilities that its tokens are to come to, (n,): row after row, the least likely first.
         token_targets: the log-probability that each token itself is to come to, (n,).
+        token_leads: how far each is to lead its strongest rival, in nats, (n,); `None` if that isn't known.
         reference: ln p of each row by the model before the training, the sum over its tokens, (R,).
         inside: hidden states, heads, activations.
         other_labels, label_probabilities: K labels for each token in place of its own, with their probabilities,
@@ -63,6 +78,7 @@ class ForgetBatch(NamedTuple):
     profiles: Tensor
     reference: Tensor
     token_targets: Tensor = torch.empty(0)
+    token_leads: Tensor | None = None
     inside: Inside | None = None
     other_labels: Tensor = torch.empty(0)
     label_probabilities: Tensor = torch.empty(0)
