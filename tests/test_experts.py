@@ -285,7 +285,7 @@ def test_scales_are_saved_with_the_adapter(tmp_path, router):
 
 @pytest.mark.parametrize("d", [0, 1, 2])
 def test_deleting_an_expert_changes_no_token_of_another(d):
-    model = model_of()
+    model = model_of().double()
     # position 0 has no context, so that its gates are those of the bias
     context_of(model).routers[0].alter_router["default"].bias.data = torch.tensor([1.2, 0.0, 0.0, 0.0])
     gates, before = gates_of(model), logits(model, mask=None)
@@ -295,7 +295,8 @@ def test_deleting_an_expert_changes_no_token_of_another(d):
     # every token so far was sent to one other expert alone
     untouched = ((gates[..., 1 + d] == 0) & (gates.amax(-1) == 1)).cumprod(dim=1).bool()
     assert untouched.sum() >= 4 and not untouched.all()
-    assert torch.equal(after[untouched], before[untouched])
+    # the experts of the other tokens decide in which order a layer adds up
+    torch.testing.assert_close(after[untouched], before[untouched], rtol=1e-12, atol=1e-12)
     assert not torch.allclose(after[~untouched], before[~untouched])
 
     names = [name for name in DOMAINS if name != DOMAINS[d]]

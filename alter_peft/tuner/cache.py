@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ class RouterState(CacheLayerMixin):
     keys: Any  # Tensor, or None before the first update
     values: Any
     adapter_name: str
+    retain_is_zero = False  # of its adapter, as the last pass of several tokens found it
 
     def past(self) -> Context | None:
         """The last position, T = 1; at the start of a text `None`, or zeros."""
@@ -41,11 +43,21 @@ class RouterStateLayer(RouterState, DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Keep the last of the positions."""
-        self.cumulative_length += key_states.shape[-2]
-        super().update(key_states, value_states)
-        if self.keys.shape[-2] > KEPT:  # a view would keep the whole of it in memory
-            self.keys, self.values = self.keys[:, :, -KEPT:].clone(), self.values[:, :, -KEPT:].clone()
-        return self.keys, self.values
+        length = key_states.shape[-2]
+        self.cumulative_length += length
+        if self.is_initialized:
+            kept = max(0, KEPT - length)
+            first = max(0, self.keys.shape[-2] - kept)
+            self.keys, self.values = self.keys[:, :, first:], self.values[:, :, first:]
+        # a view would keep the whole of it in memory
+        last = slice(-KEPT, None) if length > KEPT else slice(None)
+        return super().update(key_states[:, :, last], value_states[:, :, last])
+
+    def follow(self, other: RouterStateLayer) -> None:
+        """Be where another is, that has read the same."""
+        self.keys, self.values, self.cumulative_length = other.keys, other.values, other.cumulative_length
+        if not self.is_initialized:
+            self.dtype, self.device, self.is_initialized = other.dtype, other.device, True
 
     def get_seq_length(self) -> int:
         """Positions seen, those included that are kept no more."""
@@ -151,21 +163,23 @@ def _require_same_length(state: RouterState, own: Any) -> None:
         )
 
 
-def router_state(cache: Cache, name: str, num_layers: int) -> RouterState:
-    """The moving average of an adapter in this cache, made if it isn't there; a `ValueError` if it is too late."""
+def router_states(cache: Cache, names: Iterable[str], num_layers: int) -> dict[str, RouterState]:
+    """The moving averages of adapters in this cache, made if there are none; a `ValueError` if it is too late."""
     own = _own_layers(cache, num_layers)
-    for layer in cache.layers[num_layers:]:
-        if isinstance(layer, RouterState) and layer.adapter_name == name:
-            _require_same_length(layer, own[-1])
-            return layer
-    # the layers below l0 already hold this pass; the last one can only hold an earlier one
-    _require_empty(own[-1], "the router's moving average")
-    is_static = any(isinstance(layer, StaticLayer) for layer in own)
-    state = (StaticRouterStateLayer if is_static else RouterStateLayer)(name)
-    # so that stock code that looks for the first layer with or without a window finds one of the model's own
-    state.is_sliding = any(getattr(layer, "is_sliding", False) for layer in own)
-    cache.layers.append(state)
-    return state
+    there = {layer.adapter_name: layer for layer in cache.layers[num_layers:] if isinstance(layer, RouterState)}
+    for name in names:
+        if name in there:
+            _require_same_length(there[name], own[-1])
+            continue
+        # the layers below l0 already hold this pass; the last one can only hold an earlier one
+        _require_empty(own[-1], "the router's moving average")
+        is_static = any(isinstance(layer, StaticLayer) for layer in own)
+        state = (StaticRouterStateLayer if is_static else RouterStateLayer)(name)
+        # so that stock code that looks for the first layer with or without a window finds one of the model's own
+        state.is_sliding = any(getattr(layer, "is_sliding", False) for layer in own)
+        cache.layers.append(state)
+        there[name] = state
+    return there
 
 
 def base_layers(cache: Cache, num_layers: int) -> list[Any]:

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .shares import Grouped, Shares
+
 
 class SharedProjection(nn.Linear):
     """A of Eq. 2: (r, k), shared by all experts of a layer. `learn=False` lets no gradient reach A."""
@@ -34,34 +36,58 @@ class ExpertBank(nn.Module):
         """Names of the Parameters, the retain expert first, then the forget experts in the order of the domains."""
         return ["retain", *(f"forget_{d}" for d in range(self.num_forget_experts))]
 
+    def expert(self, e: int) -> nn.Parameter:
+        """B_r for 0, B_f^e for the others."""
+        expert: nn.Parameter = getattr(self, "retain" if e == 0 else f"forget_{e - 1}")
+        return expert
+
     def experts(self) -> list[nn.Parameter]:
         """B_r, B_f^1, ..., B_f^N; inside of FSDP 1 they are views of its flat parameter."""
         return [getattr(self, name) for name in self.names()]
 
-    def forward(self, h: Tensor, gates: Tensor, owner: Tensor | None, learn: bool = True) -> Tensor:
+    def forward(self, h: Tensor, shares: Shares, learn: bool = True) -> Tensor:
         """
-        sum_e g_e B_e h (Eq. 9) in one matrix product over all experts.
+        sum_e g_e B_e h (Eq. 9), of the experts that take part alone, and never in a loop over all of them.
 
         Args:
             h: A x, (..., r).
-            gates: g, (..., 1+N), retain expert first.
-            owner: (B, 1+N), 1 where expert e learns from row b and 0 elsewhere; `None` if all learn from all rows.
+            shares: g, whose it is, and who learns from which row.
             learn: whether gradients reach the experts at all.
         """
-        stacked = torch.cat(tuple(self.experts()), dim=1)  # (d, (1+N) r)
-        if not learn:
-            stacked, owner = stacked.detach(), None
-        gated = gates.unsqueeze(-1) * h.unsqueeze(-2)  # (..., 1+N, r)
+        experts = self.experts() if shares.experts is None else [self.expert(e) for e in shares.experts]
+        owner = shares.owner if learn else None
         if owner is not None and owner.shape[0] != h.shape[0]:
             raise ValueError(
                 f"A layer was given an input of shape {tuple(h.shape[:-1])} before its last dimension, in which the "
                 f"{owner.shape[0]} rows of the batch cannot be told apart. Exclude this layer by `exclude_modules`."
             )
+        if len(experts) == 1 and owner is None:
+            return F.linear(h if shares.whole else h * shares.gates.to(h), _learning(experts[0], learn))
+        if shares.grouped is not None:
+            return self._by_group(h, shares.grouped, learn)
+        stacked = _learning(torch.cat(experts, dim=1), learn)  # (d, U r)
+        gated = shares.gates.to(h).unsqueeze(-1) * h.unsqueeze(-2)  # (..., U, r)
         if owner is None:
             return F.linear(gated.flatten(-2), stacked)
         taught = gated * owner.to(gated).view(owner.shape[0], *[1] * (gated.dim() - 3), owner.shape[1], 1)
-        both = torch.cat([taught.flatten(-2), (gated - taught).flatten(-2)], dim=-1)  # (..., 2 (1+N) r)
+        both = torch.cat([taught.flatten(-2), (gated - taught).flatten(-2)], dim=-1)  # (..., 2 U r)
         return F.linear(both, torch.cat([stacked, stacked.detach()], dim=1))
+
+    def _by_group(self, h: Tensor, grouped: Grouped, learn: bool) -> Tensor:
+        """As `forward`, each expert on its own tokens."""
+        counts = [count for _, count, _ in grouped.parts]
+        own = (h.flatten(0, -2).index_select(0, grouped.tokens) * grouped.gates.to(h)).split(counts)
+        found = torch.cat(
+            [
+                F.linear(part, _learning(self.expert(e), learn and learns))
+                for part, (e, _, learns) in zip(own, grouped.parts, strict=True)
+            ]
+        )
+        if grouped.places is not None:
+            found = found.index_select(0, grouped.places)
+        else:
+            found = found.new_zeros(h.shape[:-1].numel(), found.shape[-1]).index_add_(0, grouped.tokens, found)
+        return found.unflatten(0, h.shape[:-1])
 
     def delete(self, d: int) -> None:
         """Remove B_f^(d+1); the forget experts behind it move up by one."""
@@ -69,6 +95,10 @@ class ExpertBank(nn.Module):
             self.register_parameter(f"forget_{later - 1}", self.get_parameter(f"forget_{later}"))
         self.num_forget_experts -= 1
         delattr(self, f"forget_{self.num_forget_experts}")
+
+
+def _learning(expert: Tensor, learn: bool) -> Tensor:
+    return expert if learn else expert.detach()
 
 
 def scale_gates(gates: Tensor, saved: tuple[float, ...], temporary: Tensor | None) -> Tensor:

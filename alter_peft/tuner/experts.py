@@ -125,9 +125,9 @@ class ExpertControl:
         """
         Remove a forget expert for good: B_f^d of every layer, the router's row, and its place in the config.
 
-        All other weights stay as they are. A token whose gate for that expert was 0 is answered as before; text of the
-        deleted domain goes to the expert that the router thinks next best, which need not be the retain expert. Give
-        an optimiser the parameters anew.
+        All other weights stay as they are. A token whose gate for that expert was 0 is answered as before, to
+        rounding; text of the deleted domain goes to the expert that the router thinks next best, which need not be the
+        retain expert. Give an optimiser the parameters anew.
 
         Raises:
             ValueError: no such domain or adapter, the last forget expert, a merged adapter, or within `experts`.

@@ -17,11 +17,13 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from .base_pass import base_entropy
-from .cache import refuse_offloading, router_state, with_cache
+from .cache import RouterState, RouterStateLayer, refuse_offloading, router_states, with_cache
 from .decoder import Decoder, LanguageModelHead, with_all_tokens
 from .decoder_call import DecoderCall
-from .gating import GatingContext, GatingContexts
+from .gating import Found, GatingContext, GatingContexts
+from .layer import found_of
 from .moving_average import Context, moving_average
+from .shares import may_look
 from .token_router import AlterRouter
 
 
@@ -42,6 +44,7 @@ class DecoderHook:
         given = self.call.arguments(args, kwargs)
         refuse_offloading(self.call.cache(given))
         context.begin(self.call.tokens(given))
+        context.decoder = decoder
         context.num_layers = min(self.num_layers, self.config.num_hidden_layers)  # fewer in an early exit
         replay_in_checkpoints(decoder, self.contexts)
         orders = {router.config[n].entropy_q for router, n in active if router.config[n].inference_entropy == "base"}
@@ -71,39 +74,77 @@ class RouterHook:
                 f"A gated router reads a residual stream of shape (batch, length, width), but this model's is "
                 f"{tuple(hidden.shape)}. Use `AlterConfig(router='static')`."
             )
+        router = layer.token_router
+        # those that have gates are recomputed: checkpoints of transformers before 5.23 run hooks too
+        names = [name for own, name in context.active() if own is router and name not in context.state.gates]
+        if not names:
+            return
         cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
-        for router, name in context.active():
-            if router is layer.token_router:
-                if name in context.state.gates:  # recomputed: checkpoints of transformers before 5.23 run hooks too
-                    continue
-                with torch.no_grad():
-                    # its weights may be on another device than the layers below
-                    hidden = hidden.detach().to(router.alter_router[name].weight.device)
-                    average = _average(context, router, name, hidden, cache)
-                    if context.observer is not None:
-                        context.observer(name, average)
-                    else:
-                        context.state.gates[name] = router(
-                            name, average, context.entropy_for(name, router.config[name])
-                        )
+        states = {} if cache is None else router_states(cache, names, context.num_layers)
+        with torch.no_grad():
+            averages = _averages(context, router, names, hidden.detach(), states)
+            if context.observer is not None:
+                for name in names:
+                    context.observer(name, averages[name])
+                return
+            entropies = {name: context.entropy_for(name, router.config[name]) for name in names}
+            context.state.gates.update(router.gates(averages, entropies))
+        if may_look([context.state.gates[name] for name in names]):
+            found = _found(context, names, states, averages[names[0]])
+            context.share_out({name: router.config[name] for name in names}, found)
 
 
-def _average(context: GatingContext, router: AlterRouter, name: str, hidden: Tensor, cache: Cache | None) -> Context:
-    """The moving average of this pass, and the cache's own brought up to it."""
+def _averages(
+    context: GatingContext, router: AlterRouter, names: list[str], hidden: Tensor, states: dict[str, RouterState]
+) -> dict[str, Context]:
+    """The moving averages of this pass, and the cache's own brought up to it."""
     valid, text = context.tokens
-    if valid is None:
-        valid = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
     if text is not None:
         text = text.to(hidden.device).expand(hidden.shape[:2])
-    state = None if cache is None else router_state(cache, name, context.num_layers)
-    past = None if state is None else state.past()
-    half_life = router.config[name].router_half_life
-    assert half_life is not None  # filled in by the config
-    average = moving_average(hidden, valid.to(hidden.device), half_life, past, text)
-    if state is not None:
-        counts = torch.stack([average.weight, average.count], dim=-1)
-        state.update(average.sum.unsqueeze(1), counts.unsqueeze(1))
-    return average
+    averages: dict[str, Context] = {}
+    # adapters of one half-life have the same average, for each has read all that the cache holds
+    first: dict[float, str] = {}
+    for name in names:
+        half_life, state = router.config[name].router_half_life, states.get(name)
+        assert half_life is not None  # filled in by the config
+        if half_life not in first:
+            first[half_life] = name
+            # its weights may be on another device than the layers below
+            here = hidden.to(router.alter_router[name].weight.device)
+            if valid is None:
+                valid = torch.ones(hidden.shape[:2], dtype=torch.bool, device=here.device)
+            past = None if state is None else state.past()
+            own = None if text is None else text.to(here.device)
+            averages[name] = moving_average(here, valid.to(here.device), half_life, past, own)
+        else:
+            averages[name] = averages[first[half_life]]
+        if state is None:
+            continue
+        leader = states[first[half_life]]
+        if state is not leader and isinstance(state, RouterStateLayer) and isinstance(leader, RouterStateLayer):
+            state.follow(leader)
+        else:
+            average = averages[name]
+            counts = torch.stack([average.weight, average.count], dim=-1)
+            state.update(average.sum.unsqueeze(1), counts.unsqueeze(1))
+    return averages
+
+
+def _found(
+    context: GatingContext, names: list[str], states: dict[str, RouterState], average: Context
+) -> dict[str, Found]:
+    """
+    What is found of the adapters' weights. One token that goes on with a cache was computed with the weights that the
+    cache was filled with; they are not looked at again.
+    """
+    goes_on = average.count.shape[1] == 1 and not torch.is_grad_enabled()
+    if goes_on and all(name in states and states[name].get_seq_length() > 1 for name in names):
+        return {name: Found(states[name].retain_is_zero) for name in names}
+    found = found_of(context.decoder, names)
+    for name, state in states.items():
+        if name in found:
+            state.retain_is_zero = found[name].retain_is_zero
+    return found
 
 
 class _ReplayingCheckpoint:

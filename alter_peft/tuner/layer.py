@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .config import AlterConfig
-from .expert_bank import ExpertBank, SharedProjection, check_rows, scale_gates
-from .gating import GateState, GatingContext, GatingContexts
+from .expert_bank import ExpertBank, SharedProjection
+from .gating import Found, GatingContext, GatingContexts
 from .mixed_batch import RowAdapters
+from .shares import Shares
 from .token_router import AlterTunerLayer
 
 
@@ -173,55 +174,63 @@ class AlterLinear(nn.Module, AlterLayer):
         return self._updated(x.unflatten(0, (batch, -1)), result.unflatten(0, (batch, -1))).flatten(0, 1)
 
     def _updated(self, x: Tensor, result: Tensor) -> Tensor:
-        if self.context.mixed is not None:
-            return self._add_by_row(self.context.mixed, x, result)
-        dtype = result.dtype
-        if self.quantization_backend is not None:
-            result = self.quantization_backend.maybe_clone_base_result(result)
+        context = self.context
+        if context.mixed is not None:
+            return self._add_by_row(context.mixed, x, result)
+        dtype, cloned = result.dtype, self.quantization_backend is None
+        idle, adapters = context.state.idle, self.alter_A
         for name in self.active_adapters:
-            if name in self.alter_A:
-                result = result + self._delta(name, x, self.context.expert_scales.get(name)).to(dtype)
+            if name not in idle and name in adapters:
+                if not cloned:
+                    result, cloned = self.quantization_backend.maybe_clone_base_result(result), True
+                delta = self._delta(name, x).to(dtype)
+                # s is applied on the way, in one pass over the update
+                result = torch.add(result, delta, alpha=self.scaling[name])
         return result
 
     def _add_by_row(self, mixed: RowAdapters, x: Tensor, result: Tensor) -> Tensor:
         """Add to each row the update of its own adapter."""
-        state = self.context.state
+        idle = self.context.state.idle
         for name, rows in mixed.groups(x.shape[0]).items():
-            if name in self.alter_A:
-                if self.expert_weights[name] is None:
-                    self.context.gates_for(name, x)  # raises if the gates are of another shape
-                temporary = self.context.expert_scales.get(name)
-                if temporary is not None and temporary.dim() == 2:
-                    check_rows(temporary, x.shape[0])
-                    temporary = temporary[rows]
-                with self.context.replaying(state.of_rows(rows)):
-                    result[rows] += self._delta(name, x[rows], temporary).to(result.dtype)
+            if name in self.alter_A and name not in idle:
+                delta = self._delta(name, x, rows).to(result.dtype)
+                result[rows] += self.scaling[name] * delta
         return result
 
-    def _delta(self, name: str, x: Tensor, temporary: Tensor | None) -> Tensor:
-        """The update of one adapter; `temporary` as for `scale_gates`."""
-        A, state = self.alter_A[name], self.context.state
-        x = self._cast_input_dtype(x, A.weight.dtype)
-        if state.concerns(name):
-            x = self.alter_dropout[name](x)
-        else:
-            state = GateState(state.gates)
-        h = A(x, learn=state.learns_shared)  # (..., r)
-        weights = self.expert_weights[name]
-        if weights is not None:
-            gates = h.new_tensor(weights).expand(*h.shape[:-1], len(weights))
-        else:
-            gates = self.context.gates_for(name, h).to(h)  # the layer may be on another device than the router
-        if temporary is not None and self.training and torch.is_grad_enabled():
+    def _delta(self, name: str, x: Tensor, rows: list[int] | None = None) -> Tensor:
+        """The update of one adapter before its scale s; of these rows alone, in a mixed batch."""
+        context, A = self.context, self.alter_A[name]
+        state = context.state
+        if context.expert_scales and self.training and torch.is_grad_enabled() and name in context.expert_scales:
             # checkpoints would be recomputed after the context has been left
             raise ValueError(
                 "The temporary scales of `experts` are for inference, but the model is in training mode. Call "
                 "`model.eval()`, or scale the expert by `set_expert_scale`."
             )
-        gates = scale_gates(gates, self.expert_scales[name], temporary)
-        # s is applied to the r-sized h, which is many times smaller than the update
-        delta: Tensor = self.alter_B[name](self.scaling[name] * h, gates, state.owner, learn=state.learns_experts)
+        gates = None if self.expert_weights[name] is not None else context.gates_for(name, x)
+        batch = x.shape[0]
+        x = self._cast_input_dtype(x if rows is None else x[rows], A.weight.dtype)
+        concerned = state.concerns(name)
+        if concerned and self.training:
+            x = self.alter_dropout[name](x)
+        h = A(x, learn=state.learns_shared or not concerned)  # (..., r)
+        shares = state.shares.get(name)
+        if shares is None:  # one was not looked up
+            shares = self._shares(name, h, gates, rows, batch, state.owner if concerned else None)
+        delta: Tensor = self.alter_B[name](h, shares, learn=state.learns_experts or not concerned)
         return delta
+
+    def _shares(
+        self, name: str, h: Tensor, gates: Tensor | None, rows: list[int] | None, batch: int, owner: Tensor | None
+    ) -> Shares:
+        """All experts, whoever has a token."""
+        if gates is None:
+            weights = self.expert_weights[name]
+            assert weights is not None
+            own = h.new_tensor(weights).expand(*h.shape[:-1], len(weights))
+        else:  # the layer may be on another device than the router
+            own = (gates if rows is None else gates[rows]).to(h)
+        return Shares(self.context.scaled(name, own, self.expert_scales[name], rows, batch), owner=owner)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """
@@ -270,3 +279,29 @@ def layers_of(model: nn.Module, adapter_name: str) -> dict[str, AlterLayer]:
 def contexts_of(model: nn.Module) -> GatingContexts | None:
     """The gating states that a model's ALTER layers share; `None` without such layers."""
     return next((module.contexts for module in model.modules() if isinstance(module, AlterLayer)), None)
+
+
+def found_of(decoder: nn.Module, names: Iterable[str]) -> dict[str, Found]:
+    """What is found of the weights of adapters on this decoder."""
+    layers = [module for module in decoder.modules() if isinstance(module, AlterLayer)]
+    found = {}
+    for name in names:
+        own = [layer for layer in layers if name in layer.alter_A]
+        parts = [part for layer in own for part in (layer.alter_A[name], layer.alter_B[name])]
+        is_frozen = not any(weight.requires_grad for part in parts for weight in part.parameters())
+        found[name] = Found(_retain_is_zero(own, name), is_frozen)
+    return found
+
+
+def _retain_is_zero(layers: Sequence[AlterLayer], name: str) -> bool:
+    """Whether B_r is zero in all of these layers; not so if this process doesn't hold all of it."""
+    trained = []
+    for layer in layers:
+        retain: Any = layer.alter_B[name].retain
+        if type(retain) is not nn.Parameter or retain.shape != (layer.out_features, layer.r[name]) or retain.is_meta:
+            return False  # sharded or offloaded
+        trained.append(retain.any())
+        if len(trained) == 1 and trained[0]:
+            return False
+    # one look at all of them, each of which an accelerator would have to be waited for
+    return not bool(torch.stack([one.to(trained[0].device) for one in trained]).any()) if trained else True

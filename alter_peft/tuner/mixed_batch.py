@@ -46,8 +46,11 @@ class RowAdapters(NamedTuple):
 
     def groups(self, batch: int) -> dict[str, list[int]]:
         """Adapter -> its rows, for a batch of this size."""
-        names = self.of(batch)
-        return {adapter: [row for row, name in enumerate(names) if name == adapter] for adapter in self.adapters}
+        found: dict[str, list[int]] = {name: [] for name in self.adapters}
+        for row, name in enumerate(self.of(batch)):
+            if name != BASE:
+                found[name].append(row)
+        return found
 
 
 class _RowHook:

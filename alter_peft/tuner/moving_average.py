@@ -56,6 +56,11 @@ def _moving_average(hidden: Tensor, valid: Tensor, decay: float, past: Context |
     states = F.normalize(hidden, dim=-1)
     zero = states.new_zeros
     total, weight, count = past or Context(zero(batch, 1, width), zero(batch, 1), zero(batch, 1))
+    if length == 1:  # decoding: a row of one token goes on with the text that it has
+        seen = count + valid.to(count.dtype)
+        used = (valid & (seen > 1)).to(states.dtype)
+        kept = decay ** (seen - count)
+        return Context(kept.unsqueeze(-1) * total + used.unsqueeze(-1) * states, kept * weight + used, seen)
     seen = count + valid.cumsum(dim=1)  # of the whole row
     counts = seen if text is None else seen - _before(text, seen - valid.to(seen.dtype))
     used = (valid & (counts > 1)).to(states.dtype)

@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+ROUNDING = torch.finfo(torch.float32).eps  # a gate nearer to 0 or to 1 than this is 0 or 1
+
+
 def gate(
     logits: Tensor,
     high: Tensor | None,
@@ -22,7 +25,9 @@ def gate(
 ) -> Tensor:
     """
     Eq. 7: softmax(z / tau(S)), with tau = `temperature_high` on high-entropy tokens, which keep the retain expert and
-    their `top_k` best forget experts (renormalised), and `temperature_low`, nearly one-hot, on the others.
+    their `top_k` best forget experts (renormalised), and `temperature_low`, nearly one-hot, on the others. There a
+    gate within float32's rounding of 0 or 1 is 0 or 1: one expert has the whole token (Eq. 9), unless two are nearly
+    even (at .01, if their z differ by less than .16).
 
     Args:
         logits: z of the experts that compete, (..., 1+N), retain expert first, or (..., N).
@@ -40,7 +45,8 @@ def _softmax(
     logits: Tensor, high: Tensor | None, temperature_high: float, temperature_low: float, top_k: int, kept: int
 ) -> Tensor:
     """The first `kept` experts, none or one, stay beside the `top_k` best of the others."""
-    low_gates = (logits / temperature_low).softmax(dim=-1)
+    low_gates = F.threshold((logits / temperature_low).softmax(dim=-1), ROUNDING, 0.0)
+    low_gates = low_gates.masked_fill(low_gates > 1 - ROUNDING, 1.0)
     if high is None:
         return low_gates
     probabilities = (logits / temperature_high).softmax(dim=-1)

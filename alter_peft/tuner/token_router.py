@@ -89,23 +89,53 @@ class AlterRouter(nn.Module, AlterTunerLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.config[adapter_name] = config
 
-    def logits(self, name: str, context: Context, entropy: Tensor | None) -> Tensor:
-        """z, (B, T, 1+N or N), from the moving average and S_q (B, T), or `None` where it isn't known."""
+    def logits(
+        self, name: str, context: Context, entropy: Tensor | None, features: dict[Any, Tensor] | None = None
+    ) -> Tensor:
+        """
+        z, (B, T, 1+N or N), from the moving average and S_q (B, T), or `None` where it isn't known.
+
+        Args:
+            features: x_t of other adapters in this pass, to be used again: with one half-life they have one average.
+        """
         config, made = self.config[name], self.alter_router[name]
+        threshold = None if entropy is None else config.entropy_threshold
+        known = {} if features is None else features
+        key = config.router, config.router_half_life, threshold
         with maybe_autocast(made.weight.device.type, enabled=False):
-            features = config.routing.features(context.average(), entropy, config.entropy_threshold)
-            logits: Tensor = made(features)
+            if key not in known:
+                known[key] = config.routing.features(context.average(), entropy, config.entropy_threshold)
+            logits: Tensor = made(known[key])
             return logits
 
     def forward(self, name: str, context: Context, entropy: Tensor | None) -> Tensor:
         """Gates of every position, (B, T, 1+N), float32."""
-        config = self.config[name]
-        if entropy is not None:
-            entropy = entropy.to(context.sum.device)  # from that of the LM head
-        high = None if entropy is None else above_threshold(entropy, config.entropy_threshold) > 0
-        logits = self.logits(name, context, entropy)
-        temperatures = config.temperature_high, config.temperature_low
-        return gate(logits, high, *temperatures, config.top_k, config.routing.retain_competes)
+        return self.gates({name: context}, {name: entropy})[name]
+
+    def gates(self, contexts: dict[str, Context], entropies: dict[str, Tensor | None]) -> dict[str, Tensor]:
+        """As `forward`, of several adapters: those whose softmax is the same share it."""
+        alike: dict[Any, list[str]] = {}
+        features: dict[Any, Tensor] = {}
+        logits, highs = {}, {}
+        for name, context in contexts.items():
+            config, entropy = self.config[name], entropies[name]
+            if entropy is not None:
+                entropy = entropy.to(context.sum.device)  # from that of the LM head
+                highs[name] = above_threshold(entropy, config.entropy_threshold) > 0
+            logits[name] = self.logits(name, context, entropy, features)
+            temperatures = config.temperature_high, config.temperature_low
+            competes = config.routing.retain_competes
+            softmax = temperatures, config.top_k, competes, entropy is None, logits[name].shape[-1]
+            alike.setdefault(softmax, []).append(name)
+        found: dict[str, Tensor] = {}
+        for (temperatures, top_k, competes, _, _), names in alike.items():
+            if len(names) == 1:
+                found[names[0]] = gate(logits[names[0]], highs.get(names[0]), *temperatures, top_k, competes)
+                continue
+            high = torch.stack([highs[name] for name in names]) if names[0] in highs else None
+            together = gate(torch.stack([logits[name] for name in names]), high, *temperatures, top_k, competes)
+            found.update(zip(names, together, strict=True))
+        return found
 
     def hold_as_buffers(self) -> None:
         """Make buffers of all weights, for DeepSpeed, which rounds and splits Parameters, frozen ones too."""
