@@ -39,7 +39,7 @@ def measured(setting, name):
 
     found = speed.measure(setting, speed.MEASUREMENTS[name])
     assert all(one["median"] > 0 and one["n"] >= 1 for one in found["arms"].values())
-    assert len(found["ratios"]) == len(speed.MEASUREMENTS[name].ratios)
+    assert len(found["ratios"]) == sum("V = 49k" not in one.what for one in speed.MEASUREMENTS[name].ratios)
     json.dumps(found)
     return found
 
@@ -70,8 +70,7 @@ def test_all_trainings_see_the_same_rows_in_each_step(setting):
 
 
 @pytest.mark.parametrize("name", ["step", "experts_step", "phase_one", "decoding", "experts", "prefill", "requests"])
-def test_a_measurement_measures(name, setting, monkeypatch):
-    monkeypatch.setattr("speed_training.EXPERTS", (1, 32, 128))
+def test_a_measurement_measures(name, setting):
     found = measured(setting, name)
     counts = {one["n"] for one in found["arms"].values()}
     assert len(counts) == 1  # in turn

@@ -70,7 +70,11 @@ def measure(setting: Setting, one: Measurement) -> dict[str, Any]:
     return {
         "caption": one.caption, "unit": one.unit,
         "arms": {name: summarized(samples) for name, samples in found.samples.items()},
-        "ratios": [{**ratio._asdict(), **compared(ratio, found.samples)} for ratio in one.ratios],
+        "ratios": [
+            {**ratio._asdict(), **compared(ratio, found.samples)}
+            for ratio in one.ratios
+            if {ratio.arm, ratio.other} <= found.samples.keys()  # a model may have another vocabulary
+        ],
         "notes": found.notes, "seconds": round(time.perf_counter() - began), "made_with": made_with(setting),
     }  # fmt: skip
 

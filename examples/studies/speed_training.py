@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from speed_arms import TRAININGS, alter, questions, sft, whole_alter
-from speed_setting import SEED, Setting
+from speed_setting import SEED, SHAPES, Setting
 from speed_turns import (
     WARM_UP,
     Found,
@@ -33,7 +33,7 @@ from alter_peft.scoring import pad_rows
 
 EXPERTS = (1, 32, 128)
 INTERVAL = 16  # the default of `structural_interval`
-VOCABULARIES = {"V = 49k": None, "V = 128k": 128_256}  # SmolLM2's own, and that of Llama 3
+SIZES = ("V = 49k", "V = 128k")  # SmolLM2's own, and that of Llama 3
 ROUNDS = 5  # of phase I, which is long
 
 
@@ -96,10 +96,11 @@ def _status(entry: str) -> int:
 
 def peak_of_steps(setting: Setting, training: str) -> tuple[float, float]:
     """
-    The most memory from the first step to one with L_struct, in MB, and what was held before: of the process, or of
-    what PyTorch has on the GPU.
+    The most memory from the first step to one with L_struct, in MB, and what was held before the first one: of the
+    process, or of what PyTorch has on the GPU for it.
     """
     on_gpu = setting.device.type == "cuda"
+    others = torch.cuda.memory_allocated() if on_gpu else 0
     loop = Steps(TRAININGS[training](setting, INTERVAL + 1))
     next(loop)
     if on_gpu:
@@ -111,15 +112,18 @@ def peak_of_steps(setting: Setting, training: str) -> tuple[float, float]:
         next(loop)
     peak = torch.cuda.max_memory_allocated() if on_gpu else _status("VmHWM")
     loop.close()
-    return peak / 2**20, before / 2**20
+    return (peak - others) / 2**20, (before - others) / 2**20
 
 
 def memory(setting: Setting, arms: Sequence[str] = ("LoRA, TRL", "LoRA, labelled tokens alone", "ALTER")) -> Found:
+    """With the model's own vocabulary, and with Llama 3's."""
     samples = Samples()
-    for size, vocabulary in VOCABULARIES.items():
+    for vocabulary in sorted({setting.base.config.vocab_size, SHAPES["llama-8b"]["vocab_size"]}):
         for arm in arms:
-            peak, before = in_fresh_process(peak_of_steps, replace(setting, vocabulary=vocabulary), arm)
-            samples |= {f"{arm}, {size}": [peak], f"{arm}, {size}, before the first step": [before]}
+            in_one = partial(peak_of_steps, replace(setting, vocabulary=vocabulary), arm)
+            peak, before = in_one() if setting.device.type == "cuda" else in_fresh_process(in_one)
+            name = f"{arm}, V = {vocabulary // 1000}k"
+            samples |= {name: [peak], f"{name}, before the first step": [before]}
     return Found(samples, {})
 
 
@@ -128,10 +132,11 @@ def memory(setting: Setting, arms: Sequence[str] = ("LoRA, TRL", "LoRA, labelled
 
 def taught(setting: Setting) -> Setting:
     """The same with a model that knows the rows, which is kept."""
-    folder = setting.output / "taught"
+    rows = "people" if setting.tofu is None else "tofu"
+    folder = setting.output / f"{Path(setting.model).name}-taught-{rows}"
     if not (folder / "config.json").exists():
-        rows = questions([*setting.rows.forget[:40], *setting.rows.retain[:40]])
-        teach(setting.base, setting.tokenizer, rows, folder, SEED, num_train_epochs=6)
+        known = questions([*setting.rows.forget[:40], *setting.rows.retain[:40]])
+        teach(replace(setting).base, setting.tokenizer, known, folder, SEED, num_train_epochs=6)
     return replace(setting, model=str(folder))
 
 
@@ -148,7 +153,7 @@ def landing(setting: Setting) -> Found:
             own += seconds
             lora += next(beside)
     beside.close()
-    counted = lora[:-1]  # the first one is beside what comes before ALTER's first step
+    counted = lora[1:]  # the first one is beside what comes before ALTER's first step
     samples = {
         "ALTER, whole run": [sum(own) + run.rest],
         "LoRA, as many steps": [float(np.mean(counted)) * len(counted)],
@@ -194,7 +199,7 @@ TRAINING: dict[str, Measurement] = {
         memory,
         tuple(
             Ratio(f"peak memory of a step, {size}", against, f"ALTER, {size}", f"{other}, {size}", target)
-            for size in VOCABULARIES
+            for size in SIZES
             for against, other, target in (
                 (TRL, "LoRA, TRL", 0.80),
                 (LABELLED, "LoRA, labelled tokens alone", None),
