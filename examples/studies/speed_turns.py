@@ -109,6 +109,8 @@ class Steps(TrainerCallback):
         return self
 
     def __next__(self) -> list[float]:
+        if self._ended:
+            raise StopIteration
         began = now()
         if self._thread.ident is None:
             self._thread.start()
