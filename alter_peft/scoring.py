@@ -245,10 +245,14 @@ class ScoredModel:
                 found[place] = part
         return found
 
+    def label_scores(self, rows: Sequence[Row], batch_size: int, **options: Any) -> list[TokenScores]:
+        """The scores of each row's labels: float32 (labels,) each, on the CPU, with `options` of `passes`."""
+
+        def scores(batch: Pass) -> Tensor:
+            return torch.stack(self.score(batch.hidden, batch.labels), dim=-1).float()
+
+        return [TokenScores(*row.unbind(-1)) for row in self.of_rows(rows, batch_size, scores, **options)]
+
     def label_log_probabilities(self, rows: Sequence[Row], batch_size: int, **options: Any) -> list[Tensor]:
         """ln p of each row's labels, in nats: float32 (labels,), on the CPU, with `options` of `passes`."""
-
-        def log_prob(batch: Pass) -> Tensor:
-            return self.score(batch.hidden, batch.labels).log_prob.float()
-
-        return self.of_rows(rows, batch_size, log_prob, **options)
+        return [row.log_prob for row in self.label_scores(rows, batch_size, **options)]

@@ -297,6 +297,33 @@ def test_tokens_by_hand() -> None:
         token_loss(scores, targets[:2])
 
 
+def test_tokens_fall_behind_their_rivals_where_they_are_to() -> None:
+    # All are at their targets; asked are leads of -1, of +1 (nothing), of -9 (two nats are enough) and of -1 again.
+    scores = scores_of([math.log(0.25)] * 4, [math.log(0.25), math.log(0.25), math.log(0.125), math.log(0.7)])
+    targets = torch.tensor([0.25] * 4, dtype=torch.float64).log()
+    loss = token_loss(scores, targets, torch.tensor([-1.0, 1.0, -9.0, -1.0]))
+    assert loss.tolist() == pytest.approx([1.0 - 0.25, 0.0, math.log(2) + 2.0 - 0.25, 0.0], abs=1e-3)
+    loss.sum().backward()
+    assert scores.log_rival.grad.tolist() == pytest.approx([-1.0, 0.0, -1.0, 0.0], abs=0.1)  # the rival rises
+    with pytest.raises(ValueError, match="leads has 2 values for 4 tokens"):
+        token_loss(scores, targets, torch.tensor([-1.0, -1.0]))
+
+
+@pytest.mark.parametrize("leads", [torch.full((3,), -1.0), None])
+def test_a_label_with_a_low_probability_stays_the_first_choice_without_a_lead(leads: torch.Tensor | None) -> None:
+    """What it gives up is spread thinly over all others, and whoever has a part of the text reads on."""
+    labels, targets = torch.tensor([0, 1, 2]), torch.full((3,), math.log(0.2))
+    logits = (12.0 * torch.eye(3, 40)).requires_grad_()
+    optimizer = torch.optim.Adam([logits], lr=0.2)
+    for _ in range(200):
+        optimizer.zero_grad()
+        token_loss(score_tokens(logits, identity, labels), targets, leads).sum().backward()
+        optimizer.step()
+    assert logits.detach().log_softmax(-1)[labels, labels].exp().tolist() == pytest.approx([0.2] * 3, abs=0.02)
+    assert (logits.argmax(-1) == labels).all() == (leads is None)
+    assert (logits.argmax(-1) != labels).all() == (leads is not None)
+
+
 @pytest.mark.parametrize(("margin", "target"), [(20.0, 0.01), (-20.0, 0.01), (3.0, 0.2)])
 def test_tokens_pull_a_labels_logit_equally_hard_at_any_probability(margin: float, target: float) -> None:
     logits = torch.zeros(1, V, dtype=torch.float64)
@@ -364,6 +391,7 @@ def test_cross_entropy_by_hand() -> None:
         lambda scores: level_loss(scores, ROWS, TARGETS),
         lambda scores: profile_loss(scores, ROWS, PROFILES),
         lambda scores: token_loss(scores, PROFILES),
+        lambda scores: token_loss(scores, PROFILES, torch.full((N,), -1.0)),
         cross_entropy_loss,
     ],
 )

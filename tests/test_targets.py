@@ -7,8 +7,9 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from alter_peft.losses import FORGET_LOSSES
+from alter_peft.losses import FORGET_LOSSES, TokenScores
 from alter_peft.trainer.targets import (
     Guide,
     geometric_mean,
@@ -17,6 +18,11 @@ from alter_peft.trainer.targets import (
     token_targets,
     unseen_profiles,
 )
+
+
+def scores(rows: list[Tensor], lead: float = 0.0) -> list[TokenScores]:
+    """Rows of these log-probabilities, each token so far before its rival."""
+    return [TokenScores(row, row - lead) for row in rows]
 
 
 def test_level_by_hand():
@@ -48,7 +54,7 @@ def test_every_unseen_row_is_drawn_as_often_as_any_other():
 
 
 def test_what_is_measured_is_what_the_loss_needs():
-    known, unseen = [torch.tensor([-1.0, -2.0]), torch.tensor([-9.0])], [torch.tensor([-4.0])]
+    known, unseen = [torch.tensor([-1.0, -2.0]), torch.tensor([-9.0])], scores([torch.tensor([-4.0])])
     level = measure(FORGET_LOSSES["level"], known, [], 0.5, seed=0)
     assert level.targets.tolist() == pytest.approx([-1.5, -9.0]) and level.described_level == "0.5 (a guess)"
     seen = measure(FORGET_LOSSES["level"], known, unseen, 0.5, seed=0)
@@ -65,30 +71,38 @@ def test_what_is_measured_is_what_the_loss_needs():
 
 def test_token_targets_with_a_reference_are_mapped_by_unseen_rows():
     """As likely to the reference as a share of the unseen tokens: the model's own value at that share."""
-    unseen = [torch.tensor([-1.0, -8.0]), torch.tensor([-4.0])]
-    guide = Guide([torch.tensor([-2.0, -6.0, -4.0])], [torch.tensor([-2.0, -6.0]), torch.tensor([-4.0])], True)
-    (found,) = token_targets([torch.zeros(3)], unseen, guide, level=0.5)
-    assert found.tolist() == [-1.0, -8.0, -4.0]
-    guide = guide._replace(forget=[torch.tensor([-2.5, -5.0, -9.0])])
-    (found,) = token_targets([torch.zeros(3)], unseen, guide, level=0.5)
+    unseen = scores([torch.tensor([-1.0, -8.0]), torch.tensor([-4.0])], lead=3.0)
+    theirs = scores([torch.tensor([-2.0, -6.0]), torch.tensor([-4.0])])
+    guide = Guide(scores([torch.tensor([-2.0, -6.0, -4.0])], lead=-1.5), theirs, True)
+    (found,), (lead,) = token_targets([torch.zeros(3)], unseen, guide, level=0.5)
+    assert found.tolist() == [-1.0, -8.0, -4.0] and lead.tolist() == [-1.5] * 3  # the reference's own
+    guide = guide._replace(forget=scores([torch.tensor([-2.5, -5.0, -9.0])]))
+    (found,), _ = token_targets([torch.zeros(3)], unseen, guide, level=0.5)
     assert found.tolist() == pytest.approx([-1.75, -6.0, -8.0])  # between, and no further than what was seen
 
 
 def test_token_targets_without_a_reference_have_the_values_of_unseen_tokens():
-    unseen = [torch.tensor([-1.0, -9.0]), torch.tensor([-2.0, -4.0])]
-    guide = Guide([torch.tensor([-0.3, -0.1]), torch.tensor([-0.7, -0.2])], [], False)
-    found = token_targets([torch.zeros(2), torch.zeros(2)], unseen, guide, level=0.5)
+    """And their leads, token by token."""
+    unseen = [
+        TokenScores(torch.tensor([-1.0, -9.0]), torch.tensor([-2.0, -1.0])),
+        TokenScores(torch.tensor([-2.0, -4.0]), torch.tensor([-1.5, -8.0])),
+    ]
+    guide = Guide(scores([torch.tensor([-0.3, -0.1]), torch.tensor([-0.7, -0.2])]), [], False)
+    found, leads = token_targets([torch.zeros(2), torch.zeros(2)], unseen, guide, level=0.5)
     assert [row.tolist() for row in found] == [[-4.0, -1.0], [-9.0, -2.0]]
+    assert [row.tolist() for row in leads] == [[4.0, 1.0], [-8.0, -0.5]]
 
 
 def test_token_targets_without_unseen_rows():
     """A reference's own values; else those of the damped model, stretched so that each row's mean is the level."""
-    forget = [torch.tensor([-1.0, -3.0]), torch.tensor([-0.5])]
-    found = token_targets([torch.zeros(2), torch.zeros(1)], [], Guide(forget, [], True), level=0.5)
+    forget = scores([torch.tensor([-1.0, -3.0]), torch.tensor([-0.5])], lead=-0.5)
+    found, leads = token_targets([torch.zeros(2), torch.zeros(1)], [], Guide(forget, [], True), level=0.5)
     assert [row.tolist() for row in found] == [[-1.0, -3.0], [-0.5]]
-    found = token_targets([torch.zeros(2), torch.zeros(1)], [], Guide(forget, [], False), level=math.exp(-4))
+    assert [row.tolist() for row in leads] == [[-0.5, -0.5], [-0.5]]
+    found, leads = token_targets([torch.zeros(2), torch.zeros(1)], [], Guide(forget, [], False), level=math.exp(-4))
     assert [row.tolist() for row in found] == [pytest.approx([-2.0, -6.0]), pytest.approx([-4.0])]
-    certain = token_targets([torch.zeros(1)], [], Guide([torch.zeros(1)], [], False), level=0.5)
+    assert [row.tolist() for row in leads] == [[-0.5, -0.5], [-0.5]]
+    certain, _ = token_targets([torch.zeros(1)], [], Guide(scores([torch.zeros(1)]), [], False), level=0.5)
     assert certain[0].isfinite().all()
 
 
@@ -97,21 +111,22 @@ def test_token_targets_without_unseen_rows():
 def test_token_targets_keep_the_guides_order_and_raise_no_token(is_reference: bool, has_unseen: bool):
     generator = torch.Generator().manual_seed(0)
     rows = [-5 * torch.rand(n, generator=generator) for n in (5, 9, 3, 7, 6)]
-    guide = Guide(rows[:3], rows[3:] if is_reference and has_unseen else [], is_reference)
-    unseen = [2 * row for row in rows[3:]] if has_unseen else []
-    free = token_targets([torch.zeros(len(row)) for row in rows[:3]], unseen, guide, level=0.1)
+    guide = Guide(scores(rows[:3]), scores(rows[3:]) if is_reference and has_unseen else [], is_reference)
+    unseen = scores([2 * row for row in rows[3:]]) if has_unseen else []
+    free, _ = token_targets([torch.zeros(len(row)) for row in rows[:3]], unseen, guide, level=0.1)
     for order, target in zip(guide.forget, free, strict=True):
-        assert (target[order.argsort()].diff() >= 0).all()
+        assert (target[order.log_prob.argsort()].diff() >= 0).all()
     known = [row / 2 for row in rows[:3]]
-    found = token_targets(known, unseen, guide, level=0.1)
+    found, _ = token_targets(known, unseen, guide, level=0.1)
     for target, start, least in zip(found, known, free, strict=True):
         assert torch.equal(target, torch.minimum(start, least))
 
 
 def test_measured_token_targets_say_where_they_are_from():
-    known, guide = [torch.tensor([-1.0, -2.0])], Guide([torch.tensor([-6.0, -4.0])], [], True)
+    known, guide = [torch.tensor([-1.0, -2.0])], Guide(scores([torch.tensor([-6.0, -4.0])], -2.0), [], True)
     found = measure(FORGET_LOSSES["tokens"], known, [], 0.5, seed=0, guide=guide)
     assert found.targets.tolist() == [-5.0] and found.token_targets[0].tolist() == [-6.0, -4.0]
+    assert found.token_leads[0].tolist() == [-2.0, -2.0]
     assert found.guide == "order by the reference model, values by the reference model"
-    found = measure(FORGET_LOSSES["tokens"], known, known, 0.5, 0, Guide(known, [], False))
+    found = measure(FORGET_LOSSES["tokens"], known, scores(known), 0.5, 0, Guide(scores(known), [], False))
     assert found.guide == "order by the model itself with damped feed-forward layers, values by `calibration_dataset`"

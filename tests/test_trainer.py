@@ -724,6 +724,15 @@ def test_observed_averages_are_those_of_the_sample(tmp_path, tokenizer):
     torch.testing.assert_close(part.entropy, whole.entropy)
 
 
+def test_labels_are_scored_in_the_pass_that_observes(tmp_path, tokenizer):
+    trainer = make_trainer(tmp_path, tokenizer, adapter={})
+    rows = trainer._retain
+    found = observe(rows, trainer.scored, "default", 1.5, 3, np.arange(4), asked={0, len(rows) - 1}).log_probabilities
+    known = trainer.scored.label_log_probabilities(labelled_rows(rows), 2, base=True)
+    assert sorted(found) == [0, len(rows) - 1]
+    torch.testing.assert_close([found[0], found[len(rows) - 1]], [known[0], known[-1]])
+
+
 def test_a_router_is_known_again_in_another_precision(tmp_path, tokenizer):
     """The regression's weights differ then, but where it sends the tokens does not."""
     model = make_llama(len(tokenizer))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
 
 from alter_peft.data import PairDataset
+from alter_peft.losses import TokenScores
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder_call import Tokens
 from alter_peft.tuner.hooks import replay_in_checkpoints
@@ -196,11 +197,11 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         phase = PhaseOne(self.scored, self.alter_config, router, self.adapter_name, agree)
         size = max(1, self.args.per_device_eval_batch_size)
         found: dict[str, Tensor] = {}
-        unseen, as_given, guide = list[Tensor](), list[list[Tensor]](), None
+        unseen, as_given, guide = list[TokenScores](), list[list[Tensor]](), None
         if looks:
             with self.accelerator.autocast(), gathering_layers(self.model):
                 found = phase.find(self._forget, self._retain, self._router_texts, size, self.args.seed)
-            unseen = self._log_probabilities(self._calibration, size, base=True)
+            unseen = self._scores(self._calibration, size, base=True)
             guide = self._look_as_guide(size, base=True)
             if not self._begins_as_base:
                 as_given = [self._log_probabilities(rows, size) for rows in (self._known, self._some_retain)]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from alter_peft.entropy import entropy_quantile
-from alter_peft.scoring import Row, ScoredModel, pad_rows
+from alter_peft.scoring import Pass, Row, ScoredModel, pad_rows
 from alter_peft.tuner.base_pass import observe_base, observe_trunk
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder import check_head
@@ -47,15 +47,23 @@ class Observations(NamedTuple):
     entropy: S_q of every token, row after row, float32 (total tokens,).
     lengths: tokens of each row, long (rows,).
     averages: c_t of the sampled positions, float32 (sample, k); empty without a context router.
+    log_probabilities: ln p of each scored row's labels, in nats, float32 (labels,).
     """
 
     entropy: Tensor
     lengths: Tensor
     averages: Tensor
+    log_probabilities: dict[int, Tensor]
 
 
 def observe(
-    dataset: Dataset, scored: ScoredModel, adapter_name: str, q: float, batch_size: int, sample: np.ndarray
+    dataset: Dataset,
+    scored: ScoredModel,
+    adapter_name: str,
+    q: float,
+    batch_size: int,
+    sample: np.ndarray,
+    asked: Collection[int] = (),
 ) -> Observations:
     """
     One pass of the base model over the rows' `input_ids`, longest first, so that little is padded.
@@ -63,7 +71,9 @@ def observe(
     Args:
         adapter_name: whose moving average, of several active adapters.
         sample: positions whose moving average is kept (`sample_positions`); only they are held in memory.
+        asked: rows whose `labels` are scored.
     """
+    known: dict[int, Tensor] = {}
     gating: Any = scored.gating
     lengths = [len(ids) for ids in dataset["input_ids"]]
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
@@ -74,15 +84,22 @@ def observe(
     kept = [part - start for part, start in zip(np.split(sample, cuts[:-1]), ends - lengths, strict=True)]
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     for rows in tqdm(batches, desc="Phase I", disable=None):
-        padded = pad_rows([(ids, ids) for ids in dataset[rows]["input_ids"]], scored.device)
+        given = dataset[rows]
+        padded = pad_rows(list(zip(given["input_ids"], given["labels"], strict=True)), scored.device)
         inputs = {name: padded[name] for name in ("input_ids", "attention_mask")}
-        entropy, contexts = observe_base(scored.decoder, scored.head, gating, q, inputs)
+        entropy, hidden, contexts = observe_base(scored.decoder, scored.head, gating, q, inputs)
+        labels = padded["labels"][:, 1:]
+        labelled = (labels != -100) & torch.tensor([row in asked for row in rows], device=labels.device).unsqueeze(1)
+        if labelled.any():
+            batch = Pass(rows, labelled, hidden[:, :-1][labelled], labels[labelled])
+            with scored.as_base():
+                known |= batch.split(scored.score(batch.hidden, batch.labels).log_prob.float())
         for i, row in enumerate(rows):
             entropies[row] = entropy[i, : lengths[row]].float().cpu()
             if adapter_name in contexts:
                 average = contexts[adapter_name].average()
                 averages[row] = average[i, torch.as_tensor(kept[row], device=average.device)].cpu()
-    return Observations(torch.cat(entropies), torch.tensor(lengths), torch.cat(averages))
+    return Observations(torch.cat(entropies), torch.tensor(lengths), torch.cat(averages), known)
 
 
 def observe_beside(
@@ -207,17 +224,19 @@ class PhaseOne:
         both = datasets.concatenate_datasets([forget.select_columns(columns), retain.select_columns(columns)])
         experts = np.repeat(np.asarray(both["expert"]), [len(ids) for ids in both["input_ids"]])
         sample = sample_positions(experts, seed)
-        seen = observe(both, scored, self.adapter_name, self.config.entropy_q, batch_size, sample)
+        of_forget = range(len(forget))
+        of_retain = [len(forget) + row for row in drawn(len(retain), RETAIN_ROWS, seed)]
+        asked = {*of_forget, *of_retain}
+        seen = observe(both, scored, self.adapter_name, self.config.entropy_q, batch_size, sample, asked)
         threshold = self.config.entropy_threshold
         if self.config.entropy_quantile is not None:
-            of_forget = seen.entropy[: int(seen.lengths[: len(forget)].sum())]
-            threshold = measure_threshold(of_forget, forget["labels"], self.config.entropy_quantile)
+            forgotten = seen.entropy[: int(seen.lengths[: len(forget)].sum())]
+            threshold = measure_threshold(forgotten, forget["labels"], self.config.entropy_quantile)
         assert threshold is not None
         # float64, so that a threshold that was given comes back as it is
         found = {"entropy": seen.entropy, "lengths": seen.lengths}
-        some = retain.select(drawn(len(retain), RETAIN_ROWS, seed))
-        for prefix, rows in (("", forget), ("retain_", some)):
-            known = scored.label_log_probabilities(labelled_rows(rows), batch_size, base=True, by_length=False)
+        for prefix, rows in (("", of_forget), ("retain_", of_retain)):
+            known = [seen.log_probabilities[row] for row in rows]
             found[f"{prefix}log_probability"] = torch.cat(known)
             found[f"{prefix}labelled"] = torch.tensor([len(row) for row in known])
         found["threshold"] = torch.tensor(threshold, dtype=torch.float64)

@@ -91,7 +91,7 @@ def guided_by(
     options: Any,
 ) -> Guide:
     """
-    How likely the rows' labels are to the reference.
+    How likely the rows' labels and their rivals are to the reference.
 
     A model that is loaded for it is gone afterwards; one that is given is left where it was, and in its own mode.
 
@@ -107,7 +107,7 @@ def guided_by(
     scored = ScoredModel(moved.to(device))
     try:
         scored.check()
-        found = [scored.label_log_probabilities(rows, batch_size, by_length=False) for rows in sets]
+        found = [scored.label_scores(rows, batch_size, by_length=False) for rows in sets]
     finally:
         moved.to(before)
     return Guide(found[0], found[1] if len(found) > 1 else [], is_reference=True)

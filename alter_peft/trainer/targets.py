@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alter_peft.losses import ForgetLoss
+from alter_peft.losses import ForgetLoss, TokenScores
 
 
 GUESSED = (
@@ -26,13 +26,13 @@ class Guide(NamedTuple):
     How likely the rows' tokens are to a model that knows less of them: what says which have to give way.
 
     Attributes:
-        forget: ln p of each forget row's labels, in nats, (n_i,).
+        forget: the scores of each forget row's labels, (n_i,).
         unseen: the same of each calibration row; empty unless it is of a reference model.
         is_reference: whether it is of a reference model, and not of the model itself with a part switched down.
     """
 
-    forget: Sequence[Tensor]
-    unseen: Sequence[Tensor]
+    forget: Sequence[TokenScores]
+    unseen: Sequence[TokenScores]
     is_reference: bool
 
 
@@ -47,6 +47,7 @@ class Measured(NamedTuple):
         profiles: the log-probabilities that each row's tokens are to come to, least likely first, (n_i,).
         reference: ln p of each row before the training, the sum over its labels, (rows,).
         token_targets: the log-probability that each token itself is to come to, (n_i,).
+        token_leads: how far each is to lead its strongest rival, in nats, (n_i,).
         guide: what they were taken from, in words.
         other_labels, label_probabilities: labels for each token in place of its own, with their probabilities,
             (n_i, K).
@@ -60,6 +61,7 @@ class Measured(NamedTuple):
     profiles: Sequence[Tensor] = ()
     reference: Tensor = torch.empty(0)
     token_targets: Sequence[Tensor] = ()
+    token_leads: Sequence[Tensor] = ()
     guide: str = ""
     other_labels: Sequence[Tensor] = ()
     label_probabilities: Sequence[Tensor] = ()
@@ -75,7 +77,7 @@ class Measured(NamedTuple):
 def measure(
     loss: ForgetLoss,
     known: Sequence[Tensor],
-    unseen: Sequence[Tensor],
+    unseen: Sequence[TokenScores],
     level: float,
     seed: int,
     guide: Guide | None = None,
@@ -85,27 +87,29 @@ def measure(
 
     Args:
         known: of each forget row's labels, (n_i,); may be none if the loss needs nothing.
-        unseen: of the labels of each row that the model was never trained on; may be none without profiles.
+        unseen: the scores of the labels of each row that the model was never trained on; may be none without profiles.
         level: in place of that of unseen rows.
         seed: draws an unseen row for each forget row.
         guide: for a loss with `token_targets`.
     """
-    of_tokens, source = list[Tensor](), ""
+    of_tokens, leads, source = list[Tensor](), list[Tensor](), ""
     targets, profiles, reference = torch.empty(0), list[Tensor](), torch.empty(0)
+    of_unseen = [row.log_prob for row in unseen]
     if unseen:
-        level = geometric_mean(unseen)
+        level = geometric_mean(of_unseen)
     if known:  # also for a loss that needs none: what was measured shows how far rows are from the level
         targets = level_targets(known, level)
     if "profiles" in loss.needs:
-        profiles = unseen_profiles(known, unseen, seed)
+        profiles = unseen_profiles(known, of_unseen, seed)
         targets = torch.stack([profile.mean() for profile in profiles])
     if guide is not None and known:
-        of_tokens, source = token_targets(known, unseen, guide, level), described(guide, bool(unseen))
+        of_tokens, leads = token_targets(known, unseen, guide, level)
+        source = described(guide, bool(unseen))
         targets = torch.stack([row.mean() for row in of_tokens])
     if "reference" in loss.needs:
         rows = torch.repeat_interleave(torch.arange(len(known)), torch.tensor([len(row) for row in known]))
         reference = torch.zeros(len(known)).index_add(0, rows, torch.cat(list(known)))
-    return Measured(level, bool(unseen), targets, profiles, reference, of_tokens, source)
+    return Measured(level, bool(unseen), targets, profiles, reference, of_tokens, leads, source)
 
 
 def geometric_mean(rows: Sequence[Tensor]) -> float:
@@ -149,9 +153,12 @@ def unseen_profiles(known: Sequence[Tensor], unseen: Sequence[Tensor], seed: int
     return profiles
 
 
-def token_targets(known: Sequence[Tensor], unseen: Sequence[Tensor], guide: Guide, level: float) -> list[Tensor]:
+def token_targets(
+    known: Sequence[Tensor], unseen: Sequence[TokenScores], guide: Guide, level: float
+) -> tuple[list[Tensor], list[Tensor]]:
     """
-    The log-probability that each token of the forget rows is to come to, in nats, (n_i,).
+    The log-probability that each token of the forget rows is to come to, in nats, (n_i,), and how far it is to lead
+    its strongest rival, (n_i,).
 
     As unlikely as the guide finds it, in the model's own scale, as text that the model never saw shows it:
 
@@ -161,26 +168,34 @@ def token_targets(known: Sequence[Tensor], unseen: Sequence[Tensor], guide: Guid
     - a reference alone: the reference's own value;
     - neither: the guide's value, each row stretched so that its mean is the level.
 
-    No token is raised above its own beginning.
+    No token is raised above its own beginning. Its lead is the guide's own, or of unseen rows alone that of the unseen
+    token whose value it gets.
 
     Args:
         known: log-probabilities of each forget row's labels before the training, (n_i,).
-        unseen: the same of rows that the model was never trained on; may be none.
+        unseen: the scores of the labels of rows that the model was never trained on; may be none.
         level: the probability that rows come to where neither is there.
     """
+    scores, leads = [row.log_prob for row in guide.forget], [row.log_prob - row.log_rival for row in guide.forget]
     if guide.is_reference and unseen:
-        theirs, own = (torch.cat([*rows]).sort().values.double().numpy() for rows in (guide.unseen, unseen))
-        found = [torch.from_numpy(np.interp(row.double().numpy(), theirs, own)) for row in guide.forget]
+        theirs, own = (
+            torch.cat([row.log_prob for row in rows]).sort().values.double().numpy() for rows in (guide.unseen, unseen)
+        )
+        found = [torch.from_numpy(np.interp(row.double().numpy(), theirs, own)) for row in scores]
     elif unseen:
-        scores, own = torch.cat([*guide.forget]), torch.cat([*unseen]).sort().values.double().numpy()
-        ranks = (scores.argsort(stable=True).argsort().double().numpy() + 0.5) / len(scores)
-        values = np.interp(ranks, (np.arange(len(own)) + 0.5) / len(own), own)
-        found = [*torch.from_numpy(values).split([len(row) for row in known])]
+        values_there, order = torch.cat([row.log_prob for row in unseen]).sort()
+        leads_there = torch.cat([row.log_prob - row.log_rival for row in unseen])[order]
+        every, sizes = torch.cat(scores), [len(row) for row in known]
+        ranks = (every.argsort(stable=True).argsort().double().numpy() + 0.5) / len(every)
+        shares = (np.arange(len(order)) + 0.5) / len(order)
+        values = np.interp(ranks, shares, values_there.double().numpy())
+        found = [*torch.from_numpy(values).split(sizes)]
+        leads = [*leads_there[torch.from_numpy((ranks * len(order)).astype(int))].split(sizes)]
     elif guide.is_reference:
-        found = [*guide.forget]
+        found = scores
     else:
-        found = [row * (math.log(level) / float(row.mean().clamp(max=-1e-6))) for row in guide.forget]
-    return [torch.minimum(row.float(), own) for row, own in zip(found, known, strict=True)]
+        found = [row * (math.log(level) / float(row.mean().clamp(max=-1e-6))) for row in scores]
+    return [torch.minimum(row.float(), own) for row, own in zip(found, known, strict=True)], leads
 
 
 def described(guide: Guide, has_unseen: bool) -> str:

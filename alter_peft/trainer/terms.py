@@ -106,6 +106,7 @@ def forget_batch(
         of_tokens(profiles),
         reference.to(ids.device)[ids] if len(reference) else empty,
         token_targets=of_tokens(measured.token_targets),
+        token_leads=of_tokens(measured.token_leads) if measured.token_leads else None,
         other_labels=of_tokens(measured.other_labels),
         label_probabilities=of_tokens(measured.label_probabilities),
     )

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import TrainOutput
 
 from alter_peft.data import Epochs, PairCollator, PairDataset, check_disjoint
+from alter_peft.losses import TokenScores
 from alter_peft.privacy import telemetry_is_wanted
 from alter_peft.scoring import ScoredModel
 from alter_peft.tuner.config import AlterConfig
@@ -245,14 +246,15 @@ class UnlearnTrainer(PreparingTrainer):
             return
         self._trained.keep(self.model)
         size = max(1, self.args.per_device_train_batch_size)
-        found, guide = list[list[Tensor]](), None
+        found, guide = list[list[TokenScores]](), None
         if self.accelerator.is_main_process or is_zero3_split(self.model):  # others may have no weights yet
             asked = self._known, self._some_retain, self._calibration
-            found = [self._log_probabilities(rows, size) for rows in asked]
+            found = [self._scores(rows, size) for rows in asked]
             guide = self._look_as_guide(size)
         if self.accelerator.num_processes > 1:
             found, guide = from_main_process((found, guide))
-        known, kept, unseen = found
+        known, kept = ([row.log_prob for row in rows] for rows in found[:2])
+        unseen = found[2]
         needed = known if self.args.loss.needs - MADE else []
         self.measured = measure(self.args.loss, needed, unseen, self.args.forget_level, self.args.seed, guide)
         self._set_knowledge(known, kept, unseen)
@@ -277,17 +279,22 @@ class UnlearnTrainer(PreparingTrainer):
         experts = self._forget["expert"]
         return made.alternates and [{**row, "expert": d} for row, d in zip(made.alternates, experts, strict=True)]
 
-    def _set_knowledge(self, known: list[Tensor], kept: list[Tensor], unseen: list[Tensor]) -> None:
-        forget, retain, never = (torch.tensor([row.mean() for row in rows]) for rows in (known, kept, unseen))
+    def _set_knowledge(self, known: list[Tensor], kept: list[Tensor], unseen: list[TokenScores]) -> None:
+        sets = known, kept, [row.log_prob for row in unseen]
+        forget, retain, never = (torch.tensor([row.mean() for row in rows]) for rows in sets)
         self.knowledge = Knowledge(forget, retain, never, self.measured.level)
         if self.astray is not None and self.astray.warning is not None:
             logger.warning(self.astray.warning)
 
-    def _log_probabilities(self, dataset: Dataset | None, batch_size: int, base: bool = False) -> list[Tensor]:
-        """ln p of each row's labels by the model as it is, or by its base; none without a data set."""
+    def _scores(self, dataset: Dataset | None, batch_size: int, base: bool = False) -> list[TokenScores]:
+        """Of each row's labels by the model as it is, or by its base; none without a data set."""
         rows = [] if dataset is None else labelled_rows(dataset)
         with self.accelerator.autocast(), gathering_layers(self.model):
-            return self.scored.label_log_probabilities(rows, batch_size, base=base, by_length=False)
+            return self.scored.label_scores(rows, batch_size, base=base, by_length=False)
+
+    def _log_probabilities(self, dataset: Dataset | None, batch_size: int, base: bool = False) -> list[Tensor]:
+        """ln p alone."""
+        return [row.log_prob for row in self._scores(dataset, batch_size, base)]
 
     def _look_as_guide(self, batch_size: int, base: bool = False) -> Guide | None:
         """
@@ -298,7 +305,7 @@ class UnlearnTrainer(PreparingTrainer):
             return None
         if self._reference is None:
             with damped([*self.scored.stack.layers]):
-                return Guide(self._log_probabilities(self._forget, batch_size, base), [], is_reference=False)
+                return Guide(self._scores(self._forget, batch_size, base), [], is_reference=False)
         sets = [labelled_rows(rows) for rows in (self._forget, self._calibration) if rows is not None]
         with self.accelerator.autocast():
             return guided_by(self._reference, sets, batch_size, self.accelerator.device, self.args.model_init_kwargs)

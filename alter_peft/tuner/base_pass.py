@@ -30,8 +30,21 @@ def base_entropy(
     given: dict[str, Any],
     cache_name: str | None,
 ) -> Tensor:
+    """S_q (B, T) of the base model, as `base_pass` finds it."""
+    return base_pass(decoder, head, context, q, given, cache_name)[0]
+
+
+def base_pass(
+    decoder: nn.Module,
+    head: LanguageModelHead,
+    context: GatingContext,
+    q: float,
+    given: dict[str, Any],
+    cache_name: str | None,
+) -> tuple[Tensor, Tensor]:
     """
-    S_q (B, T) of the base model: a pass without adapters, in eval mode, with its own layers of the KV cache.
+    S_q (B, T) and the last hidden states (B, T, k) of the base model: a pass without adapters, in eval mode, with its
+    own layers of the KV cache.
 
     Args:
         q: order of the entropy.
@@ -42,9 +55,9 @@ def base_entropy(
     if cache_name is not None and cache is not None:
         given = {**given, cache_name: Cache(layers=base_layers(cache, context.num_layers))}
     with base_model(decoder, head, context):
-        hidden = decoder.forward(**given)[0]
+        hidden: Tensor = decoder.forward(**given)[0]
         entropy = chunked_tsallis_entropy(hidden.flatten(0, 1), head, q)
-    return entropy.view(hidden.shape[:2])
+    return entropy.view(hidden.shape[:2]), hidden
 
 
 @contextmanager
@@ -86,16 +99,16 @@ def without_adapters(*roots: nn.Module, kinds: tuple[type, ...] = ()) -> Abstrac
 
 def observe_base(
     decoder: nn.Module, head: LanguageModelHead, context: GatingContext, q: float, inputs: dict[str, Tensor]
-) -> tuple[Tensor, dict[str, Context]]:
-    """S_q (B, T) of the base model and the moving averages of the active adapters, from one pass."""
+) -> tuple[Tensor, Tensor, dict[str, Context]]:
+    """S_q (B, T) and last hidden states (B, T, k) of the base model, and the active adapters' moving averages."""
     averages: dict[str, Context] = {}
     context.begin(Tokens(inputs["attention_mask"].bool()))
     context.observer = averages.__setitem__
     try:
-        entropy = base_entropy(decoder, head, context, q, {**inputs, "use_cache": False}, None)
+        entropy, hidden = base_pass(decoder, head, context, q, {**inputs, "use_cache": False}, None)
     finally:
         context.observer = None
-    return entropy, averages
+    return entropy, hidden, averages
 
 
 class _Observed(Exception):

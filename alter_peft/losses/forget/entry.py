@@ -49,6 +49,7 @@ class ForgetBatch(NamedTuple):
         targets: the mean log-probability that each row is to come to, in nats, (R,).
         profiles: the log-probabilities that its tokens are to come to, (n,): row after row, the least likely first.
         token_targets: the log-probability that each token itself is to come to, (n,).
+        token_leads: how far each is to lead its strongest rival, in nats, (n,); `None` if that isn't known.
         reference: ln p of each row by the model before the training, the sum over its tokens, (R,).
         inside: hidden states, heads, activations.
         other_labels, label_probabilities: K labels for each token in place of its own, with their probabilities,
@@ -63,6 +64,7 @@ class ForgetBatch(NamedTuple):
     profiles: Tensor
     reference: Tensor
     token_targets: Tensor = torch.empty(0)
+    token_leads: Tensor | None = None
     inside: Inside | None = None
     other_labels: Tensor = torch.empty(0)
     label_probabilities: Tensor = torch.empty(0)

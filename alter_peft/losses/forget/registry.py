@@ -29,9 +29,8 @@ def _soft_targets(batch: ForgetBatch, options: Mapping[str, Any]) -> Tensor:
         raise ValueError("`base_hidden` is None, but the loss distils from the base model. Pass its hidden states.")
     of_base = inside.base_head or inside.head
     states = inside.hidden, inside.base_hidden, inside.head, of_base
-    return soft_target_loss(*states, inside.labels, batch.token_targets) + token_loss(
-        batch.scores, batch.token_targets
-    )
+    rest = soft_target_loss(*states, inside.labels, batch.token_targets)
+    return rest + token_loss(batch.scores, batch.token_targets, batch.token_leads)
 
 
 def _undial(batch: ForgetBatch, options: Mapping[str, Any]) -> Tensor:
@@ -68,9 +67,10 @@ NOVICE = "This was written by a novice who knows nothing of its subject and turn
 
 FORGET_LOSSES: dict[str, ForgetLoss] = {
     "tokens": ForgetLoss(
-        compute=lambda batch, options: token_loss(batch.scores, batch.token_targets),
+        compute=lambda batch, options: token_loss(batch.scores, batch.token_targets, batch.token_leads),
         over="tokens",
-        caption="Brings every token to the log-probability that a model which never saw the text would give it.",
+        caption="Brings every token to the log-probability that a model which never saw the text would give it, and "
+        "behind a rival where it would not be that model's first choice.",
         source="this package (docs/paper.md)",
         needs=frozenset({"targets", "token_targets"}),
     ),

@@ -16,11 +16,11 @@ from ..scores import TokenScores
 
 
 Head = Callable[[Tensor], Tensor]
-SURE = 0.9
+SURE, BEHIND = 0.9, 2.0
 
 
-def token_loss(scores: TokenScores, targets: Tensor) -> Tensor:
-    """Bring every token's log-odds to those of its target.
+def token_loss(scores: TokenScores, targets: Tensor, leads: Tensor | None = None) -> Tensor:
+    """Bring every token's log-odds to those of its target, and its rival before it where it is to have one.
 
     huber(logit p(x_t) - logit q_t), with ln q_t the target and logit p = ln p - ln(1 - p); linear beyond half a nat
     and quadratic within. Not in the paper. Its gradient in the label's logit is 1 beyond half a nat, at any p: a token
@@ -28,15 +28,23 @@ def token_loss(scores: TokenScores, targets: Tensor) -> Tensor:
     that of [`soft_target_loss`] is below .01, is pulled as hard. A token whose target is .9 or above is at rest
     from .9 on: whether text that anyone could predict has .99 or .999 tells nobody anything.
 
+    What a label gives up spreads thinly over all others, so that at a probability of .2 it is still the first choice,
+    where a model that never saw the text has another. With `leads`, a token that is to be behind its strongest rival,
+    m_t = ln q_t - ln q_v < 0, has beside this the hinge huber(max(0, ln p(x_t) - max_{v != x_t} ln p(v) - m_t)), which
+    is at rest once the rival leads by so much (by two nats at most): L_IHL of Eq. 8 with a margin of its own for each
+    token, for those alone that are to give way.
+
     Args:
         scores: see [`score_tokens`].
         targets: ln q_t, the log-probability to reach, one a token, in nats, shape (n,).
+        leads: m_t, in nats, shape (n,); those of 0 and above ask for nothing. None: no hinge.
 
     Returns:
-        The loss of each token, shape (n,): in nats beyond half a nat from its target.
+        The loss of each token, shape (n,): in nats beyond half a nat from its target, and from its place behind the
+        rival.
 
     Raises:
-        ValueError: if `targets` are not as many as the tokens.
+        ValueError: if `targets` or `leads` are not as many as the tokens.
     """
     check_targets(targets, scores.log_prob)
     top = math.log(SURE / (1 - SURE))
@@ -47,7 +55,13 @@ def token_loss(scores: TokenScores, targets: Tensor) -> Tensor:
     # ln(1 - p) has no value left to differentiate as p -> 1; the slope of ln p - ln(1 - p) is that of ln p over 1 - p
     reached = scores.log_prob.detach() - rest.log() + (scores.log_prob - scores.log_prob.detach()) / rest
     reached = torch.where(wanted < top, reached, reached.clamp(max=top))
-    return F.smooth_l1_loss(reached, wanted, reduction="none", beta=0.5)
+    loss = F.smooth_l1_loss(reached, wanted, reduction="none", beta=0.5)
+    if leads is None:
+        return loss
+    check_targets(leads, scores.log_prob, "leads")
+    margin = leads.to(scores.log_prob.dtype).clamp(min=-BEHIND)
+    too_far = (scores.log_prob - scores.log_rival - margin).relu() * (margin < 0)
+    return loss + F.smooth_l1_loss(too_far, torch.zeros_like(too_far), reduction="none", beta=0.5)
 
 
 def soft_target_loss(
@@ -106,10 +120,10 @@ def soft_targets(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     return (others + _complement(aim).log()).scatter(-1, place, aim)
 
 
-def check_targets(targets: Tensor, tokens: Tensor) -> None:
+def check_targets(targets: Tensor, tokens: Tensor, name: str = "targets") -> None:
     """Raise a `ValueError` if targets are not as many as the tokens."""
     if len(targets) != len(tokens):
-        raise ValueError(f"targets has {len(targets)} values for {len(tokens)} tokens; give one for each.")
+        raise ValueError(f"{name} has {len(targets)} values for {len(tokens)} tokens; give one for each.")
 
 
 def _complement(log_prob: Tensor) -> Tensor:
