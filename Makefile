@@ -15,11 +15,11 @@ export PYTEST_TIMEOUT ?= 1800
 
 # Memory that was freed is used again instead of going back to the system (glibc), which took a third of a training
 # step on a CPU: docs/log.md.
-demo tofu pilot people birthdays hazard test-slow: export MALLOC_MMAP_MAX_ ?= 0
-demo tofu pilot people birthdays hazard test-slow: export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
-demo tofu pilot people birthdays hazard test-slow: export MALLOC_TOP_PAD_ ?= 268435456
+demo tofu pilot people birthdays hazard speed test-slow: export MALLOC_MMAP_MAX_ ?= 0
+demo tofu pilot people birthdays hazard speed test-slow: export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
+demo tofu pilot people birthdays hazard speed test-slow: export MALLOC_TOP_PAD_ ?= 268435456
 
-.PHONY: demo tofu pilot people birthdays hazard test test-slow test-oldest test-package check clean
+.PHONY: demo tofu pilot people birthdays hazard speed test test-slow test-oldest test-package check clean
 
 demo: $(DEMO)
 	$(BIN)/python examples/demo.py
@@ -44,6 +44,12 @@ MCQ := $(wildcard ../shared/data/mcq/arc_easy_test.jsonl.gz ../shared/data/mcq/m
 hazard: $(STAMP)
 	$(BIN)/python examples/smollm2.py runs/smollm2
 	$(BIN)/alter-peft benchmark --config examples/hazard.yaml $(if $(MCQ),--tasks $(MCQ))
+
+# What a training, an answer and a start cost beside plain LoRA. One heap: several trainings take turns in a process.
+speed: export MALLOC_ARENA_MAX ?= 1
+speed: $(STAMP)
+	test -f runs/smollm2/config.json || $(BIN)/python examples/smollm2.py runs/smollm2
+	$(BIN)/python examples/studies/speed.py runs/speed $(TOFU:%=--tofu %)
 
 # Two processes of one thread each: tests of tiny models do not use more.
 test: $(STAMP)
