@@ -149,15 +149,15 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         self._known = self._forget  # phase I looks at all of them anyway
         self.alter_config.domains = self._domains
         reads = self.alter_config.routing.reads_context
-        self._router_texts = router_texts(
-            forget,
-            retain,
-            self._subjects,
-            self.args.counterfactual_copies if reads else 0,
-            self._token_ids,
-            self.args.dataset_text_field,
-            self.args.seed,
-        )
+        copies, field = self.args.counterfactual_copies if reads else 0, self.args.dataset_text_field
+        texts = router_texts(forget, retain, self._subjects, copies, self._tokens, field, self.args.seed)
+        self._router_texts = texts.of_windows(self._forget)
+        self._router_texts.say()
+
+    @property
+    def subject_lines(self) -> list[str]:
+        """Whom or what the rows to forget are about, as a router was to learn it; empty without copies."""
+        return self._router_texts.lines
 
     @property
     def shared_matrices(self) -> list[nn.Parameter]:
