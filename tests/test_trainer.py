@@ -260,7 +260,8 @@ def test_a_router_that_is_turned_round_goes_astray(tmp_path, tokenizer):
 def run(tmp_path: Path, tokenizer: Any, **options: Any) -> Recorder:
     recorder = Recorder()
     adapter = {"init_weights": False, "router_half_life": 8.0}  # of the bounds below
-    options = {"structural_weight": 2e-3, **SGD, **options}  # its gradient is of one row: no larger than the others
+    # the gradient of one row's term is 5e6 here: a step as long as clipping allows would magnify rounding
+    options = {"structural_weight": 1e-8, **SGD, **options}
     make_trainer(tmp_path, tokenizer, adapter=adapter, others={"callbacks": [recorder]}, **options).train()
     return recorder
 
