@@ -93,7 +93,8 @@ def observe(
         if labelled.any():
             batch = Pass(rows, labelled, hidden[:, :-1][labelled], labels[labelled])
             with scored.as_base():
-                known |= batch.split(scored.score(batch.hidden, batch.labels).log_prob.float())
+                found = batch.split(scored.score(batch.hidden, batch.labels).log_prob.float())
+            known |= {row: log_prob for row, log_prob in found if row in asked}
         for i, row in enumerate(rows):
             entropies[row] = entropy[i, : lengths[row]].float().cpu()
             if adapter_name in contexts:
