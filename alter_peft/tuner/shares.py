@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 MANY = 8  # experts from which looking at the gates is worth the synchronisation of an accelerator
-FEW = 2  # experts that are multiplied at once, whoever has a token
+FEW = 8  # experts that are multiplied at once, whoever has a token: at a rank of 8 cheaper than groups of tokens
 TOKENS = 8  # for each expert, from which grouping tokens by expert is cheaper than multiplying at once
 
 
