@@ -67,7 +67,7 @@ class ExpertBank(nn.Module):
             return F.linear(h if shares.whole else h * shares.gates.to(h), _learning(experts[0], learn))
         if shares.grouped is not None:
             return self._by_group(h, shares.grouped, learn)
-        stacked = _learning(torch.cat(experts, dim=1), learn)  # (d, U r)
+        stacked = _learning(torch.cat(tuple(experts), dim=1), learn)  # (d, U r)
         gated = shares.gates.to(h).unsqueeze(-1) * h.unsqueeze(-2)  # (..., U, r)
         if owner is None:
             return F.linear(gated.flatten(-2), stacked)
@@ -94,7 +94,8 @@ class ExpertBank(nn.Module):
             found = found.index_select(0, grouped.places.to(h.device))
         else:
             found = found.new_zeros(h.shape[:-1].numel(), found.shape[-1]).index_add_(0, tokens, found)
-        return found.unflatten(0, h.shape[:-1])
+        added: Tensor = found.unflatten(0, h.shape[:-1])
+        return added
 
     def delete(self, d: int) -> None:
         """Remove B_f^(d+1); the forget experts behind it move up by one."""

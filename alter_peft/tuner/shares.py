@@ -59,7 +59,8 @@ def may_look(gates: Collection[Tensor]) -> bool:
     Whether the host may read these gates, of all adapters of a pass: not in a graph, and on an accelerator, which it
     then waits for, only where there are many experts.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or any(own.is_meta for own in gates):
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    if traced or any(own.is_meta for own in gates):
         return False
     if all(own.device.type == "cpu" for own in gates):
         return True
