@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,18 +67,23 @@ class ExpertBank(nn.Module):
             return F.linear(h if shares.whole else h * shares.gates.to(h), _learning(experts[0], learn))
         if shares.grouped is not None:
             return self._by_group(h, shares.grouped, learn)
-        stacked = _learning(torch.cat(experts, dim=1), learn)  # (d, U r)
+        stacked = _learning(torch.cat(tuple(experts), dim=1), learn)  # (d, U r)
         gated = shares.gates.to(h).unsqueeze(-1) * h.unsqueeze(-2)  # (..., U, r)
         if owner is None:
             return F.linear(gated.flatten(-2), stacked)
-        taught = gated * owner.to(gated).view(owner.shape[0], *[1] * (gated.dim() - 3), owner.shape[1], 1)
-        both = torch.cat([taught.flatten(-2), (gated - taught).flatten(-2)], dim=-1)  # (..., 2 U r)
-        return F.linear(both, torch.cat([stacked, stacked.detach()], dim=1))
+        owned = owner.to(gated).view(owner.shape[0], *[1] * (gated.dim() - 3), owner.shape[1], 1).expand_as(gated)
+        if torch.compiler.is_compiling():  # Dynamo warns of a function with a backward of its own
+            taught = gated * owned
+            both = torch.cat([taught.flatten(-2), (gated - taught).flatten(-2)], dim=-1)  # (..., 2 U r)
+            return F.linear(both, torch.cat([stacked, stacked.detach()], dim=1))
+        added: Tensor = _Isolated.apply(gated.flatten(-2), stacked.to(gated.dtype), owned.flatten(-2))
+        return added
 
     def _by_group(self, h: Tensor, grouped: Grouped, learn: bool) -> Tensor:
         """As `forward`, each expert on its own tokens."""
         counts = [count for _, count, _ in grouped.parts]
-        own = (h.flatten(0, -2).index_select(0, grouped.tokens) * grouped.gates.to(h)).split(counts)
+        tokens = grouped.tokens.to(h.device)  # the layer may be on another device than the router
+        own = (h.flatten(0, -2).index_select(0, tokens) * grouped.gates.to(h)).split(counts)
         found = torch.cat(
             [
                 F.linear(part, _learning(self.expert(e), learn and learns))
@@ -84,10 +91,11 @@ class ExpertBank(nn.Module):
             ]
         )
         if grouped.places is not None:
-            found = found.index_select(0, grouped.places)
+            found = found.index_select(0, grouped.places.to(h.device))
         else:
-            found = found.new_zeros(h.shape[:-1].numel(), found.shape[-1]).index_add_(0, grouped.tokens, found)
-        return found.unflatten(0, h.shape[:-1])
+            found = found.new_zeros(h.shape[:-1].numel(), found.shape[-1]).index_add_(0, tokens, found)
+        added: Tensor = found.unflatten(0, h.shape[:-1])
+        return added
 
     def delete(self, d: int) -> None:
         """Remove B_f^(d+1); the forget experts behind it move up by one."""
@@ -95,6 +103,27 @@ class ExpertBank(nn.Module):
             self.register_parameter(f"forget_{later - 1}", self.get_parameter(f"forget_{later}"))
         self.num_forget_experts -= 1
         delattr(self, f"forget_{self.num_forget_experts}")
+
+
+class _Isolated(torch.autograd.Function):
+    """`F.linear`, whose weight learns from what is owned alone."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, owned: Tensor) -> Tensor:
+        """
+        Args:
+            input: (..., U r).
+            weight: (d, U r).
+            owned: 1 where a column of the weight learns from an entry of the input, (..., U r).
+        """
+        ctx.save_for_backward(input, weight, owned)
+        return F.linear(input, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        input, weight, owned = ctx.saved_tensors
+        taught = (input * owned).flatten(0, -2)
+        return grad @ weight, grad.flatten(0, -2).T @ taught, None
 
 
 def _learning(expert: Tensor, learn: bool) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 MANY = 8  # experts from which looking at the gates is worth the synchronisation of an accelerator
-FEW = 2  # experts that are multiplied at once, whoever has a token
+FEW = 8  # experts that are multiplied at once, whoever has a token: at a rank of 8 cheaper than groups of tokens
 TOKENS = 8  # for each expert, from which grouping tokens by expert is cheaper than multiplying at once
 
 
@@ -59,7 +59,8 @@ def may_look(gates: Collection[Tensor]) -> bool:
     Whether the host may read these gates, of all adapters of a pass: not in a graph, and on an accelerator, which it
     then waits for, only where there are many experts.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or any(own.is_meta for own in gates):
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    if traced or any(own.is_meta for own in gates):
         return False
     if all(own.device.type == "cpu" for own in gates):
         return True
