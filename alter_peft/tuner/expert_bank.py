@@ -120,7 +120,7 @@ class _Isolated(torch.autograd.Function):
         return F.linear(input, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         input, weight, owned = ctx.saved_tensors
         taught = (input * owned).flatten(0, -2)
         return grad @ weight, grad.flatten(0, -2).T @ taught, None

@@ -177,12 +177,12 @@ class AlterLinear(nn.Module, AlterLayer):
         context = self.context
         if context.mixed is not None:
             return self._add_by_row(context.mixed, x, result)
-        dtype, cloned = result.dtype, self.quantization_backend is None
+        dtype, backend = result.dtype, self.quantization_backend
         idle, adapters = context.state.idle, self.alter_A
         for name in self.active_adapters:
             if name not in idle and name in adapters:
-                if not cloned:
-                    result, cloned = self.quantization_backend.maybe_clone_base_result(result), True
+                if backend is not None:  # once
+                    result, backend = backend.maybe_clone_base_result(result), None
                 delta = self._delta(name, x).to(dtype)
                 # s is applied on the way, in one pass over the update
                 result = torch.add(result, delta, alpha=self.scaling[name])

@@ -128,12 +128,12 @@ class AlterRouter(nn.Module, AlterTunerLayer):
             softmax = temperatures, config.top_k, competes, entropy is None, logits[name].shape[-1]
             alike.setdefault(softmax, []).append(name)
         found: dict[str, Tensor] = {}
-        for (temperatures, top_k, competes, _, _), names in alike.items():
+        for ((warm, cold), top_k, competes, _, _), names in alike.items():
             if len(names) == 1:
-                found[names[0]] = gate(logits[names[0]], highs.get(names[0]), *temperatures, top_k, competes)
+                found[names[0]] = gate(logits[names[0]], highs.get(names[0]), warm, cold, top_k, competes)
                 continue
             high = torch.stack([highs[name] for name in names]) if names[0] in highs else None
-            together = gate(torch.stack([logits[name] for name in names]), high, *temperatures, top_k, competes)
+            together = gate(torch.stack([logits[name] for name in names]), high, warm, cold, top_k, competes)
             found.update(zip(names, together, strict=True))
         return found
 
