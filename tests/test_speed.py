@@ -89,6 +89,19 @@ def test_the_floor_is_below_what_was_measured(setting, monkeypatch):
     assert all(by_bytes > 0 for _, by_bytes in floors(notes, "decoding").values())
 
 
+def test_the_counter_sees_products_in_place_and_a_cpus_attention():
+    import torch
+    from speed_floor import counter
+
+    a, b, q = torch.ones(3, 5), torch.ones(5, 7), torch.ones(2, 4, 6, 8, requires_grad=True)
+    with counter() as counting:
+        torch.zeros(3, 7).addmm_(a, b)
+    assert counting.get_total_flops() == 2 * 3 * 5 * 7
+    with counter() as counting:
+        torch.nn.functional.scaled_dot_product_attention(q, q, q).sum().backward()
+    assert counting.get_total_flops() == (2 + 5) * 2 * 2 * 4 * 6 * 6 * 8  # products of (6, 8) and (8, 6), for 8 heads
+
+
 def test_trainings_in_turn_end_as_they_do_alone(setting):
     import torch
     from speed_arms import sft
