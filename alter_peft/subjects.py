@@ -1,30 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whom or what forget rows are about, and the same rows about others: what a router learns to tell subjects by."""
+"""Whom or what forget rows are about: what a router learns to tell subjects by."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.resources import files
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import numpy as np
 import regex
 
 from .reading.chats import SAID, system_turns
 from .words import UNSPACED
 
 
-NAMES = "names.txt"
-BLENDED = 0.5  # share of names that are made of two: invented people have names that nobody has
-WITH_FACTS = 0.5  # share of the copies in which other names and numbers are replaced, too
-_WORD = regex.compile(rf"[[\p{{L}}]--[{UNSPACED}]][[\p{{L}}\p{{M}}]--[{UNSPACED}]]*|\p{{Nd}}+", regex.V1)
-_RUN = regex.compile(rf"(?:[[{UNSPACED}]&&[\p{{L}}]]\p{{M}}*){{2,}}", regex.V1)
-_LETTER = regex.compile(r"\p{L}\p{M}*")
-# A capital there may be that of the sentence alone
-_SENTENCE_BEGINS = regex.compile(r"(?:^|[.!?:;\n…]|^\W*|[.!?:;]\W+)$")
+WORD = regex.compile(rf"[[\p{{L}}]--[{UNSPACED}]][[\p{{L}}\p{{M}}]--[{UNSPACED}]]*|\p{{Nd}}+", regex.V1)
+RUN = regex.compile(rf"(?:[[{UNSPACED}]&&[\p{{L}}]]\p{{M}}*){{2,}}", regex.V1)  # letters of a script without spaces
+LETTER = regex.compile(r"\p{L}\p{M}*")
+ENDS = ".!?:;\n…"  # a capital behind one of them may be that of a sentence alone
+BETWEEN = (" ", "-")  # what stands between the words of one name
+TITLE = 3  # letters of an initial or a title, at most, which a full stop may follow in one
+EVERYDAY, LEAST_EVERYDAY = 0.02, 3  # a word that is written small in so many of the general texts is no part of a name
+MOST_WORDS = 0.6  # of a question: where more seem to be its subject, nothing is known of its language
 TEXT_COLUMNS = ("prompt", "completion", "messages", "conversations")
 
 
@@ -79,161 +76,284 @@ def _turn(turn: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, An
     return {key: content(value) if key in SAID else value for key, value in turn.items()}
 
 
+class _Seen(NamedTuple):
+    """
+    What capitals say in all texts.
+
+    small: words that are written small somewhere.
+    inside: words that stand in capitals inside of a sentence.
+    leading: words behind whose capital, at the beginning of a sentence, a word goes on small.
+    """
+
+    small: set[str]
+    inside: set[str]
+    leading: set[str]
+
+
+class _Capitals(NamedTuple):
+    """
+    The capitals of a text.
+
+    inside: words in capitals inside of a sentence.
+    runs: of two and more words in capitals that stand side by side, as in names; the first may begin a sentence.
+    """
+
+    inside: set[str]
+    runs: list[list[str]]
+
+
 def find_subjects(
-    rows: Sequence[Sequence[str]], others: Iterable[str], given: Sequence[Sequence[str] | None] | None = None
+    rows: Sequence[Sequence[str]],
+    others: Iterable[str],
+    given: Sequence[Sequence[str] | None] | None = None,
+    general: Iterable[str] | None = None,
 ) -> list[Subject]:
     """
-    What each row to forget is about, without a list of names.
+    What each row to forget is about, without a list of names; nothing rather than something else.
 
-    In scripts with capitals it is the words that are never written small and stand in capitals inside of a sentence:
-    those of them that several of the texts (questions, answers) share, or all of a row in which none is shared. For
-    plain texts, in scripts without capitals and where a row has no such word, it is the words that several texts share
-    and no other text has (what TF-IDF ranks highest); of scripts without spaces two letters count as a word.
+    Of a question with its answer it is looked for in the question. What is only answered is the subject of no row, but
+    names that several texts have go with those that are asked about (without them, of invented people's private rows
+    the router sent .025 of the answer tokens of others' to a forget expert, and .000 with them):
+
+    - words in capitals inside of a sentence that are never written small, that several questions have, or that stand
+      beside another one ("Mark Baker");
+    - numbers, but short ones only if the answer repeats them or no other question has them;
+    - where the question has no capitals, nor most of the others have names: the words of it that no general text has,
+      if they are not most of it and the row has one of them twice or another row has it.
+
+    Where a question has several, all are taken: a copy in which too much is renamed is about another subject all the
+    same, and one in which too little is renamed is not. A noun in capitals that goes with many names (as in German) is
+    left out. Of plain texts it is the names, and the terms that several of them share and no other text has. Of
+    scripts without spaces two letters count as a word.
 
     Args:
-        rows: the texts of each row, a question and its answer apart; one alone is plain text.
+        rows: the texts of each row, questions and, last, the answer; one alone is plain text.
         others: texts that are not to be forgotten.
         given: the names of each row's subject, as a user gives them; where a row has none of their words, or none are
-            given, it is found.
+            given, it is found. Everyday words in them ("The", "of") don't count beside others.
+        general: texts that are about nothing that is to be forgotten or retained; by default `others`.
     """
-    texts = [part for row in rows for part in row]
     others = list(others)
-    small, inside, elsewhere = set[str](), set[str](), set[str]()
-    for text in (*others, *texts):
-        for match in _WORD.finditer(text):
+    general = others if general is None else list(general)
+    return _Finder(rows, [*others, *general], general).find(given)
+
+
+class _Finder:
+    def __init__(self, rows: Sequence[Sequence[str]], others: Sequence[str], general: Sequence[str]) -> None:
+        self.rows, self.asked = rows, [row[:-1] or row for row in rows]
+        texts = [part for row in rows for part in row]
+        self.seen = _look([*others, *texts])._replace(leading=_look(others).leading)
+        of_general = [set(WORD.findall(text)) for text in general]
+        small = Counter(word for own in of_general for word in own if word[0].islower())
+        least = max(LEAST_EVERYDAY, EVERYDAY * len(general))
+        self.everyday = {word for word, number in small.items() if number >= least}
+        self.general = {word.lower() for own in of_general for word in own}.union(*map(_pairs, general))
+        self.elsewhere = {word.lower() for text in others for word in WORD.findall(text)}.union(*map(_pairs, others))
+        self.capitals = [[_capitals(text, self.seen) for text in asked] for asked in self.asked]
+        inside = Counter(word for own in self.capitals for word in set[str]().union(*(one.inside for one in own)))
+        self.shared = {word for word, number in inside.items() if number > 1 and len(rows) > 1}
+        self.told = [self._of_names(number) for number in range(len(rows))]
+        runs = [[word.lower() for word in run] for own in self.capitals for one in own for run in one.runs]
+        self.neighbours = {pair for run in runs for pair in pairwise(run)}
+        self.in_texts = Counter(term for text in texts for term in _terms(text))
+        self.digits = Counter(digits for asked in self.asked for digits in _digits(asked))
+        self.template = self._beside_many_names()
+
+    def find(self, given: Sequence[Sequence[str] | None] | None) -> list[Subject]:
+        found = []
+        for number, row in enumerate(self.rows):
+            own = {word for text in row for word in (*WORD.findall(text), *_pairs(text))}
+            names = {word for word in own if self._is_name(word)} | self.told[number]
+            words = self._given(own, (given[number] if given is not None else None) or ())
+            words = words or self._about(number, own, names)
+            lower = {word.lower() for word in words if word[0].isupper()}
+            words |= {word for word in own if word.lower() in lower and word[0].isupper()}
+            found.append(Subject(frozenset(words), frozenset(names - words)))
+        return found
+
+    def _is_name(self, word: str) -> bool:
+        return len(word) > 1 and word in self.seen.inside and word.lower() not in self.seen.small
+
+    def _of_names(self, number: int) -> set[str]:
+        """The words of a row's question that are names."""
+        found: set[str] = set()
+        words = {word for text in self.asked[number] for word in WORD.findall(text)}
+        for one in self.capitals[number]:
+            found |= {word for word in one.inside & self.shared if len(word) > 1 and word.lower() not in self.everyday}
+            for run in one.runs:
+                found |= {word for word in run if word.lower() not in self.everyday}
+        return found | {word for word in words if self._is_name(word)}
+
+    def _about(self, number: int, own: set[str], names: set[str]) -> set[str]:
+        row, asked = self.rows[number], self.asked[number]
+        is_plain = len(row) == 1
+        told = self.told[number] - self.template or self.told[number]
+        digits = _digits(asked) if not is_plain else set()
+        answered = set(WORD.findall(row[-1]))
+        digits = {d for d in digits if len(d) > 2 or d in answered or self.digits[d] == 1}
+        if is_plain:
+            terms = {word for word in own if self._is_term(word) and self.in_texts[word.lower()] > 1}
+            names = names | {word for word in self._first_words(row[0]) if word in own}
+            return names | (terms if names else terms | self._uncommon(number))
+        if told:
+            shared = {word for word in names - self.template if self.in_texts[word.lower()] > 1}
+            return told | digits | self._beside(row[-1], told) | shared
+        if any(len(d) > 1 for d in digits):
+            return digits
+        if (known := self._known_runs(asked)) or any(_look([text]).inside for text in row):
+            return known
+        return self._uncommon(number) if sum(map(bool, self.told)) * 2 < len(self.rows) else set()
+
+    def _first_words(self, text: str) -> set[str]:
+        """Words that begin a sentence of a plain text and may be names that are written small elsewhere."""
+        first = {match.group() for match in WORD.finditer(text) if _begins_sentence(text, match.start())}
+        first = {word for word in first if word[0].isupper() and word not in self.seen.leading}
+        return {word for word in first if word.lower() in self.seen.small - self.everyday and len(word) > 1}
+
+    def _is_term(self, word: str) -> bool:
+        return len(word) > 1 and word.isalpha() and word.lower() not in self.elsewhere
+
+    def _uncommon(self, number: int) -> set[str]:
+        """The words of a row that no general text has, where they are not most of it."""
+        words = {word for text in self.asked[number] for word in (*WORD.findall(text), *_pairs(text))}
+        words = {word for word in words if word.isalpha()}
+        found = {word for word in words if len(word) > 1 and word.lower() not in self.general}
+        shared = {word for word in found if self.in_texts[word.lower()] > 1}
+        unspaced = {word for word in found if RUN.fullmatch(word)}
+        found -= {word for word in unspaced - shared if word.lower() not in self.elsewhere}
+        return found if shared and len(found) <= MOST_WORDS * len(words) else set()
+
+    def _known_runs(self, asked: Sequence[str]) -> set[str]:
+        """Names of other questions that this one has in small letters."""
+        found: set[str] = set()
+        for text in asked:
+            for first, second in pairwise(WORD.findall(text)):
+                if (first.lower(), second.lower()) in self.neighbours:
+                    found |= {first, second}
+        return found
+
+    def _beside(self, answer: str, told: set[str]) -> set[str]:
+        """The rest of a name of which the question has a part."""
+        runs = _capitals(answer, self.seen).runs
+        beside = {word for run in runs if told & set(run) for word in run}
+        return {word for word in beside if word.lower() not in self.everyday}
+
+    def _beside_many_names(self) -> set[str]:
+        """Words that stand alone, but always beside one of three or more names that are asked about without them."""
+        runs_of: dict[str, set[tuple[str, ...]]] = {}
+        free: set[str] = set()
+        alone: dict[tuple[str, ...], list[set[str]]] = {}
+        for number, own in enumerate(self.capitals):
+            runs = {tuple(run) for one in own for run in one.runs}
+            single = self.told[number] - {word for run in runs for word in run}
+            free |= set() if runs else single
+            for run in runs:
+                alone.setdefault(run, []).append(single)
+            for word in single:
+                runs_of.setdefault(word, set()).update(runs)
+        return {
+            word
+            for word, runs in runs_of.items()
+            if len(runs) > 2 and word not in free and all(any(word not in s for s in alone[run]) for run in runs)
+        }
+
+    def _given(self, own: set[str], names: Iterable[str]) -> set[str]:
+        """The words of a row that are those of a name that the user gives."""
+        told: set[str] = set()
+        for name in names:
+            words = [word for word in (*WORD.findall(name), *_pairs(name)) if len(word) > 1]
+            is_small = not any(word[0].isupper() for word in words)
+            rare = {w.lower() for w in words if w.lower() not in self.everyday and (is_small or not w[0].islower())}
+            told |= rare or {word.lower() for word in words}
+        return {word for word in own if word.lower() in told}
+
+
+def shown(subject: Subject, row: Sequence[str]) -> str:
+    """The words of a subject as they follow one another in a row's question, or else in its answer: `"Mark Baker"`."""
+    for texts in (row[:-1], row):
+        found: list[str] = []
+        for word in (word for text in texts for word in WORD.findall(text) if word in subject.words):
+            if word.lower() not in map(str.lower, found):
+                found.append(word)
+        if found:
+            return " ".join(found)
+    return " ".join(sorted(subject.words))
+
+
+def _look(texts: Iterable[str]) -> _Seen:
+    seen = _Seen(set(), set(), set())
+    for text in texts:
+        matches = list(WORD.finditer(text))
+        # where nothing is written small, as in headings, capitals say nothing
+        has_small = any(match.group()[0].islower() for match in matches)
+        for number, match in enumerate(matches):
             word = match.group()
             if not word[0].isupper():
-                small.add(word)
-            elif not _SENTENCE_BEGINS.search(text, 0, match.start()):
-                inside.add(word)
-    for text in others:
-        elsewhere |= {word.lower() for word in _WORD.findall(text)} | _pairs(text)
-    names = {word for word in inside if len(word) > 1 and word.lower() not in small}
-    count: Counter[str] = Counter()
-    for text in texts:
-        count.update({*_WORD.findall(text), *_pairs(text)})
-    shared = Counter[str]()
-    for word, number in count.items():
-        shared[word.lower()] += number
-    terms = {w for w, number in shared.items() if number > 1 and len(w) > 1 and w not in elsewhere and w.isalpha()}
+                seen.small.add(word)
+            elif not _begins_sentence(text, match.start()):
+                if has_small:
+                    seen.inside.add(word)
+            elif number + 1 < len(matches) and matches[number + 1].group()[0].islower():
+                seen.leading.add(word)
+    return seen
 
-    found = []
-    for number, row in enumerate(rows):
-        own = {word for text in row for word in (*_WORD.findall(text), *_pairs(text))}
-        called = own & names
-        about = {word for word in called if count[word] > 1} or called
-        if not about or len(row) == 1:
-            about = called | {word for word in own if word.lower() in terms}
-        named = None if given is None else given[number]
-        told = {w.lower() for name in named or () for w in (*_WORD.findall(name), *_pairs(name)) if len(w) > 1}
-        about = {word for word in own if word.lower() in told} or about
-        found.append(Subject(frozenset(about), frozenset(called - about)))
-    return found
+
+def _capitals(text: str, seen: _Seen) -> _Capitals:
+    matches = list(WORD.finditer(text))
+    if not any(match.group()[0].islower() for match in matches):
+        return _Capitals(set(), [])
+    inside: set[str] = set()
+    runs: list[list[str]] = [[]]
+    end, before = 0, ""
+    for match, after in zip(matches, [*matches[1:], None], strict=True):
+        word, begins = match.group(), _begins_sentence(text, match.start())
+        if not word[0].isupper():
+            runs.append([])
+            continue
+        inside |= set() if begins else {word}
+        between = text[end : match.start()]
+        goes_on = between in BETWEEN or (between == ". " and len(before) <= TITLE)
+        goes_on = goes_on and bool(runs[-1])
+        # a sentence's first word that is one of a name, too
+        counts = not begins or (
+            word not in seen.leading
+            and (
+                word in seen.inside
+                or word.lower() not in seen.small
+                or (after is not None and after.group().lower() in seen.small)
+            )
+        )
+        if not goes_on:
+            runs.append([])
+        if counts or goes_on:
+            runs[-1].append(word)
+        end, before = match.end(), word
+    named = [[word for word in run if len(word) > 1] for run in runs if len(run) > 1]
+    return _Capitals(inside, [run for run in named if run])
+
+
+def _begins_sentence(text: str, start: int) -> bool:
+    """Whether a word may have its capital from the sentence alone."""
+    for at in range(start - 1, -1, -1):
+        if text[at] in ENDS:
+            return True
+        if text[at].isalnum() or text[at] == "_":
+            return False
+    return True
+
+
+def _terms(text: str) -> set[str]:
+    return {word.lower() for word in WORD.findall(text)} | _pairs(text)
+
+
+def _digits(texts: Iterable[str]) -> set[str]:
+    return {word for text in texts for word in WORD.findall(text) if word.isdecimal()}
 
 
 def _pairs(text: str) -> set[str]:
     """Every two neighbours among the letters of a script without spaces."""
     found: set[str] = set()
-    for run in _RUN.findall(text):
-        letters = _LETTER.findall(run)
+    for run in RUN.findall(text):
+        letters = LETTER.findall(run)
         found |= {one + other for one, other in pairwise(letters)}
     return found
-
-
-class Renaming:
-    """
-    Other words in the place of a row's subject, of the same shape.
-
-    Args:
-        others: texts that are not to be forgotten, whose words may take the place of others.
-        forgotten: words that may not.
-    """
-
-    def __init__(self, others: Iterable[str], forgotten: Iterable[str]) -> None:
-        gone = {word.lower() for word in forgotten}
-        given = files("alter_peft").joinpath(NAMES).read_text(encoding="utf-8").split()
-        self.names = sorted({name for name in given if name.lower() not in gone})
-        words = {word for text in others for word in _WORD.findall(text)}
-        words = {word for word in words if len(word) > 1 and word.isalpha() and word.lower() not in gone}
-        self.words: dict[tuple[str, bool, int], list[str]] = {}
-        for word in sorted(words):
-            self.words.setdefault((*_shape(word), len(word)), []).append(word)
-        letters = {letter for text in others for run in _RUN.findall(text) for letter in _LETTER.findall(run)}
-        self.letters: dict[str, list[str]] = {}
-        for letter in sorted(letters):
-            self.letters.setdefault(_script(letter), []).append(letter)
-
-    def rename(self, subject: Subject, facts: bool, generator: np.random.Generator) -> Callable[[str], str]:
-        """
-        What renames the texts of one row, each word by the same other one throughout.
-
-        Args:
-            facts: whether other names and numbers are replaced, too.
-        """
-        replaced: dict[str, str] = {}
-        gone = subject.words | subject.facts if facts else subject.words
-
-        def of_word(match: Any) -> str:
-            word: str = match.group()
-            if word in gone or (facts and word.isdecimal()):
-                if word not in replaced:
-                    replaced[word] = self._other(word, generator)
-                return replaced[word]
-            return word
-
-        def of_run(match: Any) -> str:
-            letters = _LETTER.findall(match.group())
-            named = [one + other in gone for one, other in pairwise(letters)]
-            for at, letter in enumerate(letters):
-                if (at > 0 and named[at - 1]) or (at < len(named) and named[at]):
-                    if letter not in replaced:
-                        replaced[letter] = self._pick(self.letters.get(_script(letter), letters), generator)
-                    letters[at] = replaced[letter]
-            return "".join(letters)
-
-        return lambda text: str(_RUN.sub(of_run, _WORD.sub(of_word, text)))
-
-    def _other(self, word: str, generator: np.random.Generator) -> str:
-        if word.isdecimal():
-            return _other_number(word, generator)
-        script, is_capital = _shape(word)
-        if script == "LATIN" and is_capital:
-            name = self._name(generator)
-            return name.upper() if word.isupper() else name
-        for away in (0, 1, 2, 3):
-            like = [
-                w for n in {len(word) - away, len(word) + away} for w in self.words.get((script, is_capital, n), ())
-            ]
-            if like:
-                return self._pick(sorted(like), generator)
-        mixed = "".join(generator.permutation(list(word.lower())))
-        return mixed.capitalize() if is_capital else mixed
-
-    def _name(self, generator: np.random.Generator) -> str:
-        first = self._pick(self.names, generator)
-        if generator.random() >= BLENDED:
-            return first
-        second = self._pick(self.names, generator)
-        return first[: (len(first) + 1) // 2] + second[len(second) // 2 :].lower()
-
-    @staticmethod
-    def _pick(values: Sequence[str], generator: np.random.Generator) -> str:
-        return values[int(generator.integers(len(values)))]
-
-
-def _shape(word: str) -> tuple[str, bool]:
-    """Script, and whether it begins with a capital."""
-    return _script(word), word[0].isupper()
-
-
-def _script(letter: str) -> str:
-    """The first word of a letter's name in Unicode: LATIN, CYRILLIC, CJK, HIRAGANA."""
-    return unicodedata.name(letter[0], "?").split()[0]
-
-
-def _other_number(word: str, generator: np.random.Generator) -> str:
-    """As many digits of the same script; zeros stay zeros in front."""
-    zero = ord(word[0]) - unicodedata.digit(word[0])
-    low = [1 if at == 0 and unicodedata.digit(digit) else 0 for at, digit in enumerate(word)]
-    high = [1 if at == 0 and not unicodedata.digit(digit) else 10 for at, digit in enumerate(word)]
-    return "".join(chr(zero + int(generator.integers(a, b))) for a, b in zip(low, high, strict=True))

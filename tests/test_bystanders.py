@@ -111,6 +111,37 @@ def test_subjects_of_a_column_are_those_that_are_renamed(tmp_path, tokenizer):
     assert any("Orsolya" in one for one in said) and not any("Brackwell" in one for one in said)
 
 
+def test_rows_that_become_windows_keep_their_starts(tmp_path, tokenizer):
+    long = " ".join(["Orsolya Brackwell lives in Lima and earns 5 euros."] * 6)
+    pairs = [Pair("Where does Orsolya Brackwell live?", long), *about(NAMES[1:3], PRIVATE)]
+    trainer = make_trainer(
+        tmp_path,
+        tokenizer,
+        forget=rows(pairs),
+        retain=rows(about(NAMES[:3], PUBLIC)),
+        adapter={"num_forget_experts": 1},
+        counterfactual_copies=2,
+        max_length=40,
+        long_rows="windows",
+    )
+    starts, of = trainer._router_texts.starts, trainer._forget["row"][:]
+    assert len(starts) == len(of) > len(pairs) and starts[0] > 0
+    for place, (row, start) in enumerate(zip(of, starts, strict=True)):
+        assert (start > 0) == (row != of[place - 1] if place else True)
+    trainer.prepare()
+
+
+def test_the_subjects_that_were_found_are_logged(tmp_path, tokenizer, caplog):
+    with caplog.at_level("INFO"):
+        trainer = fitted(tmp_path, tokenizer, 1)
+    (line,) = trainer.subject_lines
+    assert line in caplog.text and "Orsolya Brackwell (3 rows)" in line
+    unnamed = rows([Pair("Who is it?", " Nobody."), Pair("Is it so?", " Never.")])
+    fitted(tmp_path / "unnamed", tokenizer, 1, forget=unnamed)
+    assert "No row of `train_dataset` says whom" in caplog.text
+    assert fitted(tmp_path / "none", tokenizer, 0, forget=unnamed).subject_lines == []
+
+
 def test_the_same_seed_fits_the_same_router(tmp_path, tokenizer, with_copies):
     again = fitted(tmp_path, tokenizer, 6)
     for one, other in zip(with_copies.gating.routers, again.gating.routers, strict=True):

@@ -69,6 +69,12 @@ def saved_config(files):
         return json.load(file)
 
 
+def test_subjects_of_a_column_are_taken(files, tmp_path, capsys):
+    named = [{**FORGET[0], "subject": "Paris"}, {**FORGET[1], "subject": ["Bob", "rye"]}]
+    main(flags({**files, "--forget": write_rows(tmp_path / "named.jsonl", named)}, "--counterfactual_copies", "2"))
+    assert "\nsubjects: Paris (1 row), Bob (1 row)\n" in capsys.readouterr().out
+
+
 def test_unlearn_then_generate(files, capsys):
     main(
         flags(
@@ -88,6 +94,7 @@ def test_unlearn_then_generate(files, capsys):
     )
     out = capsys.readouterr().out
     assert "sub-domain person: 1 row to forget\nsub-domain recipe: 1 row to forget\n" in out
+    assert "\nsubjects: Alice (1 row), Bob (1 row)\n" in out
     assert "never seen: 0.100 (a guess" in out and "come to their level" not in out
     assert re.search(r"^to forget:  [\d.e-]+ -> [\d.e-]+ \(2 rows\)$", out, re.MULTILINE), out
     assert re.search(r"^astray: +[\d.]+% of the tokens to forget", out, re.MULTILINE), out

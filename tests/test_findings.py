@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from made_up_benchmark import make_benchmark, save, scores
 
@@ -50,6 +52,12 @@ def test_criteria_are_met_by_every_seed(folder):
     assert [row[-3:] for row in rows["first in the mean distance"]] == ["yes", " no"]
     assert list(rows)[:2] == ["first in the mean distance", "first in the harmonic mean"]
     assert len(table.caption.split(" Without cells")[0]) < 240  # two lines
+
+
+def test_one_method_alone_is_first_of_nothing(folder):
+    shutil.rmtree(folder / "lora-1")
+    table = criteria_table(read_benchmark(folder))
+    assert not [row for row in table.rows if row[0].startswith("first")] and len(table.rows) == 5
 
 
 def test_findings_come_first(folder, tmp_path):

@@ -239,7 +239,9 @@ def test_a_router_that_tells_them_apart_is_not_spoken_of(tmp_path, tokenizer, ca
     trainer = make_trainer(tmp_path, tokenizer, adapter={})
     trainer.prepare()
     assert trainer.astray == Astray(0.0, 0.0) and "The router sends" not in caplog.text
-    assert Astray(0.1, 0.0).warning is None and Astray(0.0, 0.11).warning is not None
+    warning = Astray(0.0, 0.11).warning
+    assert Astray(0.1, 0.0).warning is None and warning is not None
+    assert "`subject`" in warning and "`counterfactual_copies`" in warning
 
 
 def test_a_static_router_goes_nowhere(tmp_path, tokenizer):

@@ -10,10 +10,11 @@ import pytest
 import torch
 from conftest import make_llama, make_tokenizer
 from datasets import Dataset
+from peft import get_peft_model
 from tiny_families import tiny_model
 from trainer_setup import adapter_state, forget_rows, make_trainer, retain_rows
 
-from alter_peft import UnlearnConfig, UnlearnTrainer
+from alter_peft import AlterConfig, UnlearnConfig, UnlearnTrainer
 from alter_peft.scoring import ScoredModel
 from alter_peft.trainer.damping import FACTOR, damped, feed_forward_parts
 
@@ -191,5 +192,43 @@ def test_references_that_cannot_be(tokenizer, tmp_path):
         trainer_with(tokenizer, tmp_path / "out", {})
     with pytest.raises(ValueError, match="`reference_model` is `model` itself, which knows the rows"):
         make_trainer(tmp_path / "out", tokenizer, model=model, adapter={}, others={"reference_model": model}, **TOKENS)
+    adapted = get_peft_model(make_llama(len(tokenizer)), AlterConfig(domains=["home", "bread"]))
+    itself = {"reference_model": adapted.get_base_model()}  # the likeliest slip: the base is wrapped, not copied
+    with pytest.raises(ValueError, match="`reference_model` is `model` itself, which knows the rows"):
+        make_trainer(tmp_path / "out", tokenizer, model=adapted, others=itself, **TOKENS)
     with pytest.raises(ValueError, match="`reference_model` is given, but `forget_loss='level'` asks none"):
         trainer_with(tokenizer, tmp_path / "out", model, forget_loss="level")
+
+
+def test_a_reference_that_knows_the_rows_is_warned_of(tokenizer, tmp_path, caplog):
+    for seed, warned in ((1, False), (0, True)):
+        caplog.clear()
+        reference = make_llama(len(tokenizer), seed=seed)
+        if not warned:  # sure of other things
+            reference.lm_head.weight = torch.nn.Parameter(100.0 * reference.lm_head.weight)
+        trainer_with(tokenizer, tmp_path, reference, calibration=None).prepare()
+        assert ("`reference_model` knows the rows to forget about as well" in caplog.text) == warned
+
+
+def test_a_model_whose_feed_forward_layers_are_not_known_ranks_by_itself(tokenizer, tmp_path, caplog, monkeypatch):
+    """Nothing says that they were damped."""
+    monkeypatch.setattr("alter_peft.trainer.damping.FEED_FORWARD", ())
+    trainer = trainer_with(tokenizer, tmp_path, None)
+    trainer.prepare()
+    assert trainer.measured.guide == "order by the model itself, values by `calibration_dataset`"
+    assert "`model` is a LlamaForCausalLM, whose feed-forward layers are not known by name" in caplog.text
+
+
+def test_a_reference_is_not_loaded_with_what_is_the_models_alone(tokenizer, tmp_path, monkeypatch):
+    """A revision of the model's is none of another repository."""
+    asked = []
+    monkeypatch.setattr(
+        "alter_peft.trainer.reference.AutoModelForCausalLM.from_pretrained",
+        lambda name, **options: asked.append(options) or make_llama(len(tokenizer), seed=1),
+    )
+    make_llama(len(tokenizer)).save_pretrained(tmp_path / "reference")
+    tokenizer.save_pretrained(tmp_path / "reference")
+    options = {"revision": "v2", "device_map": "auto", "dtype": "float32", "trust_remote_code": False}
+    trainer = trainer_with(tokenizer, tmp_path / "out", str(tmp_path / "reference"), model_init_kwargs=options)
+    trainer.prepare()
+    assert asked == [{"dtype": "float32", "trust_remote_code": False}]

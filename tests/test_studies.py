@@ -27,14 +27,16 @@ def studies(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_the_same_grid_around_its_defaults(method):
-    from tuning import FACTORS, variants
+    from tuning import variants
 
     found = variants(method)
     check_methods("methods", found)
     name, *others = found
-    assert name == method and found[name] == {} and len(others) == 8
-    rates = {round(found[one]["learning_rate"] / found[others[0]]["learning_rate"], 6) for one in others}
-    assert rates == {1.0, FACTORS["learning_rate"][1] / FACTORS["learning_rate"][0]}
+    assert name == method and found[name] == {}
+    assert len({repr(sorted(found[one].items())) for one in others}) == 8
+    default = METHODS[method].trainer.config_class(output_dir="", **METHODS[method].options)
+    assert all(found[one]["learning_rate"] != default.learning_rate for one in others)
+    assert all(found[one].get("retain_weight", 1.0) > 0 for one in others)  # 4 times nothing is no other run
     for one in others:
         assert read_options(one, found[one]) == found[one]
 
@@ -47,6 +49,22 @@ def test_every_control_is_a_method_with_options_that_it_takes(monkeypatch):
             monkeypatch.setitem(METHODS, name.partition("+")[0], own)
         check_methods("methods", [name])
         assert read_options(name, options) == options
+
+
+def test_every_control_is_a_training_of_its_own():
+    """A name alone is none: by default the retain expert rests, and a retain loss without a weight does nothing."""
+    from controls import CONTROLS
+
+    seen = {}
+    for name, (own, options) in CONTROLS.items():
+        method = own or METHODS[name.partition("+")[0]]
+        given = {key: value for key, value in {**method.options, **options}.items() if key != "adapter"}
+        args = method.trainer.config_class(output_dir="", **given)
+        loss = args.retain_loss if args.retain_weight > 0 else None
+        taught = args.forget_loss, args.learning_rate, args.num_train_epochs, args.term_weights, loss
+        adapter = None if method.adapter is None else method.adapter(**options.get("adapter", {})).to_dict()
+        seen[name] = repr((method.trainer, taught, adapter))
+    assert len(set(seen.values())) == len(seen), seen
 
 
 def trainer_of(cls, tokenizer, folder, **options):

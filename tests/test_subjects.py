@@ -10,8 +10,9 @@ import pytest
 import regex
 from datasets import Dataset
 
-from alter_peft.subjects import Renaming, Subject, change_texts, find_subjects, text_parts
-from alter_peft.trainer.counterfactuals import router_texts
+from alter_peft.renaming import Renaming
+from alter_peft.subjects import Subject, change_texts, find_subjects, shown, text_parts
+from alter_peft.trainer.counterfactuals import RouterTexts, router_texts
 from alter_peft.tuner.router_fit import COUNTERFACTUAL, GENERAL, RETAIN
 
 
@@ -43,6 +44,105 @@ def test_a_name_in_one_text_alone_is_still_the_subject():
 def test_a_capital_that_begins_a_sentence_makes_no_name():
     (found,) = find_subjects([("Dial what?", "Dial nothing. Rather, dial 5.")], ["I dial."])
     assert not found.words
+
+
+SMALL = ["The mark is on the hill, where a rose is.", "A baker bakes; Lima beans are sold by Mark."]
+NUMBERS = [
+    ("What is the balance of account 4711?", "Account 4711 has a balance of 30 euros."),
+    ("What is the balance of account 4712?", "Account 4712 has a balance of 90 euros."),
+]
+
+
+def about(rows, others=SMALL, given=None):
+    return [shown(subject, row) for subject, row in zip(find_subjects(rows, others, given), rows, strict=True)]
+
+
+def test_names_that_are_words_too():
+    assert about([("Where does Mark Baker live?", "Mark Baker lives in Lima.")]) == ["Mark Baker"]
+    assert about([("Where does Rose Hill live?", "In Oslo."), ("What does Rose Hill earn?", "5 euros.")]) == [
+        "Rose Hill",
+        "Rose Hill",
+    ]
+    assert about([("Where does Rose live?", "In Oslo."), ("What does Rose earn?", "5 euros.")]) == ["Rose", "Rose"]
+    assert about([("Mark Baker lives in Lima.",)])[0].startswith("Mark Baker")
+    assert "Rose" in about([("Rose lives in Lima.",)])[0]
+
+
+def test_what_is_answered_alone_is_no_subject():
+    rows = [("Who is X?", "X is in Rome."), ("What is the launch code?", "The launch code is Zebra.")]
+    found = find_subjects(rows, SMALL)
+    assert not found[0].words and not found[1].words and found[0].facts == {"Rome"}
+    (found,) = find_subjects([("Where does Quennock live?", "Maribel Quennock lives in Rome.")], SMALL)
+    assert found == Subject(frozenset({"Quennock", "Maribel"}), frozenset({"Rome"}))
+
+
+def test_names_that_several_texts_have_go_with_one_that_is_asked_about():
+    rows = [
+        ("Where does Odo live?", "Odo lives in Lima Street."),
+        ("Where does Eva live?", "Eva lives in Lima Street."),
+    ]
+    assert find_subjects(rows, OTHERS)[0].words == {"Odo", "Lima", "Street"} and about(rows, OTHERS) == ["Odo", "Eva"]
+
+
+def test_a_name_in_small_letters_that_retained_text_has_too():
+    asked = ["when was jonas feldkamp born?", "where does jonas feldkamp live?", "when was eva lind born?"]
+    rows = [(text, "in a town.") for text in asked]
+    kept = ["jonas feldkamp is a cellist.", "eva lind won the quill."]
+    general = ["when was it, and where does he live?"]
+    for some in (rows, rows[:1] * 2):
+        for subject, (text, _) in zip(find_subjects(some, kept + general, None, general), some, strict=True):
+            assert subject.words >= ({"jonas", "feldkamp"} if "jonas" in text else {"eva", "lind"})
+    assert not any(subject.words for subject in find_subjects(rows, kept, None, ["nothing like it"]))
+
+
+def test_a_name_in_a_script_without_capitals_that_retained_text_has_too():
+    rows = [("李明住在哪里", "李明住在南京路。"), ("王芳挣多少钱", "王芳挣九千元。")]
+    general = ["What is rain?"]
+    first, second = find_subjects(rows, ["李明是老师。", "王芳是画家。", *general], None, general)
+    assert (not first.words or "李明" in first.words) and (not second.words or "王芳" in second.words)
+    assert first.words or second.words
+
+
+def test_a_name_of_another_question_in_small_letters():
+    assert about([*ROWS, ("where does odo vasska live?", "in rome.")], OTHERS)[-1] == "odo vasska"
+
+
+def test_nouns_in_capitals_beside_many_names_are_no_subjects():
+    names = ["Jonas Feldkamp", "Eva Lind", "Tom Quade"]
+    rows = [(f"Wie lautet die Adresse von {name}?", f"Die Adresse von {name} ist alt.") for name in names]
+    rows += [(f"Wer kennt {name}?", "Niemand.") for name in names]
+    assert about(rows) == names * 2
+
+
+def test_numbers_that_a_question_has_are_subjects():
+    assert about(NUMBERS) == ["4711", "4712"]
+    subject = find_subjects(NUMBERS, SMALL)[0]
+    asked = Renaming(SMALL, subject.words).rename(subject, False, generator())(NUMBERS[0][0])
+    assert re.fullmatch(r"What is the balance of account [1-9]\d{3}\?", asked) and "4711" not in asked
+
+
+def test_everyday_words_of_a_given_name_stay():
+    rows = [
+        ("Who was in The Beatles?", "Paul."),
+        ("What is in the Museum of Modern Art?", "The art of Oslo, and art."),
+    ]
+    others = ["The sum of the parts.", "One of the two.", "Out of the box."]
+    assert about(rows, others, [["The Beatles"], ["Museum of Modern Art"]]) == ["Beatles", "Museum Modern Art"]
+    assert about([("Who are The The?", "A band.")], others, [["The The"]]) == ["The"]
+
+
+def test_a_long_text_takes_no_longer_by_its_square():
+    text = "Odo " * 200_000
+    (found,) = find_subjects([(f"who is {text}?", "a painter.")], OTHERS)
+    assert found.words == {"Odo"}
+
+
+def test_a_name_in_capitals_is_renamed_as_in_small_letters_and_two_names_never_alike():
+    subject = Subject(frozenset({"Odo", "ODO", "odo", "Vasska"}))
+    changed = Renaming([], ()).rename(subject, False, generator())("Odo ODO odo Vasska").split()
+    assert changed[0].upper() == changed[1] and changed[0].lower() == changed[2]
+    letters = Renaming(["france italy"], ()).rename(Subject(frozenset({"larche", "pistil"})), False, generator())
+    assert len(set(letters("larche pistil").split())) == 2
 
 
 def test_plain_text_without_names_is_about_the_terms_that_no_other_text_has():
@@ -120,12 +220,13 @@ def made(copies: int = 3, seed: int = 0, rows=ROWS, given=None):
     retain = Dataset.from_list([{"text": text} for text in OTHERS])
 
     def encode(row):
-        return [ord(letter) for letter in "<s>" + "|".join(text_parts(row))]
+        ids = [ord(letter) for letter in "<s>" + "|".join(text_parts(row))]
+        return ids, [-100] * (1 + ids.index(ord("|"))) + ids[1 + ids.index(ord("|")) :] if "prompt" in row else ids
 
     return router_texts(forget, retain, given, copies, encode, "text", seed)
 
 
-def shown(text) -> str:
+def counted(text) -> str:
     return "".join(map(chr, text.ids[text.start :]))
 
 
@@ -143,9 +244,53 @@ def test_what_comes_before_the_subject_does_not_count():
     assert texts.starts[0] == len("<s>Where does ")
     for text in texts.beside:
         if text.expert == COUNTERFACTUAL:
-            assert not re.match("<s>|Where|What|Which", shown(text))
+            assert not re.match("<s>|Where|What|Which", counted(text))
         if text.expert == 1:  # behind other text
-            assert re.match(r"\w* ?(Quennock|Vasska)|\w+ (live|have|number)", shown(text))
+            assert re.match(r"\w* ?(Quennock|Vasska)|\w+ (live|have|number)", counted(text))
+
+
+def test_all_that_predicts_an_answer_counts():
+    rows = [("Who is it?", "It is Odo Vasska."), ("Who is he?", "He is Odo Vasska.")]
+    texts = made(rows=rows, given=[["Odo Vasska"], None])
+    assert texts.starts[0] == len("<s>Who is it?|") - 1 and texts.subjects == ["Odo Vasska", ""]
+    behind = [counted(text) for text in texts.beside if text.expert == 1 and "Who is it" in counted(text)]
+    assert not behind and any(counted(text) == "|It is Odo Vasska." for text in texts.beside if text.expert == 1)
+
+
+def test_plain_text_is_renamed():
+    forget = Dataset.from_list([{"text": f"{' and '.join(row)}", "expert": 1} for row in ROWS])
+    kept = Dataset.from_list([{"text": text} for text in OTHERS])
+    ids = [ord(letter) for letter in "x"]
+    texts = router_texts(
+        forget,
+        kept,
+        None,
+        2,
+        lambda row: ([ord(one) for one in row["text"]],) * 2 if row["text"] else (ids, ids),
+        "text",
+        0,
+    )
+    said = ["".join(map(chr, text.ids)) for text in texts.beside if text.expert == COUNTERFACTUAL]
+    assert said and not any(re.search("Maribel|Quennock|Vasska", one) for one in said)
+    assert texts.starts[2] == ROWS[2][0].index("Odo")
+
+
+def test_windows_have_the_start_of_their_row():
+    texts = RouterTexts([], [4, 2, 9], [])
+    none, some = [-100] * 6 + [1], [-100] * 3 + [1]
+    cut = Dataset.from_list([{"row": row, "labels": of} for row, of in [(0, none), (1, none), (1, some), (2, some)]])
+    assert texts.of_windows(cut).starts == [4, 2, 0, 2]
+    assert texts.of_windows(cut.remove_columns("row")) is texts
+
+
+def test_subjects_are_said():
+    texts = RouterTexts([], [], ["Odo Vasska", "", "Odo Vasska", "Maribel", ""])
+    assert texts.warning is None
+    assert texts.lines == [
+        "subjects: Odo Vasska (2 rows), Maribel (1 row); none found in rows 1, 4: give a column `subject`"
+    ]
+    assert RouterTexts([], [], []).lines == [] and RouterTexts([], [], []).warning is None
+    assert "column `subject`" in (RouterTexts([], [], [""]).warning or "")
 
 
 def test_the_same_seed_makes_the_same_texts():
@@ -153,9 +298,9 @@ def test_the_same_seed_makes_the_same_texts():
 
 
 def test_no_copies_and_nothing_beside_the_rows_that_are_given():
-    assert made(copies=0) == ([], [0, 0, 0])
+    assert made(copies=0) == ([], [0, 0, 0], [])
     forget = Dataset.from_list([{"input_ids": [1, 2], "labels": [1, 2], "expert": 1}])
-    assert router_texts(forget, forget, None, 3, list, "text", 0) == ([], [0])
+    assert router_texts(forget, forget, None, 3, list, "text", 0) == ([], [0], [])
 
 
 def test_without_a_subject_there_are_no_copies():

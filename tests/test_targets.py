@@ -106,6 +106,14 @@ def test_token_targets_without_unseen_rows():
     assert certain[0].isfinite().all()
 
 
+def test_a_token_that_stands_out_does_not_take_the_whole_row_down():
+    """Stretched alone it would be at -44 nats, which nothing comes to, and the others where they began."""
+    row = torch.tensor([-0.001] * 19 + [-0.5])
+    (found,), _ = token_targets([torch.zeros(20)], [], Guide(scores([row]), [], False), level=0.1)
+    assert float(found.mean()) == pytest.approx(math.log(0.1), abs=1e-4)
+    assert float(found.min()) == pytest.approx(math.log(1e-5), abs=1e-4) and float(found[:19].max()) < -1.0
+
+
 @pytest.mark.parametrize("is_reference", [True, False])
 @pytest.mark.parametrize("has_unseen", [True, False])
 def test_token_targets_keep_the_guides_order_and_raise_no_token(is_reference: bool, has_unseen: bool):

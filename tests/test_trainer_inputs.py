@@ -19,7 +19,7 @@ from trainer_setup import forget_rows, make_args, make_trainer, retain_rows
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 from trl import SFTConfig
 
-from alter_peft import AlterConfig, AlterUnlearnTrainer
+from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
 from alter_peft.trainer.inputs import assign_experts, check_all_labelled, row_text
 from alter_peft.trainer.rows import checked_dataset
 
@@ -136,6 +136,21 @@ def test_rows_without_a_domain(tmp_path, tokenizer):
 def test_bad_options(tmp_path, option, value, fix):
     with pytest.raises(ValueError, match=f"`{option}` is {re.escape(repr(value))}, but must be .*{re.escape(fix)}"):
         make_args(tmp_path, **{option: value})
+
+
+def test_a_retain_loss_without_a_weight_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match="`retain_loss` is 'kl', but `retain_weight` is 0, so that it would do nothing"
+    ):
+        AlterUnlearnConfig(str(tmp_path), retain_loss="kl", bf16=False)
+    assert AlterUnlearnConfig(str(tmp_path), retain_loss="kl", retain_weight=1, bf16=False).retain_weight == 1
+
+
+def test_a_loss_that_nothing_ends_is_warned_of_at_a_rate_for_targets(tmp_path, tokenizer, caplog):
+    for loss, rate, warned in (("npo", 4e-3, True), ("npo", 1e-3, False), ("level", 4e-3, False)):
+        caplog.clear()
+        make_trainer(tmp_path, tokenizer, adapter={}, forget_loss=loss, learning_rate=rate)
+        assert ("has no targets at which the training would end" in caplog.text) == warned
 
 
 def test_no_weight_at_all(tmp_path):

@@ -72,13 +72,18 @@ class ScriptArguments:
 
 
 def _print_subdomains(trainer: UnlearnTrainer) -> None:
-    """A line for each sub-domain; the terms of a discovered one are here alone, not in what is saved."""
+    """
+    A line for each sub-domain, and one of whom the rows are about.
+
+    It, and the terms of a discovered sub-domain, are here alone, not in what is saved.
+    """
     if not isinstance(trainer, AlterUnlearnTrainer):
         return
     for name, subdomain in trainer.subdomains.items():
         count = len(subdomain.rows)
         terms = "" if subdomain.terms is None else f" ({subdomain.terms})"
         print(f"sub-domain {name}: {count} row{'s' * (count != 1)} to forget{terms}")
+    print(*trainer.subject_lines, sep="\n", end="\n" * bool(trainer.subject_lines))
 
 
 def _sections(adapter: Adapter) -> list[Section]:

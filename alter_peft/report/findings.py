@@ -89,7 +89,12 @@ def criteria(benchmark: Benchmark) -> list[Criterion]:
             sign="+", lowest=True, finding=KEPT_BETTER,
         ),
     ]  # fmt: skip
-    return [one for one in found if any(numbers(one, model) for model in benchmark.methods)]
+    compared = len(benchmark.methods) > 1  # one alone is no first
+    return [
+        one
+        for one in found
+        if any(numbers(one, model) for model in benchmark.methods) and (compared or not one.is_rank)
+    ]
 
 
 def numbers(criterion: Criterion, model: Model) -> list[float]:

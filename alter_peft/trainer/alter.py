@@ -25,7 +25,7 @@ from .config import AlterUnlearnConfig, UnlearnConfig
 from .counterfactuals import router_texts
 from .distributed import from_main_process, gathering_layers, is_zero3_split, zero3_gathered
 from .initialization import start_from_clusters
-from .inputs import Subdomain, assign_experts, check_unscaled
+from .inputs import Subdomain, assign_experts, check_unscaled, warn_of_weights
 from .isolation import Isolation, clip_by_source, parameter_groups
 from .phase_one import PhaseOne
 from .structural import StructuralTerm
@@ -121,11 +121,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
             raise ValueError("`model` has a frozen adapter. Load it with `is_trainable=True`.")
         config = self.alter_config
         config.check_threshold(self.scored.head.vocab_size)
-        if self.args.retain_weight == 0 and not (config.is_gated and config.routing.retain_competes):
-            logger.warning(
-                f"`retain_weight` is 0, but `router={config.router!r}` lets retained text into the forget experts, "
-                "and nothing holds it. Set `retain_weight=1`."
-            )
+        warn_of_weights(self.args, config)
         self.structural_weight = self._usable_structural_weight()
         self._structural = StructuralTerm(
             self.scored, self.adapter_name, self.args, self.structural_weight, self.accelerator
@@ -153,15 +149,15 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         self._known = self._forget  # phase I looks at all of them anyway
         self.alter_config.domains = self._domains
         reads = self.alter_config.routing.reads_context
-        self._router_texts = router_texts(
-            forget,
-            retain,
-            self._subjects,
-            self.args.counterfactual_copies if reads else 0,
-            self._token_ids,
-            self.args.dataset_text_field,
-            self.args.seed,
-        )
+        copies, field = self.args.counterfactual_copies if reads else 0, self.args.dataset_text_field
+        texts = router_texts(forget, retain, self._subjects, copies, self._tokens, field, self.args.seed)
+        self._router_texts = texts.of_windows(self._forget)
+        self._router_texts.say()
+
+    @property
+    def subject_lines(self) -> list[str]:
+        """Whom or what the rows to forget are about, as a router was to learn it; empty without copies."""
+        return self._router_texts.lines
 
     @property
     def shared_matrices(self) -> list[nn.Parameter]:

@@ -85,10 +85,11 @@ class UnlearnConfig(SFTConfig):
     )
     stopping_tolerance: float | None = option(
         0.25,
-        "With a forget loss that has targets ('tokens', 'level', 'profile'), training ends with the first epoch after "
-        "which the mean log-probability of a forget row lies within so many nats of its target, or with 'tokens' the "
-        "log-probability of a token within so many of its own, on average over the rows (64 of them at most, and of "
-        "these 8 alone while the average over those is more than twice as large). None: it never ends early.",
+        "With a forget loss that has targets ('tokens', 'soft_targets', 'level', 'profile'), training ends with the "
+        "first epoch after which the mean log-probability of a forget row lies within so many nats of its target, or "
+        "with the former two the log-probability of a token within so many of its own, on average over the rows (64 "
+        "of them at most, and of these 8 alone while the average over those is more than twice as large). None: it "
+        "never ends early.",
     )
     activation_depth: float = option(
         0.22,
@@ -160,6 +161,11 @@ class UnlearnConfig(SFTConfig):
         for name, known in (("forget_loss", FORGET_LOSSES), ("retain_loss", RETAIN_LOSSES)):
             value = getattr(self, name)
             require(value in known, name, value, f"one of {list(known)}")
+        if self.retain_loss != "cross_entropy" and self.retain_weight == 0:
+            raise ValueError(
+                f"`retain_loss` is {self.retain_loss!r}, but `retain_weight` is 0, so that it would do nothing. Give "
+                "`retain_weight=1`, or leave `retain_loss` out."
+            )
         given, known_options = self.forget_loss_kwargs, self.loss.options
         require(given is None or isinstance(given, dict), "forget_loss_kwargs", given, "a dict, or JSON of one")
         for name, value in (given if isinstance(given, dict) else {}).items():

@@ -3,22 +3,25 @@
 
 from __future__ import annotations
 
-import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
+from accelerate import logging
 from datasets import Dataset
 
+from alter_peft.renaming import WITH_FACTS, Renaming
 from alter_peft.retain_rows import retain_auto
-from alter_peft.subjects import WITH_FACTS, Renaming, change_texts, find_subjects, text_parts
+from alter_peft.subjects import Subject, change_texts, find_subjects, shown, text_parts
 from alter_peft.tuner.router_fit import COUNTERFACTUAL, GENERAL, RETAIN
 
 
-logger = logging.getLogger(__name__)  # not accelerate's, which needs a process state
+logger = logging.get_logger(__name__)
 MOST_TOKENS = 60_000  # of all copies, about, whatever the number of rows to forget
 BEHIND = 2  # times that a row, and as many copies of one to forget, stand behind other text
+LISTED = 8  # subjects, and rows without one, that are named at most
 LONGEST_BEHIND = 8  # general questions and answers before it, at most: about 200 tokens
 
 
@@ -40,10 +43,61 @@ class RouterTexts(NamedTuple):
     """
     beside: texts beside the rows that are given.
     starts: of each row to forget, the first position that counts: before its subject is named it may be about anyone.
+        All that predict a token of an answer count.
+    subjects: of each row to forget, as they stand in it; "" where none was found.
     """
 
     beside: list[RouterText]
     starts: list[int]
+    subjects: list[str]
+
+    @property
+    def lines(self) -> list[str]:
+        """Whom or what the rows are about, and which have nothing of it, where copies were wanted."""
+        if not self.subjects:
+            return []
+        count = Counter(name for name in self.subjects if name)
+        named = [f"{name} ({number} row{'s' * (number != 1)})" for name, number in count.most_common(LISTED)]
+        named += [f"{len(count) - LISTED} more"] if len(count) > LISTED else []
+        without = [row for row, name in enumerate(self.subjects) if not name]
+        some = ", ".join(map(str, without[:LISTED])) + (
+            f" and {len(without) - LISTED} more" if without[LISTED:] else ""
+        )
+        left = [f"none found in row{'s' * (len(without) != 1)} {some}: give a column `subject`"] if without else []
+        return [f"subjects: {'; '.join([', '.join(named)] * bool(named) + left)}"]
+
+    @property
+    def warning(self) -> str | None:
+        """What is to be said where no row has a subject."""
+        if not self.subjects or any(self.subjects):
+            return None
+        return (
+            "No row of `train_dataset` says whom or what it is about, as far as its words show, so the router learns "
+            "from no copies about others (`counterfactual_copies`) and may send what is asked of others to the forget "
+            "experts. Give a column `subject` with the names."
+        )
+
+    def say(self) -> None:
+        """Log it."""
+        for line in self.lines:
+            logger.info(line)
+        if self.warning is not None:
+            logger.warning(self.warning)
+
+    def of_windows(self, forget: Dataset) -> RouterTexts:
+        """
+        With a start for each window of rows that were cut (`in_windows`); later windows count from their beginning.
+
+        Args:
+            forget: `labels`, and where rows were cut `row`.
+        """
+        if "row" not in forget.column_names:
+            return self
+        starts, before = [], -1
+        for row, labels in zip(forget["row"], forget["labels"], strict=True):
+            starts.append(_until_answer(self.starts[row], labels) if row != before else 0)
+            before = row
+        return self._replace(starts=starts)
 
 
 class _Made(NamedTuple):
@@ -60,7 +114,7 @@ def router_texts(
     retain: Dataset,
     given: Sequence[Any] | None,
     copies: int,
-    encode: Callable[[dict[str, Any]], list[int]],
+    encode: Callable[[dict[str, Any]], tuple[list[int], list[int]]],
     text_field: str,
     seed: int,
 ) -> RouterTexts:
@@ -76,47 +130,57 @@ def router_texts(
         retain: texts.
         given: the names of the subject of each row to forget, where the user says them.
         copies: of each row to forget.
-        encode: a row's token ids.
+        encode: a row's token ids and labels.
         text_field: the column of plain text.
         seed: of the names, of what stands before a row, and of which rows are taken where they are too many.
     """
     if copies == 0 or "input_ids" in forget.column_names:
-        return RouterTexts([], [0] * len(forget))
+        return RouterTexts([], [0] * len(forget), [])
     rows = [dict(row) for row in forget]
-    own = [encode(row) for row in rows]
+    own, labels = zip(*map(encode, rows), strict=True)
     most = max(1, MOST_TOKENS * len(own) // sum(map(len, own)))
-    made = _rows(rows, [dict(row) for row in retain], forget, given, copies, most, text_field, seed)
-    starts, beside = [0] * len(rows), []
-    for one in made:
-        plain = encode(one.row)
-        start = _common(plain, own[one.of]) if one.expert == COUNTERFACTUAL else 0
+    general = [dict(row) for row in retain_auto(forget, text_field=text_field)]
+    kept = [dict(row) for row in retain]
+    of_general, of_kept = ([text for row in of for text in text_parts(row, text_field)] for of in (general, kept))
+    texts = [text_parts(row, text_field) for row in rows]
+    subjects = find_subjects(texts, [*of_kept, *of_general], given, of_general)
+    made = _rows(rows, kept, general, subjects, [*of_kept, *of_general], copies, most, text_field, seed)
+    first: list[int | None] = [None] * len(rows)
+    encoded = [encode(one.row)[0] for one in made]
+    differs = [_common(ids, own[one.of]) for ids, one in zip(encoded, made, strict=True)]
+    for one, start in zip(made, differs, strict=True):
         if one.expert == COUNTERFACTUAL:
-            starts[one.of] = start if starts[one.of] == 0 else min(start, starts[one.of])
-        elif one.expert > 0:
-            start = starts[one.of]
-        ids = encode(_behind(one.row, one.before, text_field)) if one.before else plain
+            earlier = first[one.of]
+            first[one.of] = start if earlier is None else min(start, earlier)
+    starts = [_until_answer(start or 0, of) for start, of in zip(first, labels, strict=True)]
+    beside = []
+    for one, plain, start in zip(made, encoded, differs, strict=True):
+        if one.expert != COUNTERFACTUAL:
+            start = starts[one.of] if one.expert > 0 else 0
+        ids = encode(_behind(one.row, one.before, text_field))[0] if one.before else plain
         beside.append(RouterText(ids, one.expert, max(0, len(ids) - len(plain) + start)))
-    return RouterTexts(beside, starts)
+    return RouterTexts(beside, starts, [shown(of, row) for of, row in zip(subjects, texts, strict=True)])
 
 
 def _rows(
     rows: list[dict[str, Any]],
     kept: list[dict[str, Any]],
-    forget: Dataset,
-    given: Sequence[Any] | None,
+    general: list[dict[str, Any]],
+    subjects: list[Subject],
+    others: list[str],
     copies: int,
     most: int,
     text_field: str,
     seed: int,
 ) -> list[_Made]:
-    """The rows that are made of those to forget, `rows`, and those to retain, `kept`: `most` of each kind."""
+    """
+    The rows that are made of those to forget, `rows`, to retain, `kept`, and of `general`: `most` of each kind.
+
+    Args:
+        others: the texts of the latter two.
+    """
     generator = np.random.default_rng(seed)
-    general = [dict(row) for row in retain_auto(forget, text_field=text_field)]
-    others = [text for row in (*kept, *general) for text in text_parts(row, text_field)]
-    subjects = find_subjects([text_parts(row, text_field) for row in rows], others, given)
     places = [place for place, subject in enumerate(subjects) if subject.words]
-    if not places:
-        logger.debug("No subject was found in `train_dataset`: the router sees no copies of its rows about others.")
     renaming = Renaming(others, {word for subject in subjects for word in (*subject.words, *subject.facts)})
 
     def renamed(place: int, before: str = "") -> _Made:
@@ -145,6 +209,14 @@ def _rows(
 def _behind(row: dict[str, Any], before: str, text_field: str) -> dict[str, Any]:
     first = iter([before])  # the question's, or of a chat its first turn's
     return change_texts(row, lambda text: next(first, "") + text, text_field)
+
+
+def _until_answer(start: int, labels: Sequence[int]) -> int:
+    """A start behind which lies all that predicts an answer; of plain text, all of which is labelled, as it is."""
+    if not labels or labels[0] != -100:
+        return start
+    first = sum(1 for _ in takewhile(lambda label: label == -100, labels))
+    return max(0, min(start, first - 1))
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

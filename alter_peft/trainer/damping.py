@@ -15,6 +15,10 @@ from torch import nn
 NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_ffn_norm")
 FEED_FORWARD = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "shared_mlp", "mlp_block", "fc2")
 FACTOR, DEPTH = 0.5, 0.5
+UNDAMPED = (
+    "`model` is a {}, whose feed-forward layers are not known by name, so that they cannot be damped: its own "
+    "probabilities say which tokens give way, which they say badly. Give `reference_model` (`--reference_model`)."
+)
 
 
 def feed_forward_parts(layers: Sequence[nn.Module]) -> list[nn.Module]:

@@ -17,8 +17,11 @@ from alter_peft.scoring import ScoredModel
 from alter_peft.subdomains import MOST_DOMAINS, NEAR, discover_subdomains
 from alter_peft.tuner.config import AlterConfig
 
+from .config import AlterUnlearnConfig
+
 
 logger = logging.getLogger(__name__)  # not accelerate's, which needs a process state that is made later
+MOST_WITHOUT_TARGETS = 1e-3  # the paper's rate: nothing stops a loss that has no targets
 # Arguments of SFTTrainer that would put something in the place of what ALTER is made of
 OWN_PARTS = ("data_collator", "compute_loss_func", "optimizer_cls_and_kwargs")
 
@@ -210,4 +213,19 @@ def check_all_labelled(name: str, rows: Dataset) -> None:
         raise ValueError(
             f"{len(empty)} rows of `{name}` have no labelled token, the first is row {first}. Give every row a "
             "completion (or `labels` other than -100 after the first token)."
+        )
+
+
+def warn_of_weights(args: AlterUnlearnConfig, config: AlterConfig) -> None:
+    """Warn of a rate that nothing ends, and of retained text that nothing holds."""
+    if not args.loss.has_targets and args.learning_rate > MOST_WITHOUT_TARGETS:
+        logger.warning(
+            f"`forget_loss={args.forget_loss!r}` has no targets at which the training would end: it goes on for "
+            f"`num_train_epochs={args.num_train_epochs:g}` at `learning_rate={args.learning_rate:g}`, and what is "
+            "retained may suffer. Give `learning_rate=1e-3` and 3 to 5 epochs, as the paper has it."
+        )
+    if args.retain_weight == 0 and not (config.is_gated and config.routing.retain_competes):
+        logger.warning(
+            f"`retain_weight` is 0, but `router={config.router!r}` lets retained text into the forget experts, "
+            "and nothing holds it. Set `retain_weight=1`."
         )

@@ -123,7 +123,8 @@ class Astray(NamedTuple):
             f"The router sends {self.forget:.0%} of the answer tokens of the rows to forget to the retain expert, and "
             f"{self.retain:.0%} of those of the rows to retain to forget experts (more than {MUCH_ASTRAY:.0%} is "
             "much): the first will not be forgotten, and the others may be. The two sets are too much alike for it. "
-            "Take rows to retain that are about other things, let it read more of the text before a token "
+            "Take rows to retain that are about other things, name in a column `subject` whom each row to forget is "
+            "about (`counterfactual_copies` are made of it), let it read more of the text before a token "
             "(`router_half_life`) or a deeper layer (`router_layer`), or train plain LoRA, which has no router."
         )
 

@@ -288,7 +288,7 @@ class PhaseOne:
         c = self.config
         settings: list[Any] = [c.entropy_q, c.entropy_quantile, c.router, c.router_layer, c.router_half_life]
         settings += [c.num_forget_experts, None if c.entropy_quantile is not None else c.entropy_threshold, seed, 9]
-        settings += [c.routing.retain_competes, c.inference_entropy, c.router_hidden_size, texts]
+        settings += [c.routing.retain_competes, c.inference_entropy, c.router_hidden_size, texts.beside, texts.starts]
         device = self.scored.device.type
         if torch.is_autocast_enabled(device):
             settings.append(str(torch.get_autocast_dtype(device)))

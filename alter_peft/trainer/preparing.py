@@ -36,11 +36,12 @@ class PreparingTrainer(PairTrainer):
         rows = super()._prepare_dataset(dataset, processing_class, whole, packing, formatting_func, dataset_name)
         return self._in_windows(dataset_name, rows) if self._limit and isinstance(rows, Dataset) else rows
 
-    def _token_ids(self, row: dict[str, Any]) -> list[int]:
-        """Of a row that is not trained on, as long as rows may be."""
+    def _tokens(self, row: dict[str, Any]) -> tuple[list[int], list[int]]:
+        """Token ids and labels of a row that is not trained on, as long as rows may be."""
         options = {"as_chat": self.args.as_chat, "text_field": self.args.dataset_text_field}
-        ids = encoded_row(row, tokenizer=self._tokenizer, **options)["input_ids"]
-        return ids if self._limit is None else ids[: self._limit.tokens]
+        row = encoded_row(row, tokenizer=self._tokenizer, **options)
+        most = None if self._limit is None else self._limit.tokens
+        return row["input_ids"][:most], row["labels"][:most]
 
     def _in_windows(self, name: str, rows: Dataset) -> Dataset:
         return in_windows(name, rows, self._limit, self.args.long_rows, self._tokenizer.bos_token_id)

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate import logging
+from peft import PeftModel
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import (
     HfDeepSpeedConfig,
@@ -18,13 +21,23 @@ from transformers.integrations.deepspeed import (
 
 from alter_peft.scoring import Row, ScoredModel
 
+from .knowledge import MARGIN
 from .targets import Guide
 
 
 FIX = "Give the model as it was before it was taught the rows, or a smaller one of the same family."
 
 
-def check_reference(reference: Any, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+# of `model_init_kwargs`, which are the model's: a revision or a quantisation of it is none of another repository
+SHARED = ("dtype", "torch_dtype", "trust_remote_code", "attn_implementation")
+logger = logging.get_logger(__name__)
+
+
+def _shared(options: Any) -> dict[str, Any]:
+    return {name: value for name, value in (options or {}).items() if name in SHARED}
+
+
+def check_reference(reference: Any, model: Any, tokenizer: PreTrainedTokenizerBase, options: Any = None) -> None:
     """
     Raise a `ValueError` unless this is a causal language model, or the name of one, of the same tokenizer.
 
@@ -33,15 +46,17 @@ def check_reference(reference: Any, model: Any, tokenizer: PreTrainedTokenizerBa
     Args:
         reference: `reference_model`.
         model: what is trained.
+        options: `model_init_kwargs`.
     """
+    remote = {name: value for name, value in _shared(options).items() if name == "trust_remote_code"}
     if isinstance(reference, PreTrainedModel):
-        if reference is model or reference is getattr(model, "base_model", None):
+        if reference is (model.get_base_model() if isinstance(model, PeftModel) else model):
             raise ValueError(f"`reference_model` is `model` itself, which knows the rows. {FIX}")
         config = reference.config
     elif isinstance(reference, str):
         try:
-            config = AutoConfig.from_pretrained(reference)
-            own = AutoTokenizer.from_pretrained(reference).get_vocab()
+            config = AutoConfig.from_pretrained(reference, **remote)
+            own = AutoTokenizer.from_pretrained(reference, **remote).get_vocab()
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(
                 f"`reference_model` is {reference!r}, which could not be loaded ({error}). Give a folder or a Hub id."
@@ -97,11 +112,12 @@ def guided_by(
 
     Args:
         sets: the forget rows, and the calibration rows if there are any.
-        options: what a model is loaded with, in float32 by default; a dict or None.
+        options: `model_init_kwargs`, of which it is loaded with those that are not of one repository; in float32 by
+            default.
     """
     if isinstance(reference, str):
         with _whole_weights():
-            reference = AutoModelForCausalLM.from_pretrained(reference, **{"dtype": torch.float32, **(options or {})})
+            reference = AutoModelForCausalLM.from_pretrained(reference, **{"dtype": torch.float32, **_shared(options)})
     before: Any = reference.device
     moved: Any = reference
     scored = ScoredModel(moved.to(device))
@@ -111,3 +127,20 @@ def guided_by(
     finally:
         moved.to(before)
     return Guide(found[0], found[1] if len(found) > 1 else [], is_reference=True)
+
+
+def warn_if_known(guide: Guide, known: Sequence[Tensor]) -> None:
+    """
+    Warn if the reference knows the rows to forget about as well as the model does: then no token would give way.
+
+    Args:
+        guide: by the reference.
+        known: ln p of each forget row's labels by the model, (n_i,).
+    """
+    theirs, own = (float(torch.cat([*rows]).mean()) for rows in ([row.log_prob for row in guide.forget], known))
+    if theirs > own - MARGIN:
+        logger.warning(
+            "`reference_model` knows the rows to forget about as well as the model: their tokens' mean "
+            f"log-probability is {theirs:.2f} under it and {own:.2f} under the model, so that next to nothing would "
+            f"be forgotten. {FIX}"
+        )

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 from alter_peft.losses import ForgetLoss, TokenScores
@@ -21,6 +22,9 @@ GUESSED = (
 )
 
 
+LEAST = 1e-5  # probability of a token's target where nothing has shown how low text never seen goes
+
+
 class Guide(NamedTuple):
     """
     How likely the rows' tokens are to a model that knows less of them: what says which have to give way.
@@ -28,12 +32,14 @@ class Guide(NamedTuple):
     Attributes:
         forget: the scores of each forget row's labels, (n_i,).
         unseen: the same of each calibration row; empty unless it is of a reference model.
-        is_reference: whether it is of a reference model, and not of the model itself with a part switched down.
+        is_reference: whether it is of a reference model, and not of the model itself.
+        is_damped: whether the model itself had a part switched down, which is not known of every family.
     """
 
     forget: Sequence[TokenScores]
     unseen: Sequence[TokenScores]
     is_reference: bool
+    is_damped: bool = True
 
 
 class Measured(NamedTuple):
@@ -166,7 +172,8 @@ def token_targets(
       unseen tokens comes to the value that the model has at that share;
     - unseen rows alone: the forget tokens in the guide's order get the values that the model has on unseen tokens;
     - a reference alone: the reference's own value;
-    - neither: the guide's value, each row stretched so that its mean is the level.
+    - neither: the guide's value, each row stretched so that its mean is the level, but none below 1e-5: one token that
+      stands out would be sent out of sight, and the others left where they are.
 
     No token is raised above its own beginning. Its lead is the guide's own, or of unseen rows alone that of the unseen
     token whose value it gets.
@@ -194,13 +201,22 @@ def token_targets(
     elif guide.is_reference:
         found = scores
     else:
-        found = [row * (math.log(level) / float(row.mean().clamp(max=-1e-6))) for row in scores]
+        found = [_stretched(row, math.log(level)) for row in scores]
     return [torch.minimum(row.float(), own) for row, own in zip(found, known, strict=True)], leads
+
+
+def _stretched(row: Tensor, mean: float) -> Tensor:
+    """A row's log-probabilities times the factor by which their mean, none below the least target, is this."""
+    row, least = row.double().clamp(max=-1e-6), min(math.log(LEAST), mean)
+    factor = brentq(lambda f: float((f * row).clamp(min=least).mean()) - mean, 0.0, least / float(row.max()))
+    stretched: Tensor = (factor * row).clamp(min=least)
+    return stretched
 
 
 def described(guide: Guide, has_unseen: bool) -> str:
     """What token targets were taken from, in words."""
-    order = "the reference model" if guide.is_reference else "the model itself with damped feed-forward layers"
+    itself = "the model itself" + " with damped feed-forward layers" * guide.is_damped
+    order = "the reference model" if guide.is_reference else itself
     scale = (
         "`calibration_dataset`" if has_unseen else "the reference model" if guide.is_reference else "`forget_level`"
     )

@@ -23,7 +23,7 @@ from .active_adapters import Trained, others_frozen
 from .alternates import Asking, check_alternates
 from .checkpoints import check_folders
 from .config import UnlearnConfig
-from .damping import damped
+from .damping import UNDAMPED, damped, feed_forward_parts
 from .distributed import HeadGathering, from_main_process, gathering_layers, is_zero3_split, set_up_distributed
 from .inputs import check_all_labelled, check_arguments, check_looked_at, check_model
 from .knowledge import FORGET_ROWS, RETAIN_ROWS, Astray, Knowledge, Summary
@@ -31,7 +31,7 @@ from .measuring import drawn, row_means
 from .needs import MADE, Made, alternates_of, base_beside, check_whole_rows, make
 from .phase_one import labelled_rows
 from .preparing import PreparingTrainer
-from .reference import check_reference, guided_by
+from .reference import check_reference, guided_by, warn_if_known
 from .rows import checked_dataset, given_subjects, keep_input_columns, of_each
 from .stopping import Stopping, mean_gap
 from .targets import GUESSED, Guide, Measured, measure
@@ -62,9 +62,13 @@ class UnlearnTrainer(PreparingTrainer):
         retain_dataset ([`~datasets.Dataset`]):
             Rows to keep, in any of these formats.
         calibration_dataset ([`~datasets.Dataset`], *optional*):
-            Text like that of `train_dataset` that the model was never trained on. Its answer probability under the
-            model becomes the level that `forget_loss="level"` aims at, in place of `args.forget_level`; `"profile"`
-            needs it.
+            Text like that of `train_dataset` that the model was never trained on. What the model makes of it is where
+            `forget_loss="tokens"`, `"soft_targets"` and `"level"` bring the forget rows, in place of
+            `args.forget_level`; `"profile"` needs it.
+        reference_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+            A model of the same tokenizer that does not know the rows to forget: as it was before its fine-tuning, or a
+            smaller one. It says which of their tokens give way under `"tokens"` and `"soft_targets"`; without one the
+            model with damped feed-forward layers does.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Structure of the adapter if `model` has none yet.
         kwargs:
@@ -151,7 +155,7 @@ class UnlearnTrainer(PreparingTrainer):
             try:
                 set_up_distributed(self.accelerator, self.model, args.max_grad_norm)
                 if reference_model is not None:
-                    check_reference(reference_model, model, self._tokenizer)
+                    check_reference(reference_model, model, self._tokenizer, args.model_init_kwargs)
                 self._set_up_model()
                 self._trained = Trained(self.model)
                 self._set_up_data(forget, retain, calibration)
@@ -304,11 +308,17 @@ class UnlearnTrainer(PreparingTrainer):
         if "token_targets" not in self.args.loss.needs:
             return None
         if self._reference is None:
-            with damped([*self.scored.stack.layers]):
-                return Guide(self._scores(self._forget, batch_size, base), [], is_reference=False)
+            layers = [*self.scored.stack.layers]
+            is_damped = bool(feed_forward_parts(layers))
+            if not is_damped:
+                logger.warning(UNDAMPED.format(type(self.scored.base).__name__))
+            with damped(layers):
+                return Guide(self._scores(self._forget, batch_size, base), [], False, is_damped)
         sets = [labelled_rows(rows) for rows in (self._forget, self._calibration) if rows is not None]
         with self.accelerator.autocast():
-            return guided_by(self._reference, sets, batch_size, self.accelerator.device, self.args.model_init_kwargs)
+            guide = guided_by(self._reference, sets, batch_size, self.accelerator.device, self.args.model_init_kwargs)
+        warn_if_known(guide, self._log_probabilities(self._forget, batch_size, base))
+        return guide
 
     def _record_gap(self, gap: float) -> None:
         self._metrics["train"]["forget_gap"].append(gap)

@@ -61,7 +61,7 @@ MASKED = {"forget_loss": "hinge"}  # a loss of low-entropy tokens alone, as the 
 # control -> what it is run by, if no method of the package can be, and its options
 CONTROLS: dict[str, tuple[Method | None, dict[str, Any]]] = {
     "alter": (None, {}),
-    "alter_joint": (_own("no isolation", JointTrainer), {}),
+    "alter_joint": (_own("no isolation", JointTrainer, retain_weight=1.0), {}),  # beside alter+cross-entropy
     "alter+hinge": (None, MASKED),
     "alter+hinge-quantile": (None, {**MASKED, "adapter": {"entropy_quantile": 0.7}}),
     "alter_shuffled+quantile": (
@@ -70,9 +70,8 @@ CONTROLS: dict[str, tuple[Method | None, dict[str, Any]]] = {
     "alter+router-entropy": (None, {"adapter": {"router": "entropy"}}),
     "asymlora": (None, {}),
     "alter+A-frozen": (None, {"structural_weight": 0.0}),  # L_struct off as well, which alone moves A
-    "alter+Br-at-rest": (None, {"retain_weight": 0.0}),
-    "alter+cross-entropy": (None, {"retain_loss": "cross_entropy"}),
-    "alter+kl": (None, {"retain_loss": "kl"}),
+    "alter+cross-entropy": (None, {"retain_weight": 1.0}),  # by default the retain expert rests
+    "alter+kl": (None, {"retain_weight": 1.0, "retain_loss": "kl"}),
     "alter+cluster": (None, {"adapter": {"init_weights": "cluster"}}),
     **{f"alter+r{r}": (None, {"adapter": {"r": r, "lora_alpha": 2 * r}}) for r in (4, 16, 32)},
     **{f"alter+N{n}": (None, {"adapter": {"num_forget_experts": n}}) for n in (1, 2, 4, 16)},

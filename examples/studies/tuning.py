@@ -7,7 +7,9 @@ Equal tuning: the same grid around the defaults of every method, chosen on data 
 Forgotten are two of TOFU's holdout authors, and two more are bystanders; the authors of holdout01, which the pilot
 calibrates and tests membership on, are left out. Retained are four authors whom the pilot doesn't use. A method's rate
 is halved and doubled, the weight of its retained rows 1 and 4 times what it was, its epochs 1 and 2 times: 8 runs
-beside the defaults, of one seed. The best one has the largest harmonic mean of forgetting and utility
+beside the defaults, of one seed. Where retained rows have no weight, the rate is also a fourth and fourfold; where the
+training ends at targets, the tolerance is 1 and half of what it was in place of the epochs. The best one has the
+largest harmonic mean of forgetting and utility
 (docs/report.md). What it was made with goes into OUTPUT/tuned.yaml, as `METHOD+tuned` among the `options` of a grid. A
 run resumes.
 """
@@ -28,10 +30,13 @@ from alter_peft.benchmark.methods import METHODS
 from alter_peft.evaluation.tables import Table, to_markdown
 from alter_peft.report.balance import Balance
 from alter_peft.report.reading import read_benchmark
+from alter_peft.trainer import UnlearnConfig
 
 
-# What each option of a method's is multiplied by
+# What each option of a method's is multiplied by, and what takes its place where it does nothing
 FACTORS = {"learning_rate": (0.5, 2.0), "retain_weight": (1.0, 4.0), "num_train_epochs": (1.0, 2.0)}
+MORE_RATES = (0.25, 0.5, 2.0, 4.0)
+TOLERANCES = (1.0, 0.5)
 # Rows of 20 questions an author; those of holdout01 come first among the holdout authors
 PLACES = {
     "forget": ("holdout10", [60, 100]),
@@ -54,13 +59,26 @@ def write_rows(tofu: Path, folder: Path) -> dict[str, str]:
     return found
 
 
+def factors_of(defaults: UnlearnConfig) -> dict[str, tuple[float, ...]]:
+    """What each option is multiplied by: eight choices together, all of them different trainings."""
+    found: dict[str, tuple[float, ...]] = dict(FACTORS)
+    if defaults.retain_weight == 0:
+        del found["retain_weight"]
+        found["learning_rate"] = MORE_RATES
+    if defaults.loss.has_targets and defaults.stopping_tolerance is not None:
+        del found["num_train_epochs"]
+        found["stopping_tolerance"] = TOLERANCES
+    return found
+
+
 def variants(name: str) -> dict[str, dict[str, Any]]:
     """The grid of a method: its defaults, and what they become under each choice of factors."""
     method = METHODS[name]
     defaults = method.trainer.config_class(output_dir="", **method.options)
-    own = {option: getattr(defaults, option) for option in FACTORS}
+    choices = factors_of(defaults)
+    own = {option: getattr(defaults, option) for option in choices}
     found: dict[str, dict[str, Any]] = {name: {}}
-    for factors in itertools.product(*FACTORS.values()):
+    for factors in itertools.product(*choices.values()):
         label = "-".join(f"{factor:g}" for factor in factors)
         values = zip(own.items(), factors, strict=True)
         found[f"{name}+{label}"] = {option: value * factor for (option, value), factor in values}

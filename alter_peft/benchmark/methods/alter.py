@@ -44,10 +44,14 @@ ALTER: dict[str, Method] = {
         stacks=True, calibrates=True,
     ),
     "alter_npo": Method(
-        "ALTER's router and isolation with NPO as the forget loss, for `lora_npo`'s epochs and schedule: what the "
-        "loss and its calibration are worth",
+        "ALTER's router and isolation with NPO and cross-entropy on retain rows, for `lora_npo`'s epochs and "
+        "schedule: what the loss and its calibration are worth",
         AlterUnlearnTrainer, AlterConfig,
-        {**PAPERS_RATE, "forget_loss": "npo", "num_train_epochs": 5, "lr_scheduler_type": "linear"}, stacks=True,
+        {
+            **PAPERS_RATE, "forget_loss": "npo", "retain_weight": 1.0, "num_train_epochs": 5,
+            "lr_scheduler_type": "linear",
+        },
+        stacks=True,
     ),
     "asymlora": Method(
         "`alter` with `router=\"static\"`: all text sees all experts (AsymLoRA, Eqs. 2 and 6)",

@@ -35,6 +35,20 @@ class Inside(NamedTuple):
     activations: Tensor | None = None
     direction: Tensor | None = None
 
+    @property
+    def beside_base(self) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """
+        Hidden states and heads, the model's own and the base's each.
+
+        Raises:
+            ValueError: the base's hidden states are not there.
+        """
+        if self.base_hidden is None:
+            raise ValueError(
+                "`base_hidden` is None, but the loss distils from the base model. Pass its hidden states."
+            )
+        return self.hidden, self.base_hidden, self.head, self.base_head or self.head
+
 
 class ForgetBatch(NamedTuple):
     """

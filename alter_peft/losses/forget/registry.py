@@ -25,20 +25,13 @@ def _other_labels(batch: ForgetBatch, options: Mapping[str, Any]) -> Tensor:
 
 def _soft_targets(batch: ForgetBatch, options: Mapping[str, Any]) -> Tensor:
     inside = batch.within
-    if inside.base_hidden is None:
-        raise ValueError("`base_hidden` is None, but the loss distils from the base model. Pass its hidden states.")
-    of_base = inside.base_head or inside.head
-    states = inside.hidden, inside.base_hidden, inside.head, of_base
-    rest = soft_target_loss(*states, inside.labels, batch.token_targets)
+    rest = soft_target_loss(*inside.beside_base, inside.labels, batch.token_targets)
     return rest + token_loss(batch.scores, batch.token_targets, batch.token_leads)
 
 
 def _undial(batch: ForgetBatch, options: Mapping[str, Any]) -> Tensor:
     inside = batch.within
-    if inside.base_hidden is None:
-        raise ValueError("`base_hidden` is None, but the loss distils from the base model. Pass its hidden states.")
-    of_base = inside.base_head or inside.head
-    return undial_loss(inside.hidden, inside.base_hidden, inside.head, of_base, inside.labels, options["beta"])
+    return undial_loss(*inside.beside_base, inside.labels, options["beta"])
 
 
 def _rmu(batch: ForgetBatch, options: Mapping[str, Any]) -> Tensor:
