@@ -75,6 +75,7 @@ def test_a_measurement_in_fresh_processes_measures(name, setting):
     measured(setting, name)
 
 
+@pytest.mark.slow  # the rates of the machine
 def test_the_floor_is_below_what_was_measured(setting, monkeypatch):
     from speed_floor import floors
 
