@@ -140,6 +140,12 @@ def log_probabilities(logits: Tensor) -> Tensor:
     return torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
+def divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """KL(q || p) = sum_v q(v) (ln q(v) - ln p(v)) in nats, (...), of log-probabilities (..., V)."""
+    floor = torch.finfo(log_p.dtype).min  # so that two outcomes of probability 0 differ by 0, not by NaN
+    return (log_q.exp() * (log_q.clamp(min=floor) - log_p.clamp(min=floor))).sum(-1)
+
+
 def map_row_chunks(function: Callable[..., Tensor], chunk_size: int, *rows: Tensor) -> Tensor:
     """Concatenate `function` over successive chunks of rows, recomputing each of several chunks in backward.
 

@@ -15,8 +15,10 @@ from tiny_families import tiny_model
 from trainer_setup import adapter_state, forget_rows, make_trainer, retain_rows
 
 from alter_peft import AlterConfig, UnlearnConfig, UnlearnTrainer
+from alter_peft.losses import TokenScores
 from alter_peft.scoring import ScoredModel
 from alter_peft.trainer.damping import FACTOR, damped, feed_forward_parts
+from alter_peft.trainer.terms import forget_batch
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +79,20 @@ def test_training_comes_to_a_references_tokens(tokenizer, tmp_path, loss):
     trainer.train()
     assert before > 1.0 and distance() < 0.35 * before
     assert "targets:    order by the reference model, values by `calibration_dataset`" in trainer.summary().lines
+
+
+def test_a_batch_has_the_leads_of_its_own_rows(tokenizer, tmp_path):
+    """Token by token beside the targets: the reference's own."""
+    trainer = trainer_with(tokenizer, tmp_path, make_llama(len(tokenizer), seed=1))
+    batch = next(iter(trainer.get_train_dataloader()))
+    masks = trainer._masks(batch)
+    count = int(masks.labelled.sum())
+    scores = TokenScores(torch.zeros(count), torch.zeros(count))
+    found = forget_batch(scores, batch, masks, trainer.args.loss, trainer.measured)
+    rows = batch["row_id"][batch["expert"] > 0].tolist()
+    assert len(rows) > 1 and len({float(row.mean()) for row in trainer.measured.token_leads}) > 1
+    assert torch.equal(found.token_leads, torch.cat([trainer.measured.token_leads[row] for row in rows]))
+    assert torch.equal(found.token_targets, torch.cat([trainer.measured.token_targets[row] for row in rows]))
 
 
 def test_training_ends_once_the_tokens_have_come_near(tokenizer, tmp_path):

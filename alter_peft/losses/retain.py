@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from alter_peft.entropy import log_probabilities, map_row_chunks
+from alter_peft.entropy import divergence, log_probabilities, map_row_chunks
 
 from .scores import TokenScores
 
@@ -77,15 +77,13 @@ def kl_to_base_loss(
 
     of_base = base_head or head
 
-    def divergence(rows: Tensor, base_rows: Tensor) -> Tensor:
+    def from_base(rows: Tensor, base_rows: Tensor) -> Tensor:
         log_p = log_probabilities(head(rows))
-        floor = torch.finfo(log_p.dtype).min  # so that two outcomes of probability 0 differ by 0, not by NaN
-        log_p = log_p.clamp(min=floor)
         with torch.no_grad():
-            log_base = log_probabilities(of_base(base_rows)).clamp(min=floor)
-        return (log_base.exp() * (log_base - log_p)).sum(-1)
+            log_base = log_probabilities(of_base(base_rows))
+        return divergence(log_base, log_p)
 
-    return map_row_chunks(divergence, chunk_size, hidden, base_hidden)
+    return map_row_chunks(from_base, chunk_size, hidden, base_hidden)
 
 
 def _kl(batch: RetainBatch) -> Tensor:

@@ -22,18 +22,6 @@ from .gating import GatingContext
 from .moving_average import Context
 
 
-def base_entropy(
-    decoder: nn.Module,
-    head: LanguageModelHead,
-    context: GatingContext,
-    q: float,
-    given: dict[str, Any],
-    cache_name: str | None,
-) -> Tensor:
-    """S_q (B, T) of the base model, as `base_pass` finds it."""
-    return base_pass(decoder, head, context, q, given, cache_name)[0]
-
-
 def base_pass(
     decoder: nn.Module,
     head: LanguageModelHead,

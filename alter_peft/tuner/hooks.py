@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from .base_pass import base_entropy
+from .base_pass import base_pass
 from .cache import RouterState, RouterStateLayer, refuse_offloading, router_states, with_cache
 from .decoder import Decoder, LanguageModelHead, with_all_tokens
 from .decoder_call import DecoderCall
@@ -53,7 +53,7 @@ class DecoderHook:
                 raise ValueError(f"Adapters that are active together must share `entropy_q`, but found {orders}.")
             if not decoder.training:
                 given = with_cache(self.config, given, self.call.cache_name)
-            context.entropy = base_entropy(decoder, self.head, context, orders.pop(), given, self.call.cache_name)
+            context.entropy, _ = base_pass(decoder, self.head, context, orders.pop(), given, self.call.cache_name)
             return (), given
         return args, kwargs
 

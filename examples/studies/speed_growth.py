@@ -13,7 +13,7 @@ import numpy as np
 from speed_arms import alter, sft, whole_alter
 from speed_decoding import adapted, lora, random_alter, tokens_of
 from speed_setting import Rows, Setting, people
-from speed_training import _status, peak_of_steps
+from speed_training import peak_of_steps, status
 from speed_turns import (
     Found,
     Measurement,
@@ -100,7 +100,7 @@ def whole_of_rows(setting: Setting) -> tuple[list[float], float]:
         loop = Steps(trainer)
         steps = [taken for taken, *_ in (next(loop) for _ in range(2 + STEPS))]
         loop.close()
-    return [*seconds, float(np.median(steps[2:]))], _status("VmHWM") / 2**20
+    return [*seconds, float(np.median(steps[2:]))], status("VmHWM") / 2**20
 
 
 def by_rows(setting: Setting, count: int) -> Found:

@@ -88,7 +88,7 @@ def phase_one(setting: Setting) -> Found:
 # ---- memory ---------------------------------------------------------------------------------------------------------
 
 
-def _status(entry: str) -> int:
+def status(entry: str) -> int:
     """Bytes that Linux says of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{entry}:"))
@@ -107,10 +107,10 @@ def peak_of_steps(setting: Setting, training: str) -> tuple[float, float]:
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
-    before = torch.cuda.memory_allocated() if on_gpu else _status("VmRSS")
+    before = torch.cuda.memory_allocated() if on_gpu else status("VmRSS")
     for _ in range(INTERVAL):
         next(loop)
-    peak = torch.cuda.max_memory_allocated() if on_gpu else _status("VmHWM")
+    peak = torch.cuda.max_memory_allocated() if on_gpu else status("VmHWM")
     loop.close()
     return (peak - others) / 2**20, (before - others) / 2**20
 

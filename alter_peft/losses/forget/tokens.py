@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alter_peft.entropy import log_probabilities, map_row_chunks
+from alter_peft.entropy import divergence, log_probabilities, map_row_chunks
 
 from ..scores import TokenScores
 
@@ -95,14 +95,13 @@ def soft_target_loss(
     """
     check_targets(targets, labels)
 
-    def divergence(rows: Tensor, base_rows: Tensor, label: Tensor, target: Tensor) -> Tensor:
+    def from_targets(rows: Tensor, base_rows: Tensor, label: Tensor, target: Tensor) -> Tensor:
         log_p = log_probabilities(head(rows))
         with torch.no_grad():
             log_q = soft_targets(base_head(base_rows), label, target).to(log_p.dtype)
-            floor = torch.finfo(log_p.dtype).min  # so that two outcomes of probability 0 differ by 0, not by NaN
-        return (log_q.exp() * (log_q.clamp(min=floor) - log_p.clamp(min=floor))).sum(-1)
+        return divergence(log_q, log_p)
 
-    return map_row_chunks(divergence, chunk_size, hidden, base_hidden, labels, targets)
+    return map_row_chunks(from_targets, chunk_size, hidden, base_hidden, labels, targets)
 
 
 def soft_targets(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
