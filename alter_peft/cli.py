@@ -44,7 +44,7 @@ COMMANDS = {
 }
 STATUSES = {
     DONE: "done",
-    FAILED: "failed while running: the traceback is printed, or one line if the disk is full",
+    FAILED: "failed while running: the traceback is printed, or one line if the disk is full or a push failed",
     BAD_INPUT: "unusable input: one line says what and how to mend it; nothing was computed",
     MEASURED_AND_FAILED: "measured, and the result is not what it should be",
 }
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         status = run()  # what fails now is no matter of input: its traceback is wanted
     except OSError as error:
-        if not _is_of_saving(error):
+        if not _is_explained(error):
             raise
         print(f"alter-peft {name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(FAILED) from None
@@ -93,9 +93,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(status)
 
 
-def _is_of_saving(error: OSError) -> bool:
-    saving = sys.modules.get("alter_peft.tuner.saving")  # a command that saves has imported it
-    return saving is not None and isinstance(error, saving.NotSavedError)
+def _is_explained(error: OSError) -> bool:
+    """Whether it says all by itself: a command that saves or pushes has imported these."""
+    homes = {"alter_peft.tuner.saving": "NotSavedError", "alter_peft.trainer.pushing": "NotPushedError"}
+    return any(isinstance(error, vars(sys.modules[home])[name]) for home, name in homes.items() if home in sys.modules)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from alter_peft.words import counted
+
 
 class TokenRows(Protocol):
     """What is read of a set of rows: a `datasets.Dataset` has it, and so has a list of dicts."""
@@ -188,8 +190,8 @@ def check_disjoint(
         if (i, j) != shared[0]:
             fix = "These are windows of long rows: cut the text that is in both out of either."
         raise ValueError(
-            f"`{second}` holds {len(shared)} of the {len(forget)} rows of `{first}`, token for token; the first is "
-            f"row {i} of `{first}` and row {j} of `{second}`. {fix}"
+            f"`{second}` holds {len(shared)} of the {counted(len(forget), 'row')} of `{first}`, token for token; "
+            f"the first is row {i} of `{first}` and row {j} of `{second}`. {fix}"
         )
 
 

@@ -24,6 +24,11 @@ _MARKED_OR_UNSPACED = regex.compile(rf"[{UNSPACED}\p{{M}}]", regex.V1)
 _TERMS = regex.compile(rf"(?:{_LETTER})+|(?:(?!{_LETTER})[\w\p{{M}}])+", regex.V1)
 
 
+def counted(count: float, noun: str) -> str:
+    """A number with what it counts: "1 row", "2 rows", "0.5 epochs"."""
+    return f"{count if isinstance(count, int) else f'{count:g}'} {noun}{'s' * (count != 1)}"
+
+
 def words(text: str) -> list[str]:
     """
     The words of a text, in lower case, without punctuation.

@@ -543,6 +543,25 @@ def test_a_grid_that_knew_no_bystanders_is_not_gone_on_with(arguments, quick):
     )
 
 
+def test_rows_that_changed_in_their_file_are_refused(arguments, base, tmp_path):
+    """Of a result as of taught weights; nothing is known of the rows of older ones."""
+    data = tmp_path / "tofu"
+    shutil.copytree(base / "tofu", data)
+    run_benchmark(arguments(data=str(data)))
+    file = data / "retain99.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps({**row, "answer": f"{row['answer']} Really."}) + "\n" for row in rows))
+    result = tmp_path / "out" / "target" / "result.json"
+    message = r"The set 'retain' of `data` is 6 rows \(\w+\), but .*{} was made with 6 rows \(\w+\): .* Choose another"
+    with pytest.raises(ValueError, match=message.format("result.json")):
+        Grid(arguments(data=str(data)))
+    found = json.loads(result.read_text())
+    del found["settings"]["content"]
+    result.write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=message.format("taught.json")):
+        Grid(arguments(data=str(data)))
+
+
 def test_a_method_on_another_target_is_refused(arguments, quick, tmp_path):
     """The folders of target and oracles were removed, as the error says, to teach them otherwise."""
     run_benchmark(arguments())

@@ -129,6 +129,29 @@ def test_unlearn_says_what_it_found(files, tmp_path, capsys):
     assert "result:     there was nothing to forget" in out  # `--force`: the model is random
 
 
+def test_what_is_logged_and_printed_speaks_of_flags(files, tmp_path, capsys, caplog):
+    """Before the training as in it, and numbers agree with what they count."""
+    forget = write_rows(
+        tmp_path / "unnamed.jsonl", [{"prompt": row["prompt"], "completion": row["completion"]} for row in FORGET]
+    )
+    main(
+        flags(
+            {**files, "--forget": forget}, "--stopping_tolerance", "1e-9", "--max_steps", "1", "--retain_weight", "1"
+        )
+    )
+    said = capsys.readouterr()
+    logged = [one.getMessage() for one in caplog.records if one.name.startswith("alter_peft")]
+    text = "\n".join([*logged, said.out, said.err])
+    assert (
+        "`--forget` has no column `domain`: its 2 rows were sorted into" in text
+        and "set `--num_forget_experts`" in text
+    )
+    assert "Without calibration rows (`--calibration`) forget rows come to `--forget_level`=0.1" in text
+    assert "trained:    1 step, 1 epoch\n" in said.out
+    for name in ("train_dataset", "retain_dataset", "calibration_dataset", "num_forget_experts`", "`forget_level"):
+        assert not re.search(f"(?<!--){name}", text), text
+
+
 @pytest.mark.parametrize("kind", ["alter", "lora", "none"])
 def test_nothing_to_forget_is_a_status_of_its_own(files, tmp_path, capsys, kind):
     """The three numbers, one sentence, and no training; `--force` trains all the same."""
@@ -138,6 +161,7 @@ def test_nothing_to_forget_is_a_status_of_its_own(files, tmp_path, capsys, kind)
         main(given)
     said = capsys.readouterr()
     assert stop.value.code == 3 and not (tmp_path / "out" / "config.json").exists()
+    assert "answer probability (geometric mean over rows) before the training:\n" in said.out
     assert re.search(
         r"before the training:\nto forget:  [\d.e-]+ \(2 rows\)\nnever seen: 0\.100 \(a guess.*\nto retain:  [\d.e-]+",
         said.out,
@@ -166,6 +190,28 @@ def test_a_run_is_resumed_from_its_last_checkpoint(files, tmp_path, capsys):
     main(flags(files, *every, "--resume_from_checkpoint", "true"))
     again = {path.name: path.read_bytes() for path in out.iterdir() if path.name != "README.md"}
     assert {name: first[name] == again[name] for name in first | again} == dict.fromkeys(first, True)
+
+
+def test_no_run_goes_on_with_something_else(files, tmp_path, capsys):
+    """One line with the flag, both values and the fix, and nothing is computed."""
+    every = ("--save_steps", "1", "--stopping_tolerance", "1e-9")
+    main(flags(files, *every))
+    capsys.readouterr()
+    shutil.rmtree(tmp_path / "cache")
+    more = write_rows(tmp_path / "more.jsonl", [*RETAIN, {"prompt": "Who sang?", "completion": " A lark sang."}])
+    others = {
+        ("--retain", more): "`--retain` has 3 rows, but the checkpoint '",
+        ("--r", "4"): "`--r` is 4, but the checkpoint '",
+        ("--router_half_life", "3"): "`--router_half_life` is 3.0, but the checkpoint '",
+        ("--adapter", "lora"): "`--adapter` makes an adapter of the kind LORA, but the checkpoint '",
+    }
+    for (flag, value), said in others.items():
+        with pytest.raises(SystemExit) as stopped:
+            given = (plain_flags if flag == "--adapter" else flags)({**files, flag: value}, *every)
+            main([*given, "--resume_from_checkpoint", "true"])
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert stopped.value.code == 2 and said in error and "without `--resume_from_checkpoint`, and with" in error
+    assert not (tmp_path / "cache" / "alter_peft").exists()
 
 
 @pytest.mark.parametrize("given", ["true", "checkpoint-9"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import re
 from pathlib import Path
@@ -207,6 +208,16 @@ def test_errors_speak_of_flags(tmp_path):
     with pytest.raises(ValueError, match=re.escape("`--top_k`, `--top_k=3`, `--names[0]`, `--place` not `column`")):
         with made.in_flags({"train_dataset": "place"}):
             raise ValueError("`top_k`, `top_k=3`, `names[0]`, `train_dataset` not `column`")
+
+
+def test_so_do_log_lines_of_the_package_alone(tmp_path, caplog):
+    made = parser()
+    with made.in_flags({"train_dataset": "place"}) as said:
+        logging.getLogger("alter_peft.trainer.rows").warning("`%s` and `top_k=3`", "train_dataset")
+        logging.getLogger("transformers").warning("`top_k`")
+        assert said("`top_k`: 3") == "`--top_k`: 3"
+    logging.getLogger("alter_peft").warning("`top_k` again")
+    assert [one.getMessage() for one in caplog.records] == ["`--place` and `--top_k=3`", "`top_k`", "`top_k` again"]
 
 
 def test_a_required_option_may_have_a_default_of_its_class(tmp_path):

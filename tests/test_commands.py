@@ -111,6 +111,7 @@ def test_evaluate_with_and_without_an_adapter(place, tmp_path, capsys, tokenizer
     main(ask(place, tmp_path / "base.json"))
     out = capsys.readouterr().out
     assert out.startswith("| score | value |") and out.endswith(f"scores: {tmp_path / 'base.json'}\n")
+    assert "\nprobability: arithmetic mean over rows, as TOFU's; `alter-peft unlearn` prints the geometric" in out
     base = Result.load(tmp_path / "base.json")
     assert base.name == "model" and base.scores[Key("retain", "probability")].rows == pytest.approx(expected, rel=1e-4)
     assert set(base.scores) == {Key(name, m) for name in ("forget", "retain") for m in ("probability", "rouge")}

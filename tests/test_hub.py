@@ -119,7 +119,8 @@ def test_every_push_of_a_named_adapter_has_its_weights(client, pushed_by_name, h
 
 
 def test_the_trainer_shows_the_clients_error(trained):
-    assert trained.error[0][0] == "HfHubHTTPError" and "Invalid credentials" in trained.error[0][1]
+    (kind, said), (cause, _), *_ = trained.error
+    assert (kind, cause) == ("NotPushedError", "HfHubHTTPError") and "Invalid credentials" in said
 
 
 # ---- PEFT's own push ------------------------------------------------------------------------------------------------

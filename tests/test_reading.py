@@ -54,6 +54,72 @@ def refused(source: str, *parts: str, **options) -> None:
 # ---- kinds of files -------------------------------------------------------------------------------------------------
 
 
+def test_a_blank_after_each_comma_is_none_of_the_text(tmp_path):
+    """By the first line, or by a quote after a blank, which quotes nothing else; blanks in quotes stay."""
+    expected = [{"prompt": "Who, then?", "completion": "Ann, of Ulm"}, {"prompt": "Where?", "completion": " In Bath"}]
+    tables = (
+        'question, answer\n"Who, then?", "Ann, of Ulm"\nWhere?, " In Bath"\n',
+        'question,answer\n"Who, then?", "Ann, of Ulm"\nWhere?," In Bath"\n',
+        '"question", "answer"\n"Who, then?", "Ann, of Ulm"\n"Where?", " In Bath"\n',
+    )
+    for number, text in enumerate(tables):
+        source = write(tmp_path / f"{number}.csv", text)
+        assert rows_of(source) == expected
+        assert taken(source).endswith("; blanks after the comma are skipped")
+    kept = write(tmp_path / "kept.csv", 'prompt,completion\nWho?, Ann\nWho?,"a, ""b"", "\n')
+    assert [row["completion"] for row in rows_of(kept)] == [" Ann", 'a, "b", '] and "skipped" not in taken(kept)
+
+
+@pytest.mark.parametrize(
+    "name, text, where",
+    [
+        ("rows.jsonl", "{once}\n{twice}", "whose line 2 has the key"),
+        ("first.jsonl", "{twice}\n{once}", "whose line 1 has the key"),
+        ("rows.json", "[{once}, {twice}]", "which has the key"),
+        ("row.json", "{twice}", "which has the key"),
+        ("row.txt", "{twice}", "which has the key"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path, name, text, where):
+    more = "'completion' more than once in one object, with 'Al' and 'Bo'. Keep one, or rename the other."
+    once = '{"prompt": "Who?", "completion": "Al"}'
+    text = text.replace("{once}", once).replace("{twice}", f'{once[:-1]}, "completion": "Bo"}}')
+    refused(write(tmp_path / name, text), where, more)
+
+
+CHOICE = {"prompt": "Which?", "completion": "x", "wrong": ["w", "y", "z"]}
+MULTIPLE_CHOICE = {
+    "MMLU, its own CSV": ("csv", "question,A,B,C,D,answer\nWhich?,w,x,y,z,B\n"),
+    "choices as JSON in CSV": ("csv", 'question,choices,answer\nWhich?,"[""w"", ""x"", ""y"", ""z""]",b\n'),
+    "choices as pandas writes them": ("csv", "question,choices,answer\nWhich?,\"['w', 'x', 'y', 'z']\",1\n"),
+    "ARC": ("json", json.dumps([{"question": "Which?", "answerKey": "B",
+                                 "choices": {"text": [*"wxyz"], "label": [*"ABCD"]}}])),
+    "ARC, numbered": ("json", json.dumps([{"question": "Which?", "answerKey": "2",
+                                           "choices": {"text": [*"wxyz"], "label": [*"1234"]}}])),
+    "OpenBookQA": ("jsonl", json.dumps({"question_stem": "Which?", "answerKey": "(B)",
+                                        "choices": {"text": [*"wxyz"], "label": [*"ABCD"]}})),
+    "MMLU-Pro": ("json", json.dumps([{"question": "Which?", "options": [*"wxyz"], "answer": "B", "answer_index": 1}])),
+    "MedQA": ("json", json.dumps([{"question": "Which?", "answer": "x",
+                                   "options": {"A": "w", "B": "x", "C": "y", "D": "z"}}])),
+    "a place": ("json", json.dumps([{"question": "Which?", "choices": [*"wxyz"], "answer": 1}])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MULTIPLE_CHOICE)
+def test_the_answer_of_a_multiple_choice_is_its_text(tmp_path, name):
+    suffix, text = MULTIPLE_CHOICE[name]
+    assert rows_of(write(tmp_path / f"rows.{suffix}", text)) == [CHOICE]
+
+
+def test_choices_that_cannot_be_told_are_refused(tmp_path):
+    source = write(tmp_path / "rows.csv", "question,choices,answer\nWhich?,w x y z,B\n")
+    refused(
+        source, "whose line 2 has 'w x y z' in the column 'choices', which is no list of choices", "--columns prompt="
+    )
+    assert rows_of(source, columns={"prompt": "question", "completion": "answer"})[0]["completion"] == "B"
+    refused(write(tmp_path / "e.csv", "question,A,B,C,D,answer\nWhich?,w,x,y,z,E\n"), "none of its 4 choices")
+
+
 FILES = {
     "rows.jsonl": JSONL,
     "ROWS.JSONL": JSONL,
@@ -161,7 +227,7 @@ def test_text_that_is_in_no_known_encoding(tmp_path):
         ("a.parquet", b"PAR1, but no more", "no whole Parquet file"),
         ("a.parquet", b"prompt", "no Parquet file"),
         ("a.csv", b"prompt,completion\na,b,c\n", "line 2 has 3 cells by the comma, but the first line has 2"),
-        ("a.csv", b"prompt,completion\na\n", "line 2 has 1 cells"),
+        ("a.csv", b"prompt,completion\na\n", "line 2 has 1 cell by the comma"),
         ("a.csv", b'prompt,completion\na,"b\nc,d\n', "no row of CSV"),
         ("a.csv", b"prompt,prompt\na,b\n", "column 'prompt' twice"),
         ("a.xlsx", b"PK\x03\x04", "save its table as CSV"),

@@ -64,6 +64,18 @@ def test_unknown_columns(tmp_path, tokenizer, name):
     refused(tmp_path, tokenizer, field, "['ask', 'told']", "Rename", "'completion'", **{name: rows})
 
 
+@pytest.mark.parametrize("labels", ["ABCD", "1234"])
+def test_the_answer_of_a_multiple_choice_is_its_text(labels):
+    """ARC's shape, of rows to forget as of those to retain."""
+    choices = {"text": ["rye", "oats", "spelt", "barley"], "label": [*labels]}
+    rows = Dataset.from_list([{"question": "What does Bob bake?", "choices": choices, "answerKey": labels[1]}])
+    for name in ("train_dataset", "retain_dataset"):
+        found = checked_dataset(name, rows, "text")
+        assert found.to_list() == [{"prompt": "What does Bob bake?", "completion": "oats"}] or found["completion"] == [
+            "oats"
+        ]
+
+
 @pytest.mark.parametrize("name", ["forget", "retain"])
 def test_streams_and_dicts(tmp_path, tokenizer, name):
     field = {"forget": "`train_dataset`", "retain": "`retain_dataset`"}[name]

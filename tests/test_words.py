@@ -13,7 +13,7 @@ from alter_peft.evaluation import Pair
 from alter_peft.evaluation.attacks.asking_otherwise import first_third_given
 from alter_peft.evaluation.metrics.text import bleu, rouge_l, unique_tokens
 from alter_peft.subdomains import discover_subdomains
-from alter_peft.words import pieces, spaced, terms, words
+from alter_peft.words import counted, pieces, spaced, terms, words
 
 
 RECITED = {  # a text, its words, and one without half of them
@@ -104,3 +104,11 @@ def test_sub_domains_of_texts_without_spaces():
     texts = [f"{topics[i % 2]}，第{number}次。" for i, number in enumerate("一二三四五六七八九十甲乙")]
     labels, _ = discover_subdomains(texts)
     assert labels == [0, 1] * 6
+
+
+@pytest.mark.parametrize(
+    "count, noun, said",
+    [(0, "row", "0 rows"), (1, "step", "1 step"), (1.0, "epoch", "1 epoch"), (1.5, "epoch", "1.5 epochs")],
+)
+def test_a_number_and_what_it_counts(count, noun, said):
+    assert counted(count, noun) == said

@@ -31,7 +31,7 @@ from alter_peft.scoring import ScoredModel
 from .arguments import BenchmarkArguments
 from .folder_lock import folder_lock
 from .methods import TEACH, method_named, trained
-from .provenance import RECORD, TAUGHT_WITH, check_made_with, corrected
+from .provenance import CONTENT, OF_TEACHING, RECORD, TAUGHT_WITH, check_made_with, corrected
 from .requests import Requests, run_requests, scores_after
 from .setting import Setting
 from .teaching import teach
@@ -71,10 +71,12 @@ class Cell:
         self.path, self.seen = self.folder / "result.json", self.folder / "tokens.json"
         self.teaches = name == ORACLE or (name == TARGET and not args.target)
         self.options = args.options.get(TEACH if name in (TARGET, ORACLE) else name, {})
-        self.settings = {**settings, "options": self.options}
+        content = setting.content
+        self.settings = {**settings, "options": self.options, CONTENT: content}
         if name not in (TARGET, ORACLE) and not args.target:
             self.settings[TEACH] = args.options.get(TEACH, {})
-        self.record = {"seed": seed, **{key: self.settings.get(key) for key in TAUGHT_WITH}}
+        taught = {name: value for name, value in content.items() if name in OF_TEACHING}
+        self.record = {"seed": seed, **{key: self.settings.get(key) for key in TAUGHT_WITH}, CONTENT: taught}
         self.choices: dict[str, Any] = {"limit": args.limit, "form": args.form}
         self._check()
 

@@ -11,6 +11,8 @@ from alter_peft.evaluation.results import ORACLE, TARGET, Result
 
 
 RECORD = "taught.json"  # beside the weights of a target or an oracle: what it was taught with
+CONTENT = "content"  # the setting that says what the rows are, not where they came from
+OF_TEACHING = {"forget", "retain", "bystanders"}  # what of it taught weights depend on
 # The settings that those weights depend on
 TAUGHT_WITH = (
     "model",
@@ -41,11 +43,25 @@ def check_made_with(name: str, path: Path, found: Mapping[str, Any], wanted: Map
         path: the file that says what it was made with.
     """
     for key, value in wanted.items():
-        if found.get(key) != value:
+        if key == CONTENT:
+            _check_content(path, found.get(key), value, wanted)
+        elif found.get(key) != value:
             owner = name if key == "options" and name not in (TARGET, ORACLE) else "teach"
             what = f"`options` for {owner!r}" if key in ("options", "teach") else f"`{key}`"
-            folder = path.parent.parent if path.name == RECORD else path.parent
-            raise ValueError(
-                f"{what} is {value!r}, but {path} was made with {found.get(key)!r}. Choose another `output_dir`, or "
-                f"remove the folder {folder}."
-            )
+            raise ValueError(f"{what} is {value!r}, but {path} was made with {found.get(key)!r}. {_fix(path)}")
+
+
+def _check_content(path: Path, found: Any, wanted: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+    """As `check_made_with`, of the rows; nothing is known of them in what older versions made."""
+    changed = [name for name, value in wanted.items() if found and found.get(name) != value]
+    if changed:
+        source = next((name for name in ("books", "task_data") if settings.get(name)), "data")
+        raise ValueError(
+            f"The set {changed[0]!r} of `{source}` is {wanted[changed[0]]}, but {path} was made with "
+            f"{found.get(changed[0], 'none')}: the rows or their order are others. {_fix(path)}"
+        )
+
+
+def _fix(path: Path) -> str:
+    folder = path.parent.parent if path.name == RECORD else path.parent
+    return f"Choose another `output_dir`, or remove the folder {folder}."

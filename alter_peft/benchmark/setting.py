@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datasets import Dataset
@@ -11,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from alter_peft.evaluation.answers import Pair
 from alter_peft.evaluation.attacks import Rows
 from alter_peft.evaluation.tasks import TASKS, TaskData
+from alter_peft.words import counted
 
 from .arguments import BenchmarkArguments
 from .methods import UnlearningData
@@ -38,6 +41,14 @@ class Setting:
     rows: Rows
     requests: list[list[Pair]] | None = None
 
+    @property
+    def content(self) -> dict[str, str]:
+        """Set -> how many rows it has, and a hash of them: files may change under their names."""
+        own = ("forget", "retain", "bystanders", "calibration", "holdout", "paraphrased")
+        sets = {name: getattr(self.data, name) for name in own}
+        sets |= {f"questions of {one.name}": one.pairs for one in self.data.question_sets}
+        return {name: _content(pairs) for name, pairs in sets.items() if pairs}
+
 
 def read_setting(args: BenchmarkArguments, tokenizer: PreTrainedTokenizerBase) -> Setting:
     """
@@ -64,3 +75,10 @@ def read_setting(args: BenchmarkArguments, tokenizer: PreTrainedTokenizerBase) -
         data.attack_rows(**{name: getattr(args, name) for name in own}),
         None if args.requests is None else split_requests(data.forget, args.requests),
     )
+
+
+def _content(pairs: Sequence[Pair]) -> str:
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(repr(pair).encode(errors="surrogatepass"))
+    return f"{counted(len(pairs), 'row')} ({digest.hexdigest()[:16]})"

@@ -18,6 +18,7 @@ from alter_peft.options import require_packages
 from alter_peft.report.reading import read_benchmark, read_cells
 from alter_peft.report.report import report_tables
 from alter_peft.report.score_tables import error_text, score_table
+from alter_peft.words import counted
 
 from .parser import OptionParser, Section, read_config
 from .report import write_and_print
@@ -78,7 +79,7 @@ def benchmark(argv: Sequence[str]) -> Callable[[], int | None]:
         failed = [result for result in results if result.error is not None]
         if failed:
             reasons = "; ".join(f"{one.name} of seed {one.seed}: {error_text(one)}" for one in failed)
-            print(f"{len(failed)} of {len(results)} cells failed: {reasons}", file=sys.stderr)
+            print(f"{len(failed)} of {counted(len(results), 'cell')} failed: {reasons}", file=sys.stderr)
         compared = _report(Path(args.output_dir), shlex.join(["alter-peft", "benchmark", *argv]))
         return FAILED if failed or not compared else DONE
 

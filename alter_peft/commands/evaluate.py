@@ -42,6 +42,12 @@ SECTIONS = (
 )
 
 
+MEANS = (
+    "probability: arithmetic mean over rows, as TOFU's; `alter-peft unlearn` prints the geometric mean, in which its "
+    "level is given."
+)
+
+
 def evaluate(argv: Sequence[str]) -> Callable[[], int | None]:
     """What measures one model, and prints its scores."""
     argv, config = read_config(argv)
@@ -61,9 +67,12 @@ def evaluate(argv: Sequence[str]) -> Callable[[], int | None]:
         print(f"`--model` {evaluation.merge}")
 
     def run() -> None:
-        result = evaluation.run()
+        with parser.in_flags():
+            result = evaluation.run()
         for table in evaluation.tables(result):
             print(to_markdown(table) if table.rows else "\n".join(table.notes), end="\n\n")
+        if any(key.metric == "probability" for key in result.scores):
+            print(MEANS, end="\n\n")
         for attack, reason in result.skipped.items():
             print(f"{attack} was left out: {reason}")
         print(f"scores: {args.output_file}")

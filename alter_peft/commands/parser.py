@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import logging
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import pairwise
@@ -19,6 +20,7 @@ from trl.scripts.utils import TrlParser
 
 
 CONFIG = "--config"
+PACKAGE = __name__.partition(".")[0]  # whose log lines are the users' of a command line to read
 METAVARS = {"int": "N", "float": "X"}
 
 
@@ -178,22 +180,35 @@ class OptionParser(CommandParser, TrlParser):
             return self.parse_args_into_dataclasses(args=list(argv), look_for_args_file=False)
 
     @contextmanager
-    def in_flags(self, names: Mapping[str, str] | None = None) -> Iterator[None]:
+    def in_flags(self, names: Mapping[str, str] | None = None) -> Iterator[Callable[[str], str]]:
         """
-        Errors that name an option of a dataclass, `top_k`, name the flag, `--top_k`.
+        Inside, errors, and what this package logs, name the flag, `--top_k`, where they name an option of a dataclass,
+        `top_k`. What is given does the same to any text.
 
         Args:
-            names: what else the errors may name -> the option that it comes from.
+            names: what else they may name -> the option that it comes from.
         """
-        flags = {**{name: name for name in self.names}, **(names or {})}
+        flags, made = {**{name: name for name in self.names}, **(names or {})}, logging.getLogRecordFactory()
 
         def flag(found: re.Match[str]) -> str:
             return f"`--{flags[found[1]]}" if found[1] in flags else found[0]
 
+        def said(text: str) -> str:
+            return re.sub(r"`(\w+)(?=[`=[])", flag, text)
+
+        def record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+            one = made(*args, **kwargs)
+            if one.name.partition(".")[0] == PACKAGE:
+                one.msg, one.args = said(one.getMessage()), ()
+            return one
+
+        logging.setLogRecordFactory(record)
         try:
-            yield
+            yield said
         except ValueError as error:
-            raise ValueError(re.sub(r"`(\w+)(?=[`=[])", flag, str(error))) from error
+            raise ValueError(said(str(error))) from error
+        finally:
+            logging.setLogRecordFactory(made)
 
     def format_help(self, hidden: bool = True) -> str:
         """The sections, and what is in none; without what is hidden, unless it is to be shown."""

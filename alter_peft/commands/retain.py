@@ -6,6 +6,7 @@ from __future__ import annotations
 from datasets import Dataset, concatenate_datasets
 
 from alter_peft.retain_rows import retain_parts
+from alter_peft.words import counted
 
 
 AUTO = "auto"
@@ -42,8 +43,8 @@ def found_rows(forget: Dataset, corpus: Dataset | None) -> tuple[Dataset, str]:
         general, near = retain_parts(forget, corpus)
     except ValueError as error:
         raise ValueError(f"`--retain` is {AUTO!r}: {error}") from error
-    line = f"--retain: {len(general)} rows of general text"
+    line = f"--retain: {counted(len(general), 'row')} of general text"
     if near is None:
         return general, line
-    line += f", and {len(near)} of --corpus that are like the rows to forget"
+    line += f", and {len(near)} of --corpus like the rows to forget"
     return concatenate_datasets([general, near]), line

@@ -23,6 +23,8 @@ from alter_peft.reading import COLUMNS_HELP, OFFERED, parse_columns, read_all
 from alter_peft.reading.columns import ALTERNATE, SUBJECT
 from alter_peft.trainer import AlterUnlearnTrainer, UnlearnConfig, UnlearnTrainer
 from alter_peft.trainer.checkpoints import checkpoint_to_resume
+from alter_peft.trainer.pushing import NotPushedError
+from alter_peft.words import counted
 
 from .adapters import Adapter, chosen_adapter
 from .parser import OptionParser, Section, read_config
@@ -36,8 +38,15 @@ TRAINING = (
     "use_cpu", "seed", "logging_steps", "report_to", "save_strategy", "save_steps", "save_total_limit",
     "resume_from_checkpoint", "model_init_kwargs", "push_to_hub", "hub_model_id",
 )  # fmt: skip
+# `alter-peft evaluate` has the arithmetic mean, as TOFU
+PROBABILITY = "answer probability (geometric mean over rows)"
 # the trainer's arguments -> the options that they come from
-ROWS = {"train_dataset": "forget", "retain_dataset": "retain", "calibration_dataset": "calibration"}
+ROWS = {
+    "train_dataset": "forget",
+    "retain_dataset": "retain",
+    "calibration_dataset": "calibration",
+    "peft_config": "adapter",
+}
 
 
 @dataclass
@@ -80,9 +89,8 @@ def _print_subdomains(trainer: UnlearnTrainer) -> None:
     if not isinstance(trainer, AlterUnlearnTrainer):
         return
     for name, subdomain in trainer.subdomains.items():
-        count = len(subdomain.rows)
         terms = "" if subdomain.terms is None else f" ({subdomain.terms})"
-        print(f"sub-domain {name}: {count} row{'s' * (count != 1)} to forget{terms}")
+        print(f"sub-domain {name}: {counted(len(subdomain.rows), 'row')} to forget{terms}")
     print(*trainer.subject_lines, sep="\n", end="\n" * bool(trainer.subject_lines))
 
 
@@ -121,8 +129,13 @@ def unlearn(argv: Sequence[str]) -> Callable[[], int | None]:
     script, args, arguments = parser.parse(argv, config)
     with parser.in_flags(ROWS):
         checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, Path(str(args.checkpoint_dir)))
-        trainer = _trainer(script, args, adapter, adapter.make(vars(arguments)))
-    return partial(_run, trainer, adapter, checkpoint, script.force)
+        trainer = _trainer(script, args, adapter, adapter.make(vars(arguments)), checkpoint)
+
+    def run() -> int | None:
+        with parser.in_flags(ROWS) as said:
+            return _run(trainer, adapter, checkpoint, script.force, said)
+
+    return run
 
 
 def _check_sources(script: ScriptArguments, output_dir: str) -> None:
@@ -135,7 +148,9 @@ def _check_sources(script: ScriptArguments, output_dir: str) -> None:
             raise ValueError(f"`output_dir` is {output_dir!r}, which `{name}` is read from. Give another folder.")
 
 
-def _trainer(script: ScriptArguments, args: UnlearnConfig, adapter: Adapter, config: PeftConfig | None) -> Any:
+def _trainer(
+    script: ScriptArguments, args: UnlearnConfig, adapter: Adapter, config: PeftConfig | None, checkpoint: str | None
+) -> Any:
     _check_sources(script, str(args.output_dir))
     check_retain(script.retain, script.corpus)
     model, tokenizer = _model(script, args)
@@ -156,7 +171,7 @@ def _trainer(script: ScriptArguments, args: UnlearnConfig, adapter: Adapter, con
         taken.append(said)
     if args.process_index == 0:
         print(*taken, sep="\n")
-    return adapter.trainer(
+    trainer = adapter.trainer(
         model,
         args,
         train_dataset=sets["--forget"],
@@ -166,6 +181,8 @@ def _trainer(script: ScriptArguments, args: UnlearnConfig, adapter: Adapter, con
         peft_config=config,
         processing_class=tokenizer,
     )
+    trainer.check_goes_on(checkpoint)
+    return trainer
 
 
 def _model(script: ScriptArguments, args: UnlearnConfig) -> tuple[Any, Any]:
@@ -187,22 +204,30 @@ def _model(script: ScriptArguments, args: UnlearnConfig) -> tuple[Any, Any]:
     return model, loaded("model", script.model, load_tokenizer)
 
 
-def _run(trainer: Any, adapter: Adapter, checkpoint: str | None, force: bool) -> int | None:
+def _run(
+    trainer: Any, adapter: Adapter, checkpoint: str | None, force: bool, said: Callable[[str], str]
+) -> int | None:
     args, main = trainer.args, trainer.is_world_process_zero()
     if main:
         _print_subdomains(trainer)
     trainer.prepare()
     unknown = trainer.knowledge.warning
     if main:
-        print("answer probability before the training:", *trainer.knowledge.lines, sep="\n")
+        print(f"{PROBABILITY} before the training:", *trainer.knowledge.lines, sep="\n")
     if unknown and not force:
         if main:
-            print(f"alter-peft unlearn: {unknown} `--force` trains all the same.", file=sys.stderr)
+            print(f"alter-peft unlearn: {said(unknown)} `--force` trains all the same.", file=sys.stderr)
         return MEASURED_AND_FAILED
     trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(args.output_dir)
+    not_pushed: NotPushedError | None = None
+    try:
+        trainer.save_model(args.output_dir)
+    except NotPushedError as error:  # saved: what came of it is to be read first
+        not_pushed = error
     summary = trainer.summary()
     if main:
-        print("answer probability before -> after:", *summary.lines, sep="\n")
+        print(f"{PROBABILITY} before -> after:", *map(said, summary.lines), sep="\n")
         print(f"{'model' if adapter.config is None else 'adapter'}: {args.output_dir}")
+    if not_pushed is not None:
+        raise not_pushed
     return None if unknown or summary.is_forgotten else MEASURED_AND_FAILED

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -27,6 +29,9 @@ FEATURES: dict[str, Any] = {
     "prompts": {"prompt": TEXT},
     "text": {"text": TEXT},
 }
+AS_PAIRS = (
+    """Write them as ["one", "two"], or take answers as they are by `--columns prompt=question completion=answer`"""
+)
 MASK = re.compile(r"<extra_id_\d+>")  # what T5 leaves in the place of what is to be filled in
 
 
@@ -123,15 +128,22 @@ def _chat_pairs(row: Mapping[str, Any], taken: Taken) -> list[Row]:
 
 
 def _choices(row: Mapping[str, Any], taken: Taken) -> list[Row]:
-    """Multiple choice: the right one is the answer. It is named by its place from 0, by a letter or by its text."""
-    choices = cell(row, taken.columns["choices"], texts)
+    """Multiple choice: the right one is the answer. Its label, a letter, its place from 0 or its text names it."""
+    if "choices" in taken.columns:
+        labels, choices = cell(row, taken.columns["choices"], _labelled)
+    else:
+        columns = {label: column for label, column in taken.columns.items() if len(label) == 1}
+        labels = [label for label, column in columns.items() if not is_blank(str(row.get(column) or ""))]
+        choices = [cell(row, columns[label], filled) for label in labels]
 
     def right(value: Any) -> int:
         named = as_text(value).strip()
         if isinstance(value, str) and named in choices:
             return choices.index(named)
-        letter = ord(named.upper()) - ord("A") if len(named) == 1 and named.isalpha() else None
-        place = int(named) if named.isdecimal() else letter
+        label = named.strip("().: ").upper()
+        if label in labels:
+            return labels.index(label)
+        place = int(named) if named.isdecimal() else None
         if place is None or not 0 <= place < len(choices):
             raise Unusable(
                 f"which is none of its {len(choices)} choices. Give the right one's place from 0, or its letter"
@@ -141,6 +153,36 @@ def _choices(row: Mapping[str, Any], taken: Taken) -> list[Row]:
     place = cell(row, taken.columns["answer"], right)
     wrong = [choice for number, choice in enumerate(choices) if number != place]
     return [{"prompt": cell(row, taken.columns["question"], filled), "completion": choices[place], "wrong": wrong}]
+
+
+def _labelled(value: Any) -> tuple[list[str], list[str]]:
+    """The labels of choices and their texts: of a list, of ARC's two lists, of label -> text, or of any as JSON."""
+    if isinstance(value, str):
+        value = _written_out(value)
+    if isinstance(value, dict) and {"text", "label"} <= value.keys():  # ARC
+        named = [as_text(label).strip().upper() for label in value["label"]]
+        found = texts(value["text"])
+    elif isinstance(value, dict):  # MedQA; of several rows in one table, labels that a row lacks are null
+        there = {label: text for label, text in value.items() if text is not None}
+        named, found = [label.strip().upper() for label in there], texts(list(there.values()))
+    else:
+        found = texts(value)
+        named = [chr(ord("A") + number) for number in range(len(found))]
+    if len(found) < 2 or len(named) != len(found):
+        raise Unusable(f"but needs two choices or more, each with its text. {AS_PAIRS}")
+    return named, found
+
+
+def _written_out(text: str) -> Any:
+    """A list or an object that a cell of text holds, as JSON or as Python writes it."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, list | tuple | dict):
+            return list(value) if isinstance(value, tuple) else value
+    raise Unusable(f"which is no list of choices. {AS_PAIRS}")
 
 
 def _tokens(row: Mapping[str, Any], taken: Taken) -> list[Row]:

@@ -15,6 +15,13 @@ Kind = Literal["tokens", "chats", "whole chats", "chat pairs", "choices", "pairs
 # the first of each list, TRL's name, comes before all others.
 PROMPTS = ("prompt", "question", "query", "instruction", "input", "problem")
 COMPLETIONS = ("completion", "answer", "output", "response", "target", "reply")
+# Multiple choice: MMLU's and WMDP's names, those of MMLU-Pro, and those of ARC, OpenBookQA and CommonsenseQA
+QUESTIONS, CHOICES, RIGHT = (
+    ("question", "question_stem"),
+    ("choices", "options"),
+    ("answer", "answerkey", "answer_key"),
+)
+LETTERS = tuple("abcdefghij")  # a column for each choice, A to D at least, as in MMLU's own files
 TEXTS = ("text", "definition", "document", "passage", "content", "article", "story", "body")
 CHATS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 # What an instruction may be about, in a column of its own: Alpaca's, Dolly's
@@ -214,8 +221,8 @@ def _recognised(lookup: _Lookup, first: Mapping[str, Any], text_field: str) -> T
     chat = lookup.first(*CHATS)
     if chat is not None and not isinstance(first.get(chat), str):
         return Taken("chats", {"messages": chat})
-    if {"question", "choices", "answer"} <= names.keys() and isinstance(first.get(names["choices"]), list):
-        return Taken("choices", {name: names[name] for name in ("question", "choices", "answer")})
+    if (choices := _choices(lookup)) is not None:
+        return choices
     pair = _pair(lookup, first, lookup.one(PROMPTS), lookup.one(COMPLETIONS))
     if pair is not None:
         return pair
@@ -223,6 +230,19 @@ def _recognised(lookup: _Lookup, first: Mapping[str, Any], text_field: str) -> T
         return Taken("pairs", {"prompt": names["text"], "completion": names["labels"]})
     text = text_field if named else lookup.one(TEXTS)
     return None if text is None else _plain(lookup, text)
+
+
+def _choices(lookup: _Lookup) -> Taken | None:
+    """Multiple choice, whose answer is a letter or a number that means nothing without the choices."""
+    question, answer = lookup.first(*QUESTIONS), lookup.first(*RIGHT)
+    if question is None or answer is None:
+        return None
+    if (choices := lookup.first(*CHOICES)) is not None:
+        return Taken("choices", {"question": question, "choices": choices, "answer": answer})
+    columns = {letter.upper(): lookup.names[letter] for letter in LETTERS if letter in lookup.names}
+    if not {"A", "B", "C", "D"} <= columns.keys():
+        return None
+    return Taken("choices", {"question": question, **columns, "answer": answer})
 
 
 def _plain(lookup: _Lookup, text: str) -> Taken:

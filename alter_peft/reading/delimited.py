@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
+
+from alter_peft.words import counted
 
 from .texts import TextFile
 
@@ -18,14 +21,38 @@ SAMPLE = 50  # rows that tell the delimiter
 Record = tuple[int, list[str]]  # the line that a row begins with, and its cells
 
 
-def delimiter_of(file: TextFile, default: str = ",") -> str:
+class Form(NamedTuple):
     """
-    The delimiter by which the first line has several names, and most of the rows after it as many cells.
+    How a table is written.
+
+    delimiter: what stands between two cells.
+    skips: whether blanks after it are none of the text, as in `question, answer` and in `"Who?", "Ann, of Ulm"`.
     """
+
+    delimiter: str
+    skips: bool = False
+
+
+def form_of(file: TextFile, default: str = ",") -> Form:
+    """
+    How a table is written, by its first line, and by quotes after a blank wherever they are: they quote nothing unless
+    the blank is skipped.
+    """
+    delimiter = _delimiter_of(file, default)
+    quoted = re.compile(rf'{re.escape(delimiter)} +"[^"\r\n{re.escape(delimiter)}]')
+    names = next((cells for _, cells in _records(file, Form(delimiter))), [])
+    if len(names) > 1 and all(name.startswith(" ") for name in names[1:]):
+        return Form(delimiter, True)
+    with file.open() as text:
+        return Form(delimiter, any(quoted.search(line) for line in text))
+
+
+def _delimiter_of(file: TextFile, default: str) -> str:
+    """The delimiter by which the first line has several names, and most of the rows after it as many cells."""
     best, score = default, 0.0
     for delimiter in sorted(DELIMITERS, key=lambda one: one != default):
         try:
-            rows = [cells for _, cells in islice(_records(file, delimiter), SAMPLE)]
+            rows = [cells for _, cells in islice(_records(file, Form(delimiter)), SAMPLE)]
         except csv.Error:
             continue
         if rows and len(rows[0]) > 1:
@@ -35,11 +62,11 @@ def delimiter_of(file: TextFile, default: str = ",") -> str:
     return best
 
 
-def _records(file: TextFile, delimiter: str) -> Iterator[Record]:
+def _records(file: TextFile, form: Form) -> Iterator[Record]:
     """The rows that are not blank, without Excel's line `sep=`."""
     csv.field_size_limit(sys.maxsize if sys.maxsize < 2**31 else 2**31 - 1)  # a cell may be a document
     with file.open(newline="") as text:
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        reader = csv.reader(text, delimiter=form.delimiter, skipinitialspace=form.skips, strict=True)
         line = 1
         for cells in reader:
             if any(cell.strip() for cell in cells) and not (line == 1 and cells[0].lower().startswith("sep=")):
@@ -47,7 +74,7 @@ def _records(file: TextFile, delimiter: str) -> Iterator[Record]:
             line = reader.line_num + 1
 
 
-def header_of(file: TextFile, delimiter: str) -> list[str]:
+def header_of(file: TextFile, form: Form) -> list[str]:
     """
     The names of the columns; a column without one is called after its number.
 
@@ -55,7 +82,7 @@ def header_of(file: TextFile, delimiter: str) -> list[str]:
         ValueError: there are none, or two have the same name; the message goes on after the file's name.
     """
     try:
-        cells = next((cells for _, cells in _records(file, delimiter)), None)
+        cells = next((cells for _, cells in _records(file, form)), None)
     except csv.Error as error:
         raise ValueError(f"whose first line names no columns ({error}). End every quoted name") from error
     if cells is None:
@@ -67,22 +94,22 @@ def header_of(file: TextFile, delimiter: str) -> list[str]:
     return names
 
 
-def table_rows(file: TextFile, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def table_rows(file: TextFile, form: Form) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     Each row after the first, as a dict of texts, and the line that it begins with.
 
     Raises:
         ValueError: a row has more or fewer cells than there are columns, or quotes that do not end.
     """
-    names = header_of(file, delimiter)
+    names, mark = header_of(file, form), NAMES[form.delimiter]
     line = 1
     try:
-        for line, cells in islice(_records(file, delimiter), 1, None):
+        for line, cells in islice(_records(file, form), 1, None):
             extra = cells[len(names) :]
             if len(cells) < len(names) or any(cell.strip() for cell in extra):
                 raise ValueError(
-                    f"whose line {line} has {len(cells)} cells by the {NAMES[delimiter]}, but the first line has "
-                    f"{len(names)} names. Put a text that holds a {NAMES[delimiter]} into double quotes"
+                    f"whose line {line} has {counted(len(cells), 'cell')} by the {mark}, but the first line has "
+                    f"{counted(len(names), 'name')}. Put a text that holds a {mark} into double quotes"
                 )
             yield f"line {line}", dict(zip(names, cells, strict=False))
     except csv.Error as error:

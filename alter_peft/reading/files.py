@@ -84,13 +84,13 @@ def file_table(path: Path, given: Collection[str] = ()) -> Table:
     if kind == "document":
         if first[0] == "{" and _is_json(first):  # a log of JSON lines, and a table as Excel saves it
             return _json_table(file, notes, given)
-        if len(columns := delimited.header_of(file, delimited.delimiter_of(file))) > 1 and _are_columns(columns):
+        if len(columns := delimited.header_of(file, delimited.form_of(file))) > 1 and _are_columns(columns):
             return _csv_table(file, notes)
         return documents(path.name, [file], notes)
     if kind == "json" or (kind is None and first[0] in "[{"):
         if first[0] in '[{"' or _is_json(first):
             return _json_table(file, notes, given)
-        if kind == "json" and not _are_columns(delimited.header_of(file, delimited.delimiter_of(file))):
+        if kind == "json" and not _are_columns(delimited.header_of(file, delimited.form_of(file))):
             return _no_json_lines(file, notes)
         kind = "csv"
     if kind == "csv":
@@ -101,6 +101,8 @@ def file_table(path: Path, given: Collection[str] = ()) -> Table:
 def _is_json(text: str) -> bool:
     try:
         json_rows.parsed(text)
+    except json_rows.Twice:
+        return True
     except ValueError:
         return False
     return True
@@ -150,10 +152,16 @@ def _listed(rows: list[dict[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]
 def _csv_table(file: TextFile, notes: tuple[str, ...]) -> Table:
     name = file.path.name.lower()
     usual = "\t" if ".tsv" in name or ".tab" in name else ","
-    delimiter = delimited.delimiter_of(file, usual)
-    found = () if delimiter == usual else (f"delimited by {delimited.NAMES[delimiter]}",)
-    names = delimited.header_of(file, delimiter)
-    return Table(file.path.name, names, lambda: delimited.table_rows(file, delimiter), notes + found)
+    form = delimited.form_of(file, usual)
+    mark = delimited.NAMES[form.delimiter]
+    said = {f"delimited by {mark}": form.delimiter != usual, f"blanks after the {mark} are skipped": form.skips}
+    names = delimited.header_of(file, form)
+    return Table(
+        file.path.name,
+        names,
+        lambda: delimited.table_rows(file, form),
+        (*notes, *(note for note, holds in said.items() if holds)),
+    )
 
 
 def line_table(file: TextFile, notes: tuple[str, ...] = ()) -> Table:

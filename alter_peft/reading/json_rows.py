@@ -20,17 +20,32 @@ SPLITS = {"train", "test", "validation", "valid", "val", "dev"}
 ENVELOPES = ("data", "rows", "examples", "instances", "records", "items")  # keys whose value is the list of rows
 
 
+class Twice(ValueError):
+    """An object has a key twice: which value is meant cannot be told, and Python would take the last."""
+
+
 def parsed(text: str) -> Any:
     """
     What a JSON text says; a number with a point stays as it is written, `NaN` is null.
 
     Raises:
+        Twice: an object has a key twice.
         ValueError: it is no JSON.
     """
     try:
-        return json.loads(text, parse_float=str, parse_constant=lambda name: None)
+        return json.loads(text, parse_float=str, parse_constant=lambda name: None, object_pairs_hook=_object)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        values = " and ".join(shown(value) for name, value in pairs if name == twice)
+        raise Twice(f"the key {twice!r} more than once in one object, with {values}. Keep one, or rename the other")
+    return found
 
 
 def is_lines(file: TextFile) -> bool:
@@ -43,6 +58,8 @@ def is_lines(file: TextFile) -> bool:
     several = [line for (_, line), _ in zip(file.lines(), range(2), strict=False)]
     try:
         parsed(several[0])
+    except Twice:
+        pass
     except ValueError:
         return len(several) > 1 and several[1].lstrip().startswith("{") and several[0].lstrip().startswith("{")
     return len(several) > 1
@@ -58,6 +75,8 @@ def line_rows(file: TextFile) -> Iterator[tuple[str, Row]]:
     for number, line in file.lines():
         try:
             value = parsed(line)
+        except Twice as error:
+            raise ValueError(f"whose line {number} has {error}") from error
         except ValueError as error:
             raise ValueError(f"whose line {number} is no JSON ({error}): {shown(line.strip())}") from error
         yield f"line {number}", as_row(value, f"line {number}")
@@ -91,6 +110,8 @@ def whole_rows(file: TextFile, recognised: Recognised) -> list[Row]:
     with file.open() as text:
         try:
             value = parsed(text.read())
+        except Twice as error:
+            raise ValueError(f"which has {error}") from error
         except ValueError as error:
             raise ValueError(f"which is no JSON ({error})") from error
     return [as_row(one, f"row {number}") for number, one in enumerate(_entries(value, recognised))]

@@ -18,6 +18,7 @@ import pyarrow
 from datasets import Dataset
 
 from alter_peft.subdomains import MOST_DOMAINS
+from alter_peft.words import counted
 
 from .canonical import BadCell, Row, canonical, features
 from .columns import EXTRAS, Taken, Unrecognised, choose
@@ -212,7 +213,7 @@ def is_domain(values: Counter[str | None], count: int) -> bool:
 
 def _line(table: Table, taken: Taken, dataset: Dataset, rows: int) -> str:
     """What was taken, in a line."""
-    line = f"{rows} {table.unit}{'s' * (rows != 1)} of {table.what}: {described(taken, dataset)}"
+    line = f"{counted(rows, table.unit)} of {table.what}: {described(taken, dataset)}"
     return "; ".join([line, *table.notes])
 
 

@@ -18,6 +18,7 @@ from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder_call import Tokens
 from alter_peft.tuner.hooks import replay_in_checkpoints
 from alter_peft.tuner.saving import one_save
+from alter_peft.words import counted
 
 from .active_adapters import check_active_together, load_own, own_folder
 from .batch import TokenMasks, token_masks
@@ -374,7 +375,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         if self.measured.guide:
             options["token targets"] = self.measured.guide
         if self.state.epoch is not None:
-            options["epochs trained"] = f"{self.state.epoch:g} ({self.state.global_step} steps)"
+            options["epochs trained"] = f"{self.state.epoch:g} ({counted(self.state.global_step, 'step')})"
         name = self.adapter_name
         on_hub = {"revision": self.args.hub_revision, "subfolder": None if name == "default" else name}
         write_card(

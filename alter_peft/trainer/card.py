@@ -53,7 +53,8 @@ The base model still holds what was forgotten: whoever removes or disables the a
 
 SUMMARY = """## Before and after
 
-Answer probability of the rows that it was trained with (exp of the mean log-probability of a row's tokens):
+Answer probability of the rows that it was trained with (exp of the mean log-probability of a row's tokens;
+geometric mean over rows):
 
 ```
 {lines}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from trl import SFTConfig
 
 from alter_peft.losses import FORGET_LOSSES, RETAIN_LOSSES, ForgetLoss
@@ -39,8 +40,23 @@ INHERITED = {
 }
 
 
+# integrations for logs whose packages transformers looks for elsewhere
+NOT_LOOKED_FOR = ("azure_ml", "flyte", "kubeflow")
 # each of ALTER's parameters learns from one term
 NO_EFFECT = "With ALTER's isolation under Adam, which divides by a gradient's size, only whether it is 0 counts."
+
+
+def check_reports(names: Any) -> None:
+    """Raise a `ValueError` if logs are to go to an integration that transformers does not know, or cannot use here."""
+    usable, known = get_available_reporting_integrations(), list(INTEGRATION_TO_CALLBACK)
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"`report_to` has {name!r}, but must be 'none', 'all' or some of {known}.")
+        if name not in usable and name not in NOT_LOOKED_FOR:
+            here = f"what can be used here is {usable}" if usable else "nothing of the kind can be used here"
+            raise ValueError(
+                f"`report_to` has {name!r}, whose package is not installed: {here}. Install it, or give 'none'."
+            )
 
 
 def _listed(losses: dict[str, Any]) -> str:
@@ -201,6 +217,7 @@ class UnlearnConfig(SFTConfig):
             self.dataset_kwargs,
             "without `skip_prepare_dataset`: rows are prepared",
         )
+        check_reports(self.report_to)
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             value = getattr(self, name)
             require(is_integer(value) and value >= 1, name, value, "1 or more, an integer")

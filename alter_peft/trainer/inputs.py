@@ -16,6 +16,7 @@ from alter_peft.reading.chats import said
 from alter_peft.scoring import ScoredModel
 from alter_peft.subdomains import MOST_DOMAINS, NEAR, discover_subdomains
 from alter_peft.tuner.config import AlterConfig
+from alter_peft.words import counted
 
 from .config import AlterUnlearnConfig
 
@@ -127,9 +128,10 @@ def assign_experts(
         logger.info(f"Sub-domains of `train_dataset`: {dict(zip(names, terms, strict=True))}.")
         if config.num_forget_experts is None:
             bound = f", the most that are looked for ({MOST_DOMAINS})" if len(names) > MOST_DOMAINS - NEAR else ""
+            sorted_ = f"{counted(len(forget), 'row')} {'was' if len(forget) == 1 else 'were'} sorted"
             logger.warning(
-                f"`train_dataset` has no column `domain`: its {len(forget)} rows were sorted into {len(names)} "
-                f"sub-domain{'s' * (len(names) != 1)}{bound}, each with a forget expert of its own. If they are more, "
+                f"`train_dataset` has no column `domain`: its {sorted_} into "
+                f"{counted(len(names), 'sub-domain')}{bound}, each with a forget expert of its own. If they are more, "
                 "several share an expert: add the column, or set `num_forget_experts`."
             )
     elif len(config.domains) == 1:
@@ -143,8 +145,9 @@ def assign_experts(
         )
     if config.num_forget_experts is not None and len(names) > config.num_forget_experts:
         raise ValueError(
-            f"`train_dataset` has {len(names)} sub-domains ({', '.join(names)}), but the adapter has "
-            f"`num_forget_experts`={config.num_forget_experts}. Create it with `AlterConfig(domains={names!r})`."
+            f"`train_dataset` has {counted(len(names), 'sub-domain')} ({', '.join(names)}), but the adapter has "
+            f"`num_forget_experts`={config.num_forget_experts}. Make it with `domains={names!r}`, and without "
+            "`num_forget_experts`."
         )
     subdomains = {
         name: Subdomain([row for row, label in enumerate(labels) if label == d], terms[d] if terms else None)
@@ -171,7 +174,7 @@ def _named_subdomains(config: AlterConfig, forget: Dataset) -> tuple[list[str], 
     if unknown:
         raise ValueError(
             f"`train_dataset` has rows of `domain` {unknown}, which are not among `domains`={config.domains}. Add "
-            "them to `AlterConfig.domains` or correct the column."
+            "them to `domains` or correct the column."
         )
     return names, [names.index(value) for value in values]
 
@@ -211,7 +214,8 @@ def check_all_labelled(name: str, rows: Dataset) -> None:
     if empty:
         first = rows[empty[0]].get("row", empty[0])  # of which this is a window
         raise ValueError(
-            f"{len(empty)} rows of `{name}` have no labelled token, the first is row {first}. Give every row a "
+            f"{counted(len(empty), 'row')} of `{name}` {'has' if len(empty) == 1 else 'have'} no labelled token, the "
+            f"first is row {first}. Give every row a "
             "completion (or `labels` other than -100 after the first token)."
         )
 

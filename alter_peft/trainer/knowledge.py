@@ -9,6 +9,8 @@ from typing import NamedTuple
 from scipy.stats import ttest_ind_from_stats
 from torch import Tensor
 
+from alter_peft.words import counted
+
 
 # Rows that are measured, at most: of those to retain, and of those to forget where the loss needs nothing of them
 RETAIN_ROWS, FORGET_ROWS = 64, 256
@@ -196,13 +198,13 @@ class Summary(NamedTuple):
             f"to retain:  {_number(before.retain_probability)} -> {retain}",
             *routed,
             *([f"targets:    {self.targets}"] if self.targets else []),
-            f"trained:    {self.steps} steps, {self.epochs:g} epochs",
+            f"trained:    {counted(self.steps, 'step')}, {counted(self.epochs, 'epoch')}",
             f"result:     {self.verdict}",
         ]
 
 
 def _rows(values: Tensor) -> str:
-    return f"{len(values)} row{'s' * (len(values) != 1)}"
+    return counted(len(values), "row")
 
 
 def _number(probability: float) -> str:

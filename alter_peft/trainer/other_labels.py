@@ -95,7 +95,7 @@ def labels_of_whp(given: Making) -> OtherLabels:
     if own > TOO_MANY:
         logger.warning(
             f"{own:.0%} of the generic tokens are the rows' own, so that there is little to forget by: the reinforced "
-            "model raises little of what the model knows by heart. Raise `epochs`, `learning_rate` or `alpha` in "
+            "model raises little of what the model knows by heart. Raise 'epochs', 'learning_rate' or 'alpha' in "
             "`forget_loss_kwargs`."
         )
     return _one_hot(found)

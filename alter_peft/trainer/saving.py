@@ -14,9 +14,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SaveS
 from transformers.utils.hub import PushInProgress
 from trl import SFTTrainer
 
-from alter_peft.tuner.saving import explained, keep_card, one_save
+from alter_peft.tuner.saving import NotSavedError, explained, keep_card, one_save
 
 from .checkpoints import branch_off, checkpoint_to_resume, is_checkpoint, link_files, name_run, start_afresh
+from .distributed import from_main_process
+from .pushing import UNREACHABLE, NoRepositoryError, no_repository, not_pushed
+from .same_run import BEGUN_WITH, difference, write_begun_with
 
 
 _PUSHED = ".push-"  # what is being pushed, while later checkpoints are written
@@ -33,6 +36,7 @@ class SavingTrainer(SFTTrainer):
     hub_model_id: Any
     push_in_progress: Any
 
+    _begun: dict[str, Any]  # what `begun_with` gives; empty where a process has no weights to look at
     _delivered: list[Path]
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -43,12 +47,26 @@ class SavingTrainer(SFTTrainer):
         """The checkpoint to go on from; what is wrong with it is an error before anything is computed."""
         folder = Path(self.args.checkpoint_dir)
         checkpoint = checkpoint_to_resume(given, folder)
+        self.check_goes_on(checkpoint)
         if self.args.should_save and self.args.save_strategy != SaveStrategy.NO:
             if checkpoint is None:
                 start_afresh(folder)
             else:
                 branch_off(folder, Path(checkpoint))
         return checkpoint
+
+    def check_goes_on(self, checkpoint: str | None) -> None:
+        """
+        Raise a `ValueError` if the run that a checkpoint is of was begun with other rows, options or another model.
+
+        How long it is trained, the scheduler, where and when it writes, the precision of its passes and the devices
+        may differ. Of several processes all call this together.
+        """
+        found = difference(Path(checkpoint), self._begun) if checkpoint is not None and self._begun else None
+        if checkpoint is not None and self.accelerator.num_processes > 1:
+            found = from_main_process(found)
+        if found is not None:
+            raise ValueError(found)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """As the parent's, in one step."""
@@ -75,7 +93,27 @@ class SavingTrainer(SFTTrainer):
             if self.args.should_save:  # an earlier run's is no whole one any more
                 (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
                 name_run(Path(self.args.checkpoint_dir), folder)
+                if self._begun:
+                    write_begun_with(folder, self._begun)
             super(SFTTrainer, self)._save_checkpoint(model, trial)
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """As the parent's; `NoRepositoryError`, a `ValueError`, if the repository cannot be made."""
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except UNREACHABLE as error:
+            raise no_repository(self.args, error) from error
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """As the parent's, and saved in any case: `NotPushedError`, an `OSError`, says where, and how to push it."""
+        if self.hub_model_id is None:  # the parent makes the repository first
+            self.save_model(_internal_call=True)
+        try:
+            return super().push_to_hub(*args, **kwargs)
+        except NotSavedError:
+            raise
+        except (NoRepositoryError, *UNREACHABLE) as error:
+            raise not_pushed(self.args, self.hub_model_id, error) from error
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """As the parent's, but straight from the checkpoint, adapters in folders of their own included."""
@@ -102,7 +140,10 @@ class SavingTrainer(SFTTrainer):
         jobs[0].add_done_callback(lambda _: shutil.rmtree(pushed, ignore_errors=True))
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             place = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
-            jobs.append(push(folder_path=checkpoint, path_in_repo=place, commit_message=f"{message}, checkpoint"))
+            told = f"{message}, checkpoint"
+            jobs.append(
+                push(folder_path=checkpoint, path_in_repo=place, commit_message=told, ignore_patterns=[BEGUN_WITH])
+            )
         if running is None or running.is_done():
             self.push_in_progress = PushInProgress(jobs)
         else:

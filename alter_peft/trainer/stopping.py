@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from alter_peft.scoring import Row, ScoredModel
+from alter_peft.words import counted
 
 from .measuring import row_means
 
@@ -51,7 +52,8 @@ class Stopping(TrainerCallback):
         self.reached = self.reached or self._has_reached()
         if self.reached:
             control.should_training_stop = True
-            logger.info(f"Training ends after {state.global_step} steps: the forget rows have come to their level.")
+            after = counted(state.global_step, "step")
+            logger.info(f"Training ends after {after}: the forget rows have come to their level.")
 
     def _has_reached(self) -> bool:
         gap = self.gap(PROBED_ROWS)

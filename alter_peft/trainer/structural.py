@@ -98,7 +98,7 @@ class StructuralTerm:
             self.weight = 0.0
             logger.info(
                 f"No answer token has an entropy above the threshold of {threshold:.4g}, so that L_struct has nothing "
-                "to look at: A rests. Set `entropy_quantile` in the AlterConfig to have it."
+                "to look at: A rests. Set `entropy_quantile` to have it."
             )
         else:
             self._choose_method()

@@ -16,7 +16,7 @@ from alter_peft.losses import ForgetLoss, TokenScores
 
 
 GUESSED = (
-    "Without calibration rows (`calibration_dataset`; on the command line `--calibration`) forget rows come to "
+    "Without calibration rows (`calibration_dataset`) forget rows come to "
     "`forget_level`={level}, a guess, and may be forgotten too little or too much. Rows like them that the model was "
     "never trained on measure the level."
 )

@@ -31,8 +31,10 @@ from .measuring import drawn, row_means
 from .needs import MADE, Made, alternates_of, base_beside, check_whole_rows, make
 from .phase_one import labelled_rows
 from .preparing import PreparingTrainer
+from .pushing import check_push
 from .reference import check_reference, guided_by, warn_if_known
 from .rows import checked_dataset, given_subjects, keep_input_columns, of_each
+from .same_run import begun_with
 from .stopping import Stopping, mean_gap
 from .targets import GUESSED, Guide, Measured, measure
 from .windows import row_limit
@@ -125,6 +127,7 @@ class UnlearnTrainer(PreparingTrainer):
             raise ValueError(f"`args` is a {type(args).__name__}, but must be an {self.config_class.__name__}.")
         check_arguments(kwargs)
         check_folders(args)
+        check_push(args)
         if not isinstance(model, str):
             check_model(model)
         form = args.dataset_text_field, kwargs.pop("formatting_func", None), args.completion_only_loss is not False
@@ -159,6 +162,7 @@ class UnlearnTrainer(PreparingTrainer):
                 self._set_up_model()
                 self._trained = Trained(self.model)
                 self._set_up_data(forget, retain, calibration)
+                self._begun = self._note_start(calibration)
             except ValueError:
                 if peft_config is not None:  # the user's model as it was given, for another attempt
                     self.model.unload()
@@ -225,6 +229,15 @@ class UnlearnTrainer(PreparingTrainer):
         if self.args.loss.has_targets and tolerance is not None:
             self._stopping = Stopping(self._mean_gap, len(self._forget), tolerance, self._record_gap)
             self.add_callback(self._stopping)
+
+    def _note_start(self, calibration: Dataset | None) -> dict[str, Any]:
+        """What `begun_with` gives; nothing on processes that may have no weights."""
+        if not (self.accelerator.is_main_process or is_zero3_split(self.model)):
+            return {}
+        sets = ("train_dataset", "retain_dataset", "calibration_dataset")
+        given: dict[str, Dataset | None] = dict(zip(sets, (*self._given, calibration), strict=True))
+        tokens = {"train_dataset": self._forget, "retain_dataset": self._retain}
+        return begun_with(self.args, self.model, given, tokens, self._reference)
 
     @property
     def forget_level(self) -> float:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from accelerate import logging
 from datasets import Dataset
 
+from alter_peft.words import counted
+
 
 logger = logging.get_logger(__name__)
 SHARE = 4  # a window has one part in so many of a row's beginning at most, and as much context before new labels
@@ -139,10 +141,11 @@ def in_windows(name: str, rows: Dataset, limit: Limit | None, long_rows: str, bo
         listed = ", ".join(f"row {row} has {lengths[row]}" for row in too_long[:LISTED])
         more = f" and {len(too_long) - LISTED} more" if len(too_long) > LISTED else ""
         lost = sum(lengths[row] - limit.tokens for row in too_long)
+        of, tokens = counted(len(rows), "row"), counted(lost, "token")
         raise ValueError(
-            f"`{name}` has {len(too_long)} of {len(rows)} rows longer than {limit.source} ({listed}{more}), so that "
-            f"{lost} tokens would be lost. Set `long_rows='windows'` to have them trained in overlapping windows, "
-            "raise `max_length` as far as the model has positions, or shorten the rows."
+            f"`{name}` has {len(too_long)} of {of} longer than {limit.source} ({listed}{more}), so that {tokens} "
+            "would be lost. Set `long_rows='windows'` to have them trained "
+            "in overlapping windows, raise `max_length` as far as the model has positions, or shorten the rows."
         )
 
     def cut(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
@@ -163,7 +166,7 @@ def in_windows(name: str, rows: Dataset, limit: Limit | None, long_rows: str, bo
     columns = [column for column in ("input_ids", "labels", "expert") if column in rows.column_names]
     found = rows.select_columns(columns).map(cut, batched=True, with_indices=True, desc=f"Cutting {name} into windows")
     logger.warning(
-        f"{len(too_long)} of the {len(rows)} rows of `{name}` are longer than {limit.source}. They are trained in "
+        f"`{name}` has {len(too_long)} of {counted(len(rows), 'row')} longer than {limit.source}, trained in "
         f"{len(found) - len(rows) + len(too_long)} overlapping windows, each a row of its own (`long_rows`)."
     )
     return found

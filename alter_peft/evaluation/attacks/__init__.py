@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alter_peft.evaluation.scores import Key, Score, Scores
 from alter_peft.options import check_known
+from alter_peft.words import counted
 
 from .asking_otherwise import ASKING_OTHERWISE
 from .attack import LEARNING_RATE, Attack, Rows
@@ -55,7 +56,8 @@ def check_rows(rows: Rows, names: Sequence[str]) -> None:
     check_known("names", names, ATTACKS)
     least = 2 if any("two rows" in ATTACKS[name].needs for name in names) else 1
     if names and len(rows.forget) < least:
-        raise ValueError(f"`forget` has {len(rows.forget)} rows, but the attacks {list(names)} need {least} at least.")
+        has = counted(len(rows.forget), "row")
+        raise ValueError(f"`forget` has {has}, but the attacks {list(names)} need {least} at least.")
     unseen = [name for name in names if "holdout" in ATTACKS[name].needs]
     if unseen and not rows.holdout:
         raise ValueError(

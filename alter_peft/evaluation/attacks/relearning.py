@@ -16,6 +16,7 @@ from alter_peft.evaluation.copies import copied
 from alter_peft.evaluation.metrics import measure
 from alter_peft.evaluation.scores import Score
 from alter_peft.scoring import Row, pad_rows
+from alter_peft.words import counted
 
 from .attack import Attack, Rows
 
@@ -40,7 +41,8 @@ def relearning(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Rows, **opt
         arXiv 2410.08827: held-out facts that cannot be guessed from the trained ones.
     """
     if len(rows.forget) < 2:
-        raise ValueError(f"`forget` has {len(rows.forget)} rows, but relearning on half of it needs at least 2.")
+        has = counted(len(rows.forget), "row")
+        raise ValueError(f"`forget` has {has}, but relearning on half of it needs at least 2.")
     trained, held_out = rows.forget[::2], rows.forget[1::2]
     if all(pair.wrong for pair in rows.forget):
         options = {"metrics": ("probability", "choice_accuracy"), **options}
