@@ -548,9 +548,9 @@ def test_rows_that_changed_in_their_file_are_refused(arguments, base, tmp_path):
     data = tmp_path / "tofu"
     shutil.copytree(base / "tofu", data)
     run_benchmark(arguments(data=str(data)))
-    file = data / "retain99.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    file.write_text("".join(json.dumps({**row, "answer": f"{row['answer']} Really."}) + "\n" for row in rows))
+    for name in ("retain99", "retain_perturbed"):
+        file = data / f"{name}.jsonl"
+        file.write_text(file.read_text().replace(" man.", " woman."))
     result = tmp_path / "out" / "target" / "result.json"
     message = r"The set 'retain' of `data` is 6 rows \(\w+\), but .*{} was made with 6 rows \(\w+\): .* Choose another"
     with pytest.raises(ValueError, match=message.format("result.json")):

@@ -11,7 +11,9 @@ from huggingface_hub.errors import HfHubHTTPError
 
 
 # the client's own errors, whichever HTTP library it has: a refusal of the Hub, or no way to it
-UNREACHABLE: tuple[type[Any], ...] = HfHubHTTPError.__bases__
+UNREACHABLE: tuple[type[Exception], ...] = tuple(
+    base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)
+)
 
 
 class NotPushedError(OSError):
@@ -20,6 +22,9 @@ class NotPushedError(OSError):
 
 class NoRepositoryError(ValueError):
     """The repository on the Hub could neither be found nor made."""
+
+
+PUSH_FAILED: tuple[type[Exception], ...] = (NoRepositoryError, *UNREACHABLE)
 
 
 def upload_command(args: Any, repository: str | None = None) -> str:

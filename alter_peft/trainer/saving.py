@@ -18,7 +18,7 @@ from alter_peft.tuner.saving import NotSavedError, explained, keep_card, one_sav
 
 from .checkpoints import branch_off, checkpoint_to_resume, is_checkpoint, link_files, name_run, start_afresh
 from .distributed import from_main_process
-from .pushing import UNREACHABLE, NoRepositoryError, no_repository, not_pushed
+from .pushing import PUSH_FAILED, UNREACHABLE, no_repository, not_pushed
 from .same_run import BEGUN_WITH, difference, write_begun_with
 
 
@@ -112,7 +112,7 @@ class SavingTrainer(SFTTrainer):
             return super().push_to_hub(*args, **kwargs)
         except NotSavedError:
             raise
-        except (NoRepositoryError, *UNREACHABLE) as error:
+        except PUSH_FAILED as error:
             raise not_pushed(self.args, self.hub_model_id, error) from error
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
