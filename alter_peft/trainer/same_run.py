@@ -26,6 +26,7 @@ from .distributed import zero3_gathered
 
 logger = logging.get_logger(__name__)
 BEGUN_WITH = ".begun-with.json"  # in each checkpoint; it is never pushed: a hash of a few rows can be guessed at
+SETS = ("train_dataset", "retain_dataset", "calibration_dataset")
 BATCH = 1000  # rows that are in memory at once
 SAMPLE = 256  # numbers of each tensor that stand for it
 # Own options that another part of a run may have: they say how long it is, where it writes and what it costs. Of batch

@@ -3,10 +3,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from huggingface_hub import upload_folder
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
@@ -17,9 +19,9 @@ from trl import SFTTrainer
 from alter_peft.tuner.saving import NotSavedError, explained, keep_card, one_save
 
 from .checkpoints import branch_off, checkpoint_to_resume, is_checkpoint, link_files, name_run, start_afresh
-from .distributed import from_main_process
+from .distributed import from_main_process, is_zero3_split
 from .pushing import PUSH_FAILED, UNREACHABLE, no_repository, not_pushed
-from .same_run import BEGUN_WITH, difference, write_begun_with
+from .same_run import BEGUN_WITH, begun_with, difference, write_begun_with
 
 
 _PUSHED = ".push-"  # what is being pushed, while later checkpoints are written
@@ -54,6 +56,14 @@ class SavingTrainer(SFTTrainer):
             else:
                 branch_off(folder, Path(checkpoint))
         return checkpoint
+
+    def _note_start(
+        self, given: Mapping[str, Dataset | None], prepared: Mapping[str, Dataset], reference: Any
+    ) -> None:
+        """As `begun_with`, where this process has the weights."""
+        model: Any = self.model
+        looks = self.accelerator.is_main_process or is_zero3_split(model)
+        self._begun = begun_with(self.args, model, given, prepared, reference) if looks else {}
 
     def check_goes_on(self, checkpoint: str | None) -> None:
         """

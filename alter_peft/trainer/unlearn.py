@@ -34,7 +34,7 @@ from .preparing import PreparingTrainer
 from .pushing import check_push
 from .reference import check_reference, guided_by, warn_if_known
 from .rows import checked_dataset, given_subjects, keep_input_columns, of_each
-from .same_run import begun_with
+from .same_run import SETS
 from .stopping import Stopping, mean_gap
 from .targets import GUESSED, Guide, Measured, measure
 from .windows import row_limit
@@ -136,8 +136,8 @@ class UnlearnTrainer(PreparingTrainer):
         calibration = calibration_dataset
         if calibration is not None:
             calibration = checked_dataset("calibration_dataset", calibration, *form)
-        given = kwargs.pop("eval_dataset", None)
-        held_out = of_each("eval_dataset", given, lambda name, rows: checked_dataset(name, rows, *form))
+        looked_at = kwargs.pop("eval_dataset", None)
+        held_out = of_each("eval_dataset", looked_at, lambda name, rows: checked_dataset(name, rows, *form))
         check_looked_at(args, calibration is not None, reference_model is not None)
         self._reference = reference_model
         has_adapter = isinstance(model, PeftModel)
@@ -162,7 +162,8 @@ class UnlearnTrainer(PreparingTrainer):
                 self._set_up_model()
                 self._trained = Trained(self.model)
                 self._set_up_data(forget, retain, calibration)
-                self._begun = self._note_start(calibration)
+                given = dict(zip(SETS, (*self._given, calibration), strict=True))
+                self._note_start(given, dict(zip(SETS, (self._forget, self._retain), strict=False)), reference_model)
             except ValueError:
                 if peft_config is not None:  # the user's model as it was given, for another attempt
                     self.model.unload()
@@ -230,15 +231,6 @@ class UnlearnTrainer(PreparingTrainer):
             self._stopping = Stopping(self._mean_gap, len(self._forget), tolerance, self._record_gap)
             self.add_callback(self._stopping)
 
-    def _note_start(self, calibration: Dataset | None) -> dict[str, Any]:
-        """What `begun_with` gives; nothing on processes that may have no weights."""
-        if not (self.accelerator.is_main_process or is_zero3_split(self.model)):
-            return {}
-        sets = ("train_dataset", "retain_dataset", "calibration_dataset")
-        given: dict[str, Dataset | None] = dict(zip(sets, (*self._given, calibration), strict=True))
-        tokens = {"train_dataset": self._forget, "retain_dataset": self._retain}
-        return begun_with(self.args, self.model, given, tokens, self._reference)
-
     @property
     def forget_level(self) -> float:
         """The answer probability of text that the model never saw, or a guess at it."""
@@ -248,6 +240,11 @@ class UnlearnTrainer(PreparingTrainer):
     def reached(self) -> bool:
         """Whether training ended because the forget rows had come to their targets."""
         return self._stopping is not None and self._stopping.reached
+
+    @property
+    def ended(self) -> bool:
+        """Whether no step is left: the forget rows have come to their targets, or come no nearer."""
+        return self._stopping is not None and self._stopping.ended
 
     # ---- what is measured before the first step ---------------------------------------------------------------------
 
