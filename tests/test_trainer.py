@@ -21,8 +21,8 @@ from transformers import TrainerCallback
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer, UnlearnConfig
 from alter_peft.losses import TokenScores
+from alter_peft.row_texts import row_text
 from alter_peft.subdomains import discover_subdomains
-from alter_peft.trainer.inputs import row_text
 from alter_peft.trainer.isolation import clip_by_source
 from alter_peft.trainer.phase_one import labelled_rows, observe
 from alter_peft.trainer.terms import forget_term
