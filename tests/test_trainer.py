@@ -23,8 +23,10 @@ from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer, Unl
 from alter_peft.losses import TokenScores
 from alter_peft.row_texts import row_text
 from alter_peft.subdomains import discover_subdomains
+from alter_peft.trainer.counterfactuals import RouterText
 from alter_peft.trainer.isolation import clip_by_source
-from alter_peft.trainer.phase_one import labelled_rows, observe
+from alter_peft.trainer.measuring import labelled_rows
+from alter_peft.trainer.observations import observe, observe_beside
 from alter_peft.trainer.terms import forget_term
 
 
@@ -724,6 +726,15 @@ def test_observed_averages_are_those_of_the_sample(tmp_path, tokenizer):
     assert whole.averages.shape[0] == total and whole.averages.any()
     torch.testing.assert_close(part.averages, whole.averages[sample])
     torch.testing.assert_close(part.entropy, whole.entropy)
+
+
+def test_what_a_router_reads_of_texts_is_what_it_reads_of_rows(tmp_path, tokenizer):
+    trainer = make_trainer(tmp_path, tokenizer, adapter={})
+    rows = trainer._retain
+    sample = np.array([0, 2, sum(len(ids) for ids in rows["input_ids"]) - 1])
+    texts = [RouterText(ids, 0) for ids in rows["input_ids"]]
+    beside = observe_beside(texts, trainer.scored, "default", 2, sample)
+    torch.testing.assert_close(beside, observe(rows, trainer.scored, "default", 1.5, 3, sample).averages)
 
 
 def test_labels_are_scored_in_the_pass_that_observes(tmp_path, tokenizer):

@@ -8,11 +8,17 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from torch import Tensor
 
 from alter_peft.scoring import Row, ScoredModel
 
 from .distributed import reshard
+
+
+def labelled_rows(dataset: Dataset) -> list[Row]:
+    """Token ids and labels of each row."""
+    return list(zip(dataset["input_ids"], dataset["labels"], strict=True))
 
 
 def drawn(count: int, most: int, seed: int) -> list[int]:

@@ -27,9 +27,8 @@ from .damping import UNDAMPED, damped, feed_forward_parts
 from .distributed import HeadGathering, from_main_process, gathering_layers, is_zero3_split, set_up_distributed
 from .inputs import check_all_labelled, check_arguments, check_looked_at, check_model
 from .knowledge import FORGET_ROWS, RETAIN_ROWS, Astray, Knowledge, Summary
-from .measuring import drawn, row_means
+from .measuring import drawn, labelled_rows, row_means
 from .needs import MADE, Made, alternates_of, base_beside, check_whole_rows, make
-from .phase_one import labelled_rows
 from .preparing import PreparingTrainer
 from .reference import check_reference, guided_by, warn_if_known
 from .rows import checked_dataset, given_subjects, keep_input_columns, of_each
