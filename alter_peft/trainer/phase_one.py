@@ -6,10 +6,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from alter_peft.entropy import entropy_quantile
-from alter_peft.scoring import ScoredModel
+from alter_peft.losses import TokenScores
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder import check_head
 from alter_peft.tuner.layer import AlterLayer
@@ -30,10 +30,11 @@ from alter_peft.tuner.router_fit import fit_router, sample_positions, shares_ast
 from alter_peft.tuner.token_router import AlterRouter
 
 from .counterfactuals import RouterTexts
-from .distributed import zero3_gathered
+from .distributed import by_main_process, from_main_process, gathering_layers, is_zero3_split, looks, zero3_gathered
 from .knowledge import RETAIN_ROWS, Astray
-from .measuring import drawn
+from .measuring import Measuring, drawn
 from .observations import Observations, observe, observe_beside
+from .targets import Guide
 
 
 logger = logging.get_logger(__name__)
@@ -49,25 +50,67 @@ def answer_positions(labels: Iterable[Sequence[int]]) -> np.ndarray:
     return np.concatenate([np.array([*row[1:], -100]) != -100 for row in labels])
 
 
-class PhaseOne:
-    """Runs phase I once for a base model and its data, and keeps the result on disk.
+class Looked(NamedTuple):
+    """
+    What was found out before the training.
 
-    Args:
-        scored: the adapted model.
-        router: the router to fit, or `None` (static router).
-        agree: what the main process says, where several look at the data together.
+    found: by phase I.
+    unseen: the base model's scores of the labels of each calibration row.
+    guide: by the base model, or a reference; `None` for a loss without token targets.
+    as_given: ln p of the labels of the rows to forget and of some to retain by the model as it was given; empty where
+        that is its base.
     """
 
-    def __init__(
-        self,
-        scored: ScoredModel,
-        config: AlterConfig,
-        router: AlterRouter | None,
-        adapter_name: str,
-        agree: Callable[[bool], bool] = bool,
-    ) -> None:
-        self.scored, self.config = scored, config
-        self.router, self.adapter_name, self.agree = router, adapter_name, agree
+    found: dict[str, Tensor]
+    unseen: list[TokenScores]
+    guide: Guide | None
+    as_given: list[list[Tensor]]
+
+
+class PhaseOne:
+    """
+    Runs phase I once for a base model and its data, and keeps the result on disk.
+
+    Args:
+        measuring: of the adapted model.
+        config: of the adapter.
+        adapter_name: the adapter that is trained.
+
+    Attributes:
+        looks: whether this process looks at the data.
+    """
+
+    def __init__(self, measuring: Measuring, config: AlterConfig, adapter_name: str) -> None:
+        self.measuring, self.scored = measuring, measuring.scored
+        self.config, self.adapter_name = config, adapter_name
+        self.looks = looks(measuring.accelerator, self.scored.model)
+        # to fit; none of a static one
+        gating: Any = self.scored.gating
+        routers: list[AlterRouter] = gating.routers if self.looks else []
+        self.router = next((router for router in routers if adapter_name in router.alter_router), None)
+
+    def look(self, retain: Dataset, texts: RouterTexts, begins_as_base: bool) -> Looked:
+        """
+        What there is to find out, on every process: the main one alone looks at the data, or where ZeRO-3 has split
+        the weights, all together.
+
+        Args:
+            retain: all rows to retain.
+            texts: what the router is fitted on beside them and those to forget.
+            begins_as_base: whether the model as it was given is its base.
+        """
+        measuring, args = self.measuring, self.measuring.args
+        size = max(1, args.per_device_eval_batch_size)
+
+        def find() -> Looked:
+            with measuring.accelerator.autocast(), gathering_layers(self.scored.model):
+                found = self.find(measuring.rows.forget, retain, texts, size, args.seed)
+            unseen = measuring.scores(measuring.rows.calibration, size, base=True)
+            guide = measuring.guide(size, base=True)
+            given = () if begins_as_base else (measuring.rows.known, measuring.rows.retain)
+            return Looked(found, unseen, guide, [measuring.log_probabilities(rows, size) for rows in given])
+
+        return by_main_process(measuring.accelerator, self.scored.model, find)
 
     def find(
         self, forget: Dataset, retain: Dataset, texts: RouterTexts, batch_size: int, seed: int
@@ -80,7 +123,8 @@ class PhaseOne:
         """
         path = self._cache_path(forget, retain, texts, seed)
         cached = _read(path)
-        if self.agree(cached is not None):
+        agree = from_main_process if is_zero3_split(self.scored.model) else bool  # where several look together
+        if agree(cached is not None):
             return cached or {}
         found = {name: tensor.cpu() for name, tensor in self._compute(forget, retain, texts, batch_size, seed).items()}
         partial = path.with_suffix(f".{os.getpid()}")
