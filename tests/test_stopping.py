@@ -15,6 +15,8 @@ from transformers import TrainerCallback
 
 from alter_peft import AlterUnlearnConfig
 from alter_peft.evaluation import Pair, encode_pair, score_answers
+from alter_peft.trainer import UnlearnTrainer
+from alter_peft.trainer.stopping import CUTS, PATIENCE, stalls
 
 
 LEVEL = 0.1
@@ -142,6 +144,39 @@ def test_a_run_that_has_landed_makes_no_step_when_it_is_resumed(unlearn):
     assert all(torch.equal(found[name], weight) for name, weight in weights.items())
     earlier, _ = unlearn(10 * EPOCHS, resume=str(checkpoints / "checkpoint-2"), **options)
     assert earlier.state.global_step == steps
+
+
+@pytest.mark.parametrize(
+    ("gaps", "times"),
+    [([], 0), ([3, 2, 1], 0), ([1, 1], 0), ([1, 1, 1], 1), ([2, 2.5, 1.9, 1.9, 1.5], 0), ([1, 0.99, 0.985], 1),
+     ([1, *[2] * 5], 2), ([1, 2, 2, 0.5, 2, 2], 2)],
+)  # fmt: skip
+def test_a_stall_is_two_epochs_that_come_no_nearer(gaps, times):
+    assert stalls(gaps) == times
+
+
+def rates(trainer) -> list[float]:
+    return [group["lr"] for group in trainer.optimizer.param_groups]
+
+
+def test_rates_are_halved_where_the_rows_come_no_nearer_and_then_it_ends(unlearn, monkeypatch):
+    """And as often if the run is resumed: within the epochs of a stall, at their end, and at its own."""
+    gaps = []
+    monkeypatch.setattr(UnlearnTrainer, "_mean_gap", lambda self, rows: gaps.append(3.0) or gaps[-1])
+    options = {"forget_loss": "level", "forget_level": LEVEL, "save_strategy": "steps", "save_steps": 1}
+    options |= {"learning_rate": 1e-4, "stopping_tolerance": 1.0}
+    whole, _ = unlearn(10 * EPOCHS, **options)
+    epochs = 1 + PATIENCE * (CUTS + 1)
+    assert whole.state.epoch == epochs == len(gaps) and not whole.reached
+    assert rates(whole) == pytest.approx([1e-5 / 2**CUTS, 1e-4 / 2**CUTS])
+    assert whole.summary().reached is False
+    weights = {name: weight.clone() for name, weight in whole.model.state_dict().items() if ".alter_" in name}
+    checkpoints, steps = Path(whole.args.checkpoint_dir), whole.state.global_step
+    for step in (2 * PATIENCE - 1, 2 * (1 + PATIENCE), 2 * (1 + PATIENCE) + 1, steps):  # of 2 an epoch
+        rest, _ = unlearn(10 * EPOCHS, resume=str(checkpoints / f"checkpoint-{step}"), **options)
+        assert rest.state.global_step == steps and rates(rest) == pytest.approx(rates(whole))
+        found = rest.model.state_dict()
+        assert all(torch.allclose(found[name], weight, atol=1e-7) for name, weight in weights.items())
 
 
 def distance_from(profiles: list[torch.Tensor], model, tokenizer) -> float:

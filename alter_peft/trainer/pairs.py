@@ -55,8 +55,8 @@ class PairTrainer(SavingTrainer):
         self._signature_columns = list({*self._signature_columns, "forget", "retain", "alternate"})
 
     @property
-    def reached(self) -> bool:
-        """Whether the forget rows have come to their targets, so that no step is left."""
+    def ended(self) -> bool:
+        """Whether no step is left, though there may be epochs."""
         return False
 
     # ---- one step ---------------------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ class PairTrainer(SavingTrainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """Counts what each term is a mean of over the whole step: all accumulated batches, all processes."""
-        if self.reached or 0 < self.state.max_steps <= self.state.global_step:  # resumed at its end: no step is left
+        if self.ended or 0 < self.state.max_steps <= self.state.global_step:  # resumed at its end: no step is left
             return [], None
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         weights = self.args.forget_weight, self.args.retain_weight

@@ -236,6 +236,11 @@ class UnlearnTrainer(PreparingTrainer):
         """Whether training ended because the forget rows had come to their targets."""
         return self._stopping is not None and self._stopping.reached
 
+    @property
+    def ended(self) -> bool:
+        """Whether no step is left: the forget rows have come to their targets, or come no nearer."""
+        return self._stopping is not None and self._stopping.ended
+
     # ---- what is measured before the first step ---------------------------------------------------------------------
 
     def prepare(self) -> None:

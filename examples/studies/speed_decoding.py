@@ -25,7 +25,7 @@ from alter_peft import AlterConfig
 PROMPT, TOKENS = 64, 8  # of a call: its prompt, and the tokens after the first one, each of which is counted
 PREFILL = 1024
 EXPERTS = (1, 8, 32, 128)
-REQUESTS = (1, 5, 50)
+FAR = 1e3  # of a router's bias: no token goes elsewhere
 
 
 def random_alter(experts: int = 1) -> AlterConfig:
@@ -100,16 +100,26 @@ def decoding_of_experts(setting: Setting, batch: int) -> Found:
 
 
 def requests(setting: Setting) -> Found:
-    """Adapters of one forget expert each, all active."""
+    """Adapters of one forget expert each, all active, and a text that the first one alone is about; then at random."""
     arms = {}
-    for count in REQUESTS:
+    for count, about_all in ((1, False), (5, False), (50, False), (50, True)):
         model = adapted(setting, random_alter())
         names = ["default", *(f"request_{i}" for i in range(1, count))]
         for name in names[1:]:
             model.add_adapter(name, random_alter())
         model.base_model.set_adapter(names)
-        arms[f"requests: {count}"] = tokens_of(setting, ready(model), 1)
+        label = f"requests: {count}{', random routers' if about_all else ''}"
+        if not about_all:
+            send_to_first(model)
+        arms[label] = tokens_of(setting, ready(model), 1)
     return Found(in_turn(arms, -(-setting.steps // TOKENS), 1), {})
+
+
+def send_to_first(model: PeftModel) -> None:
+    """Every token goes to the forget expert of the adapter `default`, and to the retain expert of all others."""
+    for name, weight in model.named_parameters():
+        if ".alter_router." in name and name.endswith(".bias"):
+            weight.data[1 if ".default." in name else 0] = FAR
 
 
 # ---- fresh processes ------------------------------------------------------------------------------------------------
@@ -196,9 +206,10 @@ DECODING: dict[str, Measurement] = {
     "requests": Measurement(
         "a token of `generate` with adapters that are all active",
         requests,
-        tuple(
-            Ratio(f"decoding, {n} requests, each an adapter", "one", f"requests: {n}", "requests: 1", target)
-            for n, target in ((5, None), (50, 1.15))
+        (
+            Ratio("decoding, 5 requests, a text of one", "one", "requests: 5", "requests: 1"),
+            Ratio("decoding, 50 requests, a text of one", "one", "requests: 50", "requests: 1", 1.15),
+            Ratio("decoding, 50 requests, random routers", "one", "requests: 50, random routers", "requests: 1"),
         ),
     ),
     "loading": Measurement(

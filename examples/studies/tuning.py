@@ -2,14 +2,13 @@
 """
 Equal tuning: the same grid around the defaults of every method, chosen on data that no table uses.
 
-    python examples/studies/tuning.py ../shared/data/tofu runs/tuning --methods alter lora_npo lora_simnpo
+    python examples/studies/tuning.py runs/tuning --methods lora_npo lora_simnpo
 
-Forgotten are two of TOFU's holdout authors, and two more are bystanders; the authors of holdout01, which the pilot
-calibrates and tests membership on, are left out. Retained are four authors whom the pilot doesn't use. A method's rate
-is halved and doubled, the weight of its retained rows 1 and 4 times what it was, its epochs 1 and 2 times: 8 runs
-beside the defaults, of one seed. Where retained rows have no weight, the rate is also a fourth and fourfold; where the
-training ends at targets, the tolerance is 1 and half of what it was in place of the epochs. The best one has the
-largest harmonic mean of forgetting and utility
+The data are the demo's rows (examples/demo_data), on which ALTER's own defaults were chosen; of its held-out rows one
+half is for calibration, the other for membership. A method's rate is halved and doubled, the weight of its retained
+rows 1 and 4 times what it was, its epochs 1 and 2 times: 8 runs beside the defaults, of one seed. Where retained rows
+have no weight, the rate is also a fourth and fourfold; where the training ends at targets, the tolerance is 1 and half
+of what it was in place of the epochs. The best one has the largest harmonic mean of forgetting and utility
 (docs/report.md). What it was made with goes into OUTPUT/tuned.yaml, as `METHOD+tuned` among the `options` of a grid. A
 run resumes.
 """
@@ -37,25 +36,29 @@ from alter_peft.trainer import UnlearnConfig
 FACTORS = {"learning_rate": (0.5, 2.0), "retain_weight": (1.0, 4.0), "num_train_epochs": (1.0, 2.0)}
 MORE_RATES = (0.25, 0.5, 2.0, 4.0)
 TOLERANCES = (1.0, 0.5)
-# Rows of 20 questions an author; those of holdout01 come first among the holdout authors
-PLACES = {
-    "forget": ("holdout10", [60, 100]),
-    "bystanders": ("holdout10", [140, 260]),
-    "calibration": ("holdout10", [180]),
-    "holdout": ("holdout10", [200]),
-    "retain": ("retain90", [1000, 1020, 1040, 1060]),
+# What all runs of a method but that at its defaults have: where others found SimNPO at its best
+PUBLISHED: dict[str, dict[str, Any]] = {
+    name: {"forget_loss_kwargs": {"beta": 3.5, "delta": 1.0}} for name in METHODS if name.endswith("simnpo")
+}
+DATA = Path(__file__).parents[1] / "demo_data"
+# Each part: the demo's file, and which of its rows
+PARTS = {
+    "forget": ("forget", slice(None)),
+    "retain": ("retain", slice(None)),
+    "bystanders": ("bystanders", slice(None)),
+    "calibration": ("holdout", slice(0, None, 2)),
+    "holdout": ("holdout", slice(1, None, 2)),
 }
 
 
-def write_rows(tofu: Path, folder: Path) -> dict[str, str]:
+def write_rows(folder: Path) -> dict[str, str]:
     """The rows of each part as a file, and where it lies."""
     folder.mkdir(parents=True, exist_ok=True)
     found = {}
-    for part, (name, starts) in PLACES.items():
-        lines = (tofu / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [line for start in starts for line in lines[start : start + 20]]
+    for part, (name, rows) in PARTS.items():
+        lines = (DATA / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[rows]
         found[part] = str(folder / f"{part}.jsonl")
-        Path(found[part]).write_text("\n".join(rows) + "\n", encoding="utf-8")
+        Path(found[part]).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return found
 
 
@@ -81,13 +84,13 @@ def variants(name: str) -> dict[str, dict[str, Any]]:
     for factors in itertools.product(*choices.values()):
         label = "-".join(f"{factor:g}" for factor in factors)
         values = zip(own.items(), factors, strict=True)
-        found[f"{name}+{label}"] = {option: value * factor for (option, value), factor in values}
+        scaled = {option: value * factor for (option, value), factor in values}
+        found[f"{name}+{label}"] = {**PUBLISHED.get(name, {}), **scaled}
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tofu", type=Path, help="Folder of TOFU's JSON lines.")
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--model", default="runs/smollm2")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
@@ -97,7 +100,7 @@ def main() -> None:
         options |= variants(name)
     args = BenchmarkArguments(
         model=given.model, output_dir=str(given.output_dir), methods=list(options), oracle_seeds=[0, 1],
-        task_data={"rows": write_rows(given.tofu, given.output_dir / "rows")}, answered=4, max_new_tokens=24,
+        task_data={"rows": write_rows(given.output_dir / "rows")}, answered=4, max_new_tokens=24,
         options={"teach": {"num_train_epochs": 6}, **{name: own for name, own in options.items() if own}},
     )  # fmt: skip
     Grid(args).run()
