@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .subjects import LETTER, RUN, WORD, Subject
+from .subjects import Subject
+from .words import LETTER, RUN, WORD
 
 
 NAMES = "names.txt"

@@ -4,25 +4,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import regex
-
-from .reading.chats import SAID, system_turns
-from .words import UNSPACED
+from .capital_letters import begins_sentence, capitals, spellings
+from .words import LETTER, RUN, WORD
 
 
-WORD = regex.compile(rf"[[\p{{L}}]--[{UNSPACED}]][[\p{{L}}\p{{M}}]--[{UNSPACED}]]*|\p{{Nd}}+", regex.V1)
-RUN = regex.compile(rf"(?:[[{UNSPACED}]&&[\p{{L}}]]\p{{M}}*){{2,}}", regex.V1)  # letters of a script without spaces
-LETTER = regex.compile(r"\p{L}\p{M}*")
-ENDS = ".!?:;\n…"  # a capital behind one of them may be that of a sentence alone
-BETWEEN = (" ", "-")  # what stands between the words of one name
-TITLE = 3  # letters of an initial or a title, at most, which a full stop may follow in one
 EVERYDAY, LEAST_EVERYDAY = 0.02, 3  # a word that is written small in so many of the general texts is no part of a name
 MOST_WORDS = 0.6  # of a question: where more seem to be its subject, nothing is known of its language
-TEXT_COLUMNS = ("prompt", "completion", "messages", "conversations")
 
 
 class Subject(NamedTuple):
@@ -35,71 +26,6 @@ class Subject(NamedTuple):
 
     words: frozenset[str]
     facts: frozenset[str] = frozenset()
-
-
-def text_parts(row: Mapping[str, Any], text_field: str = "text") -> list[str]:
-    """The texts of a row, question and answer apart, without system prompts."""
-    found: list[str] = []
-
-    def keep(text: str) -> str:
-        found.append(text)
-        return text
-
-    change_texts(row, keep, text_field)
-    return found
-
-
-def change_texts(row: Mapping[str, Any], change: Callable[[str], str], text_field: str = "text") -> dict[str, Any]:
-    """The row with every text in it changed, but system prompts, roles and what is no text."""
-    columns = [column for column in (*TEXT_COLUMNS, text_field) if row.get(column) is not None]
-    return {**row, **{column: _with_texts(row[column], change) for column in columns}}
-
-
-def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """A text, or turns of a chat, changed."""
-    if isinstance(value, str):
-        return change(value)
-    first = system_turns(value)
-    return [turn if number < first else _turn(turn, change) for number, turn in enumerate(value)]
-
-
-def _turn(turn: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    def content(value: Any) -> Any:
-        if isinstance(value, str):
-            return change(value)
-        if isinstance(value, list):
-            return [content(part) for part in value]
-        if isinstance(value, dict) and isinstance(value.get("text"), str):
-            return {**value, "text": change(value["text"])}
-        return value
-
-    return {key: content(value) if key in SAID else value for key, value in turn.items()}
-
-
-class _Seen(NamedTuple):
-    """
-    What capitals say in all texts.
-
-    small: words that are written small somewhere.
-    inside: words that stand in capitals inside of a sentence.
-    leading: words behind whose capital, at the beginning of a sentence, a word goes on small.
-    """
-
-    small: set[str]
-    inside: set[str]
-    leading: set[str]
-
-
-class _Capitals(NamedTuple):
-    """
-    The capitals of a text.
-
-    inside: words in capitals inside of a sentence.
-    runs: of two and more words in capitals that stand side by side, as in names; the first may begin a sentence.
-    """
-
-    inside: set[str]
-    runs: list[list[str]]
 
 
 def find_subjects(
@@ -142,14 +68,14 @@ class _Finder:
     def __init__(self, rows: Sequence[Sequence[str]], others: Sequence[str], general: Sequence[str]) -> None:
         self.rows, self.asked = rows, [row[:-1] or row for row in rows]
         texts = [part for row in rows for part in row]
-        self.seen = _look([*others, *texts])._replace(leading=_look(others).leading)
+        self.seen = spellings([*others, *texts])._replace(leading=spellings(others).leading)
         of_general = [set(WORD.findall(text)) for text in general]
         small = Counter(word for own in of_general for word in own if word[0].islower())
         least = max(LEAST_EVERYDAY, EVERYDAY * len(general))
         self.everyday = {word for word, number in small.items() if number >= least}
         self.general = {word.lower() for own in of_general for word in own}.union(*map(_pairs, general))
         self.elsewhere = {word.lower() for text in others for word in WORD.findall(text)}.union(*map(_pairs, others))
-        self.capitals = [[_capitals(text, self.seen) for text in asked] for asked in self.asked]
+        self.capitals = [[capitals(text, self.seen) for text in asked] for asked in self.asked]
         inside = Counter(word for own in self.capitals for word in set[str]().union(*(one.inside for one in own)))
         self.shared = {word for word, number in inside.items() if number > 1 and len(rows) > 1}
         self.told = [self._of_names(number) for number in range(len(rows))]
@@ -200,13 +126,13 @@ class _Finder:
             return told | digits | self._beside(row[-1], told) | shared
         if any(len(d) > 1 for d in digits):
             return digits
-        if (known := self._known_runs(asked)) or any(_look([text]).inside for text in row):
+        if (known := self._known_runs(asked)) or any(spellings([text]).inside for text in row):
             return known
         return self._uncommon(number) if sum(map(bool, self.told)) * 2 < len(self.rows) else set()
 
     def _first_words(self, text: str) -> set[str]:
         """Words that begin a sentence of a plain text and may be names that are written small elsewhere."""
-        first = {match.group() for match in WORD.finditer(text) if _begins_sentence(text, match.start())}
+        first = {match.group() for match in WORD.finditer(text) if begins_sentence(text, match.start())}
         first = {word for word in first if word[0].isupper() and word not in self.seen.leading}
         return {word for word in first if word.lower() in self.seen.small - self.everyday and len(word) > 1}
 
@@ -234,7 +160,7 @@ class _Finder:
 
     def _beside(self, answer: str, told: set[str]) -> set[str]:
         """The rest of a name of which the question has a part."""
-        runs = _capitals(answer, self.seen).runs
+        runs = capitals(answer, self.seen).runs
         beside = {word for run in runs if told & set(run) for word in run}
         return {word for word in beside if word.lower() not in self.everyday}
 
@@ -278,68 +204,6 @@ def shown(subject: Subject, row: Sequence[str]) -> str:
         if found:
             return " ".join(found)
     return " ".join(sorted(subject.words))
-
-
-def _look(texts: Iterable[str]) -> _Seen:
-    seen = _Seen(set(), set(), set())
-    for text in texts:
-        matches = list(WORD.finditer(text))
-        # where nothing is written small, as in headings, capitals say nothing
-        has_small = any(match.group()[0].islower() for match in matches)
-        for number, match in enumerate(matches):
-            word = match.group()
-            if not word[0].isupper():
-                seen.small.add(word)
-            elif not _begins_sentence(text, match.start()):
-                if has_small:
-                    seen.inside.add(word)
-            elif number + 1 < len(matches) and matches[number + 1].group()[0].islower():
-                seen.leading.add(word)
-    return seen
-
-
-def _capitals(text: str, seen: _Seen) -> _Capitals:
-    matches = list(WORD.finditer(text))
-    if not any(match.group()[0].islower() for match in matches):
-        return _Capitals(set(), [])
-    inside: set[str] = set()
-    runs: list[list[str]] = [[]]
-    end, before = 0, ""
-    for match, after in zip(matches, [*matches[1:], None], strict=True):
-        word, begins = match.group(), _begins_sentence(text, match.start())
-        if not word[0].isupper():
-            runs.append([])
-            continue
-        inside |= set() if begins else {word}
-        between = text[end : match.start()]
-        goes_on = between in BETWEEN or (between == ". " and len(before) <= TITLE)
-        goes_on = goes_on and bool(runs[-1])
-        # a sentence's first word that is one of a name, too
-        counts = not begins or (
-            word not in seen.leading
-            and (
-                word in seen.inside
-                or word.lower() not in seen.small
-                or (after is not None and after.group().lower() in seen.small)
-            )
-        )
-        if not goes_on:
-            runs.append([])
-        if counts or goes_on:
-            runs[-1].append(word)
-        end, before = match.end(), word
-    named = [[word for word in run if len(word) > 1] for run in runs if len(run) > 1]
-    return _Capitals(inside, [run for run in named if run])
-
-
-def _begins_sentence(text: str, start: int) -> bool:
-    """Whether a word may have its capital from the sentence alone."""
-    for at in range(start - 1, -1, -1):
-        if text[at] in ENDS:
-            return True
-        if text[at].isalnum() or text[at] == "_":
-            return False
-    return True
 
 
 def _terms(text: str) -> set[str]:

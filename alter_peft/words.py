@@ -11,6 +11,10 @@ import regex
 
 # Scripts that put no space between words: each of their letters, with its marks, is taken for a word
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+# Words as they are written, and numbers; in these scripts runs of letters, and each letter
+WORD = regex.compile(rf"[[\p{{L}}]--[{UNSPACED}]][[\p{{L}}\p{{M}}]--[{UNSPACED}]]*|\p{{Nd}}+", regex.V1)
+RUN = regex.compile(rf"(?:[[{UNSPACED}]&&[\p{{L}}]]\p{{M}}*){{2,}}", regex.V1)
+LETTER = regex.compile(r"\p{L}\p{M}*")
 _LETTER = rf"[[{UNSPACED}]&&[\p{{L}}\p{{N}}]]\p{{M}}*"
 _OTHER = rf"{UNSPACED}\p{{Latin}}0-9"
 _LETTERS = regex.compile(_LETTER, regex.V1)

@@ -29,7 +29,8 @@ from trainer_setup import adapter_state, central_difference, make_trainer
 from transformers import PreTrainedTokenizerBase, TrainerState
 
 from alter_peft import AlterConfig
-from alter_peft.trainer.distributed import is_sharded, local_shard, set_up_distributed, shard_like
+from alter_peft.trainer import distributed
+from alter_peft.trainer.distributed import by_main_process, is_sharded, local_shard, set_up_distributed, shard_like
 from alter_peft.trainer.isolation import parameter_groups, skip_groups
 
 
@@ -207,6 +208,20 @@ def test_a_head_that_learns_is_refused_where_weights_are_in_parts(llama, options
     for parts in (under_fsdp(model), under_deepspeed(stage=3, model=model)):
         with pytest.raises(ValueError, match=r"LM head.*`modules_to_save`"):
             set_up_distributed(*parts)
+
+
+@pytest.mark.parametrize(("is_main", "is_split"), [(True, False), (False, False), (False, True)])
+def test_what_the_main_process_finds_every_process_has(is_main, is_split, monkeypatch):
+    monkeypatch.setattr(distributed, "is_zero3_split", lambda model: is_split)
+    monkeypatch.setattr(distributed, "from_main_process", lambda value: ("sent", value))
+    looked: list[str] = []
+    accelerator: Any = SimpleNamespace(is_main_process=is_main, num_processes=2)
+    found: Any = by_main_process(accelerator, nn.Linear(1, 1), lambda: looked.append("here") or "found")
+    assert looked == ["here"] * (is_main or is_split)
+    assert found == ("sent", "found" if looked else None)
+    if is_main:
+        accelerator.num_processes = 1
+        assert by_main_process(accelerator, nn.Linear(1, 1), lambda: "found") == "found"
 
 
 def test_deepspeed_options_that_alter_cannot_honour():

@@ -11,7 +11,8 @@ import regex
 from datasets import Dataset
 
 from alter_peft.renaming import Renaming
-from alter_peft.subjects import Subject, change_texts, find_subjects, shown, text_parts
+from alter_peft.row_texts import change_texts, text_parts
+from alter_peft.subjects import Subject, find_subjects, shown
 from alter_peft.trainer.counterfactuals import RouterTexts, router_texts
 from alter_peft.tuner.router_fit import COUNTERFACTUAL, GENERAL, RETAIN
 

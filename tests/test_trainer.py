@@ -21,10 +21,12 @@ from transformers import TrainerCallback
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer, UnlearnConfig
 from alter_peft.losses import TokenScores
+from alter_peft.row_texts import row_text
 from alter_peft.subdomains import discover_subdomains
-from alter_peft.trainer.inputs import row_text
-from alter_peft.trainer.isolation import clip_by_source
-from alter_peft.trainer.phase_one import labelled_rows, observe
+from alter_peft.trainer.counterfactuals import RouterText
+from alter_peft.trainer.isolation import clip_by_source, norms_by_kind
+from alter_peft.trainer.measuring import labelled_rows
+from alter_peft.trainer.observations import observe, observe_beside
 from alter_peft.trainer.terms import forget_term
 
 
@@ -196,6 +198,11 @@ def test_each_expert_is_clipped_by_itself(tmp_path, tokenizer):
     assert {part: pytest.approx(norm.item(), rel=1e-4) for part, norm in norms.items()} == {n: sizes[n] for n in parts}
     after = {part: torch.nn.utils.get_total_norm(gradients).item() for part, gradients in parts.items()}
     assert after == pytest.approx({part: min(sizes[part], 1.0) for part in parts}, rel=1e-4)
+
+
+def test_norms_are_logged_by_kind_those_of_all_experts_as_one():
+    norms = {"retain": torch.tensor(3.0), "forget_0": torch.tensor(4.0), "other": torch.tensor(2.0)}
+    assert norms_by_kind(norms) == {"experts": 5.0, "other": 2.0}  # A had no gradient
 
 
 # ---- logs -----------------------------------------------------------------------------------------------------------
@@ -726,6 +733,15 @@ def test_observed_averages_are_those_of_the_sample(tmp_path, tokenizer):
     torch.testing.assert_close(part.entropy, whole.entropy)
 
 
+def test_what_a_router_reads_of_texts_is_what_it_reads_of_rows(tmp_path, tokenizer):
+    trainer = make_trainer(tmp_path, tokenizer, adapter={})
+    rows = trainer._retain
+    sample = np.array([0, 2, sum(len(ids) for ids in rows["input_ids"]) - 1])
+    texts = [RouterText(ids, 0) for ids in rows["input_ids"]]
+    beside = observe_beside(texts, trainer.scored, "default", 2, sample)
+    torch.testing.assert_close(beside, observe(rows, trainer.scored, "default", 1.5, 3, sample).averages)
+
+
 def test_labels_are_scored_in_the_pass_that_observes(tmp_path, tokenizer):
     trainer = make_trainer(tmp_path, tokenizer, adapter={})
     rows = trainer._retain
@@ -831,13 +847,13 @@ def test_of_many_forget_rows_some_are_measured(tmp_path, tokenizer):
     """Drawn at random: every other row of domains in turn would be those of one domain."""
     trainer = make_trainer(tmp_path, tokenizer, adapter={"init_weights": False}, **LEVEL)
     trainer.prepare()
-    rows, targets = trainer._forget, trainer.measured.targets
+    rows, targets, measuring = trainer._forget, trainer.measured.targets, trainer._measuring
     whole, some = trainer._mean_gap(8), trainer._mean_gap(4)
     assert some == trainer._mean_gap(4) and some != pytest.approx(whole)
     gaps = []
     for picked in combinations(range(8), 4):
         if picked not in ((0, 2, 4, 6), (1, 3, 5, 7)):
-            trainer._forget = rows.select(picked)
+            measuring.rows = measuring.rows._replace(forget=rows.select(picked))
             trainer.measured = trainer.measured._replace(targets=targets[list(picked)])
             gaps.append(trainer._mean_gap(8))
     assert min(abs(gap - some) for gap in gaps) < 1e-5

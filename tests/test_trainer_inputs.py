@@ -20,7 +20,7 @@ from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditional
 from trl import SFTConfig
 
 from alter_peft import AlterConfig, AlterUnlearnConfig, AlterUnlearnTrainer
-from alter_peft.trainer.inputs import assign_experts, check_all_labelled, row_text
+from alter_peft.trainer.inputs import assign_experts, check_all_labelled
 from alter_peft.trainer.rows import checked_dataset
 
 
@@ -199,14 +199,6 @@ def test_labels_are_looked_for_after_the_first_token():
     with pytest.raises(ValueError, match="3 rows of `retain_dataset` have no labelled token, the first is row 1"):
         check_all_labelled("retain_dataset", rows)
     check_all_labelled("retain_dataset", rows.select([0]))
-
-
-def test_text_of_a_row():
-    told = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Bob."}]
-    assert row_text({"prompt": "Who?", "completion": " Bob.", "domain": "x"}, "text") == "Who?  Bob."
-    assert row_text({"messages": told}, "text") == "Who? Bob."
-    assert row_text({"conversations": [{"from": "human", "value": "Who?"}]}, "text") == "Who?"
-    assert row_text({"body": "Who?", "text": "no"}, "body") == "Who?"
 
 
 def test_formatting_func_reads_columns_of_the_users_own(tmp_path, tokenizer):

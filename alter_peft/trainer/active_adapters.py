@@ -86,6 +86,12 @@ class Trained:
         self.adapters: list[str] = list(model.active_adapters) if isinstance(model, PeftModel) else []
         self._frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
 
+    def activate(self, model: Any) -> None:
+        """All of them again, the first alone to learn: a checkpoint that is loaded leaves that one alone active."""
+        if len(self.adapters) > 1:
+            model.base_model.set_adapter([*self.adapters])
+            model.set_requires_grad(self.adapters[1:], requires_grad=False)
+
     def keep(self, model: Any) -> None:
         """
         What was frozen is frozen again: `model.disable_adapter()` lets all active adapters learn at its end.

@@ -13,22 +13,20 @@ from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
 
 from alter_peft.data import PairDataset
-from alter_peft.losses import TokenScores
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder_call import Tokens
 from alter_peft.tuner.hooks import replay_in_checkpoints
 from alter_peft.tuner.saving import one_save
-from alter_peft.words import counted
 
 from .active_adapters import check_active_together, load_own, own_folder
 from .batch import TokenMasks, token_masks
-from .card import OPTIONS, write_card
+from .card import trained_with, write_card
 from .config import AlterUnlearnConfig, UnlearnConfig
 from .counterfactuals import router_texts
-from .distributed import from_main_process, gathering_layers, is_zero3_split, zero3_gathered
+from .distributed import copy_from_main_process, gathering_layers, zero3_gathered
 from .initialization import start_from_clusters
 from .inputs import Subdomain, assign_experts, check_unscaled, warn_of_weights
-from .isolation import Isolation, clip_by_source, parameter_groups
+from .isolation import Isolation, clip_by_source, norms_by_kind, optimizer_groups
 from .phase_one import PhaseOne
 from .structural import StructuralTerm
 from .targets import measure
@@ -113,11 +111,11 @@ class AlterUnlearnTrainer(UnlearnTrainer):
 
     def _set_up_model(self) -> None:
         super()._set_up_model()
-        self.adapter_name: str = self.model.active_adapters[0]
-        self._active = list(self.model.active_adapters)
-        if len(self._active) > 1:
-            logger.info(f"Adapter {self._active[0]!r} is trained, while {self._active[1:]} act beside it.")
-        self.alter_config: AlterConfig = self.model.peft_config[self.adapter_name]
+        first, *beside = self.model.active_adapters
+        if beside:
+            logger.info(f"Adapter {first!r} is trained, while {beside} act beside it.")
+        self.adapter_name: str = first
+        self.alter_config: AlterConfig = self.model.peft_config[first]
         layers = self.scored.layers_of(self.adapter_name)
         if not any(expert.requires_grad for layer in layers for expert in layer.alter_B.parameters()):
             raise ValueError("`model` has a frozen adapter. Load it with `is_trainable=True`.")
@@ -135,7 +133,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
 
     def _set_up_data(self, forget: Dataset, retain: Dataset, calibration: Dataset | None) -> None:
         super()._set_up_data(forget, retain, calibration)
-        self._known = self._forget  # phase I looks at all of them anyway
+        self._measuring.rows = self._measuring.rows._replace(known=self._forget)  # phase I looks at all of them anyway
         self.alter_config.domains = self._domains
         reads = self.alter_config.routing.reads_context
         copies, field = self.args.counterfactual_copies if reads else 0, self.args.dataset_text_field
@@ -159,10 +157,8 @@ class AlterUnlearnTrainer(UnlearnTrainer):
             weight.requires_grad_(self.structural_weight > 0)
 
     def _activate(self) -> None:
-        """As at the start, after a checkpoint was loaded, which leaves the trained adapter alone active, all of it."""
-        if len(self._active) > 1:
-            self.model.base_model.set_adapter(self._active)
-            self.model.set_requires_grad(self._active[1:], requires_grad=False)
+        """As at the start, after a checkpoint was loaded."""
+        self._trained.activate(self.model)
         self._freeze_shared()
 
     def prepare(self) -> None:
@@ -175,23 +171,8 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         if self._prepared:
             return
         self._trained.keep(self.model)
-        split = is_zero3_split(self.model)
-        several, looks = self.accelerator.num_processes > 1, self.accelerator.is_main_process or split
-        router = next((r for r in self.gating.routers if looks and self.adapter_name in r.alter_router), None)
-        agree = from_main_process if split else bool
-        phase = PhaseOne(self.scored, self.alter_config, router, self.adapter_name, agree)
-        size = max(1, self.args.per_device_eval_batch_size)
-        found: dict[str, Tensor] = {}
-        unseen, as_given, guide = list[TokenScores](), list[list[Tensor]](), None
-        if looks:
-            with self.accelerator.autocast(), gathering_layers(self.model):
-                found = phase.find(self._forget, self._retain, self._router_texts, size, self.args.seed)
-            unseen = self._scores(self._calibration, size, base=True)
-            guide = self._look_as_guide(size, base=True)
-            if not self._begins_as_base:
-                as_given = [self._log_probabilities(rows, size) for rows in (self._known, self._some_retain)]
-        if several:
-            found, unseen, as_given, guide = from_main_process((found, unseen, as_given, guide))
+        phase = PhaseOne(self._measuring, self.alter_config, self.adapter_name)
+        found, unseen, guide, as_given = phase.look(self._retain, self._router_texts, self._begins_as_base)
         forget, retain = phase.use(found, self._forget, self._retain)
         self._structural.begin(phase.high_tokens, float(found["threshold"]))
         self._freeze_shared()
@@ -206,14 +187,12 @@ class AlterUnlearnTrainer(UnlearnTrainer):
             threshold = self.alter_config.entropy_threshold
             alternates = [{**row, "entropy": [threshold] * len(row["input_ids"])} for row in alternates]
         self.train_dataset = PairDataset(forget, retain, alternates)
-        if self.alter_config.init_weights == "cluster" and looks:
+        if self.alter_config.init_weights == "cluster" and phase.looks:
             with gathering_layers(self.model):
+                size = max(1, self.args.per_device_eval_batch_size)
                 start_from_clusters(self.scored, self.adapter_name, forget, size)
-        if several:
-            own = {name: tensor for name, tensor in self.model.named_parameters() if ".alter_" in name}
-            adapter = {name: tensor.detach().cpu() for name, tensor in own.items()}
-            for name, tensor in from_main_process(adapter).items():
-                own[name].data.copy_(tensor)
+        if self.accelerator.num_processes > 1:
+            copy_from_main_process({name: w for name, w in self.model.named_parameters() if ".alter_" in name})
         self._prepared = True
 
     @property
@@ -222,7 +201,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         banks = [layer.alter_B[self.adapter_name] for layer in self.scored.layers_of(self.adapter_name)]
         experts = [expert for bank in banks for expert in bank.experts()]
         with zero3_gathered(experts):
-            return len(self._active) == 1 and not any(expert.any() for expert in experts)
+            return len(self._trained.adapters) == 1 and not any(expert.any() for expert in experts)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As the parent's; afterwards, backward included, no expert has an owner any more."""
@@ -246,15 +225,9 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         """AdamW (or `args.optim`) on the groups `shared` (A, at eta_A), `experts` (at eta_B) and, if any, `other`."""
         if self.optimizer is None:
             optimized: Any = model or self.model
-            groups = parameter_groups(optimized, each_expert=self.is_deepspeed_enabled)
+            groups = optimizer_groups(optimized, self.args, each_expert=self.is_deepspeed_enabled)
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, optimized)
-            rates, decay = {"shared": self.args.shared_learning_rate}, self.args.weight_decay
-            settings = [
-                {"name": name, "params": own, "lr": rates.get(name, self.args.learning_rate), "weight_decay": decay}
-                for name, own in groups.items()
-                if own
-            ]
-            self.optimizer = cls(settings, **kwargs)
+            self.optimizer = cls(groups, **kwargs)
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
 
@@ -318,10 +291,8 @@ class AlterUnlearnTrainer(UnlearnTrainer):
             return super()._clip_grad_norm(model)
         self.accelerator.unscale_gradients()
         norms = clip_by_source(model, self.args.max_grad_norm)
-        for group in ("shared", "experts", "other"):
-            parts = [n for part, n in norms.items() if (part if part in ("shared", "other") else "experts") == group]
-            if parts:
-                self._metrics["train"][f"grad_norm/{group}"].append(torch.stack(parts).norm().item())
+        for kind, norm in norms_by_kind(norms).items():
+            self._metrics["train"][f"grad_norm/{kind}"].append(norm)
         return torch.stack(list(norms.values())).norm()
 
     # ---- logs and files ---------------------------------------------------------------------------------------------
@@ -368,14 +339,6 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         dataset_name: str | None = None,
         tags: str | list[str] | None = None,
     ) -> None:
-        options: dict[str, Any] = {name: getattr(self.args, name) for name in OPTIONS}
-        options["structural_weight"] = self.structural_weight
-        if self.args.forget_loss == "level":
-            options["forget_level"] = self.measured.described_level
-        if self.measured.guide:
-            options["token targets"] = self.measured.guide
-        if self.state.epoch is not None:
-            options["epochs trained"] = f"{self.state.epoch:g} ({counted(self.state.global_step, 'step')})"
         name = self.adapter_name
         on_hub = {"revision": self.args.hub_revision, "subfolder": None if name == "default" else name}
         write_card(
@@ -383,7 +346,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
             model_name=model_name or Path(self.hub_model_id or str(self.args.output_dir)).name,
             base=self.scored.base.config._name_or_path,
             domains=self.alter_config.domains or [],
-            options=options,
+            options=trained_with(self.args, self.structural_weight, self.measured, self.state),
             summary=self._outcome.lines if self._outcome is not None else (),
             place=self.hub_model_id or place,
             loading_options=on_hub if self.hub_model_id else {},

@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from transformers import TrainerState
 
 from alter_peft.tuner.files import LOADING
 from alter_peft.version import __version__
+from alter_peft.words import counted
+
+from .config import AlterUnlearnConfig
+from .targets import Measured
 
 
 TEMPLATE = """---
@@ -71,6 +76,26 @@ OPTIONS = (
     "gradient_accumulation_steps", "forget_weight", "retain_weight", "structural_q", "structural_interval",
     "forget_loss", "forget_loss_kwargs", "stopping_tolerance", "retain_loss", "seed",
 )  # fmt: skip
+
+
+def trained_with(
+    args: AlterUnlearnConfig, structural_weight: float, measured: Measured, state: TrainerState
+) -> dict[str, Any]:
+    """
+    What an adapter was trained with, as its card lists it.
+
+    Args:
+        structural_weight: 0 where the term was left out.
+    """
+    options: dict[str, Any] = {name: getattr(args, name) for name in OPTIONS}
+    options["structural_weight"] = structural_weight
+    if args.forget_loss == "level":
+        options["forget_level"] = measured.described_level
+    if measured.guide:
+        options["token targets"] = measured.guide
+    if state.epoch is not None:
+        options["epochs trained"] = f"{state.epoch:g} ({counted(state.global_step, 'step')})"
+    return options
 
 
 def write_card(

@@ -14,7 +14,8 @@ from datasets import Dataset
 
 from alter_peft.renaming import WITH_FACTS, Renaming
 from alter_peft.retain_rows import retain_auto
-from alter_peft.subjects import Subject, change_texts, find_subjects, shown, text_parts
+from alter_peft.row_texts import change_texts, text_parts
+from alter_peft.subjects import Subject, find_subjects, shown
 from alter_peft.tuner.router_fit import COUNTERFACTUAL, GENERAL, RETAIN
 
 

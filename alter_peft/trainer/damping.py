@@ -3,13 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from accelerate import logging
 from torch import nn
 
+from alter_peft.losses import TokenScores
+from alter_peft.scoring import ScoredModel
 
+from .targets import Guide
+
+
+logger = logging.get_logger(__name__)
 # What a decoder layer adds to the residual stream by its feed-forward part, as transformers' families call it. A norm
 # behind it comes first: it would undo a factor.
 NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_ffn_norm")
@@ -56,3 +63,18 @@ def damped(layers: Sequence[nn.Module]) -> Iterator[None]:
         for part in feed_forward_parts(layers):
             stack.enter_context(part.register_forward_hook(scale))
         yield
+
+
+def guided_by_itself(scored: ScoredModel, look: Callable[[], Sequence[TokenScores]]) -> Guide:
+    """
+    How likely the rows' labels and their rivals are to the model with damped feed-forward layers.
+
+    Args:
+        look: what it finds of the forget rows as it is.
+    """
+    layers = [*scored.stack.layers]
+    is_damped = bool(feed_forward_parts(layers))
+    if not is_damped:
+        logger.warning(UNDAMPED.format(type(scored.base).__name__))
+    with damped(layers):
+        return Guide(look(), [], False, is_damped)

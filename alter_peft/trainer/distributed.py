@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,9 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from alter_peft.scoring import ScoredModel
 from alter_peft.tuner.decoder import LanguageModelHead
+
+
+T = TypeVar("T")
 
 
 def uses_fsdp(accelerator: Accelerator) -> bool:
@@ -212,3 +215,26 @@ def _set_up_deepspeed(plugin: Any, max_grad_norm: float | None) -> None:
 def from_main_process(value: Any) -> Any:
     """What the main process passes, on every process."""
     return broadcast_object_list([value], from_process=0)[0]
+
+
+def looks(accelerator: Accelerator, model: nn.Module) -> bool:
+    """Whether this process looks at the data before the training; see `by_main_process`."""
+    return accelerator.is_main_process or is_zero3_split(model)
+
+
+def by_main_process(accelerator: Accelerator, model: nn.Module, find: Callable[[], T]) -> T:
+    """
+    What the main process finds, on every process. The others wait: they may have no weights yet.
+
+    Where ZeRO-3 has split the weights, so that no process has them, all look together.
+    """
+    found: Any = find() if looks(accelerator, model) else None
+    together: T = from_main_process(found) if accelerator.num_processes > 1 else found
+    return together
+
+
+def copy_from_main_process(weights: Mapping[str, Tensor]) -> None:
+    """Gives these weights of every process the values that they have on the main one."""
+    held = {name: weight.detach().cpu() for name, weight in weights.items()}
+    for name, value in from_main_process(held).items():
+        weights[name].data.copy_(value)

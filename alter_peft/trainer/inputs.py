@@ -12,7 +12,7 @@ from peft import PeftModel
 from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 
-from alter_peft.reading.chats import said
+from alter_peft.row_texts import row_text
 from alter_peft.scoring import ScoredModel
 from alter_peft.subdomains import MOST_DOMAINS, NEAR, discover_subdomains
 from alter_peft.tuner.config import AlterConfig
@@ -199,12 +199,6 @@ def check_unscaled(config: AlterConfig) -> None:
             f"`expert_scales` is {config.expert_scales}, but experts are trained at scale 1. Set those domains to 1 "
             "by `set_expert_scale`, train, and scale them again."
         )
-
-
-def row_text(row: dict[str, Any], text_field: str) -> str:
-    """All text of a row, whatever its format."""
-    parts = [row[key] for key in ("prompt", "completion", "messages", "conversations", text_field) if key in row]
-    return " ".join(said(part) for part in parts)
 
 
 def check_all_labelled(name: str, rows: Dataset) -> None:

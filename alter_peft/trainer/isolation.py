@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from .config import AlterUnlearnConfig
 from .distributed import full_tensor, uses_deepspeed
 
 
@@ -20,6 +21,11 @@ def source_of(name: str) -> str:
     if ".alter_A." in name:
         return "shared"
     return name.rpartition(".")[2] if ".alter_B." in name else "other"
+
+
+def kind_of(source: str) -> str:
+    """Which kind of group that is: `shared`, `experts` or `other`."""
+    return source if source in ("shared", "other") else "experts"
 
 
 def parameter_groups(model: nn.Module, each_expert: bool = False) -> dict[str, list[nn.Parameter]]:
@@ -33,9 +39,24 @@ def parameter_groups(model: nn.Module, each_expert: bool = False) -> dict[str, l
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             source = source_of(name)
-            kind = source if each_expert or source in ("shared", "other") else "experts"
-            groups.setdefault(kind, []).append(parameter)
+            groups.setdefault(source if each_expert else kind_of(source), []).append(parameter)
     return groups
+
+
+def optimizer_groups(model: nn.Module, args: AlterUnlearnConfig, each_expert: bool = False) -> list[dict[str, Any]]:
+    """
+    `parameter_groups` as an optimiser takes them, each with its rate: eta_A for A, eta_B for all else.
+
+    Args:
+        args: the rates, and the decay of weights.
+        each_expert: as for `parameter_groups`.
+    """
+    rates, decay = {"shared": args.shared_learning_rate}, args.weight_decay
+    return [
+        {"name": name, "params": own, "lr": rates.get(name, args.learning_rate), "weight_decay": decay}
+        for name, own in parameter_groups(model, each_expert).items()
+        if own
+    ]
 
 
 def skip_groups(optimizer: torch.optim.Optimizer, skipped: Callable[[], set[str]]) -> RemovableHandle:
@@ -96,3 +117,11 @@ def clip_by_source(model: nn.Module, max_norm: float) -> dict[str, Tensor]:
     return {
         part: full_tensor(torch.nn.utils.clip_grad_norm_(parameters, max_norm)) for part, parameters in parts.items()
     }
+
+
+def norms_by_kind(norms: Mapping[str, Tensor]) -> dict[str, float]:
+    """The norm of all gradients of a kind (`kind_of`), from those of each source."""
+    parts: dict[str, list[Tensor]] = {"shared": [], "experts": [], "other": []}
+    for source, norm in norms.items():
+        parts[kind_of(source)].append(norm)
+    return {kind: torch.stack(own).norm().item() for kind, own in parts.items() if own}

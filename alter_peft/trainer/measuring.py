@@ -4,15 +4,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from alter_peft.losses import TokenScores
 from alter_peft.scoring import Row, ScoredModel
 
-from .distributed import reshard
+from .config import UnlearnConfig
+from .damping import guided_by_itself
+from .distributed import gathering_layers, reshard
+from .reference import guided_by, warn_if_known
+from .targets import Guide, Measured
+
+
+def labelled_rows(dataset: Dataset) -> list[Row]:
+    """Token ids and labels of each row."""
+    return list(zip(dataset["input_ids"], dataset["labels"], strict=True))
 
 
 def drawn(count: int, most: int, seed: int) -> list[int]:
@@ -21,36 +33,111 @@ def drawn(count: int, most: int, seed: int) -> list[int]:
     return torch.randperm(count, generator=generator)[:most].sort().values.tolist()
 
 
-def row_means(
-    scored: ScoredModel,
-    rows: Sequence[Row],
-    accelerator: Accelerator,
-    batch_size: int,
-    wrapped: Any,
-    targets: Sequence[Tensor] = (),
-) -> Tensor:
+class Rows(NamedTuple):
     """
-    Mean log-probability of each row's labels, (rows,), in nats, gated as the model will be when it is asked.
+    The rows that are measured, as tokens.
 
-    Each process takes its share, and all have the result; all call this together.
+    forget: all of the rows to forget.
+    known, retain: those of the rows to forget and to retain that are measured before and after the training.
+    calibration: rows that the model never saw; `None` without any.
+    """
+
+    forget: Dataset
+    known: Dataset
+    retain: Dataset
+    calibration: Dataset | None
+
+
+class Measuring:
+    """
+    The rows of a training through its model.
 
     Args:
-        rows: one at least.
-        wrapped: the model in its wrapper, which wants to see the passes.
-        targets: of each row's labels, (n_i,) each: then it is the mean distance from them, in nats.
+        args: of the training.
+        scored: the model.
+        accelerator: of the training.
+        rows: which are measured.
+        reference: the model that says which of their tokens give way, where one was given.
     """
-    world = accelerator.num_processes
-    # as many passes on every process: sharded weights are gathered together
-    size, steps = max(1, batch_size), -(-len(rows) // world)
-    mine = [i * world + accelerator.process_index for i in range(-(-steps // size) * size)]
-    with accelerator.autocast():
-        found = scored.label_log_probabilities(
-            [rows[i % len(rows)] for i in mine], size, by_length=False, model=wrapped
-        )
-    reshard(scored.model)  # a checkpoint may follow
-    means = torch.zeros(len(rows), device=accelerator.device)
-    for i, log_prob in zip(mine, found, strict=True):
-        if i < len(rows):
-            means[i] = (log_prob - targets[i]).abs().mean() if targets else log_prob.mean()
-    together: Tensor = accelerator.reduce(means, "sum")
-    return together.cpu()
+
+    def __init__(
+        self,
+        args: UnlearnConfig,
+        scored: ScoredModel,
+        accelerator: Accelerator,
+        rows: Rows,
+        reference: str | PreTrainedModel | None,
+    ) -> None:
+        self.args, self.scored, self.accelerator = args, scored, accelerator
+        self.rows, self.reference = rows, reference
+
+    def scores(self, dataset: Dataset | None, batch_size: int, base: bool = False) -> list[TokenScores]:
+        """
+        Of each row's labels by the model as it is, or by its base, before the training; none without a data set.
+
+        This process alone finds them, or where ZeRO-3 has split the weights, all together.
+        """
+        rows = [] if dataset is None else labelled_rows(dataset)
+        with self.accelerator.autocast(), gathering_layers(self.scored.model):
+            return self.scored.label_scores(rows, batch_size, base=base, by_length=False)
+
+    def log_probabilities(self, dataset: Dataset | None, batch_size: int, base: bool = False) -> list[Tensor]:
+        """ln p alone."""
+        return [row.log_prob for row in self.scores(dataset, batch_size, base)]
+
+    def guide(self, batch_size: int, base: bool = False) -> Guide | None:
+        """
+        How likely the rows are to the reference model, or to the model (or its base) with damped feed-forward layers;
+        `None` for a loss without token targets.
+        """
+        if "token_targets" not in self.args.loss.needs:
+            return None
+        if self.reference is None:
+            return guided_by_itself(self.scored, lambda: self.scores(self.rows.forget, batch_size, base))
+        sets = [labelled_rows(rows) for rows in (self.rows.forget, self.rows.calibration) if rows is not None]
+        device, options = self.accelerator.device, self.args.model_init_kwargs
+        with self.accelerator.autocast():
+            guide = guided_by(self.reference, sets, batch_size, device, options)
+        warn_if_known(guide, self.log_probabilities(self.rows.forget, batch_size, base))
+        return guide
+
+    def gap(self, measured: Measured, max_rows: int, wrapped: Any) -> float:
+        """
+        Mean distance of forget rows from their targets, in nats, or where tokens have their own, of a row's tokens.
+
+        Of so many rows at most, drawn by the seed, the same ones each time. All processes call this together.
+
+        Args:
+            wrapped: as for `means`.
+        """
+        places = drawn(len(self.rows.forget), max_rows, self.args.seed)
+        of_tokens = [measured.token_targets[place] for place in places] if measured.token_targets else []
+        means = self.means(self.rows.forget.select(places), wrapped, of_tokens)
+        return float(means.mean() if of_tokens else (means - measured.targets[places]).abs().mean())
+
+    def means(self, dataset: Dataset, wrapped: Any, targets: Sequence[Tensor] = ()) -> Tensor:
+        """
+        Mean log-probability of each row's labels, (rows,), in nats, gated as the model will be when it is asked.
+
+        Each process takes its share, and all have the result; all call this together.
+
+        Args:
+            dataset: one row at least.
+            wrapped: the model in its wrapper, which wants to see the passes.
+            targets: of each row's labels, (n_i,) each: then it is the mean distance from them, in nats.
+        """
+        rows, world = labelled_rows(dataset), self.accelerator.num_processes
+        # as many passes on every process: sharded weights are gathered together
+        size, steps = max(1, self.args.per_device_eval_batch_size), -(-len(rows) // world)
+        mine = [i * world + self.accelerator.process_index for i in range(-(-steps // size) * size)]
+        with self.accelerator.autocast():
+            found = self.scored.label_log_probabilities(
+                [rows[i % len(rows)] for i in mine], size, by_length=False, model=wrapped
+            )
+        reshard(self.scored.model)  # a checkpoint may follow
+        means = torch.zeros(len(rows), device=self.accelerator.device)
+        for i, log_prob in zip(mine, found, strict=True):
+            if i < len(rows):
+                means[i] = (log_prob - targets[i]).abs().mean() if targets else log_prob.mean()
+        together: Tensor = self.accelerator.reduce(means, "sum")
+        return together.cpu()

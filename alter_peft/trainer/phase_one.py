@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +19,9 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from alter_peft.entropy import entropy_quantile
-from alter_peft.scoring import Pass, Row, ScoredModel, pad_rows
-from alter_peft.tuner.base_pass import observe_base, observe_trunk
+from alter_peft.losses import TokenScores
 from alter_peft.tuner.config import AlterConfig
 from alter_peft.tuner.decoder import check_head
 from alter_peft.tuner.layer import AlterLayer
@@ -31,101 +29,15 @@ from alter_peft.tuner.router import logits_of
 from alter_peft.tuner.router_fit import fit_router, sample_positions, shares_astray
 from alter_peft.tuner.token_router import AlterRouter
 
-from .counterfactuals import RouterText, RouterTexts
-from .distributed import zero3_gathered
+from .counterfactuals import RouterTexts
+from .distributed import by_main_process, from_main_process, gathering_layers, is_zero3_split, looks, zero3_gathered
 from .knowledge import RETAIN_ROWS, Astray
-from .measuring import drawn
+from .measuring import Measuring, drawn
+from .observations import Observations, observe, observe_beside
+from .targets import Guide
 
 
 logger = logging.get_logger(__name__)
-
-
-class Observations(NamedTuple):
-    """
-    The base model's view of a set of rows.
-
-    entropy: S_q of every token, row after row, float32 (total tokens,).
-    lengths: tokens of each row, long (rows,).
-    averages: c_t of the sampled positions, float32 (sample, k); empty without a context router.
-    log_probabilities: ln p of each scored row's labels, in nats, float32 (labels,).
-    """
-
-    entropy: Tensor
-    lengths: Tensor
-    averages: Tensor
-    log_probabilities: dict[int, Tensor]
-
-
-def observe(
-    dataset: Dataset,
-    scored: ScoredModel,
-    adapter_name: str,
-    q: float,
-    batch_size: int,
-    sample: np.ndarray,
-    asked: Collection[int] = (),
-) -> Observations:
-    """
-    One pass of the base model over the rows' `input_ids`, longest first, so that little is padded.
-
-    Args:
-        adapter_name: whose moving average, of several active adapters.
-        sample: positions whose moving average is kept (`sample_positions`); only they are held in memory.
-        asked: rows whose `labels` are scored.
-    """
-    known: dict[int, Tensor] = {}
-    gating: Any = scored.gating
-    lengths = [len(ids) for ids in dataset["input_ids"]]
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    entropies: list[Tensor] = [torch.empty(0)] * len(lengths)
-    averages: list[Tensor] = [torch.empty(0)] * len(lengths)
-    ends = np.cumsum(lengths)
-    cuts = np.searchsorted(sample, ends)
-    kept = [part - start for part, start in zip(np.split(sample, cuts[:-1]), ends - lengths, strict=True)]
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    for rows in tqdm(batches, desc="Phase I", disable=None):
-        given = dataset[rows]
-        padded = pad_rows(list(zip(given["input_ids"], given["labels"], strict=True)), scored.device)
-        inputs = {name: padded[name] for name in ("input_ids", "attention_mask")}
-        entropy, hidden, contexts = observe_base(scored.decoder, scored.head, gating, q, inputs)
-        labels = padded["labels"][:, 1:]
-        labelled = (labels != -100) & torch.tensor([row in asked for row in rows], device=labels.device).unsqueeze(1)
-        if labelled.any():
-            batch = Pass(rows, labelled, hidden[:, :-1][labelled], labels[labelled])
-            with scored.as_base():
-                found = batch.split(scored.score(batch.hidden, batch.labels).log_prob.float())
-            known |= {row: log_prob for row, log_prob in found if row in asked}
-        for i, row in enumerate(rows):
-            entropies[row] = entropy[i, : lengths[row]].float().cpu()
-            if adapter_name in contexts:
-                average = contexts[adapter_name].average()
-                averages[row] = average[i, torch.as_tensor(kept[row], device=average.device)].cpu()
-    return Observations(torch.cat(entropies), torch.tensor(lengths), torch.cat(averages), known)
-
-
-def observe_beside(
-    texts: Sequence[RouterText], scored: ScoredModel, adapter_name: str, batch_size: int, sample: np.ndarray
-) -> Tensor:
-    """
-    The moving averages at the sampled positions, text after text, (sample, k): a pass of the layers below l0 alone.
-
-    Args:
-        sample: ascending positions of all texts together.
-    """
-    gating: Any = scored.gating
-    lengths = np.array([len(text.ids) for text in texts])
-    begins = np.cumsum(lengths) - lengths
-    kept = np.split(sample, np.searchsorted(sample, begins[1:])) if len(texts) else []
-    order = np.argsort(-lengths, kind="stable").tolist()
-    averages: list[Tensor] = [torch.empty(0)] * len(texts)
-    for start in tqdm(range(0, len(order), batch_size), desc="Other subjects", disable=None):
-        rows = order[start : start + batch_size]
-        padded = pad_rows([(texts[row].ids, texts[row].ids) for row in rows], scored.device)
-        inputs = {name: padded[name] for name in ("input_ids", "attention_mask")}
-        average = observe_trunk(scored.decoder, scored.head, gating, inputs)[adapter_name].average()
-        for i, row in enumerate(rows):
-            averages[row] = average[i, torch.as_tensor(kept[row] - begins[row], device=average.device)].cpu()
-    return torch.cat(averages)
 
 
 def measure_threshold(entropy: Tensor, labels: Sequence[Sequence[int]], quantile: float) -> float:
@@ -138,30 +50,67 @@ def answer_positions(labels: Iterable[Sequence[int]]) -> np.ndarray:
     return np.concatenate([np.array([*row[1:], -100]) != -100 for row in labels])
 
 
-def labelled_rows(dataset: Dataset) -> list[Row]:
-    """Token ids and labels of each row."""
-    return list(zip(dataset["input_ids"], dataset["labels"], strict=True))
+class Looked(NamedTuple):
+    """
+    What was found out before the training.
+
+    found: by phase I.
+    unseen: the base model's scores of the labels of each calibration row.
+    guide: by the base model, or a reference; `None` for a loss without token targets.
+    as_given: ln p of the labels of the rows to forget and of some to retain by the model as it was given; empty where
+        that is its base.
+    """
+
+    found: dict[str, Tensor]
+    unseen: list[TokenScores]
+    guide: Guide | None
+    as_given: list[list[Tensor]]
 
 
 class PhaseOne:
-    """Runs phase I once for a base model and its data, and keeps the result on disk.
+    """
+    Runs phase I once for a base model and its data, and keeps the result on disk.
 
     Args:
-        scored: the adapted model.
-        router: the router to fit, or `None` (static router).
-        agree: what the main process says, where several look at the data together.
+        measuring: of the adapted model.
+        config: of the adapter.
+        adapter_name: the adapter that is trained.
+
+    Attributes:
+        looks: whether this process looks at the data.
     """
 
-    def __init__(
-        self,
-        scored: ScoredModel,
-        config: AlterConfig,
-        router: AlterRouter | None,
-        adapter_name: str,
-        agree: Callable[[bool], bool] = bool,
-    ) -> None:
-        self.scored, self.config = scored, config
-        self.router, self.adapter_name, self.agree = router, adapter_name, agree
+    def __init__(self, measuring: Measuring, config: AlterConfig, adapter_name: str) -> None:
+        self.measuring, self.scored = measuring, measuring.scored
+        self.config, self.adapter_name = config, adapter_name
+        self.looks = looks(measuring.accelerator, self.scored.model)
+        # to fit; none of a static one
+        gating: Any = self.scored.gating
+        routers: list[AlterRouter] = gating.routers if self.looks else []
+        self.router = next((router for router in routers if adapter_name in router.alter_router), None)
+
+    def look(self, retain: Dataset, texts: RouterTexts, begins_as_base: bool) -> Looked:
+        """
+        What there is to find out, on every process: the main one alone looks at the data, or where ZeRO-3 has split
+        the weights, all together.
+
+        Args:
+            retain: all rows to retain.
+            texts: what the router is fitted on beside them and those to forget.
+            begins_as_base: whether the model as it was given is its base.
+        """
+        measuring, args = self.measuring, self.measuring.args
+        size = max(1, args.per_device_eval_batch_size)
+
+        def find() -> Looked:
+            with measuring.accelerator.autocast(), gathering_layers(self.scored.model):
+                found = self.find(measuring.rows.forget, retain, texts, size, args.seed)
+            unseen = measuring.scores(measuring.rows.calibration, size, base=True)
+            guide = measuring.guide(size, base=True)
+            given = () if begins_as_base else (measuring.rows.known, measuring.rows.retain)
+            return Looked(found, unseen, guide, [measuring.log_probabilities(rows, size) for rows in given])
+
+        return by_main_process(measuring.accelerator, self.scored.model, find)
 
     def find(
         self, forget: Dataset, retain: Dataset, texts: RouterTexts, batch_size: int, seed: int
@@ -174,7 +123,8 @@ class PhaseOne:
         """
         path = self._cache_path(forget, retain, texts, seed)
         cached = _read(path)
-        if self.agree(cached is not None):
+        agree = from_main_process if is_zero3_split(self.scored.model) else bool  # where several look together
+        if agree(cached is not None):
             return cached or {}
         found = {name: tensor.cpu() for name, tensor in self._compute(forget, retain, texts, batch_size, seed).items()}
         partial = path.with_suffix(f".{os.getpid()}")

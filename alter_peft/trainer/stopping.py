@@ -7,16 +7,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from accelerate import Accelerator, logging
-from torch import Tensor
+from accelerate import logging
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from alter_peft.scoring import Row, ScoredModel
 from alter_peft.words import counted
-
-from .measuring import row_means
 
 
 logger = logging.get_logger(__name__)
@@ -38,7 +34,7 @@ class Stopping(TrainerCallback):
     A run that is resumed from the end of its last epoch makes no further step.
 
     Args:
-        gap: how far the rows are from their targets, in nats, measured on so many of them at most (see `mean_gap`).
+        gap: how far the rows are from their targets, in nats, measured on so many of them at most.
         num_rows: how many forget rows there are.
         tolerance: `stopping_tolerance`, in nats.
         record: takes each gap, for the log.
@@ -128,28 +124,3 @@ def _entries_of(state: TrainerState) -> dict[str, Any]:
 
 def _gaps_of(state: TrainerState) -> list[float]:
     return list(_entries_of(state).get(GAPS, []))
-
-
-def mean_gap(
-    scored: ScoredModel,
-    rows: Sequence[Row],
-    targets: Tensor,
-    token_targets: Sequence[Tensor],
-    accelerator: Accelerator,
-    batch_size: int,
-    wrapped: Any,
-) -> float:
-    """
-    Mean over rows of |mean log-probability - target|, or where tokens have targets of their own, of the mean distance
-    of a row's tokens, in nats, gated as the model will be when it is asked.
-
-    Each process takes its share; all call this together.
-
-    Args:
-        rows: forget rows, one at least.
-        targets: of these rows, (rows,), in nats.
-        token_targets: of their labels, (n_i,) each; or none.
-        wrapped: the model in its wrapper, which wants to see the passes.
-    """
-    means = row_means(scored, rows, accelerator, batch_size, wrapped, token_targets)
-    return float(means.mean() if token_targets else (means - targets).abs().mean())

@@ -23,19 +23,17 @@ from .active_adapters import Trained, others_frozen
 from .alternates import Asking, check_alternates
 from .checkpoints import check_folders
 from .config import UnlearnConfig
-from .damping import UNDAMPED, damped, feed_forward_parts
-from .distributed import HeadGathering, from_main_process, gathering_layers, is_zero3_split, set_up_distributed
+from .distributed import HeadGathering, by_main_process, gathering_layers, is_zero3_split, set_up_distributed
 from .inputs import check_all_labelled, check_arguments, check_looked_at, check_model
 from .knowledge import FORGET_ROWS, RETAIN_ROWS, Astray, Knowledge, Summary
-from .measuring import drawn, row_means
+from .measuring import Measuring, Rows, drawn, labelled_rows
 from .needs import MADE, Made, alternates_of, base_beside, check_whole_rows, make
-from .phase_one import labelled_rows
 from .preparing import PreparingTrainer
 from .pushing import check_push
-from .reference import check_reference, guided_by, warn_if_known
+from .reference import check_reference
 from .rows import checked_dataset, given_subjects, keep_input_columns, of_each
 from .same_run import SETS
-from .stopping import Stopping, mean_gap
+from .stopping import Stopping
 from .targets import GUESSED, Guide, Measured, measure
 from .windows import row_limit
 
@@ -215,15 +213,17 @@ class UnlearnTrainer(PreparingTrainer):
         if alternates_of(self.args.loss) is not None:
             check_whole_rows(self._given[0], self._forget)
         most = len(self._forget) if self.args.loss.needs - MADE else FORGET_ROWS
-        self._known = self._forget.select(drawn(len(self._forget), most, self.args.seed))
-        self._some_retain = prepared.select(drawn(len(prepared), RETAIN_ROWS, self.args.seed))
+        known = self._forget.select(drawn(len(self._forget), most, self.args.seed))
+        some_retain = prepared.select(drawn(len(prepared), RETAIN_ROWS, self.args.seed))
         self._retain: Dataset = prepared.add_column("expert", [0] * len(prepared))
         self._calibration = calibration and self._prepare_rows("calibration_dataset", calibration)
         if self._calibration is None and self._reference is None and self.args.loss.guesses_level:
             logger.warning(GUESSED.format(level=self.args.forget_level))
         if self._calibration is not None:  # what the model was taught is no measure of what it never saw
-            for name, known in (("train_dataset", self._forget), ("retain_dataset", self._retain)):
-                check_disjoint(self._calibration, known, ("calibration_dataset", name))
+            for name, own in (("train_dataset", self._forget), ("retain_dataset", self._retain)):
+                check_disjoint(self._calibration, own, ("calibration_dataset", name))
+        rows = Rows(self._forget, known, some_retain, self._calibration)
+        self._measuring = Measuring(self.args, self.scored, self.accelerator, rows, self._reference)
         multiple: Any = self.args.pad_to_multiple_of
         self.data_collator = PairCollator(pad_token_id=self._tokenizer.pad_token_id, pad_to_multiple_of=multiple)
         tolerance = self.args.stopping_tolerance
@@ -259,14 +259,13 @@ class UnlearnTrainer(PreparingTrainer):
         if self._prepared:
             return
         self._trained.keep(self.model)
-        size = max(1, self.args.per_device_train_batch_size)
-        found, guide = list[list[TokenScores]](), None
-        if self.accelerator.is_main_process or is_zero3_split(self.model):  # others may have no weights yet
-            asked = self._known, self._some_retain, self._calibration
-            found = [self._scores(rows, size) for rows in asked]
-            guide = self._look_as_guide(size)
-        if self.accelerator.num_processes > 1:
-            found, guide = from_main_process((found, guide))
+        measuring, size = self._measuring, max(1, self.args.per_device_train_batch_size)
+
+        def look() -> tuple[list[list[TokenScores]], Guide | None]:
+            _, known, kept, unseen = measuring.rows
+            return [measuring.scores(rows, size) for rows in (known, kept, unseen)], measuring.guide(size)
+
+        found, guide = by_main_process(self.accelerator, self.model, look)
         known, kept = ([row.log_prob for row in rows] for rows in found[:2])
         unseen = found[2]
         needed = known if self.args.loss.needs - MADE else []
@@ -279,16 +278,15 @@ class UnlearnTrainer(PreparingTrainer):
         """Makes what the forget loss needs beyond log-probabilities; the forget rows with other answers, if any."""
         if not self.args.loss.needs & MADE - {"base"}:
             return None
-        made: Made | None = None
-        if self.accelerator.is_main_process or is_zero3_split(self.model):
+
+        def find() -> Made:
             rows, size = labelled_rows(self._forget), max(1, self.args.per_device_train_batch_size)
             options, seed = self.args.loss_options, self.args.seed
             given = Asking(*self._given, rows, self.scored, self._tokenizer, self.args.as_chat, options, size, seed)
             with self.accelerator.autocast(), gathering_layers(self.model):
-                made = make(self.args.loss, self.measured, given, self._limit, as_given)
-        if self.accelerator.num_processes > 1:
-            made = from_main_process(made)
-        assert made is not None
+                return make(self.args.loss, self.measured, given, self._limit, as_given)
+
+        made = by_main_process(self.accelerator, self.model, find)
         self.measured = made.measured
         experts = self._forget["expert"]
         return made.alternates and [{**row, "expert": d} for row, d in zip(made.alternates, experts, strict=True)]
@@ -300,46 +298,11 @@ class UnlearnTrainer(PreparingTrainer):
         if self.astray is not None and self.astray.warning is not None:
             logger.warning(self.astray.warning)
 
-    def _scores(self, dataset: Dataset | None, batch_size: int, base: bool = False) -> list[TokenScores]:
-        """Of each row's labels by the model as it is, or by its base; none without a data set."""
-        rows = [] if dataset is None else labelled_rows(dataset)
-        with self.accelerator.autocast(), gathering_layers(self.model):
-            return self.scored.label_scores(rows, batch_size, base=base, by_length=False)
-
-    def _log_probabilities(self, dataset: Dataset | None, batch_size: int, base: bool = False) -> list[Tensor]:
-        """ln p alone."""
-        return [row.log_prob for row in self._scores(dataset, batch_size, base)]
-
-    def _look_as_guide(self, batch_size: int, base: bool = False) -> Guide | None:
-        """
-        How likely the rows are to the reference model, or to the model (or its base) with damped feed-forward layers;
-        `None` for a loss without token targets.
-        """
-        if "token_targets" not in self.args.loss.needs:
-            return None
-        if self._reference is None:
-            layers = [*self.scored.stack.layers]
-            is_damped = bool(feed_forward_parts(layers))
-            if not is_damped:
-                logger.warning(UNDAMPED.format(type(self.scored.base).__name__))
-            with damped(layers):
-                return Guide(self._scores(self._forget, batch_size, base), [], False, is_damped)
-        sets = [labelled_rows(rows) for rows in (self._forget, self._calibration) if rows is not None]
-        with self.accelerator.autocast():
-            guide = guided_by(self._reference, sets, batch_size, self.accelerator.device, self.args.model_init_kwargs)
-        warn_if_known(guide, self._log_probabilities(self._forget, batch_size, base))
-        return guide
-
     def _record_gap(self, gap: float) -> None:
         self._metrics["train"]["forget_gap"].append(gap)
 
     def _mean_gap(self, max_rows: int) -> float:
-        """Of so many forget rows at most, drawn by the seed, the same ones each time."""
-        places = drawn(len(self._forget), max_rows, self.args.seed)
-        rows, targets = labelled_rows(self._forget.select(places)), self.measured.targets[places]
-        of_tokens = [self.measured.token_targets[place] for place in places] if self.measured.token_targets else []
-        size, wrapped = self.args.per_device_eval_batch_size, self.model_wrapped
-        return mean_gap(self.scored, rows, targets, of_tokens, self.accelerator, size, wrapped)
+        return self._measuring.gap(self.measured, max_rows, self.model_wrapped)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """
@@ -359,11 +322,8 @@ class UnlearnTrainer(PreparingTrainer):
         return output
 
     def _summarize(self) -> Summary:
-        size, wrapped = self.args.per_device_eval_batch_size, self.model_wrapped
-        forget, retain = (
-            row_means(self.scored, labelled_rows(rows), self.accelerator, size, wrapped)
-            for rows in (self._known, self._some_retain)
-        )
+        rows, wrapped = self._measuring.rows, self.model_wrapped
+        forget, retain = self._measuring.means(rows.known, wrapped), self._measuring.means(rows.retain, wrapped)
         after = self.knowledge._replace(forget=forget, retain=retain)
         reached = None if self._stopping is None else self.reached
         epochs = float(self.state.epoch or 0)

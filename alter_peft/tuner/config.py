@@ -24,9 +24,10 @@ from .files import (
     explain_loading,
     refuse_pickle_on_load,
 )
+from .ranges import check_ranges
 from .router import ROUTERS, Router, router_of
 from .saving import BEING_WRITTEN, finish_saves_of, refuse_pickle_on_save, sha256
-from .values import described, fits, is_finite_number, is_index, is_integer, is_positive, require
+from .values import described, fits, is_finite_number, require
 
 
 # Chosen on invented people and TOFU authors that no result has (docs/log.md)
@@ -202,7 +203,7 @@ class AlterConfig(PeftConfig):
         listed = self.expert_weights if self.domains is None else self.domains
         if self.num_forget_experts is None and listed is not None:
             self.num_forget_experts = len(listed)
-        self._check_ranges()
+        check_ranges(vars(self))
         self._check_experts()
         self._check_layers()
         self._check_types()
@@ -283,44 +284,10 @@ class AlterConfig(PeftConfig):
             if isinstance(named, (list, dict)) and not named:
                 setattr(self, name, None)
 
-    def _check_ranges(self) -> None:
-        require(is_integer(self.r) and self.r > 0, "r", self.r, "a positive integer")
-        require(is_positive(self.lora_alpha), "lora_alpha", self.lora_alpha, "a positive number")
-        dropout = self.lora_dropout
-        require(is_finite_number(dropout) and 0 <= dropout < 1, "lora_dropout", dropout, "at least 0 and below 1")
-        for name in ("rank_pattern", "alpha_pattern"):
-            pattern = getattr(self, name)
-            names = isinstance(pattern, dict) and all(isinstance(key, str) for key in pattern)
-            require(names, name, pattern, "a dict, name or regular expression of layers -> number")
-        for name, rank in self.rank_pattern.items():
-            require(is_integer(rank) and rank > 0, f"rank_pattern[{name!r}]", rank, "a positive integer")
-        for name, alpha in self.alpha_pattern.items():
-            require(is_positive(alpha), f"alpha_pattern[{name!r}]", alpha, "a positive number")
-        require(self.bias in ("none", "all", "alter_only"), "bias", self.bias, "'none', 'all' or 'alter_only'")
-        q = self.entropy_q
-        require(is_positive(q), "entropy_q", q, "above 0 and finite (1 is Shannon's entropy)")
-        threshold, quantile = self.entropy_threshold, self.entropy_quantile
-        at_least_0 = threshold is None or (is_finite_number(threshold) and threshold >= 0)
-        require(at_least_0, "entropy_threshold", threshold, "at least 0")
-        between = quantile is None or (is_finite_number(quantile) and 0 < quantile < 1)
-        require(between, "entropy_quantile", quantile, "between 0 and 1, exclusive")
-        for name in ("temperature_high", "temperature_low"):
-            require(is_positive(getattr(self, name)), name, getattr(self, name), "above 0 and finite")
-        require(is_integer(self.top_k) and self.top_k > 0, "top_k", self.top_k, "a positive integer")
-        half_life = self.router_half_life
-        require(is_positive(half_life), "router_half_life", half_life, "above 0 and finite, in tokens")
-        units = self.router_hidden_size
-        require(is_index(units), "router_hidden_size", units, "0 or a positive integer")
+    def _check_experts(self) -> None:
+        n, units = self.num_forget_experts, self.router_hidden_size
         linear = units == 0 or self.routing.reads_context
         require(linear, "router_hidden_size", units, f"0 when `router` is {self.router!r}")
-        weights = self.init_weights
-        require(isinstance(weights, bool) or weights == "cluster", "init_weights", weights, "True, False or 'cluster'")
-        for name in ("use_rslora", "fan_in_fan_out", "ensure_weight_tying"):
-            require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
-
-    def _check_experts(self) -> None:
-        n = self.num_forget_experts
-        require(n is None or (is_integer(n) and n > 0), "num_forget_experts", n, "a positive integer")
         source, sources = self.inference_entropy, ROUTERS[self.router].entropy_sources
         fix = f"{' or '.join(map(repr, sources))} when `router` is {self.router!r}"
         require(source in sources, "inference_entropy", source, fix)
@@ -345,9 +312,6 @@ class AlterConfig(PeftConfig):
 
     def _check_layers(self) -> None:
         pattern, layers = self.layers_pattern, self.layers_to_transform
-        listed = list(layers) if isinstance(layers, (list, tuple, range)) else [layers]
-        indices = layers is None or (bool(listed) and all(is_index(index) for index in listed))
-        require(indices, "layers_to_transform", layers, "the index of a layer, 0 or positive, or a list of indices")
         require(
             not pattern or layers is not None, "layers_pattern", pattern, "unset unless `layers_to_transform` is set"
         )
@@ -356,5 +320,4 @@ class AlterConfig(PeftConfig):
         allowed = not is_regex or layers is None or self.is_gated
         require(allowed, "layers_to_transform", layers, "unset if `target_modules` is a regex and `router` 'static'")
         layer = self.router_layer
-        require(layer is None or is_index(layer), "router_layer", layer, "0 or a positive integer")
         require(layer is None or self.is_gated, "router_layer", layer, "unset when `router` is 'static'")

@@ -17,6 +17,11 @@ def is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
+def is_count(value: object) -> bool:
+    """Whether it is a positive int."""
+    return is_integer(value) and value > 0  # type: ignore[operator]
+
+
 def is_index(value: object) -> bool:
     """Whether it is 0 or a positive int."""
     return is_integer(value) and value >= 0  # type: ignore[operator]
