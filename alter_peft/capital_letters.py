@@ -11,7 +11,8 @@ from .words import WORD
 
 ENDS = ".!?:;\n…"  # a capital behind one of them may be that of a sentence alone
 BETWEEN = (" ", "-")  # what stands between the words of one name
-TITLE = 3  # letters of an initial or a title, at most, which a full stop may follow in one
+# What a full stop may follow within a name, beside initials
+TITLES = frozenset("mr mrs ms mx dr prof st sr jr fr br rev hon lt col gen capt maj sgt".split())
 
 
 class Spellings(NamedTuple):
@@ -79,7 +80,8 @@ def capitals(text: str, seen: Spellings) -> Capitals:
             continue
         inside |= set() if begins else {word}
         between = text[end : match.start()]
-        goes_on = between in BETWEEN or (between == ". " and len(before) <= TITLE)
+        is_title = len(before) == 1 or before.lower() in TITLES
+        goes_on = between in BETWEEN or (between == ". " and is_title)
         goes_on = goes_on and bool(runs[-1])
         # a sentence's first word that is one of a name, too
         counts = not begins or (

@@ -29,6 +29,7 @@ def test_where_nothing_is_small_capitals_say_nothing(text):
         ("ask J. Vasska", [["Vasska"]]),  # an initial is no word to go by
         ("ask Odo, Vasska", []),
         ("meet Maribel. Then Vasska goes", []),
+        ("meet Odo. Then Vasska goes", []),  # a short name is no title
     ],
 )
 def test_words_in_capitals_side_by_side_are_one_name(text, runs):
