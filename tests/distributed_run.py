@@ -80,7 +80,7 @@ def run_lora(folder: Path, tokenizer: PreTrainedTokenizerFast, forget_level: flo
         retain_dataset=retain_rows(), processing_class=tokenizer, peft_config=LoraConfig(target_modules="all-linear"),
     )  # fmt: skip
     spoil(trainer)
-    status = _run(trainer, ADAPTERS["lora"], None, False)
+    status = _run(trainer, ADAPTERS["lora"], None, False, str)
     after = trainer.summary().after.forget if trainer.state.global_step else torch.empty(0)
     return {"status": status, "before": trainer.knowledge, "targets": trainer.measured.targets, "after": after}
 
