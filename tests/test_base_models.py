@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +27,7 @@ from conftest import make_llama
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.quantization_utils import ForwardOnlyQuantizationBackend
 from torch import nn
+from trainer_setup import forget_rows, retain_rows
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -54,7 +57,7 @@ from transformers import (
     TorchAoConfig,
 )
 
-from alter_peft import AlterConfig
+from alter_peft import AlterConfig, AlterUnlearnTrainer, UnlearnTrainer
 from alter_peft.tuner.export import export_to_lora
 from alter_peft.tuner.layer import AlterLinear
 from alter_peft.tuner.token_router import AlterRouter
@@ -268,7 +271,7 @@ def test_text_decoder_of_a_vision_language_model(family, router):
 # Quantised bases
 
 
-def quantized(folder, kind):
+def quantized(folder, kind, seed=0, vocab_size=VOCAB):
     """A tiny Llama, quantised by transformers while it is loaded; skips where the package isn't installed."""
     if kind == "torchao":
         quantization = pytest.importorskip("torchao.quantization")
@@ -276,8 +279,10 @@ def quantized(folder, kind):
     else:
         pytest.importorskip("bitsandbytes")
         settings = BitsAndBytesConfig(load_in_8bit=kind == "8bit", load_in_4bit=kind == "4bit")
-    torch.manual_seed(0)  # bitsandbytes wants whole blocks of 64 in 4 bits
-    tiny = LlamaForCausalLM(LlamaConfig(**{**SIZES, "hidden_size": 64, "intermediate_size": 64, "head_dim": 16}))
+    torch.manual_seed(seed)
+    # bitsandbytes wants whole blocks of 64 in 4 bits
+    sizes = {"vocab_size": vocab_size, "hidden_size": 64, "intermediate_size": 64, "head_dim": 16}
+    tiny = LlamaForCausalLM(LlamaConfig(**{**SIZES, **sizes}))
     sharpened(tiny).save_pretrained(folder / "base")
     return AutoModelForCausalLM.from_pretrained(folder / "base", quantization_config=settings, device_map="cpu").eval()
 
@@ -333,6 +338,32 @@ def test_merging_into_a_quantized_base(tmp_path, kind):
     merged = adapt(quantized(tmp_path, kind), **STATIC).merge_and_unload(safe_merge=True)
     assert not any(isinstance(module, AlterLinear) for module in merged.modules())
     assert torch.equal(logits(merged), found)
+
+
+@kinds
+@pytest.mark.parametrize("adapter", [AlterConfig(r=4), LoraConfig(target_modules=["q_proj"])], ids=["alter", "lora"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_training_on_a_quantized_base(tmp_path, tokenizer, monkeypatch, kind, adapter):
+    """From a checkpoint on, too, which another base of the same kind is not gone on from."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    trainers = {"ALTER": AlterUnlearnTrainer, "LORA": UnlearnTrainer}
+
+    def made(base, **options):
+        cls: Any = trainers[adapter.peft_type]
+        options = {"bf16": False, "report_to": "none", "use_cpu": True, "save_steps": 1, "as_chat": False, **options}
+        args = cls.config_class(output_dir=str(tmp_path / "out"), forget_loss="ga", **options)
+        forget = forget_rows(4).remove_columns("domain")
+        given = {"train_dataset": forget, "retain_dataset": retain_rows(4), "processing_class": tokenizer}
+        return cls(base, args, peft_config=copy.deepcopy(adapter), **given)
+
+    size = len(tokenizer)
+    made(quantized(tmp_path, kind, vocab_size=size), max_steps=1).train()
+    trainer = made(quantized(tmp_path, kind, vocab_size=size), max_steps=2)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 2
+    base = quantized(tmp_path, kind, seed=1, vocab_size=size)
+    with pytest.raises(ValueError, match=r"`model` is '.*', but .* other weights of this name"):
+        made(base, max_steps=3).train(resume_from_checkpoint=True)
 
 
 def test_four_bits_that_a_cpu_has_packed_are_not_merged():

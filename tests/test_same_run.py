@@ -12,12 +12,12 @@ import pytest
 import torch
 from conftest import make_llama
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from test_checkpoints import EACH_STEP
 from trainer_setup import adapter_state, forget_rows, make_trainer, retain_rows
 
 from alter_peft import AlterUnlearnTrainer, UnlearnConfig, UnlearnTrainer
-from alter_peft.trainer.same_run import BEGUN_WITH
+from alter_peft.trainer.same_run import BEGUN_WITH, _weights
 
 
 UNSEEN = Dataset.from_list([{"prompt": "Where does Ida live?", "completion": " Ida lives in Rome."}])
@@ -149,3 +149,26 @@ def test_a_checkpoint_that_does_not_say_is_gone_on_from(begun, tmp_path, tokeniz
     (tmp_path / "out-checkpoints" / "checkpoint-2" / BEGUN_WITH).unlink()
     trainer.train(resume_from_checkpoint=True)
     assert re.search("checkpoint-2' does not say what it was begun with", caplog.text)
+
+
+def adapted(tokenizer: Any, name: str) -> Any:
+    """A model with a LoRA adapter of this name."""
+    torch.manual_seed(0)
+    return get_peft_model(make_llama(len(tokenizer)), LoraConfig(target_modules=["q_proj"]), adapter_name=name)
+
+
+@pytest.mark.parametrize("name", ["default", "model", "weight", "base_layer"])
+def test_no_name_of_an_adapter_hides_the_base(tokenizer, name):
+    model = adapted(tokenizer, name)
+    expected = _weights(make_llama(len(tokenizer)))
+    assert _weights(model) == expected
+    with torch.no_grad():
+        for parameter in (parameter for parameter in model.parameters() if parameter.requires_grad):
+            parameter += 1
+    assert _weights(model) == expected
+    for parameter in (parameter for parameter in model.parameters() if not parameter.requires_grad):
+        with torch.no_grad():
+            parameter.flatten()[0] += 1
+        changed = _weights(model)
+        assert changed != expected
+        expected = changed

@@ -30,11 +30,12 @@ from alter_peft.tuner.router_fit import fit_router, sample_positions, shares_ast
 from alter_peft.tuner.token_router import AlterRouter
 
 from .counterfactuals import RouterTexts
-from .distributed import by_main_process, from_main_process, gathering_layers, is_zero3_split, looks, zero3_gathered
+from .distributed import by_main_process, from_main_process, gathering_layers, is_zero3_split, looks
 from .knowledge import RETAIN_ROWS, Astray
 from .measuring import Measuring, drawn
 from .observations import Observations, observe, observe_beside
 from .targets import Guide
+from .weight_bytes import weight_bytes
 
 
 logger = logging.get_logger(__name__)
@@ -267,11 +268,11 @@ def _read(path: Path) -> dict[str, Tensor] | None:
 def _base_bytes(model: nn.Module) -> Iterator[Any]:
     """The base model's weights, without any adapter's."""
     inside = [f"{name}." for name, module in model.named_modules() if isinstance(module, (AlterLayer, AlterRouter))]
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name, tensor in sorted(model.state_dict().items()):
+    names = []
+    for name in sorted(model.state_dict()):
         owner = next((prefix for prefix in inside if name.startswith(prefix)), None)
         if owner is None or name.startswith(f"{owner}base_layer."):
-            yield name.encode()
-            with zero3_gathered([parameters[name]] if name in parameters else []):
-                held = parameters.get(name, tensor).detach()
-                yield held.cpu().contiguous().flatten().view(torch.uint8).numpy()
+            names.append(name)
+    for found in weight_bytes(model, names):
+        yield found.name.encode()
+        yield from found.parts

@@ -11,17 +11,18 @@ from inspect import get_annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import logging
 from datasets import Dataset
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from alter_peft.reading.values import shown
 from alter_peft.words import counted
 
 from .config import AlterUnlearnConfig, UnlearnConfig
-from .distributed import zero3_gathered
+from .weight_bytes import weight_bytes
 
 
 logger = logging.get_logger(__name__)
@@ -229,19 +230,32 @@ def _weights(model: nn.Module) -> str:
 
     Their names are those without any wrapper, so that they are the same whatever an adapter adapts.
     """
-    skipped = set(model.peft_config) - set(model.active_adapters[1:]) if isinstance(model, PeftModel) else set[str]()
-    learns = {name for name, one in model.named_parameters() if one.requires_grad} if skipped else set[str]()
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    trained = _trained(model)
+    names = [name for name in model.state_dict() if name not in trained]
     found: dict[str, bytes] = {}
-    for name, tensor in model.state_dict().items():
-        if name in learns or skipped & set(name.split(".")) or not isinstance(tensor, torch.Tensor):
-            continue
-        with zero3_gathered([parameters[name]] if name in parameters else []):
-            flat = parameters.get(name, tensor).detach().flatten()
-            some = flat[:: max(1, len(flat) // SAMPLE)].cpu().contiguous().view(torch.uint8)
+    for name, shape, dtype, parts in weight_bytes(model, names, SAMPLE):
         plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
-        found[plain] = f"{plain} {[*tensor.shape]} {tensor.dtype} ".encode() + some.numpy().tobytes()
+        found[plain] = b"".join([f"{plain} {[*shape]} {dtype} ".encode(), *(part.tobytes() for part in parts)])
     digest = hashlib.sha256()
     for name in sorted(found):
         digest.update(found[name])
     return digest.hexdigest()
+
+
+def _trained(model: nn.Module) -> set[str]:
+    """The tensors of an adapted model that are of the trained adapter, or of one that does not act."""
+    if not isinstance(model, PeftModel):
+        return set()
+    skipped = set(model.peft_config) - set(model.active_adapters[1:])
+    found = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    inside = {"prompt_encoder."} | {
+        f"{name}."
+        for name, module in model.named_modules()
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+    }
+    for name in model.state_dict():
+        parts = name.split(".")
+        layer = next((end for end in range(len(parts) - 1, 0, -1) if f"{'.'.join(parts[:end])}." in inside), None)
+        if layer is not None and parts[layer] not in ("base_layer", "original_module") and skipped & {*parts[layer:]}:
+            found.add(name)
+    return found
