@@ -4,16 +4,22 @@
 from __future__ import annotations
 
 import json
+import shlex
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from conftest import make_llama
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import filter_repo_objects
+from peft.tuners.tuners_utils import BaseTunerLayer
 from test_cli import files, flags  # noqa: F401
 from trainer_setup import make_args, make_trainer
 from transformers.trainer import hf_api
 
 from alter_peft.cli import main
-from alter_peft.trainer.pushing import NotPushedError
+from alter_peft.trainer.pushing import NoRepositoryError, NotPushedError, upload_command
 
 
 class NoWay(HfHubHTTPError.__bases__[0]):  # type: ignore[misc]
@@ -32,6 +38,16 @@ def logged_in(monkeypatch):
     api = type(hf_api())
     monkeypatch.setattr(api, "create_repo", lambda *args, **kwargs: SimpleNamespace(repo_id="alice/adapter"))
     return api
+
+
+class Uploads(list[dict[str, Any]]):
+    """What was uploaded."""
+
+    def __call__(self, **given: Any) -> None:
+        folder = Path(given["folder_path"])
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+        kept = filter_repo_objects(names, ignore_patterns=given["ignore_patterns"])
+        self.append({**given, "files": {*kept}})
 
 
 @pytest.mark.parametrize(
@@ -89,7 +105,7 @@ def test_a_repository_that_cannot_be_made_is_said_before_the_training(files, cap
 
 def test_a_push_that_fails_after_the_training_loses_nothing(files, capsys, logged_in, monkeypatch):  # noqa: F811
     """The result is printed, then one line where the adapter is and how to push it."""
-    monkeypatch.setattr(logged_in, "upload_folder", no_way)
+    monkeypatch.setattr("alter_peft.trainer.saving.upload_folder", no_way)
     with pytest.raises(SystemExit) as stopped:
         main(flags(files, "--push_to_hub", "true", "--save_strategy", "no"))
     said, out = capsys.readouterr(), files["--output_dir"]
@@ -112,3 +128,64 @@ def test_a_first_push_without_a_repository_has_saved(tmp_path, tokenizer, logged
     with pytest.raises(NotPushedError, match=r"is saved in '.*out', but could not be pushed to the Hub \(NoWay"):
         trainer.push_to_hub()
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+def in_parts(*args, **kwargs):
+    """As the client raises whatever an upload of a large file ends by."""
+    raise RuntimeError("Error while uploading 'a.safetensors' to the Hub.") from ConnectionResetError("by peer")
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.mark.usefixtures("logged_in", "own_cache")
+def test_whatever_the_client_raises_has_saved(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr("alter_peft.trainer.saving.upload_folder", in_parts)
+    trainer = make_trainer(tmp_path / "out", tokenizer, adapter={}, max_steps=1, push_to_hub=True)
+    message = (
+        r"is saved in .*\(RuntimeError: Error while uploading 'a.safetensors' to the Hub. Connection.*: by peer\)"
+    )
+    with pytest.raises(NotPushedError, match=message):
+        trainer.save_model()
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_without_a_repository_the_model_is_as_it_was(tmp_path, tokenizer, logged_in, monkeypatch):
+    """For another attempt; the name is the one that the Hub was asked for."""
+    monkeypatch.setattr(logged_in, "create_repo", no_way)
+    model = make_llama(len(tokenizer))
+    with pytest.raises(NoRepositoryError, match=r"the repository 'out' \(`hub_model_id`\) could not be made"):
+        make_trainer(tmp_path / "out", tokenizer, model=model, adapter={}, push_to_hub=True)
+    assert not any(isinstance(module, BaseTunerLayer) for module in model.modules())
+    make_trainer(tmp_path / "out", tokenizer, model=model, adapter={})
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_no_repository_is_made_for_what_cannot_be_trained(tmp_path, tokenizer, logged_in, monkeypatch):
+    asked: list[Any] = []
+    monkeypatch.setattr(logged_in, "create_repo", lambda *args, **kwargs: asked.append(args))
+    with pytest.raises(ValueError, match="entropy_threshold"):
+        make_trainer(
+            tmp_path / "out", tokenizer, push_to_hub=True, adapter={"entropy_threshold": 99, "entropy_quantile": None}
+        )
+    assert asked == []
+
+
+@pytest.mark.parametrize("inside", [".", "checkpoints"])
+@pytest.mark.usefixtures("logged_in", "own_cache")
+def test_checkpoints_inside_are_not_pushed(tmp_path, tokenizer, monkeypatch, inside):
+    """Nor by the command for later: they hold hashes of the rows, and the optimizer's state."""
+    uploads, out = Uploads(), tmp_path / "out"
+    monkeypatch.setattr("alter_peft.trainer.saving.upload_folder", uploads)
+    options = {"checkpoint_dir": str(out / inside), "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    trainer = make_trainer(out, tokenizer, adapter={}, **options)
+    trainer.train()
+    trainer.push_to_hub()
+    assert (out / inside / "checkpoint-1" / ".begun-with.json").is_file()
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= uploads[0]["files"]
+    assert not any("checkpoint-" in name for name in uploads[0]["files"])
+    words = shlex.split(upload_command(trainer.args))
+    assert words[4:] == [f"--exclude={pattern}" for pattern in uploads[0]["ignore_patterns"][1:]]

@@ -211,15 +211,13 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         finally:
             self.gating.begin(Tokens())
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As [`~transformers.Trainer.train`], after phase I."""
-        checkpoint = self._to_resume(resume_from_checkpoint)
+    def _train_from(self, checkpoint: str | None, *args: Any, **kwargs: Any) -> TrainOutput:
         check_unscaled(self.alter_config)
         self.prepare()
         if self.is_deepspeed_enabled:
             for router in self.gating.routers:
                 router.hold_as_buffers()
-        return super().train(checkpoint, *args, **kwargs)
+        return super()._train_from(checkpoint, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW (or `args.optim`) on the groups `shared` (A, at eta_A), `experts` (at eta_B) and, if any, `other`."""

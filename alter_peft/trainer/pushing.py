@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_token, is_offline_mode
-from huggingface_hub.errors import HfHubHTTPError
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 
-# the client's own errors, whichever HTTP library it has: a refusal of the Hub, or no way to it
-UNREACHABLE: tuple[type[Exception], ...] = tuple(
-    base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)
-)
+# what is in `output_dir` and not to be delivered: checkpoints, if they are inside, at any depth
+CHECKPOINTS = (f"{PREFIX_CHECKPOINT_DIR}-*", f"*/{PREFIX_CHECKPOINT_DIR}-*")
 
 
 class NotPushedError(OSError):
@@ -24,12 +23,13 @@ class NoRepositoryError(ValueError):
     """The repository on the Hub could neither be found nor made."""
 
 
-PUSH_FAILED: tuple[type[Exception], ...] = (NoRepositoryError, *UNREACHABLE)
-
-
 def upload_command(args: Any, repository: str | None = None) -> str:
-    """The command that pushes `output_dir` later."""
-    return shlex.join(["hf", "upload", repository or args.hub_model_id or "USER/NAME", str(args.output_dir)])
+    """The command that pushes `output_dir` later, without the checkpoints that may be inside."""
+    words = ["hf", "upload", repository or args.hub_model_id or "USER/NAME", str(args.output_dir)]
+    output, checkpoints = Path(args.output_dir).resolve(), Path(args.checkpoint_dir).resolve()
+    if checkpoints.is_relative_to(output):
+        words += [f"--exclude={pattern}" for pattern in CHECKPOINTS]
+    return shlex.join(words)
 
 
 def check_push(args: Any) -> None:
@@ -53,7 +53,7 @@ def check_push(args: Any) -> None:
 
 def no_repository(args: Any, error: Any) -> NoRepositoryError:
     """What is said where the repository could neither be found nor made."""
-    name = args.hub_model_id or args.output_dir
+    name = args.hub_model_id or Path(args.output_dir).absolute().name
     return NoRepositoryError(
         f"`push_to_hub` is True, but the repository {name!r} (`hub_model_id`) could not be made on the Hub, or "
         f"reached ({_reason(error)}). Check the network, the name and the token (`hf auth login`), or leave "
@@ -70,7 +70,10 @@ def not_pushed(args: Any, repository: str | None, error: Any) -> NotPushedError:
 
 
 def _reason(error: Any) -> str:
-    cause = error.__cause__ if isinstance(error, NoRepositoryError) else error
-    lines = [line for line in f"{type(cause).__name__}: {cause}".splitlines() if "more information" not in line]
+    """The error and, as of an upload in parts, what it came from."""
+    cause: Any = error.__cause__ if isinstance(error, NoRepositoryError) else error
+    chain = [cause] if cause.__cause__ is None else [cause, cause.__cause__]
+    lines = [line for one in chain for line in f"{type(one).__name__}: {one}".splitlines()]
+    lines = [line for line in lines if "more information" not in line]
     text = " ".join(" ".join(lines).split())
     return text if len(text) <= 300 else f"{text[:300]}..."

@@ -10,17 +10,18 @@ from typing import Any
 
 from datasets import Dataset
 from huggingface_hub import upload_folder
+from peft import PeftModel
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SaveStrategy
 from transformers.utils.hub import PushInProgress
 from trl import SFTTrainer
 
-from alter_peft.tuner.saving import NotSavedError, explained, keep_card, one_save
+from alter_peft.tuner.saving import explained, keep_card, one_save
 
 from .checkpoints import branch_off, checkpoint_to_resume, is_checkpoint, link_files, name_run, start_afresh
-from .distributed import from_main_process, is_zero3_split
-from .pushing import PUSH_FAILED, UNREACHABLE, no_repository, not_pushed
+from .distributed import from_main_process, looks
+from .pushing import CHECKPOINTS, NoRepositoryError, no_repository, not_pushed
 from .same_run import BEGUN_WITH, begun_with, difference, write_begun_with
 
 
@@ -40,6 +41,8 @@ class SavingTrainer(SFTTrainer):
 
     _begun: dict[str, Any]  # what `begun_with` gives; empty where a process has no weights to look at
     _delivered: list[Path]
+    _is_made = False  # whether all that a trainer is given has been looked at
+    _goes_on_from: str | None = None  # a checkpoint that has been looked at, until it is gone on from
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = Path(super()._get_output_dir(trial))  # of one trial of a search for hyperparameters, one inside
@@ -48,8 +51,12 @@ class SavingTrainer(SFTTrainer):
     def _to_resume(self, given: Any) -> str | None:
         """The checkpoint to go on from; what is wrong with it is an error before anything is computed."""
         folder = Path(self.args.checkpoint_dir)
-        checkpoint = checkpoint_to_resume(given, folder)
-        self.check_goes_on(checkpoint)
+        if given is not None and given == self._goes_on_from:  # as the command line does, before phase I
+            checkpoint = self._goes_on_from
+        else:
+            checkpoint = checkpoint_to_resume(given, folder)
+            self.check_goes_on(checkpoint)
+        self._goes_on_from = None
         if self.args.should_save and self.args.save_strategy != SaveStrategy.NO:
             if checkpoint is None:
                 start_afresh(folder)
@@ -62,8 +69,8 @@ class SavingTrainer(SFTTrainer):
     ) -> None:
         """As `begun_with`, where this process has the weights."""
         model: Any = self.model
-        looks = self.accelerator.is_main_process or is_zero3_split(model)
-        self._begun = begun_with(self.args, model, given, prepared, reference) if looks else {}
+        has_weights = looks(self.accelerator, model)
+        self._begun = begun_with(self.args, model, given, prepared, reference) if has_weights else {}
 
     def check_goes_on(self, checkpoint: str | None) -> None:
         """
@@ -77,6 +84,7 @@ class SavingTrainer(SFTTrainer):
             found = from_main_process(found)
         if found is not None:
             raise ValueError(found)
+        self._goes_on_from = checkpoint
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """As the parent's, in one step."""
@@ -108,22 +116,63 @@ class SavingTrainer(SFTTrainer):
             super(SFTTrainer, self)._save_checkpoint(model, trial)
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """As the parent's; `NoRepositoryError`, a `ValueError`, if the repository cannot be made."""
+        """
+        As the parent's, once all else that the trainer is given has been looked at: `NoRepositoryError`, a
+        `ValueError`, if the repository cannot be made.
+        """
+        if not self._is_made:
+            return
         try:
             super().init_hf_repo(*args, **kwargs)
-        except UNREACHABLE as error:
+        except Exception as error:  # the client's, and those of whichever HTTP library it has
             raise no_repository(self.args, error) from error
 
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's, and saved in any case: `NotPushedError`, an `OSError`, says where, and how to push it."""
-        if self.hub_model_id is None:  # the parent makes the repository first
-            self.save_model(_internal_call=True)
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        As the parent's, but saved first, and without checkpoints.
+
+        Raises:
+            NotPushedError: an `OSError` that says where it is saved, and how to push it. With `blocking=False` the
+                future has the client's own error.
+        """
+        args = self.args
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        token = token or args.hub_token
         try:
-            return super().push_to_hub(*args, **kwargs)
-        except NotSavedError:
-            raise
-        except PUSH_FAILED as error:
-            raise not_pushed(self.args, self.hub_model_id, error) from error
+            if self.hub_model_id is None:
+                self.init_hf_repo(token=token, private=private)
+        except NoRepositoryError as error:
+            raise not_pushed(args, None, error) from error
+        tags: list[str] | str = kwargs.pop("tags", None) or []
+        base: Any = self.accelerator.unwrap_model(self.model)
+        base = base.get_base_model() if isinstance(base, PeftModel) else base
+        kwargs["tags"] = [*([tags] if isinstance(tags, str) else tags), *(base.model_tags or [])]
+        name = kwargs.pop("model_name", None) or Path(args.hub_model_id or args.output_dir).name
+        self.create_model_card(model_name=name, **kwargs)
+        self._finish_current_push()
+        try:
+            return upload_folder(
+                repo_id=self.hub_model_id,
+                folder_path=args.output_dir,
+                commit_message=commit_message,
+                token=token,
+                revision=revision or args.hub_revision,
+                ignore_patterns=["_*", *CHECKPOINTS],
+                run_as_future=not blocking,  # type: ignore[call-overload]
+            )
+        except Exception as error:  # an upload in parts raises a RuntimeError, hf_xet errors of its own
+            raise not_pushed(args, self.hub_model_id, error) from error
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """As the parent's, but straight from the checkpoint, adapters in folders of their own included."""

@@ -162,6 +162,9 @@ class UnlearnTrainer(PreparingTrainer):
                 self._set_up_data(forget, retain, calibration)
                 given = dict(zip(SETS, (*self._given, calibration), strict=True))
                 self._note_start(given, dict(zip(SETS, (self._forget, self._retain), strict=False)), reference_model)
+                self._is_made = True
+                if args.push_to_hub:
+                    self.init_hf_repo()
             except ValueError:
                 if peft_config is not None:  # the user's model as it was given, for another attempt
                     self.model.unload()
@@ -311,7 +314,9 @@ class UnlearnTrainer(PreparingTrainer):
         `True` goes on from the last whole checkpoint in `args.checkpoint_dir`.
         Rows that the model does not know are trained all the same; a warning says that there is nothing to forget.
         """
-        checkpoint = self._to_resume(resume_from_checkpoint)
+        return self._train_from(self._to_resume(resume_from_checkpoint), *args, **kwargs)
+
+    def _train_from(self, checkpoint: str | None, *args: Any, **kwargs: Any) -> TrainOutput:
         self._trained.keep(self.model)
         self.prepare()
         if self.knowledge.warning is not None:
