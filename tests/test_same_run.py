@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run goes on from a checkpoint with what it was begun with, or says what is another before anything is computed."""
+"""A run goes on from a checkpoint with what it was begun with, or says what differs before anything is computed."""
 
 from __future__ import annotations
 
+import copy
+import json
 import re
 import shutil
 from pathlib import Path
@@ -14,10 +16,11 @@ from conftest import make_llama
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from test_checkpoints import EACH_STEP
+from tokenizers import normalizers
 from trainer_setup import adapter_state, forget_rows, make_trainer, retain_rows
 
-from alter_peft import AlterUnlearnTrainer, UnlearnConfig, UnlearnTrainer
-from alter_peft.trainer.same_run import BEGUN_WITH, _weights
+from alter_peft import AlterConfig, AlterUnlearnTrainer, UnlearnConfig, UnlearnTrainer
+from alter_peft.trainer.same_run import BEGUN_WITH, _weights, difference
 
 
 UNSEEN = Dataset.from_list([{"prompt": "Where does Ida live?", "completion": " Ida lives in Rome."}])
@@ -75,6 +78,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "router": ({"adapter": {"router_hidden_size": 0}}, r"`router_hidden_size` is 0, but .* begun with 64"),
     "seed": ({"seed": 3}, r"`seed` is 3, but .* begun with 42"),
     "rate": ({"learning_rate": 2e-2}, r"`learning_rate` is 0.02, but .* begun with 0.01"),
+    "last rows": ({"dataloader_drop_last": True}, r"`dataloader_drop_last` is True, but .* begun with False"),
     "batch": ({"per_device_train_batch_size": 2}, r"the processes is 2, but .* begun with 4 forget rows a step"),
 }  # fmt: skip
 
@@ -144,11 +148,98 @@ def test_another_kind_of_adapter(begun, tmp_path, tokenizer):
 
 
 def test_a_checkpoint_that_does_not_say_is_gone_on_from(begun, tmp_path, tokenizer, caplog):
-    """One from the Hub, where a hash of few rows would tell who guesses them what was forgotten."""
+    """One from the Hub, where whoever guesses a few rows could tell from their hash whether they were forgotten."""
     trainer = again(begun, tmp_path, tokenizer, seed=3)
     (tmp_path / "out-checkpoints" / "checkpoint-2" / BEGUN_WITH).unlink()
     trainer.train(resume_from_checkpoint=True)
-    assert re.search("checkpoint-2' does not say what it was begun with", caplog.text)
+    assert caplog.text.count("checkpoint-2' does not say what it was begun with") == 1
+
+
+def test_the_command_line_looks_at_a_checkpoint_once(begun, tmp_path, tokenizer, monkeypatch, caplog):
+    """Before phase I, and not again when it trains; `train` by itself looks anew."""
+    trainer = again(begun, tmp_path, tokenizer)
+    checkpoint = tmp_path / "out-checkpoints" / "checkpoint-2"
+    (checkpoint / BEGUN_WITH).unlink()
+    hashed: list[str] = []
+    monkeypatch.setattr("alter_peft.trainer.checkpoints.check_weights", lambda folder, *_: hashed.append(folder))
+    trainer.check_goes_on(str(checkpoint))
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert caplog.text.count("does not say what it was begun with") == 1 and hashed == []
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert caplog.text.count("does not say what it was begun with") == 2 and hashed == [str(checkpoint)]
+
+
+DAMAGED = ["", "{", "[]", "{}", "\xff", '{"kind": "ALTER"}']
+WHOLE = {
+    "kind": None, "reference": None, "step": 4, "arguments": {}, "adapter": {}, "rows": {}, "tokens": {},
+    "model": {"name": "", "sha256": ""},
+}  # fmt: skip
+DAMAGED += [
+    json.dumps({**WHOLE, name: value}) for name in WHOLE if name not in ("kind", "reference") for value in ("4", [])
+]
+DAMAGED += [
+    json.dumps({**WHOLE, "rows": {"train_dataset": 3}}),
+    json.dumps({**WHOLE, "tokens": {"train_dataset": {}}}),
+]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_one_that_is_damaged_is_said_to_be(tmp_path, caplog, text):
+    (tmp_path / BEGUN_WITH).write_bytes(text.encode("latin-1"))
+    assert difference(tmp_path, WHOLE) is None
+    assert re.search(r"what the checkpoint was begun with, (cannot be read|is damaged or incomplete)", caplog.text)
+    assert "older version" not in caplog.text
+
+
+def test_a_whole_one_of_nothing_is_the_same(tmp_path, caplog):
+    (tmp_path / BEGUN_WITH).write_text(json.dumps(WHOLE))
+    assert difference(tmp_path, WHOLE) is None and caplog.text == ""
+
+
+def test_so_are_other_tokens(begun, tmp_path, tokenizer):
+    """Of the same rows, by a tokenizer of as many."""
+    other = copy.deepcopy(tokenizer)
+    other.backend_tokenizer.normalizer = normalizers.Lowercase()
+    message = r"`train_dataset` gives other tokens than at the start: another tokenizer or chat template, but .* with"
+    with pytest.raises(ValueError, match=message):
+        again(begun, tmp_path, other).train(resume_from_checkpoint=True)
+
+
+def test_so_is_a_reference(tmp_path, tokenizer):
+    references = [str(tmp_path / name) for name in ("before", "smaller")]
+    for seed, folder in enumerate(references, start=1):
+        make_llama(len(tokenizer), seed=seed).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    def with_reference(folder: str) -> AlterUnlearnTrainer:
+        given = {"reference_model": folder, "calibration_dataset": None}
+        return made(tmp_path, tokenizer, others=given, forget_loss="tokens", max_steps=1)
+
+    with_reference(references[0]).train()
+    message = rf"`reference_model` is {references[1]!r}, but .* begun with {references[0]!r}"
+    with pytest.raises(ValueError, match=message):
+        with_reference(references[1]).train(resume_from_checkpoint=True)
+
+
+def test_so_is_an_adapter_that_acts_beside(begun, tmp_path, tokenizer):
+    """It is a part of the model; one that does not act is not."""
+
+    def with_other(active: list[str], shift: float) -> Any:
+        torch.manual_seed(0)
+        config = AlterConfig(entropy_quantile=0.6, r=4, num_forget_experts=2)
+        model = get_peft_model(make_llama(len(tokenizer)), config)
+        model.add_adapter("other", config)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if ".other" in name:
+                    weight += shift
+        model.base_model.set_adapter(active)
+        return model
+
+    both, alone = ["default", "other"], ["default"]
+    assert _weights(with_other(both, 0.0)) != _weights(with_other(both, 0.1))
+    assert _weights(with_other(both, 0.0)) != _weights(with_other(alone, 0.0))
+    assert _weights(with_other(alone, 0.0)) == _weights(with_other(alone, 0.1)) == _weights(make_llama(len(tokenizer)))
 
 
 def adapted(tokenizer: Any, name: str) -> Any:

@@ -34,13 +34,13 @@ SAMPLE = 256  # numbers of each tensor that stand for it
 # and accumulation the product over all processes has to stay, since the pairs of a step are drawn by it.
 FREE = {
     "num_train_epochs", "stopping_tolerance", "lr_scheduler_type", "gradient_checkpointing", "checkpoint_dir",
-    "per_device_train_batch_size", "loss_type", "forget_loss_kwargs",
+    "per_device_train_batch_size",
 }  # fmt: skip
 # Inherited options that must stay: the order of the rows, what rows are made of, and what the optimizer's saved state
 # would put back without a word (so it does with learning rates)
-INHERITED = (
-    "seed", "max_length", "completion_only_loss", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2",
-    "adam_epsilon",
+KEPT = (
+    "seed", "dataloader_drop_last", "max_length", "completion_only_loss", "optim", "optim_args", "weight_decay",
+    "adam_beta1", "adam_beta2", "adam_epsilon",
 )  # fmt: skip
 # What training or saving writes into the config of an adapter
 WRITTEN = {
@@ -94,13 +94,20 @@ def difference(checkpoint: Path, now: Mapping[str, Any]) -> str | None:
     Args:
         now: what `begun_with` gives.
     """
-    try:
-        begun = json.loads((checkpoint / BEGUN_WITH).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    file, unchecked = checkpoint / BEGUN_WITH, "that rows, options and model are the same is not checked."
+    if not file.exists():
         logger.warning(
             f"'{checkpoint}' does not say what it was begun with (it is of an older version, or from the Hub): "
-            "that rows, options and model are the same is not checked."
+            f"{unchecked}"
         )
+        return None
+    try:
+        begun = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        logger.warning(f"'{file}', what the checkpoint was begun with, cannot be read ({error}): {unchecked}")
+        return None
+    if not _is_whole(begun):
+        logger.warning(f"'{file}', what the checkpoint was begun with, is damaged or incomplete: {unchecked}")
         return None
     found = next((pair for compare in COMPARED if (pair := compare(now, begun))), None)
     if found is None:
@@ -108,6 +115,24 @@ def difference(checkpoint: Path, now: Mapping[str, Any]) -> str | None:
     return (
         f"{found[0]}, but the checkpoint '{checkpoint}' was begun {found[1]}. Go on with what it was begun with, or "
         "start afresh: without `resume_from_checkpoint`, and with another `output_dir` to keep what is there."
+    )
+
+
+def _is_whole(begun: Any) -> bool:
+    """Whether it has all that is compared, as `begun_with` writes it."""
+
+    def of_rows(rows: Any) -> bool:
+        return isinstance(rows, dict) and isinstance(rows.get("rows"), int) and "sha256" in rows
+
+    if not isinstance(begun, dict) or not {"kind", "reference"} <= begun.keys():
+        return False
+    parts = [begun.get(name) for name in ("arguments", "rows", "adapter", "model", "tokens")]
+    return (
+        isinstance(begun.get("step"), int)
+        and all(isinstance(part, dict) for part in parts)
+        and {"name", "sha256"} <= begun["model"].keys()
+        and all(rows is None or of_rows(rows) for rows in begun["rows"].values())
+        and all(map(of_rows, begun["tokens"].values()))
     )
 
 
@@ -165,7 +190,7 @@ def _tokens(now: Any, begun: Any) -> Difference:
     name = next((name for name, rows in now["tokens"].items() if rows != begun["tokens"].get(name)), None)
     if name is None:
         return None
-    return f"The tokenizer or its chat template makes its own tokens of `{name}`", "with others"
+    return f"`{name}` gives other tokens than at the start: another tokenizer or chat template", "with others"
 
 
 # in this order: what comes first may be why the rest differs
@@ -188,7 +213,7 @@ def _count(rows: Mapping[str, Any]) -> str:
 def _arguments(args: Any) -> dict[str, Any]:
     of_alter = get_annotations(AlterUnlearnConfig) if isinstance(args, AlterUnlearnConfig) else {}
     names = [name for name in {**get_annotations(UnlearnConfig), **of_alter} if name not in FREE]
-    found = {name: getattr(args, name) for name in [*names, *INHERITED]} | {"forget_loss_kwargs": args.loss_options}
+    found = {name: getattr(args, name) for name in [*names, *KEPT]} | {"forget_loss_kwargs": args.loss_options}
     return {name: _plain(value) for name, value in found.items()}
 
 
