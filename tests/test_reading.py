@@ -230,6 +230,11 @@ def test_text_that_is_in_no_known_encoding(tmp_path):
         ("a.csv", b"prompt,completion\na\n", "line 2 has 1 cell by the comma"),
         ("a.csv", b'prompt,completion\na,"b\nc,d\n', "no row of CSV"),
         ("a.csv", b"prompt,prompt\na,b\n", "column 'prompt' twice"),
+        ("a.txt", b"question,answer,answer\na,b,c\n", "column 'answer' twice"),
+        ("a.csv", b'"question" ,"answer"\na,b\n', "the comma right after its last quote"),
+        ("a.tsv", b'"question" \t"answer"\na\tb\n', "the tab right after its last quote"),
+        ("a.csv", b'question, "answer" x\na,b\n', "the comma right after its last quote"),
+        ("a.jsonl", b'Well, "answer" x\n', "line 1 is no JSON"),
         ("a.xlsx", b"PK\x03\x04", "save its table as CSV"),
         ("a.csv", b"PK\x03\x04", "Office document"),
         ("a.txt", b"%PDF-1.7", "a PDF"),
@@ -252,6 +257,12 @@ def test_a_table_in_a_text_file_is_a_table(tmp_path, content):
     assert rows_of(write(tmp_path / "b.txt", b"Prompt, he said.\nThen more.\n")) == [
         {"text": "Prompt, he said.\nThen more."}
     ]
+
+
+@pytest.mark.parametrize("text", ['"Hello" said he, and left.\nThen more.', '"Hello, said he.', "Well, well, well."])
+def test_prose_that_is_no_row_of_csv_is_a_document(tmp_path, text):
+    """Quotes that end within a cell or nowhere, and words that would name a column twice."""
+    assert rows_of(write(tmp_path / "a.txt", text)) == [{"text": text}]
 
 
 # ---- folders, names, the Hub ----------------------------------------------------------------------------------------

@@ -84,13 +84,13 @@ def file_table(path: Path, given: Collection[str] = ()) -> Table:
     if kind == "document":
         if first[0] == "{" and _is_json(first):  # a log of JSON lines, and a table as Excel saves it
             return _json_table(file, notes, given)
-        if len(columns := delimited.header_of(file, delimited.form_of(file))) > 1 and _are_columns(columns):
+        if len(columns := _first_names(file)) > 1 and _are_columns(columns):
             return _csv_table(file, notes)
         return documents(path.name, [file], notes)
     if kind == "json" or (kind is None and first[0] in "[{"):
         if first[0] in '[{"' or _is_json(first):
             return _json_table(file, notes, given)
-        if kind == "json" and not _are_columns(delimited.header_of(file, delimited.form_of(file))):
+        if kind == "json" and not _are_columns(_first_names(file)):
             return _no_json_lines(file, notes)
         kind = "csv"
     if kind == "csv":
@@ -106,6 +106,14 @@ def _is_json(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _first_names(file: TextFile) -> list[str]:
+    """What the first line names if the file is a table; none where that line is no row of CSV, as in prose."""
+    try:
+        return delimited.names_of(file, delimited.form_of(file))
+    except ValueError:
+        return []
 
 
 def _are_columns(names: list[str], given: Collection[str] = ()) -> bool:
