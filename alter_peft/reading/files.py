@@ -120,9 +120,10 @@ def _are_columns(names: list[str], given: Collection[str] = ()) -> bool:
     """Whether these are names of columns, by what they are called or by what the user says."""
     if not set(names).isdisjoint(given):
         return True
-    for first in ({}, {"labels": ""}):  # KnowUnDo's `labels` are known by their type
+    # KnowUnDo's `labels` and the choices of multiple choice are known by their type
+    for first in (dict.fromkeys(names), dict.fromkeys(names) | {"labels": ""}, {name: [] for name in names}):
         try:
-            choose(names, dict.fromkeys(names) | first)
+            choose(names, first)
         except Ambiguous:
             return True
         except Unrecognised:
