@@ -120,8 +120,9 @@ def _are_columns(names: list[str], given: Collection[str] = ()) -> bool:
     """Whether these are names of columns, by what they are called or by what the user says."""
     if not set(names).isdisjoint(given):
         return True
+    empty: dict[str, Any] = dict.fromkeys(names)
     # KnowUnDo's `labels` and the choices of multiple choice are known by their type
-    for first in (dict.fromkeys(names), dict.fromkeys(names) | {"labels": ""}, {name: [] for name in names}):
+    for first in (empty, empty | {"labels": ""}, {name: [] for name in names}):
         try:
             choose(names, first)
         except Ambiguous:
