@@ -121,8 +121,9 @@ def _are_columns(names: list[str], given: Collection[str] = ()) -> bool:
     if not set(names).isdisjoint(given):
         return True
     empty: dict[str, Any] = dict.fromkeys(names)
+    lists: dict[str, Any] = {name: [] for name in names}
     # KnowUnDo's `labels` and the choices of multiple choice are known by their type
-    for first in (empty, empty | {"labels": ""}, {name: [] for name in names}):
+    for first in (empty, empty | {"labels": ""}, lists):
         try:
             choose(names, first)
         except Ambiguous:
