@@ -55,7 +55,8 @@ def check_reports(names: Any) -> None:
         if name not in usable and name not in NOT_LOOKED_FOR:
             here = f"what can be used here is {usable}" if usable else "nothing of the kind can be used here"
             raise ValueError(
-                f"`report_to` has {name!r}, whose package is not installed: {here}. Install it, or give 'none'."
+                f"`report_to` has {name!r}, which cannot be used here (its package is not installed or not set up): "
+                f"{here}. Install it and set it up, or give 'none'."
             )
 
 
