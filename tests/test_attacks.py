@@ -330,7 +330,7 @@ def test_points_of_relearning_keep_their_rows(tokenizer):
         (ROWS._replace(holdout=[]), ["sampling", "membership"], r"`holdout` has no rows, but .*\['membership'\]"),
         (ROWS._replace(holdout=[]), ["sampling", "relearning"], r"`holdout` has no rows, but .*\['relearning'\]"),
         (ROWS._replace(forget=[]), ["sampling"], "`forget` has 0 rows, but"),
-        (ROWS._replace(forget=FORGET[:1]), ["sampling", "relearning"], "`forget` has 1 rows, but .* need 2"),
+        (ROWS._replace(forget=FORGET[:1]), ["sampling", "relearning"], "`forget` has 1 row, but .* need 2"),
     ],
 )
 def test_missing_rows_are_found_before_anything_is_computed(tokenizer, rows, names, message):

@@ -22,6 +22,7 @@ from alter_peft.benchmark.arguments import BenchmarkArguments
 from alter_peft.benchmark.grid import Grid
 from alter_peft.benchmark.methods import METHODS
 from alter_peft.benchmark.methods import reading as methods
+from alter_peft.benchmark.provenance import CONTENT, check_made_with
 from alter_peft.evaluation import Key, Score, Scores
 from alter_peft.evaluation.attacks import Attack
 from alter_peft.evaluation.results import Result
@@ -560,6 +561,19 @@ def test_rows_that_changed_in_their_file_are_refused(arguments, base, tmp_path):
     result.write_text(json.dumps(found))
     with pytest.raises(ValueError, match=message.format("taught.json")):
         Grid(arguments(data=str(data)))
+
+
+@pytest.mark.parametrize(
+    "now, before, found",
+    [("none", "6 rows \\(b\\)", {"bystanders": "6 rows (b)"}), ("6 rows \\(b\\)", "none", {})],
+)
+def test_a_set_that_is_gone_or_new_is_a_change(now, before, found):
+    """Also where no row of the others changed."""
+    forget, wanted = {"forget": "2 rows (a)"}, {} if found else {"bystanders": "6 rows (b)"}
+    path = Path("out/random-0/result.json")
+    with pytest.raises(ValueError, match=f"The set 'bystanders' of `data` is {now}, but .* was made with {before}: "):
+        check_made_with("random", path, {CONTENT: {**forget, **found}}, {CONTENT: {**forget, **wanted}})
+    check_made_with("random", path, {}, {CONTENT: {**forget, **wanted}})  # of an older version
 
 
 def test_a_method_on_another_target_is_refused(arguments, quick, tmp_path):

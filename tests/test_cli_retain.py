@@ -29,7 +29,7 @@ def test_retain_auto(given, tmp_path, capsys):
     corpus = write_rows(tmp_path / "corpus.jsonl", [*RETAIN, *FORGET, {"prompt": "Who bakes?", "completion": " Bob."}])
     main([*given, "--retain", "auto", "--corpus", corpus])
     out = capsys.readouterr().out
-    assert "--retain: 64 rows of general text, and 3 of --corpus that are like the rows to forget\n" in out
+    assert "--retain: 64 rows of general text, and 3 of --corpus like the rows to forget\n" in out
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 

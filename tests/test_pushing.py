@@ -54,7 +54,10 @@ class Uploads(list[dict[str, Any]]):
     "given, said",
     [
         ("no_such_thing", "`--report_to` has 'no_such_thing', but must be 'none', 'all' or some of ['"),
-        ("comet_ml", "`--report_to` has 'comet_ml', whose package is not installed"),
+        (
+            "comet_ml",
+            "`--report_to` has 'comet_ml', which cannot be used here (its package is not installed or not set up)",
+        ),
     ],
 )
 def test_where_no_logs_can_go_is_one_line(files, capsys, monkeypatch, given, said):  # noqa: F811
@@ -67,7 +70,7 @@ def test_where_no_logs_can_go_is_one_line(files, capsys, monkeypatch, given, sai
 
 def test_python_names_the_argument(tmp_path, monkeypatch):
     monkeypatch.setattr("alter_peft.trainer.config.get_available_reporting_integrations", list)
-    with pytest.raises(ValueError, match=r"^`report_to` has 'wandb', whose package is not installed: nothing of the"):
+    with pytest.raises(ValueError, match=r"^`report_to` has 'wandb', which cannot be used .*: nothing of the"):
         make_args(tmp_path, report_to=["wandb"])
 
 

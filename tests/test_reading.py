@@ -101,6 +101,8 @@ MULTIPLE_CHOICE = {
     "MMLU-Pro": ("json", json.dumps([{"question": "Which?", "options": [*"wxyz"], "answer": "B", "answer_index": 1}])),
     "MedQA": ("json", json.dumps([{"question": "Which?", "answer": "x",
                                    "options": {"A": "w", "B": "x", "C": "y", "D": "z"}}])),
+    "OpenBookQA, of columns": ("json", json.dumps({"question_stem": ["Which?"], "answerKey": ["B"],
+                                                   "choices": [{"text": [*"wxyz"], "label": [*"ABCD"]}]})),
     "a place": ("json", json.dumps([{"question": "Which?", "choices": [*"wxyz"], "answer": 1}])),
 }  # fmt: skip
 
@@ -118,6 +120,40 @@ def test_choices_that_cannot_be_told_are_refused(tmp_path):
     )
     assert rows_of(source, columns={"prompt": "question", "completion": "answer"})[0]["completion"] == "B"
     refused(write(tmp_path / "e.csv", "question,A,B,C,D,answer\nWhich?,w,x,y,z,E\n"), "none of its 4 choices")
+    lost = {"question": "Which?", "options": None, "answer": "(B)"}
+    refused(write(tmp_path / "lost.json", json.dumps([lost])), "needs two choices or more")
+
+
+@pytest.mark.parametrize("options", [None, "", "Think first, (then) answer.", "[sic]", "{name}", 3])
+@pytest.mark.parametrize("answer", ["Bob.", "42", "A cat"])
+def test_questions_with_a_column_that_lists_no_choices_are_answered_freely(tmp_path, options, answer):
+    row = {"question": "Who?", "options": options, "answer": answer}
+    source = write(tmp_path / "rows.jsonl", json.dumps(row))
+    assert rows_of(source) == [{"prompt": "Who?", "completion": answer}]
+    assert taken(source).endswith("left alone: options")
+
+
+@pytest.mark.parametrize(
+    "choices, part",
+    [
+        ({"text": ["x", "y"], "label": None}, "whose 'text' and 'label' must be two lists"),
+        ({"text": ["x", "y"], "label": "AB"}, "whose 'text' and 'label' must be two lists"),
+        ({"text": None, "label": ["A", "B"]}, "whose 'text' and 'label' must be two lists"),
+        ({"text": ["x", "y"], "label": ["A", None]}, "needs text there"),
+        ('{"A": "x", "A": "y", "B": "z"}', "which has the key 'A' more than once in one object, with 'x' and 'y'"),
+        ("{'A': 'x', 'A': 'y', 'B': 'z'}", "which has the key 'A' more than once in one object, with 'x' and 'y'"),
+    ],
+)
+def test_choices_that_are_not_whole_are_refused(tmp_path, choices, part):
+    row = {"question": "Which?", "choices": choices, "answer": "B"}
+    refused(write(tmp_path / "rows.jsonl", json.dumps(row)), "row 0 has", "in the column 'choices'", part)
+
+
+@pytest.mark.parametrize("cell", ["[1.50, 2]", '{"A": 1.50, "B": 2}', "{0: '1.50', 1: 2}", "('1.50', 2)"])
+def test_numbers_among_choices_are_as_they_are_written(tmp_path, cell):
+    row = {"question": "Which?", "choices": cell, "answer": "1.50"}
+    found = rows_of(write(tmp_path / "rows.jsonl", json.dumps(row)))
+    assert found == [{"prompt": "Which?", "completion": "1.50", "wrong": ["2"]}]
 
 
 FILES = {
@@ -230,6 +266,11 @@ def test_text_that_is_in_no_known_encoding(tmp_path):
         ("a.csv", b"prompt,completion\na\n", "line 2 has 1 cell by the comma"),
         ("a.csv", b'prompt,completion\na,"b\nc,d\n', "no row of CSV"),
         ("a.csv", b"prompt,prompt\na,b\n", "column 'prompt' twice"),
+        ("a.txt", b"question,answer,answer\na,b,c\n", "column 'answer' twice"),
+        ("a.csv", b'"question" ,"answer"\na,b\n', "the comma right after its last quote"),
+        ("a.tsv", b'"question" \t"answer"\na\tb\n', "the tab right after its last quote"),
+        ("a.csv", b'question, "answer" x\na,b\n', "the comma right after its last quote"),
+        ("a.jsonl", b'Well, "answer" x\n', "line 1 is no JSON"),
         ("a.xlsx", b"PK\x03\x04", "save its table as CSV"),
         ("a.csv", b"PK\x03\x04", "Office document"),
         ("a.txt", b"%PDF-1.7", "a PDF"),
@@ -252,6 +293,12 @@ def test_a_table_in_a_text_file_is_a_table(tmp_path, content):
     assert rows_of(write(tmp_path / "b.txt", b"Prompt, he said.\nThen more.\n")) == [
         {"text": "Prompt, he said.\nThen more."}
     ]
+
+
+@pytest.mark.parametrize("text", ['"Hello" said he, and left.\nThen more.', '"Hello, said he.', "Well, well, well."])
+def test_prose_that_is_no_row_of_csv_is_a_document(tmp_path, text):
+    """Quotes that end within a cell or nowhere, and words that would name a column twice."""
+    assert rows_of(write(tmp_path / "a.txt", text)) == [{"text": text}]
 
 
 # ---- folders, names, the Hub ----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from accelerate.state import PartialState
 from conftest import make_llama, make_tokenizer
 from datasets import Dataset
 from peft import get_peft_model
@@ -17,7 +18,7 @@ from trainer_setup import adapter_state, forget_rows, make_trainer, retain_rows
 from alter_peft import AlterConfig, UnlearnConfig, UnlearnTrainer
 from alter_peft.losses import TokenScores
 from alter_peft.scoring import ScoredModel
-from alter_peft.trainer.damping import FACTOR, damped, feed_forward_parts
+from alter_peft.trainer.damping import FACTOR, damped, feed_forward_parts, guided_by_itself
 from alter_peft.trainer.terms import forget_batch
 
 
@@ -154,6 +155,14 @@ def test_damping_acts_in_other_families(family):
             found = model(input_ids=ids).logits
     assert len(feed_forward_parts(layers)) == len(layers) - len(layers) // 2
     assert not torch.allclose(plain, found, atol=1e-5)
+
+
+def test_feed_forward_layers_that_are_not_known_are_said(tokenizer, monkeypatch, caplog):
+    """The fix is named once, which from the command line becomes its flag."""
+    PartialState()  # which the logger asks for
+    monkeypatch.setattr("alter_peft.trainer.damping.FEED_FORWARD", ())
+    assert not guided_by_itself(ScoredModel(make_llama(len(tokenizer))), list).is_damped
+    assert "`model` is a LlamaForCausalLM, whose" in caplog.text and caplog.text.count("reference_model") == 1
 
 
 def test_a_reference_by_name_is_the_same(tokenizer, tmp_path):

@@ -198,5 +198,5 @@ def test_too_few_rows(tokenizer):
     model = model_of("plain", tokenizer)
     with pytest.raises(ValueError, match="`trained` is empty"):
         relearn(model, tokenizer, Rows(FORGET), [], {"a": FORGET})
-    with pytest.raises(ValueError, match="`forget` has 1 rows"):
+    with pytest.raises(ValueError, match="`forget` has 1 row"):
         relearning(model, tokenizer, Rows(FORGET[:1], holdout=RETAIN))

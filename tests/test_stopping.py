@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.scheduler import AcceleratedScheduler
 from conftest import make_llama
 from datasets import Dataset
 from trainer_setup import forget_rows, make_trainer, retain_rows
@@ -16,7 +17,7 @@ from transformers import TrainerCallback
 from alter_peft import AlterUnlearnConfig
 from alter_peft.evaluation import Pair, encode_pair, score_answers
 from alter_peft.trainer import UnlearnTrainer
-from alter_peft.trainer.stopping import CUTS, PATIENCE, stalls
+from alter_peft.trainer.stopping import CUTS, LOOKS, PATIENCE, halve_rates, scheduled, stalls
 
 
 LEVEL = 0.1
@@ -152,31 +153,78 @@ def test_a_run_that_has_landed_makes_no_step_when_it_is_resumed(unlearn):
      ([1, *[2] * 5], 2), ([1, 2, 2, 0.5, 2, 2], 2)],
 )  # fmt: skip
 def test_a_stall_is_two_epochs_that_come_no_nearer(gaps, times):
-    assert stalls(gaps) == times
+    assert stalls([(8, gap) for gap in gaps]) == times
+
+
+def test_some_rows_are_not_compared_with_others():
+    """Once eight are near, more are measured, which may be farther: they come nearer in every epoch here."""
+    looks = [(8, 0.9), (8, 0.6), (64, 1.0), (64, 0.9), (64, 0.8), (64, 0.7), (64, 0.6)]
+    assert stalls(looks) == 0 < stalls([(8, gap) for _, gap in looks])
+
+
+def far(monkeypatch) -> list[float]:
+    """Forget rows that come no nearer; each look at them."""
+    gaps: list[float] = []
+    monkeypatch.setattr(UnlearnTrainer, "_mean_gap", lambda self, rows: gaps.append(3.0) or gaps[-1])
+    return gaps
 
 
 def rates(trainer) -> list[float]:
     return [group["lr"] for group in trainer.optimizer.param_groups]
 
 
+FAR = {"forget_loss": "level", "forget_level": LEVEL, "save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-4}
+FAR |= {"stopping_tolerance": 1.0}
+
+
 def test_rates_are_halved_where_the_rows_come_no_nearer_and_then_it_ends(unlearn, monkeypatch):
     """And as often if the run is resumed: within the epochs of a stall, at their end, and at its own."""
-    gaps = []
-    monkeypatch.setattr(UnlearnTrainer, "_mean_gap", lambda self, rows: gaps.append(3.0) or gaps[-1])
-    options = {"forget_loss": "level", "forget_level": LEVEL, "save_strategy": "steps", "save_steps": 1}
-    options |= {"learning_rate": 1e-4, "stopping_tolerance": 1.0}
-    whole, _ = unlearn(10 * EPOCHS, **options)
+    gaps = far(monkeypatch)
+    whole, _ = unlearn(10 * EPOCHS, **FAR)
     epochs = 1 + PATIENCE * (CUTS + 1)
     assert whole.state.epoch == epochs == len(gaps) and not whole.reached
     assert rates(whole) == pytest.approx([1e-5 / 2**CUTS, 1e-4 / 2**CUTS])
-    assert whole.summary().reached is False
+    assert whole.summary().stalled and "They came no nearer" in whole.summary().verdict
     weights = {name: weight.clone() for name, weight in whole.model.state_dict().items() if ".alter_" in name}
     checkpoints, steps = Path(whole.args.checkpoint_dir), whole.state.global_step
     for step in (2 * PATIENCE - 1, 2 * (1 + PATIENCE), 2 * (1 + PATIENCE) + 1, steps):  # of 2 an epoch
-        rest, _ = unlearn(10 * EPOCHS, resume=str(checkpoints / f"checkpoint-{step}"), **options)
+        rest, _ = unlearn(10 * EPOCHS, resume=str(checkpoints / f"checkpoint-{step}"), **FAR)
         assert rest.state.global_step == steps and rates(rest) == pytest.approx(rates(whole))
         found = rest.model.state_dict()
         assert all(torch.allclose(found[name], weight, atol=1e-7) for name, weight in weights.items())
+
+
+def test_no_epoch_counts_twice_however_often_a_run_is_resumed(unlearn, monkeypatch):
+    """Nor do those before it had a tolerance."""
+    far(monkeypatch)
+    first, _ = unlearn(2, **{**FAR, "stopping_tolerance": None})
+    checkpoint = str(Path(first.args.checkpoint_dir) / "checkpoint-4")
+    for _ in range(2 * PATIENCE):
+        again, _ = unlearn(2, resume=checkpoint, **FAR)
+        assert again.state.stateful_callbacks[LOOKS] == {"2": (8, 3.0)}
+    assert rates(again) == rates(first) and not again.summary().stalled
+
+
+def test_where_rates_cannot_be_halved_it_does_not_end(unlearn, monkeypatch):
+    far(monkeypatch)
+    monkeypatch.setattr("alter_peft.trainer.stopping.scheduled", lambda scheduler: None)
+    trainer, _ = unlearn(12, **{**FAR, "save_strategy": "no"})
+    assert trainer.state.epoch == 12 and not trainer.summary().stalled
+    assert rates(trainer) == pytest.approx([1e-5, 1e-4])
+
+
+def test_the_schedule_is_found_in_its_wrapper():
+    """DeepSpeed has one."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    wrapped = AcceleratedScheduler(schedule, optimizer)
+    assert scheduled(wrapped) is scheduled(schedule) is schedule
+    halve_rates(schedule)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    optimizer.step()
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert scheduled(torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)) is None
 
 
 def distance_from(profiles: list[torch.Tensor], model, tokenizer) -> float:

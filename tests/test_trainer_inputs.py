@@ -71,9 +71,8 @@ def test_the_answer_of_a_multiple_choice_is_its_text(labels):
     rows = Dataset.from_list([{"question": "What does Bob bake?", "choices": choices, "answerKey": labels[1]}])
     for name in ("train_dataset", "retain_dataset"):
         found = checked_dataset(name, rows, "text")
-        assert found.to_list() == [{"prompt": "What does Bob bake?", "completion": "oats"}] or found["completion"] == [
-            "oats"
-        ]
+        wrong = ["rye", "spelt", "barley"]
+        assert found.to_list() == [{"prompt": "What does Bob bake?", "completion": "oats", "wrong": wrong}]
 
 
 @pytest.mark.parametrize("name", ["forget", "retain"])

@@ -138,7 +138,7 @@ def test_every_set_becomes_windows(tmp_path, tokenizer, form):
     assert trainer.evaluate()["eval_loss"] > 0
 
 
-def test_rows_of_the_models_positions(tmp_path, tokenizer):
+def test_rows_of_the_models_positions(tmp_path, tokenizer, caplog):
     """`max_length` is 1024 by default; a row of more tokens than GPT-2 has positions was an index error."""
     model = make_llama(len(tokenizer), max_position_embeddings=48)
     retain = Dataset.from_list(
@@ -148,6 +148,9 @@ def test_rows_of_the_models_positions(tmp_path, tokenizer):
     assert max(len(ids) for ids in trainer._retain["input_ids"]) == 48
     last = trainer._retain[len(trainer._retain) - 1]
     assert tokenizer.decode([label for label in last["labels"] if label != -100]) == " The sky is blue.<|end|>"
+    count = len(trainer._retain) - len(retain) + 1
+    assert f"`retain_dataset` has 1 of {len(retain)} rows longer than " in caplog.text
+    assert f". It is trained in {count} overlapping windows" in caplog.text
     trainer.train()
 
 

@@ -53,11 +53,11 @@ def check_made_with(name: str, path: Path, found: Mapping[str, Any], wanted: Map
 
 def _check_content(path: Path, found: Any, wanted: Mapping[str, str], settings: Mapping[str, Any]) -> None:
     """As `check_made_with`, of the rows; nothing is known of them in what older versions made."""
-    changed = [name for name, value in wanted.items() if found and found.get(name) != value]
+    changed = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)] if found else []
     if changed:
         source = next((name for name in ("books", "task_data") if settings.get(name)), "data")
         raise ValueError(
-            f"The set {changed[0]!r} of `{source}` is {wanted[changed[0]]}, but {path} was made with "
+            f"The set {changed[0]!r} of `{source}` is {wanted.get(changed[0], 'none')}, but {path} was made with "
             f"{found.get(changed[0], 'none')}: the rows or their order are others. {_fix(path)}"
         )
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -13,6 +11,7 @@ from datasets import Features, Value
 
 from .chats import answers, turns
 from .columns import OTHERS, SUBJECT, TOKENS, Taken
+from .json_rows import Twice, written_out
 from .values import EMPTY, Unusable, as_text, filled, is_blank, texts
 
 
@@ -160,11 +159,13 @@ def _labelled(value: Any) -> tuple[list[str], list[str]]:
     if isinstance(value, str):
         value = _written_out(value)
     if isinstance(value, dict) and {"text", "label"} <= value.keys():  # ARC
+        if not all(isinstance(value[name], list | tuple) for name in ("text", "label")):
+            raise Unusable(f"whose 'text' and 'label' must be two lists. {AS_PAIRS}")
         named = [as_text(label).strip().upper() for label in value["label"]]
         found = texts(value["text"])
     elif isinstance(value, dict):  # MedQA; of several rows in one table, labels that a row lacks are null
         there = {label: text for label, text in value.items() if text is not None}
-        named, found = [label.strip().upper() for label in there], texts(list(there.values()))
+        named, found = [as_text(label).strip().upper() for label in there], texts(list(there.values()))
     else:
         found = texts(value)
         named = [chr(ord("A") + number) for number in range(len(found))]
@@ -174,15 +175,14 @@ def _labelled(value: Any) -> tuple[list[str], list[str]]:
 
 
 def _written_out(text: str) -> Any:
-    """A list or an object that a cell of text holds, as JSON or as Python writes it."""
-    for read in (json.loads, ast.literal_eval):
-        try:
-            value = read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        if isinstance(value, list | tuple | dict):
-            return list(value) if isinstance(value, tuple) else value
-    raise Unusable(f"which is no list of choices. {AS_PAIRS}")
+    """As `written_out`, of choices."""
+    try:
+        value = written_out(text)
+    except Twice as error:
+        raise Unusable(f"which has {error}") from error
+    if value is None:
+        raise Unusable(f"which is no list of choices. {AS_PAIRS}")
+    return value
 
 
 def _tokens(row: Mapping[str, Any], taken: Taken) -> list[Row]:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .chats import is_chat
+from .json_rows import Twice, written_out
 
 
 Kind = Literal["tokens", "chats", "whole chats", "chat pairs", "choices", "pairs", "prompts", "text"]
@@ -21,6 +23,7 @@ QUESTIONS, CHOICES, RIGHT = (
     ("choices", "options"),
     ("answer", "answerkey", "answer_key"),
 )
+LABEL = re.compile(r"\(?[A-J][).:]?")  # an answer that means nothing without choices
 LETTERS = tuple("abcdefghij")  # a column for each choice, A to D at least, as in MMLU's own files
 TEXTS = ("text", "definition", "document", "passage", "content", "article", "story", "body")
 CHATS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
@@ -221,7 +224,7 @@ def _recognised(lookup: _Lookup, first: Mapping[str, Any], text_field: str) -> T
     chat = lookup.first(*CHATS)
     if chat is not None and not isinstance(first.get(chat), str):
         return Taken("chats", {"messages": chat})
-    if (choices := _choices(lookup)) is not None:
+    if (choices := _choices(lookup, first)) is not None:
         return choices
     pair = _pair(lookup, first, lookup.one(PROMPTS), lookup.one(COMPLETIONS))
     if pair is not None:
@@ -232,17 +235,31 @@ def _recognised(lookup: _Lookup, first: Mapping[str, Any], text_field: str) -> T
     return None if text is None else _plain(lookup, text)
 
 
-def _choices(lookup: _Lookup) -> Taken | None:
-    """Multiple choice, whose answer is a letter or a number that means nothing without the choices."""
+def _choices(lookup: _Lookup, first: Mapping[str, Any]) -> Taken | None:
+    """
+    Multiple choice, whose answer is a letter or a number that means nothing without the choices.
+
+    Files of questions that are answered freely may have a column of that name, empty or with something else: it holds
+    choices if it lists something, or if the answer is a letter.
+    """
     question, answer = lookup.first(*QUESTIONS), lookup.first(*RIGHT)
     if question is None or answer is None:
         return None
-    if (choices := lookup.first(*CHOICES)) is not None:
+    choices = lookup.first(*CHOICES)
+    if choices is not None and (_lists(first.get(choices)) or LABEL.fullmatch(str(first.get(answer)).strip())):
         return Taken("choices", {"question": question, "choices": choices, "answer": answer})
     columns = {letter.upper(): lookup.names[letter] for letter in LETTERS if letter in lookup.names}
     if not {"A", "B", "C", "D"} <= columns.keys():
         return None
     return Taken("choices", {"question": question, **columns, "answer": answer})
+
+
+def _lists(value: Any) -> bool:
+    """Whether a value is a list or an object, or a text that is one."""
+    try:
+        return isinstance(written_out(value) if isinstance(value, str) else value, list | tuple | dict)
+    except Twice:
+        return True
 
 
 def _plain(lookup: _Lookup, text: str) -> Taken:

@@ -40,7 +40,10 @@ def form_of(file: TextFile, default: str = ",") -> Form:
     """
     delimiter = _delimiter_of(file, default)
     quoted = re.compile(rf'{re.escape(delimiter)} +"[^"\r\n{re.escape(delimiter)}]')
-    names = next((cells for _, cells in _records(file, Form(delimiter))), [])
+    try:
+        names = next((cells for _, cells in _records(file, Form(delimiter))), [])
+    except csv.Error:
+        return Form(delimiter)  # what is wrong with the first line, `names_of` says
     if len(names) > 1 and all(name.startswith(" ") for name in names[1:]):
         return Form(delimiter, True)
     with file.open() as text:
@@ -74,20 +77,33 @@ def _records(file: TextFile, form: Form) -> Iterator[Record]:
             line = reader.line_num + 1
 
 
-def header_of(file: TextFile, form: Form) -> list[str]:
+def names_of(file: TextFile, form: Form) -> list[str]:
     """
-    The names of the columns; a column without one is called after its number.
+    What the first line names; a column without a name is called after its number.
 
     Raises:
-        ValueError: there are none, or two have the same name; the message goes on after the file's name.
+        ValueError: there are no names; the message goes on after the file's name.
     """
     try:
         cells = next((cells for _, cells in _records(file, form)), None)
     except csv.Error as error:
-        raise ValueError(f"whose first line names no columns ({error}). End every quoted name") from error
+        raise ValueError(
+            f"whose first line names no columns ({error}). End every quoted name, with the "
+            f"{NAMES[form.delimiter]} right after its last quote"
+        ) from error
     if cells is None:
         raise ValueError("which has no line with the names of the columns. Give one")
-    names = [cell.strip() or f"column {number}" for number, cell in enumerate(cells, start=1)]
+    return [cell.strip() or f"column {number}" for number, cell in enumerate(cells, start=1)]
+
+
+def header_of(file: TextFile, form: Form) -> list[str]:
+    """
+    The names of the columns.
+
+    Raises:
+        ValueError: as of `names_of`, or two have the same name.
+    """
+    names = names_of(file, form)
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise ValueError(f"whose first line names the column {twice[0]!r} twice. Rename one")

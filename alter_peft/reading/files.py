@@ -84,13 +84,13 @@ def file_table(path: Path, given: Collection[str] = ()) -> Table:
     if kind == "document":
         if first[0] == "{" and _is_json(first):  # a log of JSON lines, and a table as Excel saves it
             return _json_table(file, notes, given)
-        if len(columns := delimited.header_of(file, delimited.form_of(file))) > 1 and _are_columns(columns):
+        if len(columns := _first_names(file)) > 1 and _are_columns(columns):
             return _csv_table(file, notes)
         return documents(path.name, [file], notes)
     if kind == "json" or (kind is None and first[0] in "[{"):
         if first[0] in '[{"' or _is_json(first):
             return _json_table(file, notes, given)
-        if kind == "json" and not _are_columns(delimited.header_of(file, delimited.form_of(file))):
+        if kind == "json" and not _are_columns(_first_names(file)):
             return _no_json_lines(file, notes)
         kind = "csv"
     if kind == "csv":
@@ -108,13 +108,24 @@ def _is_json(text: str) -> bool:
     return True
 
 
+def _first_names(file: TextFile) -> list[str]:
+    """What the first line names if the file is a table; none where that line is no row of CSV, as in prose."""
+    try:
+        return delimited.names_of(file, delimited.form_of(file))
+    except ValueError:
+        return []
+
+
 def _are_columns(names: list[str], given: Collection[str] = ()) -> bool:
     """Whether these are names of columns, by what they are called or by what the user says."""
     if not set(names).isdisjoint(given):
         return True
-    for first in ({}, {"labels": ""}):  # KnowUnDo's `labels` are known by their type
+    empty: dict[str, Any] = dict.fromkeys(names)
+    lists: dict[str, Any] = {name: [] for name in names}
+    # KnowUnDo's `labels` and the choices of multiple choice are known by their type
+    for first in (empty, empty | {"labels": ""}, lists):
         try:
-            choose(names, dict.fromkeys(names) | first)
+            choose(names, first)
         except Ambiguous:
             return True
         except Unrecognised:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -36,6 +37,38 @@ def parsed(text: str) -> Any:
         return json.loads(text, parse_float=str, parse_constant=lambda name: None, object_pairs_hook=_object)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def written_out(text: str) -> list[Any] | tuple[Any, ...] | dict[Any, Any] | None:
+    """
+    The list or the object that a cell of text holds, as JSON or as Python writes it; none if it holds neither.
+
+    Raises:
+        Twice: an object has a key twice.
+    """
+    if not text.lstrip().startswith(("[", "{", "(")):
+        return None
+    for read in (parsed, _literal):
+        try:
+            value = read(text)
+        except Twice:
+            raise
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):  # the last four: `ast.literal_eval`
+            continue
+        if isinstance(value, list | tuple | dict):
+            return value
+    return None
+
+
+def _literal(text: str) -> Any:
+    """As `ast.literal_eval`, which would take the last of several values of a key."""
+    tree = ast.parse(text.strip(), mode="eval")
+    value = ast.literal_eval(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            pairs = [(key, one) for key, one in zip(node.keys, node.values, strict=True) if key is not None]
+            _object([(ast.literal_eval(key), ast.literal_eval(one)) for key, one in pairs])
+    return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -55,7 +55,8 @@ def check_reports(names: Any) -> None:
         if name not in usable and name not in NOT_LOOKED_FOR:
             here = f"what can be used here is {usable}" if usable else "nothing of the kind can be used here"
             raise ValueError(
-                f"`report_to` has {name!r}, whose package is not installed: {here}. Install it, or give 'none'."
+                f"`report_to` has {name!r}, which cannot be used here (its package is not installed or not set up): "
+                f"{here}. Install it and set it up, or give 'none'."
             )
 
 
@@ -105,8 +106,8 @@ class UnlearnConfig(SFTConfig):
         "first epoch after which the mean log-probability of a forget row lies within so many nats of its target, or "
         "with the former two the log-probability of a token within so many of its own, on average over the rows (64 "
         "of them at most, and of these 8 alone while the average over those is more than twice as large). Where they "
-        "come no nearer for two epochs all rates are halved, three times at most, and then it ends, too. None: it "
-        "never ends early.",
+        "come no nearer for two epochs all rates are halved, three times at most; the next such two end it, too. "
+        "None: it never ends early.",
     )
     activation_depth: float = option(
         0.22,

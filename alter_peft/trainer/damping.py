@@ -24,7 +24,7 @@ FEED_FORWARD = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "shared_mlp", 
 FACTOR, DEPTH = 0.5, 0.5
 UNDAMPED = (
     "`model` is a {}, whose feed-forward layers are not known by name, so that they cannot be damped: its own "
-    "probabilities say which tokens give way, which they say badly. Give `reference_model` (`--reference_model`)."
+    "probabilities say which tokens give way, which they say badly. Give `reference_model`."
 )
 
 

@@ -142,6 +142,7 @@ class Summary(NamedTuple):
         reached: whether the training ended because the forget rows had come to their targets; `None` if nothing was
             to end it.
         targets: what token targets were taken from, in words; empty without any.
+        stalled: whether the training ended because they came no nearer to their targets.
     """
 
     before: Knowledge
@@ -151,6 +152,7 @@ class Summary(NamedTuple):
     epochs: float
     reached: bool | None
     targets: str = ""
+    stalled: bool = False
 
     @property
     def is_forgotten(self) -> bool:
@@ -167,6 +169,8 @@ class Summary(NamedTuple):
     def verdict(self) -> str:
         """One sentence on whether they are."""
         longer = "Train longer (`num_train_epochs`) or faster (`learning_rate`)"
+        if self.stalled:
+            longer = "They came no nearer: begin anew, at another `learning_rate`"
         if self.after.is_known:
             return f"not forgotten: the rows to forget are still known above text that the model never saw. {longer}"
         if not self.before.is_known:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from accelerate import logging
-from torch.optim import Optimizer
+from accelerate.scheduler import AcceleratedScheduler
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
@@ -19,108 +19,114 @@ logger = logging.get_logger(__name__)
 # Rows that are measured after each epoch, at most, and before them, to see whether these can be near
 MAX_ROWS = 64
 PROBED_ROWS = 8
-# A stall: so many epochs, none of which came nearer than any before, by this share. So many times the rates are
-# halved, and then training ends. The usual remedy for a descent that circles (torch's ReduceLROnPlateau).
+# A stall: so many epochs, none of which came nearer than any before, by this share. So many times all rates are
+# halved, and the next stall ends the training: the usual remedy for a descent that circles (ReduceLROnPlateau).
 PATIENCE, NEARER = 2, 0.02
 CUTS = 3
-GAPS = "forget_gaps"  # where the trainer's state, and so a checkpoint, has those of all epochs
+LOOKS = "forget_gaps"  # where the trainer's state, and so a checkpoint, has what was seen after each epoch
+
+Look = tuple[int, float]  # how many rows were measured, and their mean distance from their targets, in nats
 
 
 class Stopping(TrainerCallback):
     """
     Ends the training with the first epoch that leaves the forget rows within a tolerance of their targets, on average.
 
-    Where they come no nearer for `PATIENCE` epochs, all rates are halved, and after the `CUTS`-th time training ends.
-    A run that is resumed from the end of its last epoch makes no further step.
+    Where they come no nearer for `PATIENCE` epochs all rates are halved, `CUTS` times at most, and where they do not
+    then either, training ends as well. A run that is resumed from the end of its last epoch makes no further step.
 
     Args:
-        gap: how far the rows are from their targets, in nats, measured on so many of them at most.
+        gap: how far the rows are from their targets, in nats, measured on so many of them at most (see
+            `Measuring.gap`).
         num_rows: how many forget rows there are.
         tolerance: `stopping_tolerance`, in nats.
         record: takes each gap, for the log.
 
     Attributes:
         reached: whether the rows have come to their targets.
-        ended: whether no step is left: they have, or they come no nearer.
+        stalled: whether they have not, and come no nearer.
     """
 
     def __init__(
         self, gap: Callable[[int], float], num_rows: int, tolerance: float, record: Callable[[float], None]
     ) -> None:
         self.gap, self.num_rows, self.tolerance, self.record = gap, num_rows, tolerance, record
-        self.reached = self.ended = False
+        self.reached = self.stalled = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether no step is left."""
+        return self.reached or self.stalled
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.reached = self.ended = False
-        gaps, epochs = _gaps_of(state), float(state.epoch or 0)
-        if not state.global_step or not epochs.is_integer():  # not resumed, or within an epoch
-            return
-        if len(gaps) < epochs:  # the checkpoint was written before the epoch was measured
-            self._look(state, kwargs["optimizer"], kwargs["lr_scheduler"])
-        else:
-            self._decide(gaps)
+        self.reached = self.stalled = False
+        if state.global_step > 0 and float(state.epoch or 0).is_integer():  # resumed between two epochs
+            self._look(state, kwargs["lr_scheduler"])
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not self.ended:  # else it was resumed at its end
-            self._look(state, kwargs["optimizer"], kwargs["lr_scheduler"])
+            self._look(state, kwargs["lr_scheduler"])
         control.should_training_stop = control.should_training_stop or self.ended
 
-    def _look(self, state: TrainerState, optimizer: Optimizer, scheduler: Any) -> None:
-        before, gap = _gaps_of(state), self._measured()
-        gaps, steps = [*before, gap], counted(state.global_step, "step")
-        _entries_of(state)[GAPS] = gaps
-        self._decide(gaps)
+    def _look(self, state: TrainerState, scheduler: Any) -> None:
+        """Measure the rows after an epoch, and do what follows; a checkpoint that has the epoch has its rates."""
+        entries: Any = state.stateful_callbacks
+        looks: dict[str, Look] = dict(entries.get(LOOKS, {}))
+        epoch = str(round(float(state.epoch or 0)))
+        is_new, before = epoch not in looks, stalls([look for when, look in looks.items() if when != epoch])
+        looks[epoch] = self._measured()
+        entries[LOOKS] = looks
+        (_, gap), times = looks[epoch], stalls([*looks.values()])
+        schedule = scheduled(scheduler)
+        self.reached = gap <= self.tolerance
+        self.stalled = not self.reached and times > CUTS and schedule is not None
+        after = counted(state.global_step, "step")
         if self.reached:
-            logger.info(f"Training ends after {steps}: the forget rows have come to their level.")
-        elif self.ended:
+            logger.info(f"Training ends after {after}: the forget rows have come to their level.")
+        elif self.stalled:
             logger.warning(
-                f"Training ends after {steps}: the forget rows are {min(gaps):.2f} nats from their "
-                f"targets and come no nearer (`stopping_tolerance` is {self.tolerance:g}), nor at 1/{2**CUTS} of the "
-                "rates."
+                f"Training ends after {after}: the forget rows are {gap:.2f} nats from their targets and come no "
+                f"nearer (`stopping_tolerance` is {self.tolerance:g}), nor at 1/{2**CUTS} of the rates."
             )
-        elif stalls(gaps) > stalls(before) and halve_rates(optimizer, scheduler):
-            logger.info(
-                f"The forget rows come no nearer to their targets than {min(gaps):.2f} nats: rates are halved."
-            )
+        elif times > before and is_new and schedule is not None:
+            halve_rates(schedule)
+            logger.info(f"The forget rows come no nearer to their targets than {gap:.2f} nats: rates are halved.")
 
-    def _decide(self, gaps: Sequence[float]) -> None:
-        self.reached = gaps[-1] <= self.tolerance
-        self.ended = self.reached or stalls(gaps) > CUTS
-
-    def _measured(self) -> float:
-        gap = self.gap(PROBED_ROWS)
+    def _measured(self) -> Look:
+        rows, gap = min(PROBED_ROWS, self.num_rows), self.gap(PROBED_ROWS)
         if gap <= 2 * self.tolerance and self.num_rows > PROBED_ROWS:
-            gap = self.gap(MAX_ROWS)
+            rows, gap = min(MAX_ROWS, self.num_rows), self.gap(MAX_ROWS)
         self.record(gap)
-        return gap
+        return rows, gap
 
 
-def stalls(gaps: Sequence[float]) -> int:
-    """How many times `PATIENCE` epochs have come no nearer than the nearest before them, by `NEARER` of it."""
-    nearest, waited, times = math.inf, 0, 0
-    for gap in gaps:
-        nearer = gap < (1 - NEARER) * nearest
-        nearest, waited = (gap, 0) if nearer else (nearest, waited + 1)
+def stalls(looks: Sequence[Sequence[float]]) -> int:
+    """
+    How many times `PATIENCE` epochs in a row have come no nearer than the nearest of as many rows before them.
+
+    Args:
+        looks: a `Look` after each epoch.
+    """
+    nearest: dict[float, float] = {}
+    waited = times = 0
+    for rows, gap in looks:
+        if gap < (1 - NEARER) * nearest.get(rows, math.inf):
+            nearest[rows], waited = gap, 0
+            continue
+        waited += 1
         if waited == PATIENCE:
             waited, times = 0, times + 1
     return times
 
 
-def halve_rates(optimizer: Optimizer, scheduler: Any) -> bool:
-    """Of a schedule that multiplies each rate by a function of the step, as transformers' do; whether it is one."""
-    if not isinstance(scheduler, LambdaLR):
-        return False
-    scheduler.base_lrs = [rate / 2 for rate in scheduler.base_lrs]
-    for group in optimizer.param_groups:  # of the next step: the schedule sets them after it
+def scheduled(scheduler: Any) -> LambdaLR | None:
+    """The schedule that multiplies each rate by a function of the step, as most of transformers' do; or `None`."""
+    inner = scheduler.scheduler if isinstance(scheduler, AcceleratedScheduler) else scheduler  # under DeepSpeed
+    return inner if isinstance(inner, LambdaLR) else None
+
+
+def halve_rates(schedule: LambdaLR) -> None:
+    """All rates of a schedule, from the next step on."""
+    schedule.base_lrs = [rate / 2 for rate in schedule.base_lrs]
+    for group in schedule.optimizer.param_groups:  # the schedule sets them after the next step alone
         group["lr"] /= 2
-    return True
-
-
-def _entries_of(state: TrainerState) -> dict[str, Any]:
-    entries: Any = state.stateful_callbacks
-    found: dict[str, Any] = entries
-    return found
-
-
-def _gaps_of(state: TrainerState) -> list[float]:
-    return list(_entries_of(state).get(GAPS, []))

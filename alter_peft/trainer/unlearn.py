@@ -330,10 +330,12 @@ class UnlearnTrainer(PreparingTrainer):
         rows, wrapped = self._measuring.rows, self.model_wrapped
         forget, retain = self._measuring.means(rows.known, wrapped), self._measuring.means(rows.retain, wrapped)
         after = self.knowledge._replace(forget=forget, retain=retain)
-        reached = None if self._stopping is None else self.reached
+        stopping = self._stopping
+        reached = None if stopping is None else stopping.reached
+        stalled = stopping is not None and stopping.stalled
         epochs = float(self.state.epoch or 0)
         return Summary(
-            self.knowledge, after, self.astray, self.state.global_step, epochs, reached, self.measured.guide
+            self.knowledge, after, self.astray, self.state.global_step, epochs, reached, self.measured.guide, stalled
         )
 
     def summary(self) -> Summary:

@@ -165,8 +165,9 @@ def in_windows(name: str, rows: Dataset, limit: Limit | None, long_rows: str, bo
 
     columns = [column for column in ("input_ids", "labels", "expert") if column in rows.column_names]
     found = rows.select_columns(columns).map(cut, batched=True, with_indices=True, desc=f"Cutting {name} into windows")
+    they_are = "It is" if len(too_long) == 1 else "They are"
     logger.warning(
-        f"`{name}` has {len(too_long)} of {counted(len(rows), 'row')} longer than {limit.source}, trained in "
-        f"{len(found) - len(rows) + len(too_long)} overlapping windows, each a row of its own (`long_rows`)."
+        f"`{name}` has {len(too_long)} of {counted(len(rows), 'row')} longer than {limit.source}. {they_are} trained "
+        f"in {len(found) - len(rows) + len(too_long)} overlapping windows, each a row of its own (`long_rows`)."
     )
     return found

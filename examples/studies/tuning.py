@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Equal tuning: the same grid around the defaults of every method, chosen on data that no table uses.
+Equal tuning: the same grid around the defaults of every method, chosen on the rows that ALTER's own were chosen on.
 
     python examples/studies/tuning.py runs/tuning --methods lora_npo lora_simnpo
 
-The data are the demo's rows (examples/demo_data), on which ALTER's own defaults were chosen; of its held-out rows one
-half is for calibration, the other for membership. A method's rate is halved and doubled, the weight of its retained
-rows 1 and 4 times what it was, its epochs 1 and 2 times: 8 runs beside the defaults, of one seed. Where retained rows
-have no weight, the rate is also a fourth and fourfold; where the training ends at targets, the tolerance is 1 and half
-of what it was in place of the epochs. The best one has the largest harmonic mean of forgetting and utility
-(docs/report.md). What it was made with goes into OUTPUT/tuned.yaml, as `METHOD+tuned` among the `options` of a grid. A
-run resumes.
+The data are the demo's rows (examples/demo_data), so that no method is tuned on people, hazard or TOFU; of its
+held-out rows one half is for calibration, the other for membership. A method's rate is halved and doubled, the weight
+of its retained rows 1 and 4 times what it was, its epochs 1 and 2 times: 8 runs beside the defaults, of one seed.
+Where retained rows have no weight, the rate is also a fourth and fourfold; where the training ends at targets, the
+tolerance is 1 and half of what it was in place of the epochs. SimNPO has its grid around what others found best for
+it (PUBLISHED), which is run as well, beside the defaults. The best one has the largest harmonic mean of forgetting
+and utility (docs/report.md). What it was made with goes into OUTPUT/tuned.yaml, as `METHOD+tuned` among the `options`
+of a grid. A run resumes.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from alter_peft.trainer import UnlearnConfig
 FACTORS = {"learning_rate": (0.5, 2.0), "retain_weight": (1.0, 4.0), "num_train_epochs": (1.0, 2.0)}
 MORE_RATES = (0.25, 0.5, 2.0, 4.0)
 TOLERANCES = (1.0, 0.5)
-# What all runs of a method but that at its defaults have: where others found SimNPO at its best
+# What a grid is around in place of the defaults: where others found SimNPO at its best
 PUBLISHED: dict[str, dict[str, Any]] = {
     name: {"forget_loss_kwargs": {"beta": 3.5, "delta": 1.0}} for name in METHODS if name.endswith("simnpo")
 }
@@ -81,6 +82,8 @@ def variants(name: str) -> dict[str, dict[str, Any]]:
     choices = factors_of(defaults)
     own = {option: getattr(defaults, option) for option in choices}
     found: dict[str, dict[str, Any]] = {name: {}}
+    if name in PUBLISHED:
+        found[f"{name}+published"] = PUBLISHED[name]
     for factors in itertools.product(*choices.values()):
         label = "-".join(f"{factor:g}" for factor in factors)
         values = zip(own.items(), factors, strict=True)
