@@ -72,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeni
     return place
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+@pytest.fixture(scope="module", params=["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def two(request: pytest.FixtureRequest, folder: Path) -> Path:
     """The folder of `distributed_run.py`, run by two processes."""
     place = folder / request.param

@@ -130,7 +130,7 @@ def test_what_was_saved_says_what_was_trained(name, tokenizer, tmp_path, monkeyp
     assert load_requests(base, tmp_path, 5) is None
 
 
-@pytest.mark.parametrize("name", ["alter", "lora_ga"])
+@pytest.mark.parametrize("name", ["alter", pytest.param("lora_ga", marks=pytest.mark.slow)])
 def test_a_run_that_stopped_goes_on_after_the_last_whole_request(name, tokenizer, tmp_path, monkeypatch):
     """And ends where it would have."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")

@@ -62,7 +62,10 @@ def test_all_trainings_see_the_same_rows_in_each_step(setting):
     assert {shape[0] for shape, _, _ in first} == {8} and all(one == first for one in others)
 
 
-@pytest.mark.parametrize("name", ["step", "experts_step", "phase_one", "decoding", "experts", "prefill", "requests"])
+LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("step", "phase_one", "requests")]
+
+
+@pytest.mark.parametrize("name", ["experts_step", "decoding", "experts", "prefill", *LONG])
 def test_a_measurement_measures(name, setting):
     found = measured(setting, name)
     counts = {one["n"] for one in found["arms"].values()}

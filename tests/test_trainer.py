@@ -594,7 +594,8 @@ def test_checkpoints_are_whole(tmp_path, tokenizer):
     assert {path.name for path in (tmp_path / "run").iterdir()} == set()
     names = {path.name for path in (tmp_path / "run-checkpoints" / "checkpoint-2").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "optimizer.pt"} <= names
-    assert [name for name in names if name.startswith(".")] == [".run"]  # which run it is of
+    # which run it is of, and what that was begun with
+    assert {name for name in names if name.startswith(".")} == {".run", ".begun-with.json"}
 
 
 def test_evaluate(tmp_path, tokenizer):
