@@ -341,7 +341,13 @@ def test_merging_into_a_quantized_base(tmp_path, kind):
 
 
 @kinds
-@pytest.mark.parametrize("adapter", [AlterConfig(r=4), LoraConfig(target_modules=["q_proj"])], ids=["alter", "lora"])
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        pytest.param(AlterConfig(r=4), id="alter"),
+        pytest.param(LoraConfig(target_modules=["q_proj"]), id="lora", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_training_on_a_quantized_base(tmp_path, tokenizer, monkeypatch, kind, adapter):
     """From a checkpoint on, too, which another base of the same kind is not gone on from."""
