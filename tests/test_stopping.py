@@ -153,18 +153,19 @@ def test_a_run_that_has_landed_makes_no_step_when_it_is_resumed(unlearn):
      ([1, *[2] * 5], 2), ([1, 2, 2, 0.5, 2, 2], 2)],
 )  # fmt: skip
 def test_a_stall_is_two_epochs_that_come_no_nearer(gaps, times):
-    assert stalls([(8, gap) for gap in gaps]) == times
+    assert stalls([(8, gap) for gap in gaps], PATIENCE) == times
 
 
 def test_some_rows_are_not_compared_with_others():
     """Once eight are near, more are measured, which may be farther: they come nearer in every epoch here."""
     looks = [(8, 0.9), (8, 0.6), (64, 1.0), (64, 0.9), (64, 0.8), (64, 0.7), (64, 0.6)]
-    assert stalls(looks) == 0 < stalls([(8, gap) for _, gap in looks])
+    assert stalls(looks, PATIENCE) == 0 < stalls([(8, gap) for _, gap in looks], PATIENCE)
 
 
 def far(monkeypatch) -> list[float]:
     """Forget rows that come no nearer; each look at them."""
     gaps: list[float] = []
+    monkeypatch.setattr("alter_peft.trainer.stopping.LEAST_STEPS", 4)  # two epochs here
     monkeypatch.setattr(UnlearnTrainer, "_mean_gap", lambda self, rows: gaps.append(3.0) or gaps[-1])
     return gaps
 
@@ -203,6 +204,16 @@ def test_no_epoch_counts_twice_however_often_a_run_is_resumed(unlearn, monkeypat
         again, _ = unlearn(2, resume=checkpoint, **FAR)
         assert again.state.stateful_callbacks[LOOKS] == {"2": (8, 3.0)}
     assert rates(again) == rates(first) and not again.summary().stalled
+
+
+def test_epochs_of_few_steps_are_waited_for(unlearn, monkeypatch):
+    """A request of few rows has an epoch of one or two steps, which a step too far makes a stall of."""
+    far(monkeypatch)
+    monkeypatch.setattr("alter_peft.trainer.stopping.LEAST_STEPS", 20)  # ten epochs here
+    trainer, _ = unlearn(10, **{**FAR, "save_strategy": "no"})
+    assert rates(trainer) == pytest.approx([1e-5, 1e-4])
+    trainer, _ = unlearn(11, **{**FAR, "save_strategy": "no"})
+    assert rates(trainer) == pytest.approx([0.5e-5, 0.5e-4])
 
 
 def test_where_rates_cannot_be_halved_it_does_not_end(unlearn, monkeypatch):

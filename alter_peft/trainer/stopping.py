@@ -19,9 +19,9 @@ logger = logging.get_logger(__name__)
 # Rows that are measured after each epoch, at most, and before them, to see whether these can be near
 MAX_ROWS = 64
 PROBED_ROWS = 8
-# A stall: so many epochs, none of which came nearer than any before, by this share. So many times all rates are
-# halved, and the next stall ends the training: the usual remedy for a descent that circles (ReduceLROnPlateau).
-PATIENCE, NEARER = 2, 0.02
+# A stall: so many epochs, and steps, none of which came nearer than any before, by this share. So many times all rates
+# are halved, and the next stall ends the training: the usual remedy for a descent that circles (ReduceLROnPlateau).
+PATIENCE, LEAST_STEPS, NEARER = 2, 20, 0.02
 CUTS = 3
 LOOKS = "forget_gaps"  # where the trainer's state, and so a checkpoint, has what was seen after each epoch
 
@@ -32,8 +32,9 @@ class Stopping(TrainerCallback):
     """
     Ends the training with the first epoch that leaves the forget rows within a tolerance of their targets, on average.
 
-    Where they come no nearer for `PATIENCE` epochs all rates are halved, `CUTS` times at most, and where they do not
-    then either, training ends as well. A run that is resumed from the end of its last epoch makes no further step.
+    Where they come no nearer for `PATIENCE` epochs and `LEAST_STEPS` steps all rates are halved, `CUTS` times at most,
+    and where they do not then either, training ends as well. A run that is resumed from the end of its last epoch
+    makes no further step.
 
     Args:
         gap: how far the rows are from their targets, in nats, measured on so many of them at most (see
@@ -72,11 +73,12 @@ class Stopping(TrainerCallback):
         """Measure the rows after an epoch, and do what follows; a checkpoint that has the epoch has its rates."""
         entries: Any = state.stateful_callbacks
         looks: dict[str, Look] = dict(entries.get(LOOKS, {}))
-        epoch = str(round(float(state.epoch or 0)))
-        is_new, before = epoch not in looks, stalls([look for when, look in looks.items() if when != epoch])
+        number = round(float(state.epoch or 0))
+        epoch, patience = str(number), max(PATIENCE, math.ceil(LEAST_STEPS * number / state.global_step))
+        is_new, before = epoch not in looks, stalls([look for when, look in looks.items() if when != epoch], patience)
         looks[epoch] = self._measured()
         entries[LOOKS] = looks
-        (_, gap), times = looks[epoch], stalls([*looks.values()])
+        (_, gap), times = looks[epoch], stalls([*looks.values()], patience)
         schedule = scheduled(scheduler)
         self.reached = gap <= self.tolerance
         self.stalled = not self.reached and times > CUTS and schedule is not None
@@ -100,12 +102,13 @@ class Stopping(TrainerCallback):
         return rows, gap
 
 
-def stalls(looks: Sequence[Sequence[float]]) -> int:
+def stalls(looks: Sequence[Sequence[float]], patience: int) -> int:
     """
-    How many times `PATIENCE` epochs in a row have come no nearer than the nearest of as many rows before them.
+    How many times so many epochs in a row have come no nearer than the nearest of as many rows before them.
 
     Args:
         looks: a `Look` after each epoch.
+        patience: in epochs.
     """
     nearest: dict[float, float] = {}
     waited = times = 0
@@ -114,7 +117,7 @@ def stalls(looks: Sequence[Sequence[float]]) -> int:
             nearest[rows], waited = gap, 0
             continue
         waited += 1
-        if waited == PATIENCE:
+        if waited == patience:
             waited, times = 0, times + 1
     return times
 
