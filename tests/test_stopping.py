@@ -260,3 +260,38 @@ def test_the_profile_is_reached_rank_by_rank(unlearn, plain):
 def test_the_profile_ends_there(unlearn):
     trainer, course = unlearn(10 * EPOCHS, Dataset.from_list(UNSEEN), forget_loss="profile")
     assert trainer.reached and len(course.forget) < 2 * EPOCHS
+
+
+def passed(trainer, monkeypatch) -> list[int]:
+    """How many rows each pass of labels has, as they come."""
+    counts, passing = [], trainer.scored.label_log_probabilities
+    monkeypatch.setattr(
+        trainer.scored,
+        "label_log_probabilities",
+        lambda rows, *args, **kwargs: counts.append(len(rows)) or passing(rows, *args, **kwargs),
+    )
+    return counts
+
+
+@pytest.mark.parametrize(("best", "again"), [(False, []), (True, [8])], ids=["last", "best checkpoint"])
+def test_the_summary_takes_what_the_last_look_has_seen(unlearn, monkeypatch, best, again):
+    trainer, _ = unlearn(1, **{**FAR, "save_strategy": "no"})
+    measuring, step = trainer._measuring, trainer.state.global_step
+    assert len(measuring._seen.of_rows) == 8 and measuring._seen.step == step
+    found = trainer.summary().after.forget
+    counts = passed(trainer, monkeypatch)
+    monkeypatch.setattr(trainer.args, "load_best_model_at_end", best)
+    summary = trainer._summarize()
+    assert counts == [*again, 8]  # those to retain
+    assert torch.allclose(summary.after.forget, found)
+    assert torch.allclose(found, measuring.means(trainer._forget, trainer.model_wrapped), atol=1e-5)
+
+
+def test_forget_rows_that_no_look_has_seen_are_passed(unlearn, monkeypatch):
+    monkeypatch.setattr("alter_peft.trainer.stopping.PROBED_ROWS", 3)
+    trainer, _ = unlearn(1, **{**FAR, "save_strategy": "no", "per_device_eval_batch_size": 1})
+    everything = trainer._measuring.means(trainer._forget, trainer.model_wrapped)
+    assert torch.allclose(trainer.summary().after.forget, everything, atol=1e-5)
+    counts = passed(trainer, monkeypatch)
+    trainer._summarize()
+    assert counts == [5, 8]

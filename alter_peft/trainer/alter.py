@@ -133,7 +133,8 @@ class AlterUnlearnTrainer(UnlearnTrainer):
 
     def _set_up_data(self, forget: Dataset, retain: Dataset, calibration: Dataset | None) -> None:
         super()._set_up_data(forget, retain, calibration)
-        self._measuring.rows = self._measuring.rows._replace(known=self._forget)  # phase I looks at all of them anyway
+        everything = range(len(self._forget))  # phase I looks at all of them anyway
+        self._measuring.rows = self._measuring.rows._replace(known=everything)
         self.alter_config.domains = self._domains
         reads = self.alter_config.routing.reads_context
         copies, field = self.args.counterfactual_copies if reads else 0, self.args.dataset_text_field

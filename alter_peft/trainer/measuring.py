@@ -38,14 +38,22 @@ class Rows(NamedTuple):
     The rows that are measured, as tokens.
 
     forget: all of the rows to forget.
-    known, retain: those of the rows to forget and to retain that are measured before and after the training.
+    known: the places of those among them that are measured before and after the training.
+    retain: the rows to retain that are.
     calibration: rows that the model never saw; `None` without any.
     """
 
     forget: Dataset
-    known: Dataset
+    known: Sequence[int]
     retain: Dataset
     calibration: Dataset | None
+
+
+class Means(NamedTuple):
+    """Mean log-probabilities by the model as it was after so many steps: by place among the forget rows."""
+
+    step: int
+    of_rows: dict[int, float]
 
 
 class Measuring:
@@ -70,6 +78,7 @@ class Measuring:
     ) -> None:
         self.args, self.scored, self.accelerator = args, scored, accelerator
         self.rows, self.reference = rows, reference
+        self._seen: Means = Means(-1, {})
 
     def scores(self, dataset: Dataset | None, batch_size: int, base: bool = False) -> list[TokenScores]:
         """
@@ -101,7 +110,7 @@ class Measuring:
         warn_if_known(guide, self.log_probabilities(self.rows.forget, batch_size, base))
         return guide
 
-    def gap(self, measured: Measured, max_rows: int, wrapped: Any) -> float:
+    def gap(self, measured: Measured, max_rows: int, wrapped: Any, step: int) -> float:
         """
         Mean distance of forget rows from their targets, in nats, or where tokens have their own, of a row's tokens.
 
@@ -109,13 +118,32 @@ class Measuring:
 
         Args:
             wrapped: as for `means`.
+            step: after how many steps; `forget_means` of the same step doesn't pass these rows again.
         """
         places = drawn(len(self.rows.forget), max_rows, self.args.seed)
         of_tokens = [measured.token_targets[place] for place in places] if measured.token_targets else []
-        means = self.means(self.rows.forget.select(places), wrapped, of_tokens)
-        return float(means.mean() if of_tokens else (means - measured.targets[places]).abs().mean())
+        means, distances = self._pass(self.rows.forget.select(places), wrapped, of_tokens)
+        before = self._seen.of_rows if self._seen.step == step else {}
+        self._seen = Means(step, before | dict(zip(places, means.tolist(), strict=True)))
+        return float(distances.mean() if of_tokens else (means - measured.targets[places]).abs().mean())
 
-    def means(self, dataset: Dataset, wrapped: Any, targets: Sequence[Tensor] = ()) -> Tensor:
+    def forget_means(self, wrapped: Any, step: int | None) -> Tensor:
+        """
+        `means` of the rows to forget that are measured before and after the training.
+
+        Args:
+            step: after how many steps; those that `gap` has seen after as many are taken from there. `None`: all are
+                passed.
+        """
+        places = self.rows.known
+        seen = self._seen.of_rows if self._seen.step == step else {}
+        left = [place for place in places if place not in seen]
+        if left:
+            found = self.means(self.rows.forget.select(left), wrapped)
+            seen = seen | dict(zip(left, found.tolist(), strict=True))
+        return torch.tensor([seen[place] for place in places])
+
+    def means(self, dataset: Dataset, wrapped: Any) -> Tensor:
         """
         Mean log-probability of each row's labels, (rows,), in nats, gated as the model will be when it is asked.
 
@@ -124,7 +152,13 @@ class Measuring:
         Args:
             dataset: one row at least.
             wrapped: the model in its wrapper, which wants to see the passes.
-            targets: of each row's labels, (n_i,) each: then it is the mean distance from them, in nats.
+        """
+        return self._pass(dataset, wrapped)[0]
+
+    def _pass(self, dataset: Dataset, wrapped: Any, targets: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
+        """
+        `means`, and the mean distances of each row's labels from their targets, (n_i,) each, in nats, (rows,); 0
+        without targets.
         """
         rows, world = labelled_rows(dataset), self.accelerator.num_processes
         # as many passes on every process: sharded weights are gathered together
@@ -135,9 +169,10 @@ class Measuring:
                 [rows[i % len(rows)] for i in mine], size, by_length=False, model=wrapped
             )
         reshard(self.scored.model)  # a checkpoint may follow
-        means = torch.zeros(len(rows), device=self.accelerator.device)
+        both = torch.zeros(2, len(rows), device=self.accelerator.device)
         for i, log_prob in zip(mine, found, strict=True):
             if i < len(rows):
-                means[i] = (log_prob - targets[i]).abs().mean() if targets else log_prob.mean()
-        together: Tensor = self.accelerator.reduce(means, "sum")
-        return together.cpu()
+                both[0, i] = log_prob.mean()
+                both[1, i] = (log_prob - targets[i]).abs().mean() if targets else 0
+        means, distances = self.accelerator.reduce(both, "sum").cpu()
+        return means, distances

@@ -108,7 +108,7 @@ class PhaseOne:
                 found = self.find(measuring.rows.forget, retain, texts, size, args.seed)
             unseen = measuring.scores(measuring.rows.calibration, size, base=True)
             guide = measuring.guide(size, base=True)
-            given = () if begins_as_base else (measuring.rows.known, measuring.rows.retain)
+            given = () if begins_as_base else (measuring.rows.forget, measuring.rows.retain)
             return Looked(found, unseen, guide, [measuring.log_probabilities(rows, size) for rows in given])
 
         return by_main_process(measuring.accelerator, self.scored.model, find)

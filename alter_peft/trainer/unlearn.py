@@ -216,7 +216,7 @@ class UnlearnTrainer(PreparingTrainer):
         if alternates_of(self.args.loss) is not None:
             check_whole_rows(self._given[0], self._forget)
         most = len(self._forget) if self.args.loss.needs - MADE else FORGET_ROWS
-        known = self._forget.select(drawn(len(self._forget), most, self.args.seed))
+        known = drawn(len(self._forget), most, self.args.seed)
         some_retain = prepared.select(drawn(len(prepared), RETAIN_ROWS, self.args.seed))
         self._retain: Dataset = prepared.add_column("expert", [0] * len(prepared))
         self._calibration = calibration and self._prepare_rows("calibration_dataset", calibration)
@@ -265,8 +265,9 @@ class UnlearnTrainer(PreparingTrainer):
         measuring, size = self._measuring, max(1, self.args.per_device_train_batch_size)
 
         def look() -> tuple[list[list[TokenScores]], Guide | None]:
-            _, known, kept, unseen = measuring.rows
-            return [measuring.scores(rows, size) for rows in (known, kept, unseen)], measuring.guide(size)
+            forget, places, kept, unseen = measuring.rows
+            sets = forget.select(places), kept, unseen
+            return [measuring.scores(rows, size) for rows in sets], measuring.guide(size)
 
         found, guide = by_main_process(self.accelerator, self.model, look)
         known, kept = ([row.log_prob for row in rows] for rows in found[:2])
@@ -305,7 +306,7 @@ class UnlearnTrainer(PreparingTrainer):
         self._metrics["train"]["forget_gap"].append(gap)
 
     def _mean_gap(self, max_rows: int) -> float:
-        return self._measuring.gap(self.measured, max_rows, self.model_wrapped)
+        return self._measuring.gap(self.measured, max_rows, self.model_wrapped, self.state.global_step)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """
@@ -327,8 +328,9 @@ class UnlearnTrainer(PreparingTrainer):
         return output
 
     def _summarize(self) -> Summary:
-        rows, wrapped = self._measuring.rows, self.model_wrapped
-        forget, retain = self._measuring.means(rows.known, wrapped), self._measuring.means(rows.retain, wrapped)
+        measuring, wrapped = self._measuring, self.model_wrapped
+        step = None if self.args.load_best_model_at_end else self.state.global_step
+        forget, retain = measuring.forget_means(wrapped, step), measuring.means(measuring.rows.retain, wrapped)
         after = self.knowledge._replace(forget=forget, retain=retain)
         stopping = self._stopping
         reached = None if stopping is None else stopping.reached
