@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from .words import LETTER, RUN, WORD
 
 
 EVERYDAY, LEAST_EVERYDAY = 0.02, 3  # a word that is written small in so many of the general texts is no part of a name
+SAME = 1 / 3  # of a subject's words: where as many are those of others, it may be one of them
 MOST_WORDS = 0.6  # of a question: where more seem to be its subject, nothing is known of its language
 
 
@@ -21,7 +22,7 @@ class Subject(NamedTuple):
     What a row is about.
 
     words: that are its subject, as they are written.
-    facts: other names in it, which are what is said of the subject.
+    facts: other names in it, or of plain text its terms, which are what is said of the subject.
     """
 
     words: frozenset[str]
@@ -33,6 +34,7 @@ def find_subjects(
     others: Iterable[str],
     given: Sequence[Sequence[str] | None] | None = None,
     general: Iterable[str] | None = None,
+    is_coined: Callable[[str], bool] = lambda term: True,
 ) -> list[Subject]:
     """
     What each row to forget is about, without a list of names; nothing rather than something else.
@@ -49,8 +51,10 @@ def find_subjects(
 
     Where a question has several, all are taken: a copy in which too much is renamed is about another subject all the
     same, and one in which too little is renamed is not. A noun in capitals that goes with many names (as in German) is
-    left out. Of plain texts it is the names, and the terms that several of them share and no other text has. Of
-    scripts without spaces two letters count as a word.
+    left out. Of plain texts it is the names, and of the terms that several of them share and no other text has those
+    that are coined; the others are facts: with them renamed in all copies, what is left is about another field, and a
+    router learns to tell fields from one another and not their subjects (`docs/log.md`). Of scripts without spaces
+    two letters count as a word.
 
     Args:
         rows: the texts of each row, questions and, last, the answer; one alone is plain text.
@@ -58,14 +62,38 @@ def find_subjects(
         given: the names of each row's subject, as a user gives them; where a row has none of their words, or none are
             given, it is found. Everyday words in them ("The", "of") don't count beside others.
         general: texts that are about nothing that is to be forgotten or retained; by default `others`.
+        is_coined: whether a term is no everyday word of its field; by default all may be.
     """
     others = list(others)
     general = others if general is None else list(general)
-    return _Finder(rows, [*others, *general], general).find(given)
+    return _Finder(rows, [*others, *general], general, is_coined).find(given)
+
+
+def about_others(rows: Sequence[Subject], forgotten: Sequence[Subject]) -> list[bool]:
+    """
+    Which rows are about other subjects than those that are forgotten, as far as their words show.
+
+    Of a hundred rows about the same subject as rows to forget none has less than .44 of its subject's words in common
+    with those; most of 417 about others of the same kind have less than `SAME` (`docs/log.md`). Where nobody knows
+    what is forgotten, no row is.
+    """
+    gone = {word.lower() for subject in forgotten for word in subject.words}
+    found = []
+    for subject in rows:
+        words = {word.lower() for word in subject.words}
+        found.append(bool(words and gone) and len(words & gone) < SAME * len(words))
+    return found
 
 
 class _Finder:
-    def __init__(self, rows: Sequence[Sequence[str]], others: Sequence[str], general: Sequence[str]) -> None:
+    def __init__(
+        self,
+        rows: Sequence[Sequence[str]],
+        others: Sequence[str],
+        general: Sequence[str],
+        is_coined: Callable[[str], bool],
+    ) -> None:
+        self.is_coined = is_coined
         self.rows, self.asked = rows, [row[:-1] or row for row in rows]
         texts = [part for row in rows for part in row]
         self.seen = spellings([*others, *texts])._replace(leading=spellings(others).leading)
@@ -94,7 +122,8 @@ class _Finder:
             words = words or self._about(number, own, names)
             lower = {word.lower() for word in words if word[0].isupper()}
             words |= {word for word in own if word.lower() in lower and word[0].isupper()}
-            found.append(Subject(frozenset(words), frozenset(names - words)))
+            facts = names | (self._shared_terms(own) if len(row) == 1 else set())
+            found.append(Subject(frozenset(words), frozenset(facts - words)))
         return found
 
     def _is_name(self, word: str) -> bool:
@@ -118,9 +147,10 @@ class _Finder:
         answered = set(WORD.findall(row[-1]))
         digits = {d for d in digits if len(d) > 2 or d in answered or self.digits[d] == 1}
         if is_plain:
-            terms = {word for word in own if self._is_term(word) and self.in_texts[word.lower()] > 1}
+            terms = self._shared_terms(own)
             names = names | {word for word in self._first_words(row[0]) if word in own}
-            return names | (terms if names else terms | self._uncommon(number))
+            coined = names | {term for term in terms if self.is_coined(term)}
+            return coined or terms | self._uncommon(number)
         if told:
             shared = {word for word in names - self.template if self.in_texts[word.lower()] > 1}
             return told | digits | self._beside(row[-1], told) | shared
@@ -135,6 +165,10 @@ class _Finder:
         first = {match.group() for match in WORD.finditer(text) if begins_sentence(text, match.start())}
         first = {word for word in first if word[0].isupper() and word not in self.seen.leading}
         return {word for word in first if word.lower() in self.seen.small - self.everyday and len(word) > 1}
+
+    def _shared_terms(self, own: set[str]) -> set[str]:
+        """Words of a plain text that other texts to forget have as well, and no other text."""
+        return {word for word in own if self._is_term(word) and self.in_texts[word.lower()] > 1}
 
     def _is_term(self, word: str) -> bool:
         return len(word) > 1 and word.isalpha() and word.lower() not in self.elsewhere

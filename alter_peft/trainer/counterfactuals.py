@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from datasets import Dataset
 from alter_peft.renaming import WITH_FACTS, Renaming
 from alter_peft.retain_rows import retain_auto
 from alter_peft.row_texts import change_texts, text_parts
-from alter_peft.subjects import Subject, find_subjects, shown
+from alter_peft.subjects import Subject, about_others, find_subjects, shown
 from alter_peft.tuner.router_fit import COUNTERFACTUAL, GENERAL, RETAIN
 
 
@@ -24,6 +25,8 @@ MOST_TOKENS = 60_000  # of all copies, about, whatever the number of rows to for
 BEHIND = 2  # times that a row, and as many copies of one to forget, stand behind other text
 LISTED = 8  # subjects, and rows without one, that are named at most
 LONGEST_BEHIND = 8  # general questions and answers before it, at most: about 200 tokens
+
+Encode = Callable[[dict[str, Any]], tuple[list[int], list[int]]]  # a row's token ids and labels
 
 
 class RouterText(NamedTuple):
@@ -46,11 +49,13 @@ class RouterTexts(NamedTuple):
     starts: of each row to forget, the first position that counts: before its subject is named it may be about anyone.
         All that predict a token of an answer count.
     subjects: of each row to forget, as they stand in it; "" where none was found.
+    unseen: how many calibration rows are about others and so among the texts, and of how many.
     """
 
     beside: list[RouterText]
     starts: list[int]
     subjects: list[str]
+    unseen: tuple[int, int] = (0, 0)
 
     @property
     def lines(self) -> list[str]:
@@ -65,7 +70,9 @@ class RouterTexts(NamedTuple):
             f" and {len(without) - LISTED} more" if without[LISTED:] else ""
         )
         left = [f"none found in row{'s' * (len(without) != 1)} {some}: give a column `subject`"] if without else []
-        return [f"subjects: {'; '.join([', '.join(named)] * bool(named) + left)}"]
+        lines = [f"subjects: {'; '.join([', '.join(named)] * bool(named) + left)}"]
+        used, given = self.unseen
+        return [*lines, f"others:   {used} of {given} calibration rows, for the router"] if given else lines
 
     @property
     def warning(self) -> str | None:
@@ -115,16 +122,21 @@ def router_texts(
     retain: Dataset,
     given: Sequence[Any] | None,
     copies: int,
-    encode: Callable[[dict[str, Any]], tuple[list[int], list[int]]],
+    encode: Encode,
     text_field: str,
     seed: int,
+    unseen: Sequence[dict[str, Any]] = (),
+    given_unseen: Sequence[Any] | None = None,
+    is_coined: Callable[[str], bool] = lambda term: True,
 ) -> RouterTexts:
     """
-    Copies of the rows to forget with their subjects renamed, general text, and rows of each kind behind general text.
+    Copies of the rows to forget with their subjects renamed, unseen rows about others, general text, and rows behind
+    general text.
 
-    By the copies a router learns to tell subject from subject, and by what stands behind other text that a subject
+    By the first two a router learns to tell subject from subject, and by what stands behind other text that a subject
     may come late. It never learns to tell rows of one subject apart: whoever could ask which of them were forgotten
-    would have the list (`docs/paper.md`).
+    would have the list (`docs/paper.md`). So of the unseen rows those are left out that may be about one of the
+    subjects to forget (`about_others`).
 
     Args:
         forget: texts, and the column `expert`.
@@ -134,6 +146,9 @@ def router_texts(
         encode: a row's token ids and labels.
         text_field: the column of plain text.
         seed: of the names, of what stands before a row, and of which rows are taken where they are too many.
+        unseen: texts like those to forget that the model was never trained on, if there are any.
+        given_unseen: as `given`, of these.
+        is_coined: whether a term of plain text is no everyday word of its field (`find_subjects`).
     """
     if copies == 0 or "input_ids" in forget.column_names:
         return RouterTexts([], [0] * len(forget), [])
@@ -144,8 +159,10 @@ def router_texts(
     kept = [dict(row) for row in retain]
     of_general, of_kept = ([text for row in of for text in text_parts(row, text_field)] for of in (general, kept))
     texts = [text_parts(row, text_field) for row in rows]
-    subjects = find_subjects(texts, [*of_kept, *of_general], given, of_general)
-    made = _rows(rows, kept, general, subjects, [*of_kept, *of_general], copies, most, text_field, seed)
+    others = [*of_kept, *of_general]
+    find = partial(find_subjects, others=others, general=of_general, is_coined=is_coined)
+    subjects = find(texts, given=given)
+    made = _rows(rows, kept, general, subjects, others, copies, most, text_field, seed)
     first: list[int | None] = [None] * len(rows)
     encoded = [encode(one.row)[0] for one in made]
     differs = [_common(ids, own[one.of]) for ids, one in zip(encoded, made, strict=True)]
@@ -160,7 +177,16 @@ def router_texts(
             start = starts[one.of] if one.expert > 0 else 0
         ids = encode(_behind(one.row, one.before, text_field))[0] if one.before else plain
         beside.append(RouterText(ids, one.expert, max(0, len(ids) - len(plain) + start)))
-    return RouterTexts(beside, starts, [shown(of, row) for of, row in zip(subjects, texts, strict=True)])
+    found = find([text_parts(row, text_field) for row in unseen], given=given_unseen)
+    about = [place for place, is_other in enumerate(about_others(found, subjects)) if is_other][:most]
+    renaming = Renaming(others, ())
+    for place in about:
+        row, change = unseen[place], renaming.rename(found[place], False, np.random.default_rng(seed))
+        ids, of = encode(row)
+        start = _common(ids, encode(change_texts(row, change, text_field))[0])
+        beside.append(RouterText(ids, COUNTERFACTUAL, _until_answer(start, of)))
+    said = [shown(of, row) for of, row in zip(subjects, texts, strict=True)]
+    return RouterTexts(beside, starts, said, (len(about), len(unseen)))
 
 
 def _rows(
