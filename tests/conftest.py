@@ -69,6 +69,14 @@ def make_llama(vocab_size: int, seed: int = 0, **kwargs) -> LlamaForCausalLM:
     return model
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_home(tmp_path_factory):
+    """What is found out about tiny models is kept in a folder of the session's own."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("alter_peft.tuner.uses.HF_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture
 def llama(tokenizer) -> LlamaForCausalLM:
     return make_llama(len(tokenizer))

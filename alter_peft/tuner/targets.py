@@ -20,7 +20,8 @@ from alter_peft.registration import PREFIX
 
 from .config import AlterConfig
 from .decoder import Decoder
-from .probe import BATCH, LENGTH, uses_of_layers
+from .probe import uses_of_layers
+from .uses import BATCH, LENGTH
 
 
 logger = logging.getLogger(__name__)
