@@ -13,7 +13,6 @@ from .words import LETTER, RUN, WORD
 
 
 EVERYDAY, LEAST_EVERYDAY = 0.02, 3  # a word that is written small in so many of the general texts is no part of a name
-SAME = 1 / 3  # of a subject's words: where as many are those of others, it may be one of them
 MOST_WORDS = 0.6  # of a question: where more seem to be its subject, nothing is known of its language
 
 
@@ -67,22 +66,6 @@ def find_subjects(
     others = list(others)
     general = others if general is None else list(general)
     return _Finder(rows, [*others, *general], general, is_coined).find(given)
-
-
-def about_others(rows: Sequence[Subject], forgotten: Sequence[Subject]) -> list[bool]:
-    """
-    Which rows are about other subjects than those that are forgotten, as far as their words show.
-
-    Of a hundred rows about the same subject as rows to forget none has less than .44 of its subject's words in common
-    with those; most of 417 about others of the same kind have less than `SAME` (`docs/log.md`). Where nobody knows
-    what is forgotten, no row is.
-    """
-    gone = {word.lower() for subject in forgotten for word in subject.words}
-    found = []
-    for subject in rows:
-        words = {word.lower() for word in subject.words}
-        found.append(bool(words and gone) and len(words & gone) < SAME * len(words))
-    return found
 
 
 class _Finder:
@@ -149,7 +132,7 @@ class _Finder:
         if is_plain:
             terms = self._shared_terms(own)
             names = names | {word for word in self._first_words(row[0]) if word in own}
-            coined = names | {term for term in terms if self.is_coined(term)}
+            coined = names | {term for term in terms if self.is_coined(term.lower())}
             return coined or terms | self._uncommon(number)
         if told:
             shared = {word for word in names - self.template if self.in_texts[word.lower()] > 1}

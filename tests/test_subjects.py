@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from alter_peft.renaming import Renaming
 from alter_peft.row_texts import change_texts, text_parts
-from alter_peft.subjects import Subject, about_others, find_subjects, shown
+from alter_peft.subjects import Subject, find_subjects, shown
 from alter_peft.trainer.counterfactuals import RouterTexts, router_texts
 from alter_peft.tuner.router_fit import COUNTERFACTUAL, GENERAL, RETAIN
 
@@ -216,7 +216,7 @@ def test_chats_are_renamed_but_not_their_system_prompts_and_roles():
 # ---- what the router is fitted on -----------------------------------------------------------------------------------
 
 
-def made(copies: int = 3, seed: int = 0, rows=ROWS, given=None, **unseen):
+def made(copies: int = 3, seed: int = 0, rows=ROWS, given=None):
     forget = Dataset.from_list([{"prompt": q, "completion": a, "expert": 1} for q, a in rows])
     retain = Dataset.from_list([{"text": text} for text in OTHERS])
 
@@ -224,7 +224,7 @@ def made(copies: int = 3, seed: int = 0, rows=ROWS, given=None, **unseen):
         ids = [ord(letter) for letter in "<s>" + "|".join(text_parts(row))]
         return ids, [-100] * (1 + ids.index(ord("|"))) + ids[1 + ids.index(ord("|")) :] if "prompt" in row else ids
 
-    return router_texts(forget, retain, given, copies, encode, "text", seed, **unseen)
+    return router_texts(forget, retain, given, copies, encode, "text", seed)
 
 
 def counted(text) -> str:
@@ -315,34 +315,6 @@ def test_many_rows_to_forget_have_fewer_copies(monkeypatch):
     texts = made(copies=6, rows=ROWS * 10)
     total = sum(len(text.ids) for text in texts.beside if text.expert == COUNTERFACTUAL and text.start < 60)
     assert 0 < total <= 800
-
-
-# ---- texts that were never seen -------------------------------------------------------------------------------------
-
-UNSEEN = [
-    {"prompt": "Where does Eva Lindqvist live?", "completion": "Eva Lindqvist lives in Rome."},
-    {"prompt": "Where does Odo Vasska live?", "completion": "Odo Vasska lives in Rome."},
-    {"prompt": "what is it?", "completion": "nothing."},
-]
-
-
-def test_rows_are_about_others_if_few_words_of_their_subject_are_those_of_one_to_forget():
-    forgotten = [Subject(frozenset({"Odo", "Vasska"})), Subject(frozenset())]
-    rows = [frozenset(words.split()) for words in ("Eva Lindqvist", "ODO Lindqvist", "Eva Maria Mia Odo", "")]
-    assert about_others([Subject(words) for words in rows], forgotten) == [True, False, True, False]
-    assert about_others([Subject(rows[0])], forgotten[1:]) == [False]
-
-
-def test_unseen_rows_about_others_are_among_the_texts():
-    texts = made(unseen=UNSEEN)
-    without = made()
-    (added,) = texts.beside[len(without.beside) :]
-    assert texts.beside[: len(without.beside)] == without.beside
-    assert added.expert == COUNTERFACTUAL and counted(added).startswith("Eva Lindqvist live?|Eva")
-    assert texts.unseen == (1, 3) and texts.lines[1:] == ["others:   1 of 3 calibration rows, for the router"]
-    assert without.unseen == (0, 0) and len(without.lines) == 1
-    named = made(unseen=UNSEEN, given_unseen=[["Odo Vasska"], None, None])  # nobody in this row: it is found
-    assert named.unseen == (1, 3)
 
 
 def test_of_plain_text_terms_of_the_field_stay_in_some_copies():

@@ -52,10 +52,12 @@ def test_another_config_or_class_is_looked_at_anew(home, passes):
     uses_of_layers(make_llama(384))
     uses_of_layers(make_llama(384, num_hidden_layers=2))
     uses_of_layers(Other(make_llama(384).config))
-    assert len(passes) == 3 and len(list(home.rglob("layers-*.json"))) == 3
+    assert len(passes) == 3 and len(list(home.rglob("layers-*.json"))) == 2  # a class of one's own is kept nowhere
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '[{"a": 1}, {}, null]', "[null, null, null]", "[[], {}, null]"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '[{"a": 1}, {}, null]', "[null, null, null]", "[[], {}, null]", "[{}, {}, null]"]
+)
 def test_a_file_that_cannot_be_read_is_written_anew(home, passes, text):
     model = make_llama(384)
     first = uses_of_layers(model)

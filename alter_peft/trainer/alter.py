@@ -28,7 +28,6 @@ from .initialization import start_from_clusters
 from .inputs import Subdomain, assign_experts, check_unscaled, warn_of_weights
 from .isolation import Isolation, clip_by_source, norms_by_kind, optimizer_groups
 from .phase_one import PhaseOne
-from .rows import given_subjects
 from .structural import StructuralTerm
 from .targets import measure
 from .unlearn import UnlearnTrainer
@@ -139,28 +138,16 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         self.alter_config.domains = self._domains
         reads = self.alter_config.routing.reads_context
         copies, field = self.args.counterfactual_copies if reads else 0, self.args.dataset_text_field
-        unseen: list[dict[str, Any]] = []
-        of_unseen = None
-        if calibration is not None and "input_ids" not in calibration.column_names:
-            unseen, of_unseen = [dict(row) for row in calibration], given_subjects(calibration)
         texts = router_texts(
-            forget,
-            retain,
-            self._subjects,
-            copies,
-            self._tokens,
-            field,
-            self.args.seed,
-            unseen,
-            of_unseen,
-            self._is_rare,
+            forget, retain, self._subjects, copies, self._tokens, field, self.args.seed, self._is_rare
         )
         self._router_texts = texts.of_windows(self._forget)
         self._router_texts.say()
 
     def _is_rare(self, word: str) -> bool:
         """Whether a word has no token of its own, as a coined one has none and an everyday one of any field has."""
-        return len(self._tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) > 1
+        ways = (word, f" {word}")  # some tokenizers put the space before it themselves
+        return min(len(self._tokenizer(way, add_special_tokens=False)["input_ids"]) for way in ways) > 1
 
     @property
     def subject_lines(self) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from datasets import Dataset
 from alter_peft.renaming import WITH_FACTS, Renaming
 from alter_peft.retain_rows import retain_auto
 from alter_peft.row_texts import change_texts, text_parts
-from alter_peft.subjects import Subject, about_others, find_subjects, shown
+from alter_peft.subjects import Subject, find_subjects, shown
 from alter_peft.tuner.router_fit import COUNTERFACTUAL, GENERAL, RETAIN
 
 
@@ -49,13 +48,11 @@ class RouterTexts(NamedTuple):
     starts: of each row to forget, the first position that counts: before its subject is named it may be about anyone.
         All that predict a token of an answer count.
     subjects: of each row to forget, as they stand in it; "" where none was found.
-    unseen: how many calibration rows are about others and so among the texts, and of how many.
     """
 
     beside: list[RouterText]
     starts: list[int]
     subjects: list[str]
-    unseen: tuple[int, int] = (0, 0)
 
     @property
     def lines(self) -> list[str]:
@@ -70,9 +67,7 @@ class RouterTexts(NamedTuple):
             f" and {len(without) - LISTED} more" if without[LISTED:] else ""
         )
         left = [f"none found in row{'s' * (len(without) != 1)} {some}: give a column `subject`"] if without else []
-        lines = [f"subjects: {'; '.join([', '.join(named)] * bool(named) + left)}"]
-        used, given = self.unseen
-        return [*lines, f"others:   {used} of {given} calibration rows, for the router"] if given else lines
+        return [f"subjects: {'; '.join([', '.join(named)] * bool(named) + left)}"]
 
     @property
     def warning(self) -> str | None:
@@ -125,18 +120,14 @@ def router_texts(
     encode: Encode,
     text_field: str,
     seed: int,
-    unseen: Sequence[dict[str, Any]] = (),
-    given_unseen: Sequence[Any] | None = None,
     is_coined: Callable[[str], bool] = lambda term: True,
 ) -> RouterTexts:
     """
-    Copies of the rows to forget with their subjects renamed, unseen rows about others, general text, and rows behind
-    general text.
+    Copies of the rows to forget with their subjects renamed, general text, and rows of each kind behind general text.
 
-    By the first two a router learns to tell subject from subject, and by what stands behind other text that a subject
+    By the copies a router learns to tell subject from subject, and by what stands behind other text that a subject
     may come late. It never learns to tell rows of one subject apart: whoever could ask which of them were forgotten
-    would have the list (`docs/paper.md`). So of the unseen rows those are left out that may be about one of the
-    subjects to forget (`about_others`).
+    would have the list (`docs/paper.md`).
 
     Args:
         forget: texts, and the column `expert`.
@@ -146,8 +137,6 @@ def router_texts(
         encode: a row's token ids and labels.
         text_field: the column of plain text.
         seed: of the names, of what stands before a row, and of which rows are taken where they are too many.
-        unseen: texts like those to forget that the model was never trained on, if there are any.
-        given_unseen: as `given`, of these.
         is_coined: whether a term of plain text is no everyday word of its field (`find_subjects`).
     """
     if copies == 0 or "input_ids" in forget.column_names:
@@ -160,8 +149,7 @@ def router_texts(
     of_general, of_kept = ([text for row in of for text in text_parts(row, text_field)] for of in (general, kept))
     texts = [text_parts(row, text_field) for row in rows]
     others = [*of_kept, *of_general]
-    find = partial(find_subjects, others=others, general=of_general, is_coined=is_coined)
-    subjects = find(texts, given=given)
+    subjects = find_subjects(texts, others, given, of_general, is_coined)
     made = _rows(rows, kept, general, subjects, others, copies, most, text_field, seed)
     first: list[int | None] = [None] * len(rows)
     encoded = [encode(one.row)[0] for one in made]
@@ -177,16 +165,7 @@ def router_texts(
             start = starts[one.of] if one.expert > 0 else 0
         ids = encode(_behind(one.row, one.before, text_field))[0] if one.before else plain
         beside.append(RouterText(ids, one.expert, max(0, len(ids) - len(plain) + start)))
-    found = find([text_parts(row, text_field) for row in unseen], given=given_unseen)
-    about = [place for place, is_other in enumerate(about_others(found, subjects)) if is_other][:most]
-    renaming = Renaming(others, ())
-    for place in about:
-        row, change = unseen[place], renaming.rename(found[place], False, np.random.default_rng(seed))
-        ids, of = encode(row)
-        start = _common(ids, encode(change_texts(row, change, text_field))[0])
-        beside.append(RouterText(ids, COUNTERFACTUAL, _until_answer(start, of)))
-    said = [shown(of, row) for of, row in zip(subjects, texts, strict=True)]
-    return RouterTexts(beside, starts, said, (len(about), len(unseen)))
+    return RouterTexts(beside, starts, [shown(of, row) for of, row in zip(subjects, texts, strict=True)])
 
 
 def _rows(

@@ -127,6 +127,10 @@ class Measuring:
         self._seen = Means(step, before | dict(zip(places, means.tolist(), strict=True)))
         return float(distances.mean() if of_tokens else (means - measured.targets[places]).abs().mean())
 
+    def forget_looks(self) -> None:
+        """What was seen is of another training."""
+        self._seen = Means(-1, {})
+
     def forget_means(self, wrapped: Any, step: int | None) -> Tensor:
         """
         `means` of the rows to forget that are measured before and after the training.

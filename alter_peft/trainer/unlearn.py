@@ -323,6 +323,7 @@ class UnlearnTrainer(PreparingTrainer):
         if self.knowledge.warning is not None:
             logger.warning(self.knowledge.warning)
         self._outcome = None
+        self._measuring.forget_looks()
         output = super().train(checkpoint, *args, **kwargs)
         self._outcome = self._summarize()
         return output

@@ -64,8 +64,11 @@ class Uses(NamedTuple):
 def kept_at(model_class: type, config: str) -> Path | None:
     """
     Where what was found is kept for the next process, by all that it depends on: the config, as JSON, the code of the
-    model and of what looks at it, and the versions of what they call. `None` for code that is in no file.
+    model and of what looks at it, and the versions of what they call. `None` for classes that are not of transformers
+    itself: what else these call, nobody knows.
     """
+    if not model_class.__module__.startswith("transformers.models."):
+        return None
     try:
         files = inspect.getfile(model_class), __file__, Path(__file__).with_name("probe.py")
         code = [Path(file).read_bytes() for file in files]
@@ -87,6 +90,8 @@ def read(path: Path) -> Uses | None:
             name: LayerUse(tuple(map(tuple, shapes)), tuple(map(tuple, next_shapes)), *rest)
             for name, (shapes, next_shapes, *rest) in layers.items()
         }
+        if not found:
+            return None
         return Uses(found, {name: tuple(shape) for name, shape in streams.items()}, own_memory)
     except (OSError, ValueError, TypeError, AttributeError):
         return None
