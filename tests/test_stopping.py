@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from alter_peft import AlterUnlearnConfig
 from alter_peft.evaluation import Pair, encode_pair, score_answers
 from alter_peft.trainer import UnlearnTrainer
+from alter_peft.trainer.measuring import Means
 from alter_peft.trainer.stopping import CUTS, LOOKS, PATIENCE, halve_rates, scheduled, stalls
 
 
@@ -295,3 +296,12 @@ def test_forget_rows_that_no_look_has_seen_are_passed(unlearn, monkeypatch):
     counts = passed(trainer, monkeypatch)
     trainer._summarize()
     assert counts == [5, 8]
+
+
+def test_another_training_looks_anew(unlearn, monkeypatch):
+    """Its steps count from 0 again."""
+    monkeypatch.setattr("alter_peft.trainer.stopping.PROBED_ROWS", 3)
+    trainer, _ = unlearn(1, **{**FAR, "save_strategy": "no"})
+    trainer._measuring._seen = Means(trainer.state.global_step, dict.fromkeys(range(8), 9.0))
+    trainer.train()
+    assert trainer.summary().after.forget.max() <= 0  # log-probabilities

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import regex
 from datasets import Dataset
 
+from alter_peft import AlterUnlearnTrainer
 from alter_peft.renaming import Renaming
 from alter_peft.row_texts import change_texts, text_parts
 from alter_peft.subjects import Subject, find_subjects, shown
@@ -327,3 +329,13 @@ def test_of_plain_text_terms_of_the_field_stay_in_some_copies():
     assert all({"Falkor", "storm", "zylophage"} <= subject.words for subject in everything)
     plain = find_subjects([("a storm swells",), ("the storm ends",)], ["hay"], is_coined=lambda term: False)
     assert all("storm" in subject.words for subject in plain)  # nothing else says what they are about
+
+
+@pytest.mark.parametrize("space", [" ", "_"], ids=["before a word", "by the tokenizer itself"])
+def test_a_word_with_a_token_of_its_own_is_not_rare(space):
+    def tokenizer(text, add_special_tokens):
+        known = text.removeprefix(" ") == "storm" and (space == " " or not text.startswith(" "))
+        return {"input_ids": [0] if known else [0, 1]}
+
+    trainer = SimpleNamespace(_tokenizer=tokenizer)
+    assert AlterUnlearnTrainer._is_rare(trainer, "zylophage") and not AlterUnlearnTrainer._is_rare(trainer, "storm")

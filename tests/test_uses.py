@@ -81,5 +81,5 @@ def test_a_disk_that_cannot_be_written_costs_a_pass_alone(tmp_path, monkeypatch)
     assert uses_of_layers(make_llama(384)).layers and file.read_text() == ""
 
 
-def test_code_that_is_in_no_file_is_not_kept():
+def test_classes_that_are_not_of_transformers_are_not_kept():
     assert kept_at(type("Unwritten", (), {"__module__": "builtins"}), "{}") is None

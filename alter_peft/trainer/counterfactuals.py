@@ -25,8 +25,6 @@ BEHIND = 2  # times that a row, and as many copies of one to forget, stand behin
 LISTED = 8  # subjects, and rows without one, that are named at most
 LONGEST_BEHIND = 8  # general questions and answers before it, at most: about 200 tokens
 
-Encode = Callable[[dict[str, Any]], tuple[list[int], list[int]]]  # a row's token ids and labels
-
 
 class RouterText(NamedTuple):
     """
@@ -117,7 +115,7 @@ def router_texts(
     retain: Dataset,
     given: Sequence[Any] | None,
     copies: int,
-    encode: Encode,
+    encode: Callable[[dict[str, Any]], tuple[list[int], list[int]]],
     text_field: str,
     seed: int,
     is_coined: Callable[[str], bool] = lambda term: True,
