@@ -207,8 +207,8 @@ def test_the_layers_below_leave_no_graph(tmp_path, tokenizer):
     trainer = prepared(tmp_path, tokenizer, lambda i: 1, torch.float32, gradient_checkpointing=True)
     trainer.model.enable_input_require_grads()
     layers, seen = trainer.scored.stack.layers, []
-    first = trainer.alter_config.router_layer
-    assert first > 0
+    first = min(trainer.alter_config.layers_to_transform)
+    assert first > trainer.alter_config.router_layer > 0
     for layer in layers:
         layer.register_forward_hook(lambda module, args, output: seen.append(output.requires_grad))
     trainer._structural._obstacle()

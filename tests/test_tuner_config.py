@@ -149,6 +149,17 @@ def test_help_lists_every_field_and_every_router():
     assert all(f'"{name}" {router.caption}' in words for name, router in ROUTERS.items())
 
 
+@pytest.mark.parametrize(
+    ("depth", "layers", "reads"),
+    [(4, None, 1), (1, None, 0), (4, [0, 2], 0), (4, 0, 0), (4, [1], 1), (4, [3], 1)],
+)
+def test_the_router_reads_below_all_that_is_adapted(depth, layers, reads):
+    """By default what enters layer 1, or less where that is adapted or isn't there."""
+    model = get_peft_model(make_llama(64, num_hidden_layers=depth), AlterConfig(layers_to_transform=layers))
+    assert model.peft_config["default"].router_layer == reads
+    assert hasattr(model.get_submodule(f"base_model.model.model.layers.{reads}"), "token_router")
+
+
 def test_router_layer_out_of_range(llama):
     with pytest.raises(ValueError, match="`router_layer` is 4, but the model has 4 layers"):
         get_peft_model(llama, AlterConfig(router_layer=4))
@@ -200,8 +211,8 @@ def test_a_config_can_be_used_for_another_model(arguments):
     for depth in (4, 10):
         model = get_peft_model(make_llama(64, num_hidden_layers=depth, tie_word_embeddings=True), config)
         own = model.peft_config["default"]
-        layers = list(range(own.router_layer, depth)) if config.is_gated else None
-        assert own.router_layer == (arguments.get("router_layer", round(0.4 * depth)) if config.is_gated else None)
+        layers = list(range(arguments.get("router_layer", round(0.4 * depth)), depth)) if config.is_gated else None
+        assert own.router_layer == (arguments.get("router_layer", 1) if config.is_gated else None)
         assert own.layers_to_transform == ([3] if "layers_to_transform" in arguments else layers)
         assert own.num_forget_experts == arguments.get("num_forget_experts", len(arguments.get("domains", [0])))
         # PEFT itself notes the base model's name in what it is given

@@ -127,7 +127,7 @@ class Astray(NamedTuple):
             "much): the first will not be forgotten, and the others may be. The two sets are too much alike for it. "
             "Take rows to retain that are about other things, name in a column `subject` whom each row to forget is "
             "about (`counterfactual_copies` are made of it), let it read more of the text before a token "
-            "(`router_half_life`) or a deeper layer (`router_layer`), or train plain LoRA, which has no router."
+            "(`router_half_life`) or another layer (`router_layer`), or train plain LoRA, which has no router."
         )
 
 

@@ -81,7 +81,8 @@ def observe_beside(
     texts: Sequence[RouterText], scored: ScoredModel, adapter_name: str, batch_size: int, sample: np.ndarray
 ) -> Tensor:
     """
-    The moving averages at the sampled positions, text after text, (sample, k): a pass of the layers below l0 alone.
+    The moving averages at the sampled positions, text after text, (sample, k): a pass of the layers below the router
+    alone.
 
     Args:
         sample: ascending positions of all texts together.

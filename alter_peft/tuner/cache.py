@@ -171,7 +171,7 @@ def router_states(cache: Cache, names: Iterable[str], num_layers: int) -> dict[s
         if name in there:
             _require_same_length(there[name], own[-1])
             continue
-        # the layers below l0 already hold this pass; the last one can only hold an earlier one
+        # the layers below the router already hold this pass; the last one can only hold an earlier one
         _require_empty(own[-1], "the router's moving average")
         is_static = any(isinstance(layer, StaticLayer) for layer in own)
         state = (StaticRouterStateLayer if is_static else RouterStateLayer)(name)

@@ -31,7 +31,8 @@ from .values import described, fits, is_finite_number, require
 
 
 # Chosen on invented people and TOFU authors that no result has (docs/log.md)
-HALF_LIFE, HIDDEN_SIZE = 16.0, 64
+HALF_LIFE, HIDDEN_SIZE, ROUTER_LAYER = 16.0, 64, 1
+ADAPTED_FROM = 0.4  # of the depth (design)
 OLD_HALF_LIFE = 8.0  # up to format version 2
 
 
@@ -67,15 +68,16 @@ class AlterConfig(PeftConfig):
         None,
         'Names of the linear layers to adapt, a regular expression, or `"all-linear"`. By default all those of '
         "a language model but those that cannot be adapted, which the log names, and LoRA's defaults of other models. "
-        "A gated router adapts the decoder layers from `router_layer` up and leaves the others alone.",
+        "A gated router adapts those in `layers_to_transform` and leaves the others alone.",
     )
     exclude_modules: list[str] | str | None = option(
         None, "Names (or a regular expression) of modules that are not adapted."
     )
     layers_to_transform: list[int] | int | None = option(
         None,
-        "Indices of the layers to adapt; with a gated router, none below `router_layer` (its default: all from "
-        "`router_layer` up).",
+        "Indices of the layers to adapt; with a gated router, none below `router_layer`. Its default: all from "
+        f"`router_layer` up, or where that is left to its default, from `round({ADAPTED_FROM:g} * number of layers)` "
+        "up.",
     )
     layers_pattern: list[str] | str | None = option(
         None, "Name of the list of layers, if it isn't found by itself; used with `layers_to_transform`."
@@ -125,8 +127,9 @@ class AlterConfig(PeftConfig):
     router: str = option("context", "; ".join(f'"{name}" {router.caption}' for name, router in ROUTERS.items()) + ".")
     router_layer: int | None = option(
         None,
-        "l0, the decoder layer whose input the router reads. Defaults to `round(0.4 * number of layers)`. The layers "
-        "below are not adapted.",
+        f"The decoder layer whose input the router reads; {ROUTER_LAYER} by default, or the first adapted layer below: "
+        "there it sees which words were said, and so whom a text is about. Deeper layers make all texts of a kind "
+        "alike. No layer below it can be adapted.",
     )
     router_half_life: float | None = option(
         None,

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from alter_peft.registration import PREFIX
 
-from .config import AlterConfig
+from .config import ADAPTED_FROM, ROUTER_LAYER, AlterConfig
 from .decoder import Decoder
 from .probe import uses_of_layers
 from .uses import BATCH, LENGTH
@@ -228,16 +228,16 @@ def refuse_unsupported(layer: nn.Module, key: str, quantization: dict[str, Any])
 def resolve_layers(config: AlterConfig, decoder: Decoder) -> None:
     """Fill in `router_layer` and `layers_to_transform`, or raise a `ValueError` if they don't fit the model."""
     depth = len(decoder.layers)
+    layers = config.layers_to_transform
+    if layers is None:
+        first = round(ADAPTED_FROM * depth) if config.router_layer is None else config.router_layer
+        layers = list(range(first, depth))
+    layers = [layers] if isinstance(layers, int) else list(layers)
     if config.router_layer is None:
-        config.router_layer = round(0.4 * depth)
+        config.router_layer = min(ROUTER_LAYER, depth - 1, *layers)
     first = config.router_layer
     if first >= depth:
         raise ValueError(f"`router_layer` is {first}, but the model has {depth} layers. Set it below {depth}.")
-    layers = config.layers_to_transform
-    if layers is None:
-        config.layers_to_transform = list(range(first, depth))
-        return
-    layers = [layers] if isinstance(layers, int) else list(layers)
     wrong = [layer for layer in layers if not first <= layer < depth]
     if wrong:
         raise ValueError(

@@ -55,7 +55,7 @@ class RouterMap(nn.Linear):
 
 class AlterRouter(nn.Module, AlterTunerLayer):
     """
-    The router of each adapter (Eq. 7), a child of decoder layer l0, whose input it reads.
+    The router of each adapter (Eq. 7), a child of the decoder layer whose input it reads.
 
     z_t is `logits_of` the x_t of its entry in `ROUTERS`. Always float32; fitted in phase I and frozen.
     """

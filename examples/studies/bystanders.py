@@ -33,6 +33,8 @@ WAYS = {
     "hidden layer, 12 copies, half-life 8": (AlterConfig(router_half_life=8.0), 12),
     "hidden layer, 12 copies, half-life 24": (AlterConfig(router_half_life=24.0), 12),
     "hidden layer, 6 copies": (AlterConfig(), 6),
+    "reads the embeddings": (AlterConfig(router_layer=0), 12),
+    "reads layer 12 of 30": (AlterConfig(router_layer=12), 12),
     "hidden layer, 12 copies (default)": (AlterConfig(), 12),
 }
 
