@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hooks that fill the gating state.
 
-The decoder (e.g. `LlamaModel`) and the layer whose input the router reads have permanent pre-hooks. The first takes the
-padding mask and, in the reference mode, runs the base model; the second routes. Whatever must outlive a pass, the
+The decoder (e.g. `LlamaModel`) and the layer whose input the router reads have permanent pre-hooks. The first takes
+the padding mask and, in the reference mode, runs the base model; the second routes. Whatever must outlive a pass, the
 moving average and the base model's own keys and values, is kept in extra layers of the KV cache itself, so that stock
 code reorders, crops, repeats and resets it together with the rest.
 """
