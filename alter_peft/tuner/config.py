@@ -127,9 +127,9 @@ class AlterConfig(PeftConfig):
     router: str = option("context", "; ".join(f'"{name}" {router.caption}' for name, router in ROUTERS.items()) + ".")
     router_layer: int | None = option(
         None,
-        f"The decoder layer whose input the router reads; {ROUTER_LAYER} by default, or the first adapted one where it "
-        "is lower: there it sees which words were said, and so whom a text is about. Deeper layers make all texts of a "
-        "kind alike. No layer below it can be adapted.",
+        f"The decoder layer whose input the router reads; {ROUTER_LAYER} by default, or the first adapted one if that "
+        "is lower: there it sees which words were said, and so whom a text is about. Deeper layers make all texts of "
+        "a kind alike. No layer below it can be adapted.",
     )
     router_half_life: float | None = option(
         None,
