@@ -83,17 +83,13 @@ class ExpertBank(nn.Module):
         """As `forward`, each expert on its own tokens."""
         counts = [count for _, count, _ in grouped.parts]
         tokens = grouped.tokens.to(h.device)  # the layer may be on another device than the router
-        own = h.flatten(0, -2).index_select(0, tokens) * grouped.gates.to(h)
-        each, left = own[: sum(counts)].split(counts), own[sum(counts) :]
-        products = [
-            F.linear(part, _learning(self.expert(e), learn and learns))
-            for part, (e, _, learns) in zip(each, grouped.parts, strict=True)
-        ]
-        if grouped.rest is not None:
-            experts, of_token = grouped.rest
-            copies = torch.stack([self.expert(e).detach() for e in experts]).to(h.dtype)[of_token.to(h.device)]
-            products.append((copies @ left.unsqueeze(-1)).squeeze(-1))
-        found = torch.cat(products)
+        own = (h.flatten(0, -2).index_select(0, tokens) * grouped.gates.to(h)).split(counts)
+        found = torch.cat(
+            [
+                F.linear(part, _learning(self.expert(e), learn and learns))
+                for part, (e, _, learns) in zip(own, grouped.parts, strict=True)
+            ]
+        )
         if grouped.places is not None:
             found = found.index_select(0, grouped.places.to(h.device))
         else:

@@ -18,7 +18,6 @@ from torch import Tensor
 MANY = 8  # experts from which looking at the gates is worth the synchronisation of an accelerator
 FEW = 8  # experts that are multiplied at once, whoever has a token: at a rank of 8 cheaper than groups of tokens
 TOKENS = 8  # for each expert, from which grouping tokens by expert is cheaper than multiplying at once
-GATHERED = 32  # tokens for each group, up to which a copy of the expert for each token is cheaper than a product each
 
 
 class Grouped(NamedTuple):
@@ -28,15 +27,12 @@ class Grouped(NamedTuple):
     tokens: (E,), the index of each into the B T tokens; a token that two experts share is there twice.
     gates: (E, 1), the expert's share of it.
     parts: of each group in turn: the expert, how many tokens it has, whether it learns from them.
-    rest: the tokens behind those of the parts, which none learns from: the experts that they have, and of each token
-        which of these, (tokens,); `None` if there are none.
     places: (B T,), where in the groups each token is; `None` unless each is there once.
     """
 
     tokens: Tensor
     gates: Tensor
     parts: list[tuple[int, int, bool]]
-    rest: tuple[list[int], Tensor] | None
     places: Tensor | None
 
 
@@ -130,14 +126,6 @@ def _grouped(gates: Tensor, scaled: Tensor, used: tuple[int, ...], owner: Tensor
     counts = has.sum(dim=0).tolist()
     # an expert that has an owner's rows takes part without a token too
     parts = [(used[e], n, learns) for (e, learns), n in zip(groups, counts, strict=True) if n or learns]
-    rest = None
-    others = [(e, n) for e, n, learns in parts if not learns]
-    if others and sum(n for _, n in others) <= GATHERED * len(others):
-        parts = [part for part in parts if part[2]]
-        of_token = torch.arange(len(others), device=gates.device).repeat_interleave(
-            torch.tensor([n for _, n in others])
-        )
-        rest = [e for e, _ in others], of_token
     is_once = len(tokens) == len(has) and bool((has.sum(dim=1) == 1).all())
     share = scaled.flatten(0, -2)[tokens, group % len(used)]
-    return Grouped(tokens, share.unsqueeze(-1), parts, rest, tokens.argsort() if is_once else None)
+    return Grouped(tokens, share.unsqueeze(-1), parts, tokens.argsort() if is_once else None)
