@@ -189,9 +189,9 @@ def test_entropies_of_two_orders(tmp_path, tokenizer):
     ("earlier", "later", "reads", "adapts"),
     [
         ({"router": "static"}, {"router_layer": 1}, "later", "default"),
-        ({"router_layer": 0}, {"router_layer": 1}, "later", "default"),
+        ({"layers_to_transform": [0, 1]}, {"router_layer": 1}, "later", "default"),
         ({"router_layer": 1}, {"router": "static"}, "default", "later"),
-        ({"router_layer": 1}, {"router_layer": 0}, "default", "later"),
+        ({"router_layer": 1}, {"layers_to_transform": [0, 1]}, "default", "later"),
     ],
     ids=["static earlier", "earlier below", "static later", "later below"],
 )

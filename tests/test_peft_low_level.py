@@ -97,10 +97,30 @@ def test_a_second_adapter_is_injected_by_a_state_dict():
 
 
 def test_a_state_dict_below_the_router_is_refused():
-    state = get_peft_model_state_dict(injected("llama", router_layer=0))
+    state = get_peft_model_state_dict(injected("llama", router_layer=2, layers_to_transform=[2, 3]))
+    state = {key.replace("layers.2.", "layers.0.") if "_proj" in key else key: value for key, value in state.items()}
     model = base_model("llama")
     with pytest.raises(ValueError, match=r"`state_dict` has an adapter on 'model\.layers\.0\..*Set `router_layer`"):
         inject_adapter_in_model(config("llama", router_layer=2), model, state_dict=state)
+    assert not adapted_names(model)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"router_layer": 2}, r"a router on 'model\.layers\.2\.token_router', but `router_layer` is 1\. Set"),
+        (
+            {"layers_to_transform": [1, 2]},
+            r"an adapter on 'model\.layers\.1\..* `layers_to_transform` is \[2, 3\]\. Set",
+        ),
+    ],
+)
+def test_a_state_dict_of_other_layers_is_refused(given, message):
+    """Else its router would be left out, or layers adapted that the config doesn't name."""
+    state = get_peft_model_state_dict(injected("llama", **given))
+    model = base_model("llama")
+    with pytest.raises(ValueError, match=message):
+        inject_adapter_in_model(config("llama"), model, state_dict=state)
     assert not adapted_names(model)
 
 

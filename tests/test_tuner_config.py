@@ -165,17 +165,26 @@ def test_router_layer_out_of_range(llama):
         get_peft_model(llama, AlterConfig(router_layer=4))
 
 
-@pytest.mark.parametrize("layers", [[1, 3], 1, [4]])
-def test_layers_outside_the_branch(llama, layers):
-    with pytest.raises(ValueError, match=r"`layers_to_transform` contains .* from `router_layer`=2 to 3"):
+@pytest.mark.parametrize("layers", [[1, 3], 1])
+def test_layers_below_the_router(llama, layers):
+    with pytest.raises(ValueError, match=r"`layers_to_transform` contains \[1\], .* `router_layer`=2\. Remove"):
         get_peft_model(llama, AlterConfig(router_layer=2, layers_to_transform=layers))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"router_layer": 2}])
+def test_layers_that_the_model_does_not_have(llama, arguments):
+    with pytest.raises(
+        ValueError, match=r"`layers_to_transform` contains \[4, 9\], but the model has 4 layers\. Remove"
+    ):
+        get_peft_model(llama, AlterConfig(layers_to_transform=[3, 4, 9], **arguments))
 
 
 @pytest.mark.parametrize(
     ("arguments", "layers"),
     [
         ({}, {2, 3}),  # round(0.4 * 4) = 2
-        ({"router_layer": 0}, {0, 1, 2, 3}),
+        ({"router_layer": 1}, {2, 3}),  # the default, written out
+        ({"router_layer": 0, "layers_to_transform": [0, 1, 2, 3]}, {0, 1, 2, 3}),
         ({"router_layer": 3}, {3}),
         ({"router_layer": 1, "layers_to_transform": [1, 3]}, {1, 3}),
         ({"router_layer": 1, "layers_to_transform": 2}, {2}),
@@ -211,7 +220,8 @@ def test_a_config_can_be_used_for_another_model(arguments):
     for depth in (4, 10):
         model = get_peft_model(make_llama(64, num_hidden_layers=depth, tie_word_embeddings=True), config)
         own = model.peft_config["default"]
-        layers = list(range(arguments.get("router_layer", round(0.4 * depth)), depth)) if config.is_gated else None
+        first = max(arguments.get("router_layer", 1), round(0.4 * depth))
+        layers = list(range(first, depth)) if config.is_gated else None
         assert own.router_layer == (arguments.get("router_layer", 1) if config.is_gated else None)
         assert own.layers_to_transform == ([3] if "layers_to_transform" in arguments else layers)
         assert own.num_forget_experts == arguments.get("num_forget_experts", len(arguments.get("domains", [0])))

@@ -55,7 +55,8 @@ def check_active_together(model: PeftModel) -> None:
                 raise ValueError(
                     f"`router_layer` of adapter {name!r} is {config.router_layer}, but adapter {other!r}, which is "
                     f"active too, adapts layer {depth}, so that the router would read other states than it is fitted "
-                    "on. Give both the same `router_layer`, or activate one alone."
+                    f"on. Let it adapt layers from {config.router_layer} up (`layers_to_transform`), or activate one "
+                    "alone."
                 )
 
 

@@ -106,10 +106,11 @@ class AlterModel(ExpertControl, BaseTuner):
             refuse_ungateable(model, self._decoder)
             resolve_layers(config, self._decoder)
             config.check_threshold(LanguageModelHead(model).vocab_size)
-        if state_dict is not None:  # the router has its place already, whatever its keys say
-            state_dict = {key: value for key, value in state_dict.items() if ".alter_router." not in key}
+        if state_dict is not None:
             if self._decoder is not None:
                 check_targets(state_dict, config, self._decoder)
+            # PEFT adapts what has a key; the router is made beside
+            state_dict = {key: value for key, value in state_dict.items() if ".alter_router." not in key}
         suit_targets(model, config, self._decoder, self._check_target_module_exists)
         self._flattened = flattened_layers(model)
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)

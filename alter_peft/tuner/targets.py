@@ -230,30 +230,42 @@ def resolve_layers(config: AlterConfig, decoder: Decoder) -> None:
     depth = len(decoder.layers)
     layers = config.layers_to_transform
     if layers is None:
-        first = round(ADAPTED_FROM * depth) if config.router_layer is None else config.router_layer
-        layers = list(range(first, depth))
+        layers = list(range(max(config.router_layer or 0, round(ADAPTED_FROM * depth)), depth))
     layers = [layers] if isinstance(layers, int) else list(layers)
     if config.router_layer is None:
         config.router_layer = min(ROUTER_LAYER, depth - 1, *layers)
     first = config.router_layer
     if first >= depth:
         raise ValueError(f"`router_layer` is {first}, but the model has {depth} layers. Set it below {depth}.")
-    wrong = [layer for layer in layers if not first <= layer < depth]
-    if wrong:
+    missing = [layer for layer in layers if layer >= depth]
+    if missing:
+        raise ValueError(f"`layers_to_transform` contains {missing}, but the model has {depth} layers. Remove them.")
+    below = [layer for layer in layers if layer < first]
+    if below:
         raise ValueError(
-            f"`layers_to_transform` contains {wrong}, but a gated router adapts layers from `router_layer`={first} to "
-            f"{depth - 1}. Remove them or lower `router_layer`."
+            f"`layers_to_transform` contains {below}, but a gated router adapts no layer below the one that it reads, "
+            f"`router_layer`={first}. Remove them or lower `router_layer`."
         )
     config.layers_to_transform = layers
 
 
 def check_targets(state_dict: dict[str, Tensor], config: AlterConfig, decoder: Decoder) -> None:
-    """Raise a `ValueError` if a state dict has adapted layers below the router."""
-    branch = tuple(f"{decoder.path}.{i}." for i in range(config.router_layer or 0, len(decoder.layers)))
-    adapted = {key.partition(f".{PREFIX}")[0] + "." for key in state_dict if f".{PREFIX}" in key}
-    wrong = sorted(name[:-1] for name in adapted if not name.removeprefix("base_model.model.").startswith(branch))
+    """Raise a `ValueError` if a state dict has its router, or an adapted layer, where the config has none."""
+    assert isinstance(config.layers_to_transform, list)
+    fix = "Set `router_layer` and `layers_to_transform` to those of the adapter that the state dict is of."
+    names = sorted(
+        key.removeprefix("base_model.model.").partition(f".{PREFIX}")[0] for key in state_dict if PREFIX in key
+    )
+    routers = [name for name in names if name.endswith(".token_router")]
+    there = f"{decoder.path}.{config.router_layer}.token_router"
+    if routers and there not in routers:
+        raise ValueError(
+            f"`state_dict` has a router on {routers[0]!r}, but `router_layer` is {config.router_layer}. {fix}"
+        )
+    branch = tuple(f"{decoder.path}.{layer}." for layer in config.layers_to_transform)
+    wrong = [name for name in names if name not in routers and not name.startswith(branch)]
     if wrong:
         raise ValueError(
-            f"`state_dict` has an adapter on {wrong[0]!r}, but a gated router adapts the layers from `router_layer`="
-            f"{config.router_layer} up alone. Set `router_layer` to that of the adapter that the state dict is of."
+            f"`state_dict` has an adapter on {wrong[0]!r}, but `layers_to_transform` is {config.layers_to_transform}. "
+            + fix
         )

@@ -34,7 +34,7 @@ WAYS = {
     "hidden layer, 12 copies, half-life 24": (AlterConfig(router_half_life=24.0), 12),
     "hidden layer, 6 copies": (AlterConfig(), 6),
     "reads the embeddings": (AlterConfig(router_layer=0), 12),
-    "reads layer 12 of 30": (AlterConfig(router_layer=12), 12),
+    **{f"reads layer {layer} of 30": (AlterConfig(router_layer=layer), 12) for layer in (2, 4, 12)},
     "hidden layer, 12 copies (default)": (AlterConfig(), 12),
 }
 
