@@ -2,11 +2,13 @@
 """Does the router know whom a question is about? On TOFU's authors, of whom no other figure of the docs was made.
 
     python examples/studies/bystanders.py tofu HuggingFaceTB/SmolLM2-135M-Instruct
+    python examples/studies/bystanders.py people-1 HuggingFaceTB/SmolLM2-135M-Instruct "reads layer 12 of 30"
 
-Two authors (rows 40 to 79 of forget10) are to be forgotten and five of retain90 retained; three authors more of
-retain90 and three of forget10 are bystanders, two of holdout10 are taught nowhere. The router is fitted in phase I,
-before any expert is trained, on the base model, so that nothing has to be taught. Prints the share of answer tokens
-that goes to a forget expert.
+In a folder of TOFU's files two authors (rows 40 to 79 of forget10) are to be forgotten and five of retain90 retained;
+three authors more of retain90 and three of forget10 are bystanders, two of holdout10 are taught nowhere. The router is
+fitted in phase I, before any expert is trained, on the base model, so that nothing has to be taught. Prints the share
+of answer tokens that goes to a forget expert. `people-1` is draw 1 of development_people.py instead; names of ways may
+follow.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import development_people
 import torch
 from datasets import Dataset
 from peft import get_peft_model
@@ -79,4 +82,6 @@ def main(asked: dict[str, list[Pair]], base: str, ways: list[str], seed: int = 0
 
 
 if __name__ == "__main__":
-    main(sets(Path(sys.argv[1])), sys.argv[2], sys.argv[3:] or [*WAYS])
+    data, base, *ways = sys.argv[1:]
+    is_people = data.startswith("people-")
+    main(development_people.sets(int(data[7:])) if is_people else sets(Path(data)), base, ways or [*WAYS])
