@@ -446,13 +446,17 @@ def test_the_end_of_the_turn_is_no_content(adapted, tokenizer, plain):
 
 
 def test_greedy_tokens_are_the_models_own_first_choice(adapted, plain):
-    scores = score_answers(adapted, plain, PAIRS, batch_size=2)
+    scores, checked = score_answers(adapted, plain, PAIRS, batch_size=2), 0
     for pair, own in zip(PAIRS, scores.greedy, strict=True):
         ids, start = encode_pair(plain, pair)
         first = adapted(input_ids=torch.tensor([ids])).logits[0].argmax(dim=-1)
         assert own.tolist() == [int(first[t - 1]) == ids[t] for t in range(start, len(ids))]
         chosen = pair._replace(completion=plain.decode(first[start - 1 : start]))
-        assert score_answers(adapted, plain, [chosen]).greedy[0][0]
+        again, _ = encode_pair(plain, chosen)
+        if again[start] == int(first[start - 1]):  # what is decoded may be encoded otherwise
+            assert score_answers(adapted, plain, [chosen]).greedy[0][0]
+            checked += 1
+    assert checked
 
 
 def test_of_several_first_choices_the_one_that_is_generated_counts(llama, plain):
