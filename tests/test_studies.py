@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the studies of tuning and controls add to the package's methods."""
+"""What the studies of tuning and controls add to the package's methods; the people that a router is developed on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def studies(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "studies"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     yield
-    for name in ("controls", "tuning"):
+    for name in ("controls", "development_people", "tuning"):
         sys.modules.pop(name, None)
 
 
@@ -106,3 +106,25 @@ def test_a_shuffled_mask_has_as_many_tokens_elsewhere(tokenizer, tmp_path, monke
     found = trainer._masks({})
     assert torch.equal(found.high[2:], high[2:]) and torch.equal(found.low, ~found.high)
     assert found.high[:2].sum() == 16 and not torch.equal(found.high[:2], high[:2])
+
+
+# ---- people to develop a router on ----------------------------------------------------------------------------------
+
+
+def test_a_draw_of_people_is_the_same_each_time_and_its_groups_share_nobody():
+    from development_people import FIRST, LAST, sets
+
+    found = sets(1)
+    assert found == sets(1) != sets(2)
+    people = {f"{one} {other}" for one in FIRST for other in LAST}
+    groups = [
+        {person for pair in found[name] for person in people if person in pair.completion}
+        for name in ("forget", "bystanders", "never taught")
+    ]
+    assert [len(group) for group in groups] == [8, 6, 6] and len(set.union(*groups)) == 20
+    kept = {person for pair in found["retain"] for person in people if person in pair.completion}
+    assert kept == groups[0]  # public facts of the very people whose private ones go
+    for name in ("paraphrased", "small letters", "capitals", "names misspelt"):
+        for asked, pair in zip(found[name], found["forget"], strict=True):
+            assert asked.completion == pair.completion and asked.prompt != pair.prompt
+    assert len(found["free"]) == 2 * len(found["forget"]) == 80
