@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from alter_peft import AlterUnlearnTrainer
 from alter_peft.renaming import Renaming
+from alter_peft.respelling import RESPELLINGS
 from alter_peft.row_texts import change_texts, text_parts
 from alter_peft.subjects import Subject, find_subjects, shown
 from alter_peft.trainer.counterfactuals import RouterTexts, router_texts
@@ -237,7 +238,8 @@ def test_a_router_sees_copies_general_text_and_rows_behind_it():
     texts = made()
     kinds = np.array([text.expert for text in texts.beside])
     behind = np.array([text.start > 60 for text in texts.beside])
-    assert (kinds[~behind] == COUNTERFACTUAL).sum() == 3 * len(ROWS)
+    assert (kinds[~behind] == COUNTERFACTUAL).sum() == (3 + len(RESPELLINGS)) * len(ROWS)
+    assert (kinds[~behind] == RETAIN).sum() == len(RESPELLINGS) * len(OTHERS)
     assert (kinds == GENERAL).sum() > 200 and (kinds[behind] == RETAIN).sum() == 2 * len(OTHERS)
     assert (kinds[behind] == 1).sum() == (kinds[behind] == COUNTERFACTUAL).sum() == 2 * len(ROWS)
 
@@ -248,8 +250,28 @@ def test_what_comes_before_the_subject_does_not_count():
     for text in texts.beside:
         if text.expert == COUNTERFACTUAL:
             assert not re.match("<s>|Where|What|Which", counted(text))
-        if text.expert == 1:  # behind other text
-            assert re.match(r"\w* ?(Quennock|Vasska)|\w+ (live|have|number)", counted(text))
+        if text.expert == 1:  # behind other text, in capitals or small letters
+            assert re.match(r"(?i)\w* ?(Quennock|Vasska)|\w+ (live|have|number)", counted(text))
+
+
+def test_questions_are_also_typed_otherwise_and_answered_as_they_are():
+    texts = made()
+    to_forget = [said for said in map(counted, (text for text in texts.beside if text.expert == 1)) if "|" in said]
+    assert "MARIBEL QUENNOCK LIVE?|Maribel Quennock lives at 12 Larch Lane, Tessenby." in to_forget
+    assert "maribel quennock live?|Maribel Quennock lives at 12 Larch Lane, Tessenby." in to_forget
+    copies = [counted(text).split("|") for text in texts.beside if text.expert == COUNTERFACTUAL and text.start < 60]
+    shouted = [(question, answer) for question, answer in copies if question.isupper()]
+    assert len(shouted) == len(ROWS) and not any("QUENNOCK" in question for question, _ in shouted)
+    assert not any(answer.isupper() for _, answer in shouted)
+    kept = ["".join(map(chr, text.ids)).removeprefix("<s>") for text in texts.beside if text.expert == RETAIN]
+    assert {OTHERS[0].upper(), OTHERS[0].lower()} <= set(kept)
+
+
+def test_what_has_no_capitals_is_not_doubled():
+    rows = [("电话号码是什么?", "号码是四七。")]
+    texts = made(rows=rows, given=[["号码"]])
+    behind = 2 * len(rows)
+    assert sum(text.expert == 1 for text in texts.beside) == behind
 
 
 def test_all_that_predicts_an_answer_counts():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows that a router is fitted on beside those that are given: about other subjects, and behind other text."""
+"""Rows that a router is fitted on beside those that are given: about other subjects, behind other text, respelt."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from accelerate import logging
 from datasets import Dataset
 
 from alter_peft.renaming import WITH_FACTS, Renaming
+from alter_peft.respelling import RESPELLINGS, respelt
 from alter_peft.retain_rows import retain_auto
 from alter_peft.row_texts import change_texts, text_parts
 from alter_peft.subjects import Subject, find_subjects, shown
@@ -102,12 +103,20 @@ class RouterTexts(NamedTuple):
 
 
 class _Made(NamedTuple):
-    """A row made of another one (its place): with what is put before it, and the expert that it is to go to."""
+    """
+    A row made of another one.
+
+    expert: that it is to go to, or a key of `SHARES`.
+    of: the place of the row to forget that it is made of, -1 for none.
+    before: what is put before it.
+    spelling: how its question is typed, a key of `RESPELLINGS`, or "" as it is.
+    """
 
     row: dict[str, Any]
     expert: int
     of: int = -1
     before: str = ""
+    spelling: str = ""
 
 
 def router_texts(
@@ -121,11 +130,12 @@ def router_texts(
     is_coined: Callable[[str], bool] = lambda term: True,
 ) -> RouterTexts:
     """
-    Copies of the rows to forget with their subjects renamed, general text, and rows of each kind behind general text.
+    Copies of the rows to forget with their subjects renamed, general text, and rows of each kind behind general text
+    and typed otherwise.
 
-    By the copies a router learns to tell subject from subject, and by what stands behind other text that a subject
-    may come late. It never learns to tell rows of one subject apart: whoever could ask which of them were forgotten
-    would have the list (`docs/paper.md`).
+    By the copies a router learns to tell subject from subject, by what stands behind other text that a subject may
+    come late, and by what is in capitals or small letters that it may be typed so. It never learns to tell rows of one
+    subject apart: whoever could ask which of them were forgotten would have the list (`docs/paper.md`).
 
     Args:
         forget: texts, and the column `expert`.
@@ -140,8 +150,8 @@ def router_texts(
     if copies == 0 or "input_ids" in forget.column_names:
         return RouterTexts([], [0] * len(forget), [])
     rows = [dict(row) for row in forget]
-    own, labels = zip(*map(encode, rows), strict=True)
-    most = max(1, MOST_TOKENS * len(own) // sum(map(len, own)))
+    own = {(place, ""): encode(row) for place, row in enumerate(rows)}
+    most = max(1, MOST_TOKENS * len(own) // sum(len(ids) for ids, _ in own.values()))
     general = [dict(row) for row in retain_auto(forget, text_field=text_field)]
     kept = [dict(row) for row in retain]
     of_general, of_kept = ([text for row in of for text in text_parts(row, text_field)] for of in (general, kept))
@@ -149,20 +159,23 @@ def router_texts(
     others = [*of_kept, *of_general]
     subjects = find_subjects(texts, others, given, of_general, is_coined)
     made = _rows(rows, kept, general, subjects, others, copies, most, text_field, seed)
-    first: list[int | None] = [None] * len(rows)
+    own |= {(one.of, one.spelling): encode(one.row) for one in made if one.expert > 0 and one.spelling}
     encoded = [encode(one.row)[0] for one in made]
-    differs = [_common(ids, own[one.of]) for ids, one in zip(encoded, made, strict=True)]
-    for one, start in zip(made, differs, strict=True):
+    starts = [0] * len(made)
+    first: dict[tuple[int, str], int] = {}
+    for number, (one, ids) in enumerate(zip(made, encoded, strict=True)):
         if one.expert == COUNTERFACTUAL:
-            earlier = first[one.of]
-            first[one.of] = start if earlier is None else min(start, earlier)
-    starts = [_until_answer(start or 0, of) for start, of in zip(first, labels, strict=True)]
+            key = one.of, one.spelling
+            starts[number] = _common(ids, own[key][0])
+            first[key] = min(starts[number], first.get(key, starts[number]))
+    of_row = {key: _until_answer(first.get(key, 0), labels) for key, (_, labels) in own.items()}
     beside = []
-    for one, plain, start in zip(made, encoded, differs, strict=True):
-        if one.expert != COUNTERFACTUAL:
-            start = starts[one.of] if one.expert > 0 else 0
+    for one, plain, start in zip(made, encoded, starts, strict=True):
+        if one.expert > 0:
+            start = of_row[one.of, one.spelling]
         ids = encode(_behind(one.row, one.before, text_field))[0] if one.before else plain
         beside.append(RouterText(ids, one.expert, max(0, len(ids) - len(plain) + start)))
+    starts = [of_row[place, ""] for place in range(len(rows))]
     return RouterTexts(beside, starts, [shown(of, row) for of, row in zip(subjects, texts, strict=True)])
 
 
@@ -187,9 +200,10 @@ def _rows(
     places = [place for place, subject in enumerate(subjects) if subject.words]
     renaming = Renaming(others, {word for subject in subjects for word in (*subject.words, *subject.facts)})
 
-    def renamed(place: int, before: str = "") -> _Made:
+    def renamed(place: int, before: str = "", spelling: str = "") -> _Made:
         change = renaming.rename(subjects[place], bool(generator.random() < WITH_FACTS), generator)
-        return _Made(change_texts(rows[place], change, text_field), COUNTERFACTUAL, place, before)
+        row = change_texts(rows[place], change, text_field)
+        return _Made(respelt(row, spelling, text_field), COUNTERFACTUAL, place, before, spelling)
 
     def some(of: Sequence[int], number: int) -> list[int]:
         return list(of) if len(of) <= number else sorted(generator.permutation(of)[:number].tolist())
@@ -199,14 +213,21 @@ def _rows(
         picked = [general[int(at)] for at in generator.integers(0, len(general), count)]
         return " ".join(text for row in picked for text in text_parts(row, text_field)) + "\n\n"
 
+    told = [place for place, row in enumerate(kept) if text_parts(row, text_field)]
     made = [renamed(place) for _ in range(copies) for place in some(places, max(1, most // copies))]
     made += [_Made(row, GENERAL) for row in general]
     if general:
         front = some(range(len(rows)), most // BEHIND) * BEHIND
         made += [_Made(rows[place], int(rows[place]["expert"]), place, idle()) for place in front]
         made += [renamed(place, idle()) for place in some(places, most // BEHIND) * BEHIND]
-        told = [place for place, row in enumerate(kept) if text_parts(row, text_field)]
         made += [_Made(kept[place], RETAIN, -1, idle()) for place in some(told, most // BEHIND) * BEHIND]
+    share = max(1, most // len(RESPELLINGS))
+    for spelling in RESPELLINGS:
+        asked = [(place, respelt(rows[place], spelling, text_field)) for place in some(range(len(rows)), share)]
+        asked = [(place, row) for place, row in asked if row != rows[place]]  # some scripts have no capitals
+        made += [_Made(row, int(row["expert"]), place, "", spelling) for place, row in asked]
+        made += [renamed(place, "", spelling) for place, _ in asked if subjects[place].words]
+        made += [_Made(respelt(kept[place], spelling, text_field), RETAIN) for place in some(told, share)]
     return made
 
 
