@@ -338,6 +338,18 @@ def test_an_expert_that_has_rows_but_no_token_has_a_gradient_of_zeros():
     assert bank.expert(1).grad.any() and not bank.expert(2).grad.any() and bank.expert(3).grad is None
 
 
+def test_an_expert_that_has_tokens_but_no_rows_has_no_gradient_and_no_empty_group():
+    model = adapted().train()
+    with layers_of(model)[0].context.supply("default", owner=OWNERS["one"]):
+        model(input_ids=IDS).logits.square().mean().backward()
+        grouped = state_of(model).shares["default"].grouped
+    assert grouped is not None and len({e for e, _, _ in grouped.parts}) > 2
+    assert {e for e, _, learns in grouped.parts if learns} == {3}
+    assert all(count for e, count, _ in grouped.parts if e != 3)
+    bank = layers_of(model)[0].alter_B["default"]
+    assert [e for e in range(5) if bank.expert(e).grad is not None] == [3]
+
+
 # ---- many adapters --------------------------------------------------------------------------------------------------
 
 

@@ -116,16 +116,18 @@ def _grouped(gates: Tensor, scaled: Tensor, used: tuple[int, ...], owner: Tensor
     has = gates.flatten(0, -2) != 0  # (B T, U)
     if has.sum() > 2 * len(has):
         return None
+    taught = [False] * len(used)
     if owner is None:
         groups = [(e, True) for e in range(len(used))]
     else:
+        taught = owner.any(dim=0).tolist()
         learns = owner.bool().repeat_interleave(gates.shape[1], dim=0)
         has = torch.cat([has & learns, has & ~learns], dim=1)
         groups = [(e, learning) for learning in (True, False) for e in range(len(used))]
     group, tokens = has.T.nonzero(as_tuple=True)
     counts = has.sum(dim=0).tolist()
-    # an expert that has an owner's rows takes part without a token too
-    parts = [(used[e], n, learns) for (e, learns), n in zip(groups, counts, strict=True) if n or learns]
+    # an expert that has an owner's rows takes part without a token too, so that it has a gradient
+    parts = [(used[e], n, learns) for (e, learns), n in zip(groups, counts, strict=True) if n or (learns and taught[e])]
     is_once = len(tokens) == len(has) and bool((has.sum(dim=1) == 1).all())
     share = scaled.flatten(0, -2)[tokens, group % len(used)]
     return Grouped(tokens, share.unsqueeze(-1), parts, tokens.argsort() if is_once else None)
