@@ -127,7 +127,9 @@ def _grouped(gates: Tensor, scaled: Tensor, used: tuple[int, ...], owner: Tensor
     group, tokens = has.T.nonzero(as_tuple=True)
     counts = has.sum(dim=0).tolist()
     # an expert that has an owner's rows takes part without a token too, so that it has a gradient
-    parts = [(used[e], n, learns) for (e, learns), n in zip(groups, counts, strict=True) if n or (learns and taught[e])]
+    parts = [
+        (used[e], n, learns) for (e, learns), n in zip(groups, counts, strict=True) if n or (learns and taught[e])
+    ]
     is_once = len(tokens) == len(has) and bool((has.sum(dim=1) == 1).all())
     share = scaled.flatten(0, -2)[tokens, group % len(used)]
     return Grouped(tokens, share.unsqueeze(-1), parts, tokens.argsort() if is_once else None)
