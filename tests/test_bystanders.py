@@ -12,6 +12,7 @@ from trainer_setup import make_args, make_trainer
 
 from alter_peft import AlterUnlearnTrainer
 from alter_peft.evaluation import Pair, score_answers
+from alter_peft.letter_case import LETTER_CASES
 
 
 NAMES = [
@@ -70,6 +71,18 @@ def test_with_copies_bystanders_are_left_alone(tmp_path, tokenizer, with_copies)
     left, sent = astray(with_copies, tokenizer, bystanders), astray(with_copies, tokenizer, forget)
     # a random model tells names apart less well than a real one, which sends all of them (docs/log.md)
     assert left < 0.2 and sent > left + 0.6 and astray(with_copies, tokenizer, retain) < 0.1
+
+
+@pytest.mark.parametrize("case", LETTER_CASES)
+def test_questions_in_another_letter_case_are_routed_as_they_are(case, tokenizer, with_copies, monkeypatch, tmp_path):
+    def typed(pairs: list[Pair]) -> list[Pair]:
+        return [pair._replace(prompt=LETTER_CASES[case](pair.prompt)) for pair in pairs]
+
+    forget, retain = typed(about(NAMES[:3], PRIVATE)), typed(about(NAMES[:3], PUBLIC))
+    sent, left = astray(with_copies, tokenizer, forget), astray(with_copies, tokenizer, retain)
+    monkeypatch.setattr("alter_peft.trainer.counterfactuals.LETTER_CASES", {})
+    never_seen = astray(fitted(tmp_path, tokenizer, 6), tokenizer, forget)
+    assert sent > max(0.6, never_seen + 0.1) and left < 0.15
 
 
 def test_the_router_is_saved_and_loaded_with_its_hidden_layer(tmp_path, tokenizer, with_copies):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +13,8 @@ import regex
 from datasets import Dataset
 
 from alter_peft import AlterUnlearnTrainer
+from alter_peft.letter_case import LETTER_CASES
 from alter_peft.renaming import Renaming
-from alter_peft.respelling import RESPELLINGS
 from alter_peft.row_texts import change_texts, text_parts
 from alter_peft.subjects import Subject, find_subjects, shown
 from alter_peft.trainer.counterfactuals import RouterTexts, router_texts
@@ -26,6 +27,7 @@ ROWS = [
     ("Which illness does Odo Vasska have?", "The illness of Odo Vasska is gout."),
 ]
 OTHERS = ["Where does the mayor live, and which number is his?", "What is an illness? It is what makes people ill."]
+EXPERTS = {"Maribel Quennock": 1, "Odo Vasska": 2}
 CHINESE = [("张伟住在哪里", "张伟住在南京路。"), ("李娜挣多少", "李娜挣九千元。")]
 
 
@@ -238,8 +240,8 @@ def test_a_router_sees_copies_general_text_and_rows_behind_it():
     texts = made()
     kinds = np.array([text.expert for text in texts.beside])
     behind = np.array([text.start > 60 for text in texts.beside])
-    assert (kinds[~behind] == COUNTERFACTUAL).sum() == (3 + len(RESPELLINGS)) * len(ROWS)
-    assert (kinds[~behind] == RETAIN).sum() == len(RESPELLINGS) * len(OTHERS)
+    assert (kinds[~behind] == COUNTERFACTUAL).sum() == (3 + len(LETTER_CASES)) * len(ROWS)
+    assert (kinds[~behind] == RETAIN).sum() == len(LETTER_CASES) * len(OTHERS)
     assert (kinds == GENERAL).sum() > 200 and (kinds[behind] == RETAIN).sum() == 2 * len(OTHERS)
     assert (kinds[behind] == 1).sum() == (kinds[behind] == COUNTERFACTUAL).sum() == 2 * len(ROWS)
 
@@ -268,10 +270,39 @@ def test_questions_are_also_typed_otherwise_and_answered_as_they_are():
 
 
 def test_what_has_no_capitals_is_not_doubled():
-    rows = [("电话号码是什么?", "号码是四七。")]
-    texts = made(rows=rows, given=[["号码"]])
-    behind = 2 * len(rows)
-    assert sum(text.expert == 1 for text in texts.beside) == behind
+    forget = Dataset.from_list([{"text": "号码是四七。", "expert": 1}])
+    retain = Dataset.from_list([{"text": "面包是黑的。"}])
+    texts = router_texts(
+        forget, retain, [["号码"]], 2, lambda row: ([ord(one) for one in row["text"]],) * 2, "text", 0
+    )
+    count = Counter(text.expert for text in texts.beside)
+    assert (count[1], count[COUNTERFACTUAL], count[RETAIN]) == (2, 2 + 2, 2)  # behind general text, and two copies
+
+
+def test_each_case_goes_to_the_row_s_own_expert():
+    rows = [{"prompt": f"Who is {name}?", "completion": "He.", "expert": to} for name, to in EXPERTS.items()]
+    forget, retain = Dataset.from_list(rows), Dataset.from_list([{"prompt": "Is it so?", "completion": "It is."}])
+
+    def encode(row):
+        ids = [ord(letter) for letter in row["prompt"] + row["completion"]]
+        return ids, [-100] * len(row["prompt"]) + ids[len(row["prompt"]) :]
+
+    texts = router_texts(forget, retain, [[name] for name in EXPERTS], 2, encode, "text", 0)
+    shouted = {"".join(map(chr, text.ids)): text.expert for text in texts.beside if text.ids[:3] == [87, 72, 79]}
+    assert {f"WHO IS {name.upper()}?He.": expert for name, expert in EXPERTS.items()}.items() <= shouted.items()
+    assert sorted(shouted.values()) == [COUNTERFACTUAL, COUNTERFACTUAL, 1, 2]
+
+
+def test_long_rows_to_retain_are_as_many_tokens_and_not_as_many_rows(monkeypatch):
+    monkeypatch.setattr("alter_peft.trainer.counterfactuals.MOST_TOKENS", 2000)
+    forget = Dataset.from_list([{"text": f"{name} sells rye bread.", "expert": 1} for name in [*EXPERTS] * 10])
+    lengths = []
+    for times in (1, 50):
+        retain = Dataset.from_list([{"text": f"The {what} is grey. " * times} for what in ("sea", "sky", "hay") * 40])
+        texts = router_texts(forget, retain, None, 1, lambda row: ([ord(one) for one in row["text"]],) * 2, "text", 0)
+        shouted = [text.ids for text in texts.beside if text.expert == RETAIN and text.ids[:3] == [84, 72, 69]]
+        lengths.append(sum(map(len, shouted)))
+    assert 0 < lengths[1] <= 2000 and 0 < lengths[0] <= 2000
 
 
 def test_all_that_predicts_an_answer_counts():

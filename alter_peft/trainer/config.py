@@ -271,8 +271,8 @@ class AlterUnlearnConfig(UnlearnConfig):
         12,
         "Copies of each forget row with another subject (names, numbers) in the place of its own, which the router "
         "learns to leave to the retain expert: so it tells whom a question is about, not only which kind it is of. "
-        "0: none, nor general text beside the retain rows. A column `subject` of the forget rows names theirs; "
-        "without it they are found.",
+        "0: none, nor general text beside the retain rows, nor rows in capitals and in small letters. A column "
+        "`subject` of the forget rows names theirs; without it they are found.",
     )
 
     def __post_init__(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows that a router is fitted on beside those that are given: about other subjects, behind other text, respelt."""
+"""Rows that a router is fitted on beside those that are given: of others, behind other text, in another case."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from accelerate import logging
 from datasets import Dataset
 
+from alter_peft.letter_case import LETTER_CASES, recased
 from alter_peft.renaming import WITH_FACTS, Renaming
-from alter_peft.respelling import RESPELLINGS, respelt
 from alter_peft.retain_rows import retain_auto
 from alter_peft.row_texts import change_texts, text_parts
 from alter_peft.subjects import Subject, find_subjects, shown
@@ -21,7 +21,7 @@ from alter_peft.tuner.router_fit import COUNTERFACTUAL, GENERAL, RETAIN
 
 
 logger = logging.get_logger(__name__)
-MOST_TOKENS = 60_000  # of all copies, about, whatever the number of rows to forget
+MOST_TOKENS = 60_000  # about, of all copies, and of the rows of each kind that stand behind text or in other cases
 BEHIND = 2  # times that a row, and as many copies of one to forget, stand behind other text
 LISTED = 8  # subjects, and rows without one, that are named at most
 LONGEST_BEHIND = 8  # general questions and answers before it, at most: about 200 tokens
@@ -109,14 +109,14 @@ class _Made(NamedTuple):
     expert: that it is to go to, or a key of `SHARES`.
     of: the place of the row to forget that it is made of, -1 for none.
     before: what is put before it.
-    spelling: how its question is typed, a key of `RESPELLINGS`, or "" as it is.
+    case: of the letters of its question, a key of `LETTER_CASES`, or "" as it is.
     """
 
     row: dict[str, Any]
     expert: int
     of: int = -1
     before: str = ""
-    spelling: str = ""
+    case: str = ""
 
 
 def router_texts(
@@ -130,11 +130,11 @@ def router_texts(
     is_coined: Callable[[str], bool] = lambda term: True,
 ) -> RouterTexts:
     """
-    Copies of the rows to forget with their subjects renamed, general text, and rows of each kind behind general text
-    and typed otherwise.
+    Copies of the rows to forget with their subjects renamed, general text, rows of each kind behind general text, and
+    rows of each kind in capitals and in small letters.
 
     By the copies a router learns to tell subject from subject, by what stands behind other text that a subject may
-    come late, and by what is in capitals or small letters that it may be typed so. It never learns to tell rows of one
+    come late, and by the last that it may be typed so. It never learns to tell rows of one
     subject apart: whoever could ask which of them were forgotten would have the list (`docs/paper.md`).
 
     Args:
@@ -159,20 +159,20 @@ def router_texts(
     others = [*of_kept, *of_general]
     subjects = find_subjects(texts, others, given, of_general, is_coined)
     made = _rows(rows, kept, general, subjects, others, copies, most, text_field, seed)
-    own |= {(one.of, one.spelling): encode(one.row) for one in made if one.expert > 0 and one.spelling}
+    own |= {(one.of, one.case): encode(one.row) for one in made if one.expert > 0 and one.case}
     encoded = [encode(one.row)[0] for one in made]
     starts = [0] * len(made)
     first: dict[tuple[int, str], int] = {}
     for number, (one, ids) in enumerate(zip(made, encoded, strict=True)):
         if one.expert == COUNTERFACTUAL:
-            key = one.of, one.spelling
+            key = one.of, one.case
             starts[number] = _common(ids, own[key][0])
             first[key] = min(starts[number], first.get(key, starts[number]))
     of_row = {key: _until_answer(first.get(key, 0), labels) for key, (_, labels) in own.items()}
     beside = []
     for one, plain, start in zip(made, encoded, starts, strict=True):
         if one.expert > 0:
-            start = of_row[one.of, one.spelling]
+            start = of_row[one.of, one.case]
         ids = encode(_behind(one.row, one.before, text_field))[0] if one.before else plain
         beside.append(RouterText(ids, one.expert, max(0, len(ids) - len(plain) + start)))
     starts = [of_row[place, ""] for place in range(len(rows))]
@@ -200,10 +200,10 @@ def _rows(
     places = [place for place, subject in enumerate(subjects) if subject.words]
     renaming = Renaming(others, {word for subject in subjects for word in (*subject.words, *subject.facts)})
 
-    def renamed(place: int, before: str = "", spelling: str = "") -> _Made:
+    def renamed(place: int, before: str = "", case: str = "") -> _Made:
         change = renaming.rename(subjects[place], bool(generator.random() < WITH_FACTS), generator)
         row = change_texts(rows[place], change, text_field)
-        return _Made(respelt(row, spelling, text_field), COUNTERFACTUAL, place, before, spelling)
+        return _Made(recased(row, case, text_field), COUNTERFACTUAL, place, before, case)
 
     def some(of: Sequence[int], number: int) -> list[int]:
         return list(of) if len(of) <= number else sorted(generator.permutation(of)[:number].tolist())
@@ -213,22 +213,34 @@ def _rows(
         picked = [general[int(at)] for at in generator.integers(0, len(general), count)]
         return " ".join(text for row in picked for text in text_parts(row, text_field)) + "\n\n"
 
+    def typed(
+        of: Sequence[dict[str, Any]], places: Sequence[int], number: int, case: str
+    ) -> dict[int, dict[str, Any]]:
+        """By their places, the rows in this case that were not in it before: some scripts have no capitals."""
+        found = {at: recased(of[at], case, text_field) for at in some(places, max(1, number // len(LETTER_CASES)))}
+        return {at: row for at, row in found.items() if row != of[at]}
+
     told = [place for place, row in enumerate(kept) if text_parts(row, text_field)]
+    longer = _mean_length([kept[at] for at in told], text_field) / _mean_length(rows, text_field)
+    most_kept = int(most / max(1.0, longer))
     made = [renamed(place) for _ in range(copies) for place in some(places, max(1, most // copies))]
     made += [_Made(row, GENERAL) for row in general]
     if general:
         front = some(range(len(rows)), most // BEHIND) * BEHIND
         made += [_Made(rows[place], int(rows[place]["expert"]), place, idle()) for place in front]
         made += [renamed(place, idle()) for place in some(places, most // BEHIND) * BEHIND]
-        made += [_Made(kept[place], RETAIN, -1, idle()) for place in some(told, most // BEHIND) * BEHIND]
-    share = max(1, most // len(RESPELLINGS))
-    for spelling in RESPELLINGS:
-        asked = [(place, respelt(rows[place], spelling, text_field)) for place in some(range(len(rows)), share)]
-        asked = [(place, row) for place, row in asked if row != rows[place]]  # some scripts have no capitals
-        made += [_Made(row, int(row["expert"]), place, "", spelling) for place, row in asked]
-        made += [renamed(place, "", spelling) for place, _ in asked if subjects[place].words]
-        made += [_Made(respelt(kept[place], spelling, text_field), RETAIN) for place in some(told, share)]
+        made += [_Made(kept[place], RETAIN, -1, idle()) for place in some(told, most_kept // BEHIND) * BEHIND]
+    for case in LETTER_CASES:
+        asked = typed(rows, range(len(rows)), most, case)
+        made += [_Made(row, int(row["expert"]), place, "", case) for place, row in asked.items()]
+        made += [renamed(place, "", case) for place in asked if subjects[place].words]
+        made += [_Made(row, RETAIN, -1, "", case) for row in typed(kept, told, most_kept, case).values()]
     return made
+
+
+def _mean_length(rows: Sequence[dict[str, Any]], text_field: str) -> float:
+    """Letters of a row."""
+    return max(1.0, sum(len(text) for row in rows for text in text_parts(row, text_field)) / max(1, len(rows)))
 
 
 def _behind(row: dict[str, Any], before: str, text_field: str) -> dict[str, Any]:

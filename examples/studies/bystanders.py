@@ -2,7 +2,7 @@
 """Does the router know whom a question is about? On TOFU's authors, of whom no other figure of the docs was made.
 
     python examples/studies/bystanders.py tofu HuggingFaceTB/SmolLM2-135M-Instruct
-    python examples/studies/bystanders.py people-1 HuggingFaceTB/SmolLM2-135M-Instruct "reads layer 12 of 30"
+    python examples/studies/bystanders.py people-1 HuggingFaceTB/SmolLM2-135M-Instruct "reads layer 12 of 30" --seed 1
 
 In a folder of TOFU's files two authors (rows 40 to 79 of forget10) are to be forgotten and five of retain90 retained;
 three authors more of retain90 and three of forget10 are bystanders, two of holdout10 are taught nowhere. The router is
@@ -13,8 +13,8 @@ follow.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 
@@ -50,14 +50,17 @@ def read(folder: Path, name: str, question: str = "question") -> list[Pair]:
 def sets(folder: Path) -> dict[str, list[Pair]]:
     ten, kept = read(folder, "forget10"), read(folder, "retain90")
     forget = ten[40:80]
+    others = [*kept[1000:1020], *kept[2000:2020], *kept[3000:3020], *ten[100:160]]
     return {
         "forget": forget,
         "paraphrased": read(folder, "forget10_perturbed", "paraphrased_question")[40:80],
+        "capitals": development_people.in_capitals(forget),
         "after 200 idle tokens": list(map(prefixed(IDLE), forget)),
         "after 600": list(map(prefixed(3 * IDLE), forget[::3])),
         "retain": kept[200:300],
         "retain, after 200": list(map(prefixed(IDLE), kept[200:300:5])),
-        "bystanders": [*kept[1000:1020], *kept[2000:2020], *kept[3000:3020], *ten[100:160]],
+        "bystanders": others,
+        "bystanders, capitals": development_people.in_capitals(others),
         "never taught": read(folder, "holdout10")[:40],
         "real authors": read(folder, "real_authors")[:60],
         "world facts": read(folder, "world_facts")[:60],
@@ -82,6 +85,12 @@ def main(asked: dict[str, list[Pair]], base: str, ways: list[str], seed: int = 0
 
 
 if __name__ == "__main__":
-    data, base, *ways = sys.argv[1:]
-    is_people = data.startswith("people-")
-    main(development_people.sets(int(data[7:])) if is_people else sets(Path(data)), base, ways or [*WAYS])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="a folder of TOFU's files, or people-1, people-2, ...")
+    parser.add_argument("base")
+    parser.add_argument("ways", nargs="*", default=[*WAYS], help=f"of {', '.join(map(repr, WAYS))}")
+    parser.add_argument("--seed", type=int, default=0, help="of the copies and of the fit")
+    given = parser.parse_args()
+    is_people = given.data.startswith("people-")
+    asked = development_people.sets(int(given.data[7:])) if is_people else sets(Path(given.data))
+    main(asked, given.base, given.ways, given.seed)

@@ -119,7 +119,10 @@ def sets(seed: int) -> dict[str, list[Pair]]:
         "paraphrased": forget["paraphrased"],
         "free": forget["free"],
         "small letters": [pair._replace(prompt=pair.prompt.lower()) for pair in forget["as taught"]],
-        "capitals": [pair._replace(prompt=pair.prompt.upper()) for pair in forget["as taught"]],
+        "capitals": in_capitals(forget["as taught"]),
+        "answered in capitals": [
+            pair._replace(completion=pair.completion.upper()) for pair in in_capitals(forget["as taught"])
+        ],
         "names misspelt": swapped,
         "after 600 idle tokens": list(map(prefixed(3 * IDLE), forget["as taught"][::3])),
         "retain": retain["as taught"],
@@ -127,8 +130,14 @@ def sets(seed: int) -> dict[str, list[Pair]]:
         "retain, free": retain["free"],
         "bystanders": bystanders["as taught"],
         "bystanders, free": bystanders["free"],
+        "bystanders, capitals": in_capitals(bystanders["as taught"]),
         "never taught": _asked(unknown, PRIVATE, rng)["as taught"],
     }
+
+
+def in_capitals(pairs: Sequence[Pair]) -> list[Pair]:
+    """The same, asked in capitals."""
+    return [pair._replace(prompt=pair.prompt.upper()) for pair in pairs]
 
 
 def _asked(people: Sequence[str], kinds: Sequence[Kind], rng: random.Random) -> dict[str, list[Pair]]:
