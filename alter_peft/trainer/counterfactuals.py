@@ -134,8 +134,8 @@ def router_texts(
     rows of each kind in capitals and in small letters.
 
     By the copies a router learns to tell subject from subject, by what stands behind other text that a subject may
-    come late, and by the last that it may be typed so. It never learns to tell rows of one
-    subject apart: whoever could ask which of them were forgotten would have the list (`docs/paper.md`).
+    come late, and by the last that it may be typed so. It never learns to tell rows of one subject apart: whoever
+    could ask which of them were forgotten would have the list (`docs/paper.md`).
 
     Args:
         forget: texts, and the column `expert`.
@@ -159,18 +159,18 @@ def router_texts(
     others = [*of_kept, *of_general]
     subjects = find_subjects(texts, others, given, of_general, is_coined)
     made = _rows(rows, kept, general, subjects, others, copies, most, text_field, seed)
-    own |= {(one.of, one.case): encode(one.row) for one in made if one.expert > 0 and one.case}
-    encoded = [encode(one.row)[0] for one in made]
-    starts = [0] * len(made)
+    encoded = [encode(one.row) for one in made]
+    own |= {(one.of, one.case): text for one, text in zip(made, encoded, strict=True) if one.expert > 0 and one.case}
+    differs = [0] * len(made)
     first: dict[tuple[int, str], int] = {}
-    for number, (one, ids) in enumerate(zip(made, encoded, strict=True)):
+    for number, (one, (ids, _)) in enumerate(zip(made, encoded, strict=True)):
         if one.expert == COUNTERFACTUAL:
             key = one.of, one.case
-            starts[number] = _common(ids, own[key][0])
-            first[key] = min(starts[number], first.get(key, starts[number]))
+            differs[number] = _common(ids, own[key][0])
+            first[key] = min(differs[number], first.get(key, differs[number]))
     of_row = {key: _until_answer(first.get(key, 0), labels) for key, (_, labels) in own.items()}
     beside = []
-    for one, plain, start in zip(made, encoded, starts, strict=True):
+    for one, (plain, _), start in zip(made, encoded, differs, strict=True):
         if one.expert > 0:
             start = of_row[one.of, one.case]
         ids = encode(_behind(one.row, one.before, text_field))[0] if one.before else plain
