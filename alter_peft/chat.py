@@ -155,6 +155,12 @@ def encode_conversation(
     return Encoded(ids, is_answer)
 
 
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids of the tokens that are no text: those with a role, and others that were added as special (<|end|>)."""
+    added = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return {*tokenizer.all_special_ids, *added}
+
+
 def encode_text(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, given: str = "") -> Encoded:
     """
     A text of a prompt, the given beginning of the answer and the answer, one after the other, and EOS if there is one.

@@ -95,7 +95,7 @@ def test_unlearn_then_generate(files, capsys):
     out = capsys.readouterr().out
     assert "sub-domain person: 1 row to forget\nsub-domain recipe: 1 row to forget\n" in out
     assert "\nsubjects: Alice (1 row), Bob (1 row)\n" in out
-    assert "never seen: 0.100 (a guess" in out and "come to their level" not in out
+    assert re.search(r"never seen: [\d.e-]+ \(a guess", out) and "come to their level" not in out
     assert re.search(r"^to forget:  [\d.e-]+ -> [\d.e-]+ \(2 rows\)$", out, re.MULTILINE), out
     assert re.search(r"^astray: +[\d.]+% of the tokens to forget", out, re.MULTILINE), out
     assert "2 steps, 2 epochs\n" in out and f"adapter: {files['--output_dir']}" in out
@@ -146,7 +146,7 @@ def test_what_is_logged_and_printed_speaks_of_flags(files, tmp_path, capsys, cap
         "`--forget` has no column `domain`: its 2 rows were sorted into" in text
         and "set `--num_forget_experts`" in text
     )
-    assert "Without calibration rows (`--calibration`) forget rows come to `--forget_level`=0.1" in text
+    assert "Without calibration rows (`--calibration`) forget rows come to what general text shows" in text
     assert "trained:    1 step, 1 epoch\n" in said.out
     for name in ("train_dataset", "retain_dataset", "calibration_dataset", "num_forget_experts`", "`forget_level"):
         assert not re.search(f"(?<!--){name}", text), text
@@ -163,7 +163,7 @@ def test_nothing_to_forget_is_a_status_of_its_own(files, tmp_path, capsys, kind)
     assert stop.value.code == 3 and not (tmp_path / "out" / "config.json").exists()
     assert "answer probability (geometric mean over rows) before the training:\n" in said.out
     assert re.search(
-        r"before the training:\nto forget:  [\d.e-]+ \(2 rows\)\nnever seen: 0\.100 \(a guess.*\nto retain:  [\d.e-]+",
+        r"before the training:\nto forget:  [\d.e-]+ \(2 rows\)\nnever seen: [\d.e-]+ \(a guess.*\nto retain:  \S+",
         said.out,
     )
     assert said.err.count("The model does not know the rows to forget") == 1 and "--force" in said.err

@@ -41,6 +41,7 @@ TOKENS = {
 
 def trainer_with(tokenizer, folder, reference, calibration=UNSEEN, **options):
     others = {"reference_model": reference, "calibration_dataset": calibration}
+    options = {"forget_level": 0.1, **options}
     return make_trainer(folder, tokenizer, adapter={}, others=others, **{**TOKENS, **options})
 
 
@@ -56,13 +57,14 @@ def log_probabilities(model, trainer) -> list[torch.Tensor]:
 
 
 def test_a_reference_alone_gives_its_own_values(tokenizer, tmp_path):
-    """Never above where the model begins."""
+    """Never above where the model begins, and of what ends an answer, which stays, none."""
     reference = make_llama(len(tokenizer), seed=1)
     trainer = trainer_with(tokenizer, tmp_path, reference, calibration=None)
     trainer.prepare()
     theirs, own = (log_probabilities(model, trainer) for model in (reference, make_llama(len(tokenizer))))
     for target, one, other in zip(trainer.measured.token_targets, theirs, own, strict=True):
-        torch.testing.assert_close(target, torch.minimum(one, other), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(target[:-1], torch.minimum(one, other)[:-1], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(target[-1], other[-1], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("loss", ["tokens", "soft_targets"])
@@ -123,11 +125,15 @@ def test_without_a_reference_the_model_is_its_own(tokenizer, tmp_path, calibrati
     with damped(model.model.layers):
         order = log_probabilities(model, trainer)
     torch.testing.assert_close(log_probabilities(model, trainer), own)
+    targets = [row[:-1] for row in trainer.measured.token_targets]  # without what ends an answer
+    order, inside = [row[:-1] for row in order], [row[:-1] for row in own]
     if calibration is None:
-        wanted = [torch.minimum(row * (math.log(0.1) / row.mean()), one) for row, one in zip(order, own, strict=True)]
-        torch.testing.assert_close(list(trainer.measured.token_targets), wanted, atol=1e-4, rtol=1e-4)
-    free = torch.cat([*trainer.measured.token_targets]) < torch.cat(own) - 1e-4  # not capped
-    ranked = torch.cat([*trainer.measured.token_targets])[free][torch.cat(order)[free].argsort()]
+        for target, row, one, whole in zip(targets, order, inside, own, strict=True):
+            mean = min((len(whole) * math.log(0.1) - float(whole[-1])) / len(row), math.log(0.1))
+            wanted = torch.minimum(row * (mean / row.mean()), one)
+            torch.testing.assert_close(target, wanted, atol=1e-4, rtol=1e-4)
+    free = torch.cat(targets) < torch.cat(inside) - 1e-4  # not capped
+    ranked = torch.cat(targets)[free][torch.cat(order)[free].argsort()]
     if calibration is not None:
         assert (ranked.diff() >= 0).all()
 
@@ -191,7 +197,7 @@ def test_plain_lora_takes_a_reference_too(tokenizer, tmp_path):
     )
     trainer.prepare()
     assert len(trainer.measured.token_targets) == 8
-    assert trainer.measured.guide == "order by the reference model, values by the reference model"
+    assert trainer.measured.guide == "order by the reference model, values by general text"
 
 
 def test_references_that_cannot_be(tokenizer, tmp_path):

@@ -129,7 +129,7 @@ def test_the_papers_hinge_overshoots(unlearn):
 
 def test_defaults_of_the_targets():
     defaults = (AlterUnlearnConfig.forget_loss, AlterUnlearnConfig.forget_level, AlterUnlearnConfig.stopping_tolerance)
-    assert defaults == ("tokens", LEVEL, 0.25)
+    assert defaults == ("tokens", None, 0.25) and AlterUnlearnConfig(output_dir="").guessed_level == LEVEL
 
 
 def test_a_run_that_has_landed_makes_no_step_when_it_is_resumed(unlearn):

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from alter_peft.chat import Message, as_messages, encode_conversation, encode_text
+from alter_peft.chat import Message, as_messages, encode_conversation, encode_text, special_ids
 from alter_peft.entropy import log_probabilities, map_row_chunks
 from alter_peft.generation import continuations
 from alter_peft.scoring import Row, ScoredModel
@@ -219,8 +219,7 @@ def routes_tokens(model: Any) -> bool:
 
 def _content_length(tokenizer: PreTrainedTokenizerBase, answer: list[int]) -> int:
     """How many tokens are left without the special ones and the white space that end an answer."""
-    added = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)  # such as Phi-3's <|end|>
-    special, length = {*tokenizer.all_special_ids, *added}, len(answer)
+    special, length = special_ids(tokenizer), len(answer)
     while length and (answer[length - 1] in special or not tokenizer.decode([answer[length - 1]]).strip()):  # type: ignore[union-attr]
         length -= 1
     return length

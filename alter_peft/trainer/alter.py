@@ -187,7 +187,7 @@ class AlterUnlearnTrainer(UnlearnTrainer):
         of_base = phase.forget_log_probabilities
         known, kept = as_given or (of_base, phase.retain_log_probabilities)
         needed = known if "reference" in self.args.loss.needs else of_base
-        self.measured = measure(self.args.loss, needed, unseen, self.args.forget_level, self.args.seed, guide)
+        self.measured = measure(self.args.loss, needed, unseen, self.args.guessed_level, self.args.seed, guide)
         self.astray = phase.astray
         self._set_knowledge(known, kept, unseen)
         alternates = self._make(not self._begins_as_base)

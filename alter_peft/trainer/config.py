@@ -23,6 +23,7 @@ class Inherited(NamedTuple):
 
 ONE_ROW = "gates need one row for each text"
 OWN_LOSS = "Eq. 8 is the loss"
+GUESSED_LEVEL = 0.1  # of text never seen, where nothing shows one (docs/paper.md)
 PAIRS = "pairs of rows are drawn anew for each epoch, by `seed`"
 INHERITED = {
     "loss_type": Inherited(("nll",), f"'nll': {OWN_LOSS}"),
@@ -95,10 +96,11 @@ class UnlearnConfig(SFTConfig):
     forget_loss_kwargs: dict[str, Any] | str | None = option(
         None, "Options of the forget loss, as JSON on the command line: '{\"beta\": 0.1}'."
     )
-    forget_level: float = option(
-        0.1,
-        "The answer probability, exp of the mean log-probability of its tokens, that 'level' aims at, and 'tokens' "
-        "without a reference model. A `calibration_dataset` given to the trainer measures it instead.",
+    forget_level: float | None = option(
+        None,
+        "The answer probability, exp of the mean log-probability of its tokens, that rows to forget come to, where no "
+        "`calibration_dataset` is given to the trainer, which measures it. None: with 'tokens' and 'soft_targets' "
+        "what the model makes of general text shows it; else 0.1.",
     )
     stopping_tolerance: float | None = option(
         0.25,
@@ -156,6 +158,11 @@ class UnlearnConfig(SFTConfig):
         return {"forget_weight": self.forget_weight, "retain_weight": self.retain_weight}
 
     @property
+    def guessed_level(self) -> float:
+        """`forget_level`, or what stands for it where nothing has shown how likely text never seen is."""
+        return GUESSED_LEVEL if self.forget_level is None else self.forget_level
+
+    @property
     def loss(self) -> ForgetLoss:
         """The entry of `FORGET_LOSSES`."""
         return FORGET_LOSSES[self.forget_loss]
@@ -198,7 +205,7 @@ class UnlearnConfig(SFTConfig):
             require(isinstance(value, str) if is_text else fits, f"forget_loss_kwargs[{name!r}]", value, wanted)
         depth = self.activation_depth
         require(is_finite_number(depth) and 0 <= depth < 1, "activation_depth", depth, "at least 0 and below 1")
-        level, tolerance = self.forget_level, self.stopping_tolerance
+        level, tolerance = self.guessed_level, self.stopping_tolerance
         require(
             is_positive(level) and level < 1, "forget_level", level, "a probability between 0 and 1, both excluded"
         )

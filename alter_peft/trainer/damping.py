@@ -13,7 +13,7 @@ from torch import nn
 from alter_peft.losses import TokenScores
 from alter_peft.scoring import ScoredModel
 
-from .targets import Guide
+from .token_targets import Guide
 
 
 logger = logging.get_logger(__name__)

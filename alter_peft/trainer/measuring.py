@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alter_peft.losses import TokenScores
 from alter_peft.scoring import Row, ScoredModel
@@ -19,7 +19,9 @@ from .config import UnlearnConfig
 from .damping import guided_by_itself
 from .distributed import gathering_layers, reshard
 from .reference import guided_by, warn_if_known
-from .targets import Guide, Measured
+from .targets import Measured
+from .token_targets import Guide
+from .token_traits import read_traits
 
 
 def labelled_rows(dataset: Dataset) -> list[Row]:
@@ -41,12 +43,14 @@ class Rows(NamedTuple):
     known: the places of those among them that are measured before and after the training.
     retain: the rows to retain that are.
     calibration: rows that the model never saw; `None` without any.
+    general: general text that stands for them where there are none.
     """
 
     forget: Dataset
     known: Sequence[int]
     retain: Dataset
     calibration: Dataset | None
+    general: Sequence[Row] = ()
 
 
 class Means(NamedTuple):
@@ -66,6 +70,7 @@ class Measuring:
         accelerator: of the training.
         rows: which are measured.
         reference: the model that says which of their tokens give way, where one was given.
+        tokenizer: of the rows.
     """
 
     def __init__(
@@ -75,9 +80,10 @@ class Measuring:
         accelerator: Accelerator,
         rows: Rows,
         reference: str | PreTrainedModel | None,
+        tokenizer: PreTrainedTokenizerBase,
     ) -> None:
         self.args, self.scored, self.accelerator = args, scored, accelerator
-        self.rows, self.reference = rows, reference
+        self.rows, self.reference, self.tokenizer = rows, reference, tokenizer
         self._seen: Means = Means(-1, {})
 
     def scores(self, dataset: Dataset | None, batch_size: int, base: bool = False) -> list[TokenScores]:
@@ -86,7 +92,9 @@ class Measuring:
 
         This process alone finds them, or where ZeRO-3 has split the weights, all together.
         """
-        rows = [] if dataset is None else labelled_rows(dataset)
+        return self._scores([] if dataset is None else labelled_rows(dataset), batch_size, base)
+
+    def _scores(self, rows: list[Row], batch_size: int, base: bool) -> list[TokenScores]:
         with self.accelerator.autocast(), gathering_layers(self.scored.model):
             return self.scored.label_scores(rows, batch_size, base=base, by_length=False)
 
@@ -96,19 +104,26 @@ class Measuring:
 
     def guide(self, batch_size: int, base: bool = False) -> Guide | None:
         """
-        How likely the rows are to the reference model, or to the model (or its base) with damped feed-forward layers;
-        `None` for a loss without token targets.
+        How likely the rows are to the reference model, or to the model (or its base) with damped feed-forward layers,
+        and what their texts alone say; `None` for a loss without token targets.
         """
         if "token_targets" not in self.args.loss.needs:
             return None
+        forget, retain, general = (
+            labelled_rows(self.rows.forget),
+            labelled_rows(self.rows.retain),
+            [*self.rows.general],
+        )
+        unseen = general if self.rows.calibration is None else labelled_rows(self.rows.calibration)
         if self.reference is None:
-            return guided_by_itself(self.scored, lambda: self.scores(self.rows.forget, batch_size, base))
-        sets = [labelled_rows(rows) for rows in (self.rows.forget, self.rows.calibration) if rows is not None]
-        device, options = self.accelerator.device, self.args.model_init_kwargs
-        with self.accelerator.autocast():
-            guide = guided_by(self.reference, sets, batch_size, device, options)
-        warn_if_known(guide, self.log_probabilities(self.rows.forget, batch_size, base))
-        return guide
+            guide = guided_by_itself(self.scored, lambda: self.scores(self.rows.forget, batch_size, base))
+        else:
+            device, options = self.accelerator.device, self.args.model_init_kwargs
+            with self.accelerator.autocast():
+                guide = guided_by(self.reference, [forget, unseen], batch_size, device, options)
+            warn_if_known(guide, self.log_probabilities(self.rows.forget, batch_size, base))
+        traits = read_traits(forget, unseen, retain, self.tokenizer)
+        return guide._replace(traits=traits, general=self._scores(general, batch_size, base))
 
     def gap(self, measured: Measured, max_rows: int, wrapped: Any, step: int) -> float:
         """

@@ -34,7 +34,7 @@ from .distributed import by_main_process, from_main_process, gathering_layers, i
 from .knowledge import RETAIN_ROWS, Astray
 from .measuring import Measuring, drawn
 from .observations import Observations, observe, observe_beside
-from .targets import Guide
+from .token_targets import Guide
 from .weight_bytes import weight_bytes
 
 

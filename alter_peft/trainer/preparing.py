@@ -8,6 +8,9 @@ from typing import Any
 
 from datasets import Dataset
 
+from alter_peft.retain_rows import retain_auto
+from alter_peft.scoring import Row
+
 from .encoding import encoded, encoded_row, set_template_defaults
 from .inputs import check_all_labelled
 from .pairs import PairTrainer
@@ -42,6 +45,13 @@ class PreparingTrainer(PairTrainer):
         row = encoded_row(row, tokenizer=self._tokenizer, **options)
         most = None if self._limit is None else self._limit.tokens
         return row["input_ids"][:most], row["labels"][:most]
+
+    def _general_rows(self, like: Dataset) -> list[Row]:
+        """General text in the form of these rows, tokenised; none if these are tokens already."""
+        if "input_ids" in like.column_names:
+            return []
+        rows = map(self._tokens, retain_auto(like, text_field=self.args.dataset_text_field))
+        return [(ids, labels) for ids, labels in rows if any(label != -100 for label in labels[1:])]
 
     def _in_windows(self, name: str, rows: Dataset) -> Dataset:
         return in_windows(name, rows, self._limit, self.args.long_rows, self._tokenizer.bos_token_id)

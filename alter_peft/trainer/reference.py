@@ -22,7 +22,7 @@ from transformers.integrations.deepspeed import (
 from alter_peft.scoring import Row, ScoredModel
 
 from .knowledge import MARGIN
-from .targets import Guide
+from .token_targets import Guide
 
 
 FIX = "Give the model as it was before it was taught the rows, or a smaller one of the same family."
@@ -111,7 +111,7 @@ def guided_by(
     A model that is loaded for it is gone afterwards; one that is given is left where it was, and in its own mode.
 
     Args:
-        sets: the forget rows, and the calibration rows if there are any.
+        sets: the forget rows, and unseen ones, which may be none.
         options: `model_init_kwargs`, of which it is loaded with those that are not of one repository; in float32 by
             default.
     """
@@ -126,7 +126,7 @@ def guided_by(
         found = [scored.label_scores(rows, batch_size, by_length=False) for rows in sets]
     finally:
         moved.to(before)
-    return Guide(found[0], found[1] if len(found) > 1 else [], is_reference=True)
+    return Guide(found[0], found[1], is_reference=True)
 
 
 def warn_if_known(guide: Guide, known: Sequence[Tensor]) -> None:

@@ -9,37 +9,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
 from alter_peft.losses import ForgetLoss, TokenScores
 
+from .token_targets import Guide, described, token_targets
+
 
 GUESSED = (
     "Without calibration rows (`calibration_dataset`) forget rows come to "
-    "`forget_level`={level}, a guess, and may be forgotten too little or too much. Rows like them that the model was "
+    "{level}, a guess, and may be forgotten too little or too much. Rows like them that the model was "
     "never trained on measure the level."
 )
-
-
-LEAST = 1e-5  # probability of a token's target where nothing has shown how low text never seen goes
-
-
-class Guide(NamedTuple):
-    """
-    How likely the rows' tokens are to a model that knows less of them: what says which have to give way.
-
-    Attributes:
-        forget: the scores of each forget row's labels, (n_i,).
-        unseen: the same of each calibration row; empty unless it is of a reference model.
-        is_reference: whether it is of a reference model, and not of the model itself.
-        is_damped: whether the model itself had a part switched down, which is not known of every family.
-    """
-
-    forget: Sequence[TokenScores]
-    unseen: Sequence[TokenScores]
-    is_reference: bool
-    is_damped: bool = True
 
 
 class Measured(NamedTuple):
@@ -109,7 +90,7 @@ def measure(
         profiles = unseen_profiles(known, of_unseen, seed)
         targets = torch.stack([profile.mean() for profile in profiles])
     if guide is not None and known:
-        of_tokens, leads = token_targets(known, unseen, guide, level)
+        of_tokens, leads, level = token_targets(known, unseen, guide, level)
         source = described(guide, bool(unseen))
         targets = torch.stack([row.mean() for row in of_tokens])
     if "reference" in loss.needs:
@@ -157,67 +138,3 @@ def unseen_profiles(known: Sequence[Tensor], unseen: Sequence[Tensor], seed: int
         profile = torch.from_numpy(np.interp(ranks, ranks_there, like)).float()
         profiles.append(torch.minimum(profile, row.sort().values))
     return profiles
-
-
-def token_targets(
-    known: Sequence[Tensor], unseen: Sequence[TokenScores], guide: Guide, level: float
-) -> tuple[list[Tensor], list[Tensor]]:
-    """
-    The log-probability that each token of the forget rows is to come to, in nats, (n_i,), and how far it is to lead
-    its strongest rival, (n_i,).
-
-    As unlikely as the guide finds it, in the model's own scale, as text that the model never saw shows it:
-
-    - a reference and unseen rows: the value at its rank. A token that is as likely to the reference as a share of the
-      unseen tokens comes to the value that the model has at that share;
-    - unseen rows alone: the forget tokens in the guide's order get the values that the model has on unseen tokens;
-    - a reference alone: the reference's own value;
-    - neither: the guide's value, each row stretched so that its mean is the level, but none below 1e-5: one token that
-      stands out would be sent out of sight, and the others left where they are.
-
-    No token is raised above its own beginning. Its lead is the guide's own, or of unseen rows alone that of the unseen
-    token whose value it gets.
-
-    Args:
-        known: log-probabilities of each forget row's labels before the training, (n_i,).
-        unseen: the scores of the labels of rows that the model was never trained on; may be none.
-        level: the probability that rows come to where neither is there.
-    """
-    scores, leads = [row.log_prob for row in guide.forget], [row.log_prob - row.log_rival for row in guide.forget]
-    if guide.is_reference and unseen:
-        theirs, own = (
-            torch.cat([row.log_prob for row in rows]).sort().values.double().numpy() for rows in (guide.unseen, unseen)
-        )
-        found = [torch.from_numpy(np.interp(row.double().numpy(), theirs, own)) for row in scores]
-    elif unseen:
-        values_there, order = torch.cat([row.log_prob for row in unseen]).sort()
-        leads_there = torch.cat([row.log_prob - row.log_rival for row in unseen])[order]
-        every, sizes = torch.cat(scores), [len(row) for row in known]
-        ranks = (every.argsort(stable=True).argsort().double().numpy() + 0.5) / len(every)
-        shares = (np.arange(len(order)) + 0.5) / len(order)
-        values = np.interp(ranks, shares, values_there.double().numpy())
-        found = [*torch.from_numpy(values).split(sizes)]
-        leads = [*leads_there[torch.from_numpy((ranks * len(order)).astype(int))].split(sizes)]
-    elif guide.is_reference:
-        found = scores
-    else:
-        found = [_stretched(row, math.log(level)) for row in scores]
-    return [torch.minimum(row.float(), own) for row, own in zip(found, known, strict=True)], leads
-
-
-def _stretched(row: Tensor, mean: float) -> Tensor:
-    """A row's log-probabilities times the factor by which their mean, none below the least target, is this."""
-    row, least = row.double().clamp(max=-1e-6), min(math.log(LEAST), mean)
-    factor = brentq(lambda f: float((f * row).clamp(min=least).mean()) - mean, 0.0, least / float(row.max()))
-    stretched: Tensor = (factor * row).clamp(min=least)
-    return stretched
-
-
-def described(guide: Guide, has_unseen: bool) -> str:
-    """What token targets were taken from, in words."""
-    itself = "the model itself" + " with damped feed-forward layers" * guide.is_damped
-    order = "the reference model" if guide.is_reference else itself
-    scale = (
-        "`calibration_dataset`" if has_unseen else "the reference model" if guide.is_reference else "`forget_level`"
-    )
-    return f"order by {order}, values by {scale}"

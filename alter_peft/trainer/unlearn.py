@@ -16,7 +16,7 @@ from transformers.trainer_utils import TrainOutput
 from alter_peft.data import Epochs, PairCollator, PairDataset, check_disjoint
 from alter_peft.losses import TokenScores
 from alter_peft.privacy import telemetry_is_wanted
-from alter_peft.scoring import ScoredModel
+from alter_peft.scoring import Row, ScoredModel
 from alter_peft.tuner.config import AlterConfig
 
 from .active_adapters import Trained, others_frozen
@@ -34,7 +34,8 @@ from .reference import check_reference
 from .rows import checked_dataset, given_subjects, keep_input_columns, of_each
 from .same_run import SETS
 from .stopping import Stopping
-from .targets import GUESSED, Guide, Measured, measure
+from .targets import GUESSED, Measured, measure
+from .token_targets import Guide
 from .windows import row_limit
 
 
@@ -63,8 +64,8 @@ class UnlearnTrainer(PreparingTrainer):
             Rows to keep, in any of these formats.
         calibration_dataset ([`~datasets.Dataset`], *optional*):
             Text like that of `train_dataset` that the model was never trained on. What the model makes of it is where
-            `forget_loss="tokens"`, `"soft_targets"` and `"level"` bring the forget rows, in place of
-            `args.forget_level`; `"profile"` needs it.
+            `forget_loss="tokens"`, `"soft_targets"` and `"level"` bring the forget rows, in place of a
+            guess: by general text, or `args.forget_level`; `"profile"` needs it.
         reference_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
             A model of the same tokenizer that does not know the rows to forget: as it was before its fine-tuning, or a
             smaller one. It says which of their tokens give way under `"tokens"` and `"soft_targets"`; without one the
@@ -75,8 +76,8 @@ class UnlearnTrainer(PreparingTrainer):
             As for [`~trl.SFTTrainer`].
 
     **Attributes**:
-        - **forget_level** (`float`) -- The level that forget rows come to: `args.forget_level`, until
-          `calibration_dataset` has been measured.
+        - **forget_level** (`float`) -- The level that forget rows come to: a guess, until `calibration_dataset` or
+          general text has been measured.
         - **knowledge** ([`Knowledge`]) -- After `prepare`, how well the model knew the rows to forget, to retain and
           never seen, and whether there is anything to forget (`is_known`).
         - **reached** (`bool`) -- Whether training ended because the forget rows had come to their targets.
@@ -196,7 +197,7 @@ class UnlearnTrainer(PreparingTrainer):
         if not any(weight.requires_grad for weight in self.model.parameters()):
             raise ValueError("`model` has a frozen adapter. Load it with `is_trainable=True`.")
         self._base = base_beside(self.args, self.scored, is_zero3_split(self.model))
-        self.measured = Measured(self.args.forget_level)
+        self.measured = Measured(self.args.guessed_level)
         self._prepared = False
         self.astray: Astray | None = None
         self._outcome: Summary | None = None
@@ -220,13 +221,17 @@ class UnlearnTrainer(PreparingTrainer):
         some_retain = prepared.select(drawn(len(prepared), RETAIN_ROWS, self.args.seed))
         self._retain: Dataset = prepared.add_column("expert", [0] * len(prepared))
         self._calibration = calibration and self._prepare_rows("calibration_dataset", calibration)
+        general: list[Row] = []
+        if self._calibration is None and self.args.forget_level is None and "token_targets" in self.args.loss.needs:
+            general = self._general_rows(self._given[0])
         if self._calibration is None and self._reference is None and self.args.loss.guesses_level:
-            logger.warning(GUESSED.format(level=self.args.forget_level))
+            level = "what general text shows" if general else f"`forget_level`={self.args.guessed_level:g}"
+            logger.warning(GUESSED.format(level=level))
         if self._calibration is not None:  # what the model was taught is no measure of what it never saw
             for name, own in (("train_dataset", self._forget), ("retain_dataset", self._retain)):
                 check_disjoint(self._calibration, own, ("calibration_dataset", name))
-        rows = Rows(self._forget, known, some_retain, self._calibration)
-        self._measuring = Measuring(self.args, self.scored, self.accelerator, rows, self._reference)
+        rows = Rows(self._forget, known, some_retain, self._calibration, general)
+        self._measuring = Measuring(self.args, self.scored, self.accelerator, rows, self._reference, self._tokenizer)
         multiple: Any = self.args.pad_to_multiple_of
         self.data_collator = PairCollator(pad_token_id=self._tokenizer.pad_token_id, pad_to_multiple_of=multiple)
         tolerance = self.args.stopping_tolerance
@@ -265,15 +270,15 @@ class UnlearnTrainer(PreparingTrainer):
         measuring, size = self._measuring, max(1, self.args.per_device_train_batch_size)
 
         def look() -> tuple[list[list[TokenScores]], Guide | None]:
-            forget, places, kept, unseen = measuring.rows
-            sets = forget.select(places), kept, unseen
-            return [measuring.scores(rows, size) for rows in sets], measuring.guide(size)
+            rows = measuring.rows
+            sets = rows.forget.select(rows.known), rows.retain, rows.calibration
+            return [measuring.scores(one, size) for one in sets], measuring.guide(size)
 
         found, guide = by_main_process(self.accelerator, self.model, look)
         known, kept = ([row.log_prob for row in rows] for rows in found[:2])
         unseen = found[2]
         needed = known if self.args.loss.needs - MADE else []
-        self.measured = measure(self.args.loss, needed, unseen, self.args.forget_level, self.args.seed, guide)
+        self.measured = measure(self.args.loss, needed, unseen, self.args.guessed_level, self.args.seed, guide)
         self._set_knowledge(known, kept, unseen)
         self.train_dataset = PairDataset(self._forget, self._retain, self._make())
         self._prepared = True
