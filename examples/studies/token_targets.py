@@ -72,9 +72,11 @@ def read(args: BenchmarkArguments) -> Models:
     columns = ["completion"] if is_text else ["prompt", "completion"]
     like = {name: [getattr(pair, name) for pair in pairs["forget"]] for name in columns}
     general = retain_auto(Dataset.from_dict({"text": like["completion"]} if is_text else like))
-    made = [pairs["forget"][0]._replace(prompt=row.get("prompt", ""), completion=row.get("completion", row.get("text")),
-                                        given="", turns=()) for row in general]  # fmt: skip
-    pairs["general"] = made
+    bare = pairs["forget"][0]._replace(given="", turns=())
+    pairs["general"] = [
+        bare._replace(prompt=row.get("prompt", ""), completion=row["text" if is_text else "completion"])
+        for row in general
+    ]
     sets = {name: [labelled_row(*encode_pair(tokenizer, pair)) for pair in of] for name, of in pairs.items()}
     ends = {name: read_traits(rows, [], [], tokenizer).forget.is_end for name, rows in sets.items()}
     content = {}

@@ -124,13 +124,14 @@ def report(folder: Path, options: dict[str, dict[str, Any]]) -> None:
         for name, own in options.items()
     ]
     print(to_markdown(Table("Tuning", "", ["run", "options", "both", "forgetting", "utility"], rows)))
-    tuned = {}
+    path = folder / "tuned.yaml"
+    tuned = yaml.safe_load(path.read_text())["options"] if path.is_file() else {}  # of methods that were run before
     for method in dict.fromkeys(name.partition("+")[0] for name in options):
         runs = [name for name in options if name.partition("+")[0] == method and name in scores]
         best = max(runs, key=lambda name: scores[name][0] or 0.0, default=None)
         if best is not None:
             tuned[f"{method}+tuned"] = options[best]
-    (folder / "tuned.yaml").write_text(yaml.safe_dump({"options": tuned}, sort_keys=False))
+    path.write_text(yaml.safe_dump({"options": tuned}, sort_keys=False))
 
 
 if __name__ == "__main__":
