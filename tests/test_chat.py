@@ -18,6 +18,7 @@ from trainer_setup import make_trainer
 from trl import SFTTrainer
 
 from alter_peft.chat import (
+    EndOfAnswer,
     as_messages,
     chat_or_plain,
     encode_conversation,
@@ -27,7 +28,6 @@ from alter_peft.chat import (
     with_template_defaults,
 )
 from alter_peft.evaluation import METRICS, ModelOnSet, Pair, encode_pair, generate_answers, measure, score_answers
-from alter_peft.evaluation.answers import _content_length
 from alter_peft.trainer.encoding import encoded
 
 
@@ -109,7 +109,7 @@ def test_what_a_template_puts_before_an_answer_is_none_of_it(tokenizer, name, an
 
 def score_content(tokenizer, answer: list[int]) -> str:
     """The answer's own text, as scores and extraction count it."""
-    return tokenizer.decode(answer[: _content_length(tokenizer, answer)]).strip()
+    return tokenizer.decode(answer[: EndOfAnswer(tokenizer).content_length(answer)]).strip()
 
 
 @pytest.mark.parametrize("name", ["qwen3", "glm4moe", "gptoss", "chatml"])

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
+import torch
 from conftest import make_llama
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from trainer_setup import forget_rows, make_trainer, retain_rows
 
+from alter_peft.retain_rows import retain_auto
+from alter_peft.trainer.measuring import labelled_rows
 from alter_peft.trainer.token_targets import token_targets
+from alter_peft.trainer.token_traits import read_traits
 
 
 UNSEEN = [{"prompt": "Where does Ida live?", "completion": " Ida lives in Rome."}]
@@ -40,6 +42,36 @@ def test_it_has_the_form_of_the_rows_to_forget(tokenizer, tmp_path, forget, capl
     assert "forget rows come to what general text shows, a guess" in caplog.text
 
 
+def as_chats(rows):
+    turns = [[("user", row["prompt"]), ("assistant", row["completion"])] for row in rows]
+    return Dataset.from_list([{"messages": [{"role": r, "content": c} for r, c in chat]} for chat in turns])
+
+
+@pytest.mark.parametrize("answers_only", [None, False])
+def test_it_is_labelled_as_chats_to_forget_are(tokenizer, tmp_path, answers_only):
+    trainer = make_trainer(
+        tmp_path, tokenizer, forget=as_chats(forget_rows()), retain=as_chats(retain_rows()), adapter={},
+        forget_loss="tokens", structural_weight=0, as_chat=True, completion_only_loss=answers_only,
+    )  # fmt: skip
+    shares = [
+        sum(label != -100 for _, labels in rows for label in labels) / sum(len(ids) for ids, _ in rows)
+        for rows in (trainer._measuring.rows.general, labelled_rows(trainer._forget))
+    ]
+    assert (min(shares) > 0.9) if answers_only is False else (max(shares) < 0.8 and min(shares) > 0.2)
+
+
+def test_rows_to_retain_that_are_general_text_are_not_counted(tokenizer, tmp_path, monkeypatch):
+    """They would make the text that stands for unseen rows look easy to foresee, beside that to forget."""
+    counted = []
+    monkeypatch.setattr(
+        "alter_peft.trainer.measuring.read_traits", lambda *args: counted.append(args[2]) or read_traits(*args)
+    )
+    retain = concatenate_datasets([retain_auto(forget_rows().remove_columns("domain")), retain_rows()])
+    trainer = make_trainer(tmp_path, tokenizer, retain=retain, adapter={}, forget_loss="tokens", structural_weight=0)
+    trainer.prepare()
+    assert len(counted) == 1 and len(counted[0]) == len(retain_rows()) and len(trainer._measuring.rows.general) > 200
+
+
 def test_the_rows_come_to_its_values(tokenizer, tmp_path):
     """Tokens as likely as those of text that no training has touched, and a level of the same kind."""
     trainer = trainer_with(tokenizer, tmp_path)
@@ -53,9 +85,12 @@ def test_the_rows_come_to_its_values(tokenizer, tmp_path):
     assert trainer.measured.level == pytest.approx(found.level, rel=1e-3) and trainer.knowledge.is_guess
     for one, other in zip(trainer.measured.token_targets, found.log_prob, strict=True):
         assert one.tolist() == pytest.approx(other.tolist(), abs=1e-3)
-    values = sorted(float(value) for row in guide.general for value in row.log_prob)
-    assert values[0] < math.log(found.level) < values[-1]
-    assert trainer.measured.guide.endswith("values by general text")
+    values = torch.cat([row.log_prob for row in guide.general])[~torch.from_numpy(guide.traits.unseen.is_end)]
+    for target, own in zip(trainer.measured.token_targets, known, strict=True):
+        assert torch.allclose(target[-1:], own[-1:], atol=1e-3)  # what ends the answer
+        lowered = target[:-1] < own[:-1] - 1e-2  # to values that general text has
+        assert ((target[:-1][lowered] >= values.min() - 1e-3) & (target[:-1][lowered] <= values.max() + 1e-3)).all()
+    assert trainer.measured.guide.endswith("and by the texts, values by general text")
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,8 @@ class ScriptArguments:
     )
     calibration: str | None = option(
         None,
-        "Rows like those to forget that the model never saw: they measure forget_level, or are the profiles of "
-        "forget_loss=profile.",
+        "Rows like those to forget that the model never saw: they measure where forgetting stops, or are the profiles "
+        "of forget_loss=profile.",
     )
     reference_model: str | None = option(
         None,

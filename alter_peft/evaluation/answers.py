@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from alter_peft.chat import Message, as_messages, encode_conversation, encode_text, special_ids
+from alter_peft.chat import EndOfAnswer, Message, as_messages, encode_conversation, encode_text
 from alter_peft.entropy import log_probabilities, map_row_chunks
 from alter_peft.generation import continuations
 from alter_peft.scoring import Row, ScoredModel
@@ -195,7 +195,8 @@ def score_answers(
             f"`model` gives log-probabilities that are NaN or infinite to {broken} of {len(pairs)} answers: its "
             "weights or activations overflow. Train it with a lower learning rate, or measure it in float32."
         )
-    content = [_content_length(tokenizer, ids[start:]) for ids, start in encoded]
+    end = EndOfAnswer(tokenizer)
+    content = [end.content_length(ids[start:]) for ids, start in encoded]
     return AnswerScores(log_probs, greedy, content, torch.cat(experts) if active else None)
 
 
@@ -215,14 +216,6 @@ def routes_tokens(model: Any) -> bool:
     """Whether an active adapter of the model sends each token to an expert, so that there are `experts`."""
     context = next((module.context for module in model.modules() if isinstance(module, AlterLayer)), None)
     return context is not None and bool(context.active())
-
-
-def _content_length(tokenizer: PreTrainedTokenizerBase, answer: list[int]) -> int:
-    """How many tokens are left without the special ones and the white space that end an answer."""
-    special, length = special_ids(tokenizer), len(answer)
-    while length and (answer[length - 1] in special or not tokenizer.decode([answer[length - 1]]).strip()):  # type: ignore[union-attr]
-        length -= 1
-    return length
 
 
 @torch.no_grad()

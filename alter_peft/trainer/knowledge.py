@@ -33,7 +33,7 @@ class Knowledge(NamedTuple):
             each time.
         retain: of some rows to retain, (rows,); the same ones each time.
         unseen: of the calibration rows, which the model was never trained on, (rows,); empty without any.
-        level: the probability of the unseen rows, or without any a guess at it, `forget_level`.
+        level: the probability of the unseen rows, or without any a guess at it, by general text or `forget_level`.
     """
 
     forget: Tensor

@@ -42,6 +42,7 @@ class Rows(NamedTuple):
     forget: all of the rows to forget.
     known: the places of those among them that are measured before and after the training.
     retain: the rows to retain that are.
+    counted: all rows to retain, whose tokens are counted.
     calibration: rows that the model never saw; `None` without any.
     general: general text that stands for them where there are none.
     """
@@ -49,6 +50,7 @@ class Rows(NamedTuple):
     forget: Dataset
     known: Sequence[int]
     retain: Dataset
+    counted: Dataset
     calibration: Dataset | None
     general: Sequence[Row] = ()
 
@@ -109,20 +111,18 @@ class Measuring:
         """
         if "token_targets" not in self.args.loss.needs:
             return None
-        forget, retain, general = (
-            labelled_rows(self.rows.forget),
-            labelled_rows(self.rows.retain),
-            [*self.rows.general],
-        )
+        forget, general = labelled_rows(self.rows.forget), [*self.rows.general]
         unseen = general if self.rows.calibration is None else labelled_rows(self.rows.calibration)
         if self.reference is None:
-            guide = guided_by_itself(self.scored, lambda: self.scores(self.rows.forget, batch_size, base))
+            guide = guided_by_itself(self.scored, lambda: self._scores(forget, batch_size, base))
         else:
             device, options = self.accelerator.device, self.args.model_init_kwargs
             with self.accelerator.autocast():
                 guide = guided_by(self.reference, [forget, unseen], batch_size, device, options)
             warn_if_known(guide, self.log_probabilities(self.rows.forget, batch_size, base))
-        traits = read_traits(forget, unseen, retain, self.tokenizer)
+        stand_in = {tuple(ids) for ids, _ in general}  # rows to retain may be general text, too
+        counted = [row for row in labelled_rows(self.rows.counted) if tuple(row[0]) not in stand_in]
+        traits = read_traits(forget, unseen, counted, self.tokenizer)
         return guide._replace(traits=traits, general=self._scores(general, batch_size, base))
 
     def gap(self, measured: Measured, max_rows: int, wrapped: Any, step: int) -> float:

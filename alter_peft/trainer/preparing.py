@@ -39,18 +39,20 @@ class PreparingTrainer(PairTrainer):
         rows = super()._prepare_dataset(dataset, processing_class, whole, packing, formatting_func, dataset_name)
         return self._in_windows(dataset_name, rows) if self._limit and isinstance(rows, Dataset) else rows
 
-    def _tokens(self, row: dict[str, Any]) -> tuple[list[int], list[int]]:
+    def _tokens(self, row: dict[str, Any], answers_only: bool = True) -> tuple[list[int], list[int]]:
         """Token ids and labels of a row that is not trained on, as long as rows may be."""
         options = {"as_chat": self.args.as_chat, "text_field": self.args.dataset_text_field}
+        options["answers_only"] = answers_only
         row = encoded_row(row, tokenizer=self._tokenizer, **options)
         most = None if self._limit is None else self._limit.tokens
         return row["input_ids"][:most], row["labels"][:most]
 
     def _general_rows(self, like: Dataset) -> list[Row]:
-        """General text in the form of these rows, tokenised; none if these are tokens already."""
+        """General text in the form of these rows, labelled as they are; none if these are tokens already."""
         if "input_ids" in like.column_names:
             return []
-        rows = map(self._tokens, retain_auto(like, text_field=self.args.dataset_text_field))
+        answers_only = self.args.completion_only_loss is not False
+        rows = [self._tokens(row, answers_only) for row in retain_auto(like, text_field=self.args.dataset_text_field)]
         return [(ids, labels) for ids, labels in rows if any(label != -100 for label in labels[1:])]
 
     def _in_windows(self, name: str, rows: Dataset) -> Dataset:

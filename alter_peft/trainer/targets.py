@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alter_peft.losses import ForgetLoss, TokenScores
 
-from .token_targets import Guide, described, token_targets
+from .token_targets import Guide, token_targets
 
 
 GUESSED = (
@@ -90,8 +90,7 @@ def measure(
         profiles = unseen_profiles(known, of_unseen, seed)
         targets = torch.stack([profile.mean() for profile in profiles])
     if guide is not None and known:
-        of_tokens, leads, level = token_targets(known, unseen, guide, level)
-        source = described(guide, bool(unseen))
+        of_tokens, leads, level, source = token_targets(known, unseen, guide, level)
         targets = torch.stack([row.mean() for row in of_tokens])
     if "reference" in loss.needs:
         rows = torch.repeat_interleave(torch.arange(len(known)), torch.tensor([len(row) for row in known]))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alter_peft.losses import TokenScores
 
-from .token_traits import TextTraits, Traits, foresee
+from .token_traits import Foreseen, TextTraits, foresee
 
 
 LEAST = 1e-5  # probability of a token's target where nothing has shown how low text never seen goes
@@ -52,11 +52,13 @@ class TokenTargets(NamedTuple):
         lead: how far each is to lead its strongest rival, in nats, (n_i,).
         level: the answer probability of unseen rows, or of what stands for them as far as it is like the rows to
             forget.
+        source: what they were taken from, in words.
     """
 
     log_prob: list[Tensor]
     lead: list[Tensor]
     level: float
+    source: str
 
 
 class Values(NamedTuple):
@@ -88,11 +90,11 @@ def token_targets(known: Sequence[Tensor], unseen: Sequence[TokenScores], guide:
       what the texts alone let foresee, and unseen tokens count as far as they are like those to forget ([`foresee`]);
     - without unseen rows, general text in their place, if there is any;
     - a reference alone: the reference's own values;
-    - nothing: the guide's value, each row stretched so that its mean is the level, but none below 1e-5: one token that
-      stands out would be sent out of sight, and the others left where they are.
+    - nothing: the guide's value, each row stretched so that its mean is the level, but if the level allows it none
+      below 1e-5: one token that stands out would be sent out of sight, and the others left where they are.
 
     What ends an answer was learned with all others, and is no part of what is forgotten: those tokens get the values
-    of the tokens that end unseen answers, and without any they stay. No token is raised above its own beginning.
+    of the tokens that end unseen rows, and without any they stay. No token is raised above its own beginning.
 
     Args:
         known: log-probabilities of each forget row's labels before the training, (n_i,).
@@ -106,34 +108,29 @@ def token_targets(known: Sequence[Tensor], unseen: Sequence[TokenScores], guide:
     if traits is not None:
         ends, unseen_ends = traits.forget.is_end, traits.unseen.is_end
     found = Values(own.copy(), np.zeros(len(own)))  # where ends stay
-    if unseen_ends.any():
+    if unseen and unseen_ends.any():  # those of general text are of answers of another length and form
         _put(found, ends, _in_order(scores.log_prob[ends], models.at(unseen_ends)))
-    asked, never_seen = scores.at(~ends), models.at(~unseen_ends)
+    asked, never_seen, by_texts = scores.at(~ends), models.at(~unseen_ends), False
     if len(never_seen.lead) and guide.is_reference:
         _put(found, ~ends, _mapped(asked, theirs.at(~unseen_ends), never_seen))
     elif len(never_seen.lead):
-        order, weights = asked.log_prob, None
-        foreseen = traits and foresee(_content(traits), never_seen.log_prob)
-        if foreseen:
-            order, weights = rankdata(order) + rankdata(foreseen.forget), foreseen.weights
-        _put(found, ~ends, _in_order(order, never_seen, weights))
+        foreseen = traits and foresee(TextTraits(*(one.inside() for one in traits)), never_seen.log_prob)
+        by_texts = foreseen is not None
+        _put(found, ~ends, _ordered(asked.log_prob, never_seen, foreseen))
     elif guide.is_reference:
         _put(found, ~ends, asked)
     else:
-        for row in np.split(np.arange(len(own)), np.cumsum(sizes)[:-1]):
-            inside, rest = row[~ends[row]], row[ends[row]]
-            if len(inside):  # those that stay count in the row's mean
-                mean = min((len(row) * math.log(level) - own[rest].sum()) / len(inside), math.log(level))
-                _put(found, inside, Values(_stretched(scores.log_prob[inside], mean), scores.lead[inside]))
+        _stretch(found, scores, ends, sizes, math.log(level))
     of_rows, leads = ([*torch.from_numpy(values).float().split(sizes)] for values in found)
     if guide.general and not unseen:
         level = math.exp(float(torch.stack([row.mean() for row in of_rows]).mean()))
-    return TokenTargets([torch.minimum(row, one) for row, one in zip(of_rows, known, strict=True)], leads, level)
+    targets = [torch.minimum(row, one) for row, one in zip(of_rows, known, strict=True)]
+    return TokenTargets(targets, leads, level, _described(guide, bool(unseen), by_texts))
 
 
-def described(guide: Guide, has_unseen: bool) -> str:
+def _described(guide: Guide, has_unseen: bool, by_texts: bool) -> str:
     """What token targets were taken from, in words."""
-    itself = "the model itself" + " with damped feed-forward layers" * guide.is_damped
+    itself = "the model itself" + " with damped feed-forward layers" * guide.is_damped + " and by the texts" * by_texts
     order = "the reference model" if guide.is_reference else itself
     if has_unseen or guide.general:
         scale = "`calibration_dataset`" if has_unseen else "general text"
@@ -153,8 +150,12 @@ def _put(into: Values, places: np.ndarray, values: Values) -> None:
     into.log_prob[places], into.lead[places] = values
 
 
-def _content(traits: TextTraits) -> TextTraits:
-    return TextTraits(*(Traits(one.is_end[~one.is_end], one.features[~one.is_end]) for one in traits))
+def _ordered(scores: np.ndarray, unseen: Values, foreseen: Foreseen | None) -> Values:
+    """The unseen tokens' values in the order of the scores, and of what was foreseen; of equals the scores decide."""
+    if foreseen is None:
+        return _in_order(scores, unseen)
+    order = rankdata(scores) * (1 + 1e-9) + rankdata(foreseen.forget)
+    return _in_order(order, unseen, foreseen.weights)
 
 
 def _in_order(order: np.ndarray, unseen: Values, weights: np.ndarray | None = None) -> Values:
@@ -172,6 +173,15 @@ def _mapped(scores: Values, there: Values, unseen: Values) -> Values:
     """Scores by a reference in the model's scale, by what the two find of the same unseen tokens."""
     sets = zip(scores, there, unseen, strict=True)
     return Values(*(np.interp(own, np.sort(theirs), np.sort(models)) for own, theirs, models in sets))
+
+
+def _stretch(found: Values, scores: Values, ends: np.ndarray, sizes: Sequence[int], level: float) -> None:
+    """Put the scores of each row, stretched to where its mean is the level, into `found`, but for what ends it."""
+    for row in np.split(np.arange(len(ends)), np.cumsum(sizes)[:-1]):
+        inside, rest = row[~ends[row]], row[ends[row]]
+        if len(inside):  # those that stay count in the row's mean
+            mean = min((len(row) * level - found.log_prob[rest].sum()) / len(inside), level)
+            _put(found, inside, Values(_stretched(scores.log_prob[inside], mean), scores.lead[inside]))
 
 
 def _stretched(row: np.ndarray, mean: float) -> np.ndarray:

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,14 +11,11 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 from transformers import PreTrainedTokenizerBase
 
-from alter_peft.chat import special_ids
+from alter_peft.chat import EndOfAnswer
 from alter_peft.scoring import Row
 
 
-# Fewer tokens never seen than these say too little of what makes a token likely
-ENOUGH = 100
-# An unseen token counts as many at most (truncated importance weights: Ionides, J. Comput. Graph. Stat. 17, 2008)
-MOST = 10.0
+MIN_TOKENS = 100  # fewer tokens never seen say too little of what makes a token likely
 PENALTY = 10.0  # of the ridge regression, on standardised features
 
 
@@ -29,14 +24,20 @@ class Traits(NamedTuple):
     Of the labels of all rows of a set, row after row.
 
     Attributes:
-        is_end: whether the token ends an answer: special tokens, and white space behind one; bool (n,).
-        features: what makes it easy or hard to foresee, whatever a model has learned, (n, 5): whether it stands in the
-            row's prompt before it; in its answer before it; behind the same token before; and the logarithms of how
-            often it is a label of the retain rows, and of how often it is one there behind the same token.
+        is_end: whether the token ends an answer: special tokens and white space, with nothing else behind them; bool
+            (n,).
+        features: what makes it easy or hard to foresee, whatever a model has learned, float32 (n, 5): whether it
+            stands before among the row's unlabelled tokens, the prompt; among its labelled ones, the answer; behind
+            the same token; and the logarithms of how often it is a label of the retain rows, and of how often it is
+            one there behind the same token.
     """
 
     is_end: np.ndarray
     features: np.ndarray
+
+    def inside(self) -> Traits:
+        """Of the labels that end no answer."""
+        return Traits(self.is_end[~self.is_end], self.features[~self.is_end])
 
 
 class TextTraits(NamedTuple):
@@ -52,7 +53,7 @@ class Foreseen(NamedTuple):
 
     Attributes:
         forget: a predicted log-probability of each, in nats, (n,).
-        weights: of the unseen tokens, as which they are like those to forget; their mean is 1, (m,).
+        weights: of the unseen tokens, larger for those that are like the tokens to forget; their mean is 1, (m,).
     """
 
     forget: np.ndarray
@@ -63,18 +64,17 @@ def read_traits(
     forget: Sequence[Row], unseen: Sequence[Row], retain: Sequence[Row], tokenizer: PreTrainedTokenizerBase
 ) -> TextTraits:
     """
-    The traits of two sets of rows.
+    The traits of the labels of two sets of rows.
 
     Args:
-        retain: rows whose labels are counted.
+        forget, unseen: token ids and labels of each row; the latter may be none.
+        retain: rows whose labels are counted; may be none.
+        tokenizer: of the rows.
     """
-    ends, counts = special_ids(tokenizer), Counter[tuple[int, ...]]()
-    for row in retain:
-        for ids, place in _labels(row):
-            if ids[place] not in ends:
-                counts.update([(), (ids[place],), (ids[place - 1], -1), (ids[place - 1], ids[place])])
-    blank: dict[int, bool] = {}
-    of_forget, of_unseen = (_traits(rows, counts, ends, tokenizer, blank) for rows in (forget, unseen))
+    end = EndOfAnswer(tokenizer)
+    kept = _Flat(retain)
+    counts = _Counts(kept, ~_ends(kept, end))
+    of_forget, of_unseen = (_traits(_Flat(rows), counts, end) for rows in (forget, unseen))
     return TextTraits(of_forget, of_unseen)
 
 
@@ -82,60 +82,122 @@ def foresee(traits: TextTraits, log_probs: np.ndarray) -> Foreseen | None:
     """
     What the unseen tokens say of those to forget by their features; `None` if there are fewer than 100.
 
-    A ridge regression of the unseen tokens' log-probabilities, and their weights under covariate shift: the odds,
-    by logistic regression, that a token with these features is one to forget (Shimodaira, "Improving predictive
-    inference under covariate shift by weighting the log-likelihood function", 2000). Weights are 10 at most.
+    A ridge regression of the unseen tokens' log-probabilities on their features, and importance weights: the odds, by
+    logistic regression, that a token with these features is one to forget (Bickel, Brueckner and Scheffer,
+    "Discriminative Learning for Differing Training and Test Distributions", ICML 2007). Where few tokens would have
+    most of the weight, so that they count as fewer than 100 (Kish's effective sample size), the odds are raised to a
+    power below 1.
 
     Args:
-        traits: without tokens that end answers.
-        log_probs: by the model, of the unseen tokens, in nats, (m,).
+        traits: of (n,) labels to forget and (m,) unseen ones, without those that end answers.
+        log_probs: by the model, of the unseen labels, in nats, all finite, (m,).
     """
-    if len(log_probs) < ENOUGH or len(traits.forget.features) == 0:
+    if len(log_probs) < MIN_TOKENS or len(traits.forget.features) == 0:
         return None
     scaler = StandardScaler().fit(traits.unseen.features)
     forget, unseen = (scaler.transform(one.features) for one in traits)
     both, is_forget = np.concatenate([forget, unseen]), np.arange(len(forget) + len(unseen)) < len(forget)
-    odds = np.exp(LogisticRegression(max_iter=1000).fit(both, is_forget).decision_function(unseen))
-    weights = np.minimum(odds / odds.mean(), MOST)
+    log_odds = LogisticRegression(max_iter=1000).fit(both, is_forget).decision_function(unseen)
+    for power in (1.0, 0.5, 0.25, 0.0):
+        weights = np.exp(power * (log_odds - log_odds.max()))
+        if weights.sum() ** 2 / (weights**2).sum() >= MIN_TOKENS:
+            break
     return Foreseen(Ridge(PENALTY).fit(unseen, log_probs).predict(forget), weights / weights.mean())
 
 
-def _labels(row: Row) -> Iterator[tuple[Sequence[int], int]]:
-    """Token ids of the row, and the place of each label that is predicted."""
-    ids, labels = row
-    for place in range(1, len(ids)):
-        if labels[place] != -100:
-            yield ids, place
+class _Flat:
+    """
+    The tokens of rows, one after another, (t,) each.
+
+    ids, before: a token and the one before it in its row, -1 for none.
+    row: of which row it is.
+    is_labelled: whether it has a label.
+    is_predicted: whether it has one and something stands before it.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        sizes = np.array([len(ids) for ids, _ in rows], dtype=int)
+        ids, labels = (
+            np.concatenate([np.asarray(row[part], dtype=np.int64) for row in rows] or [np.empty(0, dtype=np.int64)])
+            for part in (0, 1)
+        )
+        starts = sizes.cumsum() - sizes
+        self.ids, self.row = ids, np.repeat(np.arange(len(sizes)), sizes)
+        self.before = np.roll(ids, 1)
+        self.is_labelled = labels != -100
+        self.is_predicted = self.is_labelled.copy()
+        first = starts[sizes > 0]
+        self.before[first], self.is_predicted[first] = -1, False
 
 
-def _traits(
-    rows: Sequence[Row],
-    counts: Counter[tuple[int, ...]],
-    ends: Set[int],
-    tokenizer: PreTrainedTokenizerBase,
-    blank: dict[int, bool],
-) -> Traits:
-    is_end, features = list[bool](), list[tuple[float, ...]]()
-    total = counts[()]
-    for ids, labels in rows:
-        asked, answered, pairs = set[int](), set[int](), set[tuple[int, int]]()
-        ended = False
-        for place, (token, label) in enumerate(zip(ids, labels, strict=True)):
-            before = ids[place - 1] if place else -1
-            if label != -100 and place:
-                if token in ends:
-                    ended = True
-                elif ended:
-                    if token not in blank:
-                        blank[token] = not str(tokenizer.decode([token])).strip()
-                    ended = blank[token]
-                is_end.append(ended)
-                often = math.log((counts[token,] + 0.5) / (total + 1.0))
-                behind = math.log((counts[before, token] + 0.5) / (counts[before, -1] + 1.0))
-                seen = token in asked, token in answered, (before, token) in pairs
-                features.append((*map(float, seen), often, behind))
-            else:
-                ended = False
-            (asked if label == -100 else answered).add(token)
-            pairs.add((before, token))
-    return Traits(np.array(is_end, dtype=bool), np.array(features, dtype=np.float32).reshape(-1, 5))
+class _Counts:
+    """How often tokens are labels, and how often behind which token."""
+
+    def __init__(self, rows: _Flat, places: np.ndarray) -> None:
+        places = places & rows.is_predicted
+        ids, before = rows.ids[places], rows.before[places]
+        self.total = len(ids)
+        self.ids, self.contexts = np.unique(ids, return_counts=True), np.unique(before, return_counts=True)
+        self.pairs = np.unique(_pairs(before, ids), return_counts=True)
+
+    def often(self, ids: np.ndarray) -> np.ndarray:
+        """The logarithm of the share of the labels, half a one more counted of each."""
+        found: np.ndarray = np.log((_count(self.ids, ids) + 0.5) / (self.total + 1))
+        return found
+
+    def behind(self, before: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """The same of the labels behind this token."""
+        counts, of_context = _count(self.pairs, _pairs(before, ids)), _count(self.contexts, before)
+        found: np.ndarray = np.log((counts + 0.5) / (of_context + 1))
+        return found
+
+
+def _pairs(before: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    found: np.ndarray = (before + 1) * 2**31 + ids
+    return found
+
+
+def _count(counted: tuple[np.ndarray, np.ndarray], values: np.ndarray) -> np.ndarray:
+    """How often each value is among those counted."""
+    known, counts = counted
+    if len(known) == 0:
+        return np.zeros(len(values))
+    places = np.searchsorted(known, values).clip(max=len(known) - 1)
+    return np.where(known[places] == values, counts[places], 0)
+
+
+def _stands_before(row: np.ndarray, value: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Whether each value stands at an earlier place of its row that is among these, (t,)."""
+    _, kinds = np.unique(value, return_inverse=True)
+    keys = row * (int(kinds.max(initial=0)) + 1) + kinds
+    known, first = np.unique(keys[among], return_index=True)
+    if len(known) == 0:
+        return np.zeros(len(row), dtype=bool)
+    places = np.searchsorted(known, keys).clip(max=len(known) - 1)
+    earliest = np.flatnonzero(among)[first][places]
+    found: np.ndarray = (known[places] == keys) & (earliest < np.arange(len(row)))
+    return found
+
+
+def _ends(rows: _Flat, end: EndOfAnswer) -> np.ndarray:
+    """Whether a token is at the end of a run of labels with nothing but special tokens and white space behind it."""
+    found = np.zeros(len(rows.ids), dtype=bool)
+    steps = np.diff(np.concatenate([[0], rows.is_labelled.astype(int), [0]]))
+    breaks = np.flatnonzero(rows.before == -1)
+    starts = np.union1d(np.flatnonzero(steps == 1), breaks[rows.is_labelled[breaks]])
+    stops = np.union1d(np.flatnonzero(steps == -1), breaks[(breaks > 0) & rows.is_labelled[breaks - 1]])
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+        found[start + end.content_length(rows.ids[start:stop].tolist()) : stop] = True
+    return found
+
+
+def _traits(rows: _Flat, counts: _Counts, end: EndOfAnswer) -> Traits:
+    wanted = rows.is_predicted
+    seen = (
+        _stands_before(rows.row, rows.ids, ~rows.is_labelled),
+        _stands_before(rows.row, rows.ids, rows.is_labelled),
+        _stands_before(rows.row, _pairs(rows.before, rows.ids), np.ones(len(rows.ids), dtype=bool)),
+    )
+    ids, before = rows.ids[wanted], rows.before[wanted]
+    columns = [*(one[wanted] for one in seen), counts.often(ids), counts.behind(before, ids)]
+    return Traits(_ends(rows, end)[wanted], np.stack(columns, axis=1).astype(np.float32))

@@ -224,13 +224,14 @@ class UnlearnTrainer(PreparingTrainer):
         general: list[Row] = []
         if self._calibration is None and self.args.forget_level is None and "token_targets" in self.args.loss.needs:
             general = self._general_rows(self._given[0])
-        if self._calibration is None and self._reference is None and self.args.loss.guesses_level:
+        is_guess = self._calibration is None and (general or self._reference is None)
+        if is_guess and self.args.loss.guesses_level:
             level = "what general text shows" if general else f"`forget_level`={self.args.guessed_level:g}"
             logger.warning(GUESSED.format(level=level))
         if self._calibration is not None:  # what the model was taught is no measure of what it never saw
             for name, own in (("train_dataset", self._forget), ("retain_dataset", self._retain)):
                 check_disjoint(self._calibration, own, ("calibration_dataset", name))
-        rows = Rows(self._forget, known, some_retain, self._calibration, general)
+        rows = Rows(self._forget, known, some_retain, self._retain, self._calibration, general)
         self._measuring = Measuring(self.args, self.scored, self.accelerator, rows, self._reference, self._tokenizer)
         multiple: Any = self.args.pad_to_multiple_of
         self.data_collator = PairCollator(pad_token_id=self._tokenizer.pad_token_id, pad_to_multiple_of=multiple)

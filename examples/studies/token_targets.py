@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alter_peft.benchmark.arguments import BenchmarkArguments
 from alter_peft.benchmark.setting import read_setting
+from alter_peft.chat import EndOfAnswer
 from alter_peft.evaluation.answers import encode_pair, labelled_row
 from alter_peft.evaluation.metrics.membership import above_holdout, min_k
 from alter_peft.evaluation.metrics.memorization import exact_memorization, extraction_strength
@@ -36,10 +37,10 @@ from alter_peft.retain_rows import retain_auto
 from alter_peft.scoring import Row, ScoredModel
 from alter_peft.trainer.damping import damped
 from alter_peft.trainer.token_targets import Guide, token_targets
-from alter_peft.trainer.token_traits import read_traits
+from alter_peft.trainer.token_traits import TextTraits, read_traits
 
 
-COUNTED = 64  # retain rows, as in a training
+SCORED = ("forget", "holdout")
 COLUMNS = ["targets", "P", "exact memorisation", "extraction strength", "PrivLeak", "Spearman", "nats off"]
 
 
@@ -67,7 +68,7 @@ def read(args: BenchmarkArguments) -> Models:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     data = read_setting(args, tokenizer).data
     parts = {"forget": data.forget, "unseen": data.calibration, "holdout": data.holdout, "retain": data.retain}
-    pairs = {name: list(of)[: COUNTED if name == "retain" else None] for name, of in parts.items()}
+    pairs = {name: list(of) for name, of in parts.items()}
     is_text = pairs["forget"][0].is_text
     columns = ["completion"] if is_text else ["prompt", "completion"]
     like = {name: [getattr(pair, name) for pair in pairs["forget"]] for name in columns}
@@ -78,11 +79,9 @@ def read(args: BenchmarkArguments) -> Models:
         for row in general
     ]
     sets = {name: [labelled_row(*encode_pair(tokenizer, pair)) for pair in of] for name, of in pairs.items()}
-    ends = {name: read_traits(rows, [], [], tokenizer).forget.is_end for name, rows in sets.items()}
-    content = {}
-    for name in ("forget", "holdout"):
-        sizes = [sum(label != -100 for label in labels[1:]) for _, labels in sets[name]]
-        content[name] = [int((~part).sum()) for part in np.split(ends[name], np.cumsum(sizes)[:-1])]
+    end = EndOfAnswer(tokenizer)
+    answers = {name: [[one for one in labels[1:] if one != -100] for _, labels in sets[name]] for name in SCORED}
+    content = {name: [end.content_length(answer) for answer in rows] for name, rows in answers.items()}
     folder = Path(args.output_dir)
     models = {"target": folder / "target" / "model", "reference": args.model}
     models |= {path.name: path / "model" for path in sorted(folder.glob("oracle-*"))}
@@ -103,11 +102,14 @@ def guides(models: Models, tokenizer: Any) -> dict[str, tuple[list[TokenScores],
         name: read_traits(sets["forget"], sets[name] if name else [], sets["retain"], tokenizer)
         for name in ("", "unseen", "general")
     }
+    # features that are all alike foresee nothing
+    ends_alone = TextTraits(*(one._replace(features=0 * one.features) for one in traits["unseen"]))
     unseen, general = scores["target", "unseen"], scores["target", "general"]
     itself, reference = scores["damped", "forget"], scores["reference", "forget"]
     theirs = {name: scores["reference", name] for name in ("unseen", "general")}
     return {
         "calibration rows, the guide alone": (unseen, Guide(itself, [], False)),
+        "calibration rows, ends apart": (unseen, Guide(itself, [], False, traits=ends_alone)),
         "calibration rows": (unseen, Guide(itself, [], False, traits=traits["unseen"])),
         "calibration rows and a reference, the guide alone": (unseen, Guide(reference, theirs["unseen"], True)),
         "calibration rows and a reference":

@@ -125,8 +125,10 @@ def report(folder: Path, options: dict[str, dict[str, Any]]) -> None:
     ]
     print(to_markdown(Table("Tuning", "", ["run", "options", "both", "forgetting", "utility"], rows)))
     path = folder / "tuned.yaml"
-    tuned = yaml.safe_load(path.read_text())["options"] if path.is_file() else {}  # of methods that were run before
-    for method in dict.fromkeys(name.partition("+")[0] for name in options):
+    methods = dict.fromkeys(name.partition("+")[0] for name in options)
+    before = yaml.safe_load(path.read_text()).get("options", {}) if path.is_file() else {}
+    tuned = {name: own for name, own in before.items() if name.partition("+")[0] not in methods}  # of other runs
+    for method in methods:
         runs = [name for name in options if name.partition("+")[0] == method and name in scores]
         best = max(runs, key=lambda name: scores[name][0] or 0.0, default=None)
         if best is not None:

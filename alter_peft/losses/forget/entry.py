@@ -161,5 +161,5 @@ class ForgetLoss:
 
     @property
     def guesses_level(self) -> bool:
-        """Whether it comes to `forget_level` where no rows that were never seen show a level."""
+        """Whether it comes to a guess (general text, `forget_level`) where no unseen rows show a level."""
         return self.has_targets and "profiles" not in self.needs
