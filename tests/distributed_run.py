@@ -37,7 +37,7 @@ CLUSTERS: dict[str, Any] = {
     "adapter": {"init_weights": "cluster"}, "forget_loss": "level", "forget": None, **CALIBRATED,
 }  # fmt: skip
 # The answer probability is 1e-5 with the weights, and 3e-3 without them: what only the others would take for known
-LORA_LEVELS = {"unknown": 2e-4, "known": 1e-7}
+LORA_LEVELS = {"unknown": 2e-4, "known": 1e-7, "by general text": None}
 
 
 def shard_on_cpu() -> None:
@@ -69,7 +69,7 @@ def train_and_save(trainer: AlterUnlearnTrainer, place: Path, **kwargs: Any) -> 
         trainer.state.save_to_json(place / "state.json")
 
 
-def run_lora(folder: Path, tokenizer: PreTrainedTokenizerFast, forget_level: float) -> dict[str, Any]:
+def run_lora(folder: Path, tokenizer: PreTrainedTokenizerFast, forget_level: float | None) -> dict[str, Any]:
     """`alter-peft unlearn --adapter lora` once its trainer is made: its status, and what this process knows then."""
     args = UnlearnConfig(
         str(folder), bf16=False, report_to="none", save_strategy="no", as_chat=False, max_steps=1, use_cpu=True,

@@ -78,6 +78,13 @@ def test_a_token_that_stands_out_does_not_take_the_whole_row_down():
     assert float(found.min()) == pytest.approx(math.log(1e-5), abs=1e-4) and float(found[:19].max()) < -1.0
 
 
+@pytest.mark.parametrize("level", [1e-5, 1e-7, 0.3**13])
+def test_a_level_below_the_least_target_is_that_of_every_token(level: float):
+    row = torch.tensor([-0.3, -0.7, -0.1])
+    (found,), *_ = token_targets([torch.zeros(3)], [], Guide(scores([row]), [], False), level=level)
+    assert found.tolist() == pytest.approx([math.log(level)] * 3)
+
+
 @pytest.mark.parametrize("is_reference", [True, False])
 @pytest.mark.parametrize("has_unseen", [True, False])
 def test_token_targets_keep_the_guides_order_and_raise_no_token(is_reference: bool, has_unseen: bool):

@@ -186,7 +186,9 @@ def _stretch(found: Values, scores: Values, ends: np.ndarray, sizes: Sequence[in
 
 def _stretched(row: np.ndarray, mean: float) -> np.ndarray:
     """A row's log-probabilities times the factor by which their mean, none below the least target, is this."""
-    row, least = row.clip(max=-1e-6), min(math.log(LEAST), mean)
+    row, least = row.clip(max=-1e-6), math.log(LEAST)
+    if mean <= least:
+        return np.full(len(row), mean)
     factor = brentq(lambda f: float((f * row).clip(min=least).mean()) - mean, 0.0, least / float(row.max()))
     stretched: np.ndarray = (factor * row).clip(min=least)
     return stretched
