@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from conftest import make_llama
 from trainer_setup import forget_rows, make_args, retain_rows
 
@@ -40,6 +42,22 @@ def test_every_method_has_the_same_grid_around_its_defaults(method):
     assert all(found[one].get("retain_weight", 1.0) > 0 for one in others)  # 4 times nothing is no other run
     for one in others:
         assert read_options(one, found[one]) == found[one]
+
+
+def test_what_other_runs_have_tuned_stays(monkeypatch, tmp_path):
+    """And no choice of a method that this run found none of."""
+    import tuning
+
+    path = tmp_path / "tuned.yaml"
+    before = {"lora_npo+tuned": {"learning_rate": 1.0}, "lora_undial+tuned": {"learning_rate": 2.0}}
+    path.write_text(yaml.safe_dump({"options": before}))
+    monkeypatch.setattr(tuning, "read_benchmark", lambda folder: SimpleNamespace(methods=[]))
+    monkeypatch.setattr(tuning, "Balance", lambda benchmark: None)
+    tuning.report(tmp_path, {"lora_npo": {}, "lora_npo+2-1-1": {"learning_rate": 3.0}})
+    assert yaml.safe_load(path.read_text()) == {"options": {"lora_undial+tuned": {"learning_rate": 2.0}}}
+    path.unlink()
+    tuning.report(tmp_path, {"lora_npo": {}})
+    assert yaml.safe_load(path.read_text()) == {"options": {}}
 
 
 def test_every_control_is_a_method_with_options_that_it_takes(monkeypatch):
