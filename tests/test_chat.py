@@ -17,8 +17,8 @@ from tokenizers.processors import TemplateProcessing
 from trainer_setup import make_trainer
 from trl import SFTTrainer
 
+from alter_peft.answer_end import EndOfAnswer
 from alter_peft.chat import (
-    EndOfAnswer,
     as_messages,
     chat_or_plain,
     encode_conversation,

@@ -11,7 +11,7 @@ import torch
 from conftest import make_tokenizer
 from torch import Tensor
 
-from alter_peft.chat import EndOfAnswer
+from alter_peft.answer_end import EndOfAnswer
 from alter_peft.losses import TokenScores
 from alter_peft.trainer.token_targets import Guide, token_targets
 from alter_peft.trainer.token_traits import MIN_TOKENS, TextTraits, Traits, foresee, read_traits

@@ -11,7 +11,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from alter_peft.chat import EndOfAnswer, Message, as_messages, encode_conversation, encode_text
+from alter_peft.answer_end import EndOfAnswer
+from alter_peft.chat import Message, as_messages, encode_conversation, encode_text
 from alter_peft.entropy import log_probabilities, map_row_chunks
 from alter_peft.generation import continuations
 from alter_peft.scoring import Row, ScoredModel

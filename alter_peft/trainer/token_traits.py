@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 from transformers import PreTrainedTokenizerBase
 
-from alter_peft.chat import EndOfAnswer
+from alter_peft.answer_end import EndOfAnswer
 from alter_peft.scoring import Row
 
 

@@ -25,9 +25,9 @@ from datasets import Dataset
 from scipy.stats import spearmanr
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from alter_peft.answer_end import EndOfAnswer
 from alter_peft.benchmark.arguments import BenchmarkArguments
 from alter_peft.benchmark.setting import read_setting
-from alter_peft.chat import EndOfAnswer
 from alter_peft.evaluation.answers import encode_pair, labelled_row
 from alter_peft.evaluation.metrics.membership import above_holdout, min_k
 from alter_peft.evaluation.metrics.memorization import exact_memorization, extraction_strength
