@@ -105,6 +105,17 @@ def test_where_something_else_shows_the_level_it_is_not_read(tokenizer, tmp_path
     assert (guessed in caplog.text) == ("calibration" not in options)
 
 
+def test_text_that_does_not_fit_is_left_out(tokenizer, tmp_path, caplog):
+    """It would be cut, and then end without what ends an answer."""
+    whole = trainer_with(tokenizer, tmp_path / "whole")._measuring.rows.general
+    sizes = sorted(len(ids) for ids, _ in whole)
+    some = trainer_with(tokenizer, tmp_path / "some", max_length=sizes[len(sizes) // 2])._measuring.rows.general
+    assert 0 < len(some) < len(whole) and all(row in whole for row in some)
+    assert "what general text shows" in caplog.text
+    none = trainer_with(tokenizer, tmp_path / "none", max_length=sizes[0])._measuring.rows.general
+    assert len(none) == 0 and "`forget_level`=0.1, a guess" in caplog.text
+
+
 def test_rows_of_tokens_have_none(tokenizer, tmp_path):
     """Nothing says which form general text would have to have beside them: the level is a guess, as before."""
     rows, kept = (

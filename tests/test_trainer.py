@@ -695,7 +695,7 @@ def test_calibration_measures_the_level(tmp_path, tokenizer):
         processing_class=tokenizer,
     )
     trainer.create_model_card()
-    assert f"| `forget_level` | {trainer.args.forget_level:.4g} (a guess) |" in (tmp_path / "README.md").read_text()
+    assert f"| `forget_level` | {trainer.args.guessed_level:.4g} (a guess) |" in (tmp_path / "README.md").read_text()
     trainer.prepare()
     known = trainer.scored.label_log_probabilities(labelled_rows(trainer._calibration), 4, base=True)
     assert len(known) == 2

@@ -98,10 +98,8 @@ class UnlearnConfig(SFTConfig):
     )
     forget_level: float | None = option(
         None,
-        "The answer probability, exp of the mean log-probability of its tokens, that rows to forget come to, where no "
-        "`calibration_dataset` is given to the trainer, which measures it. None: what the model makes of general text "
-        "shows it to 'tokens' and 'soft_targets', unless the rows are token ids already; else 0.1. With a reference "
-        "model and a number these two take the reference's own values, and the number says when a row is known.",
+        "The answer probability, exp of the mean log-probability of its tokens, that rows to forget come to where no "
+        "`calibration_dataset` measures it. None: general text shows it to 'tokens' and 'soft_targets'; else 0.1.",
     )
     stopping_tolerance: float | None = option(
         0.25,

@@ -107,7 +107,8 @@ class Measuring:
     def guide(self, batch_size: int, base: bool = False) -> Guide | None:
         """
         How likely the rows are to the reference model, or to the model (or its base) with damped feed-forward layers,
-        and what their texts alone say; `None` for a loss without token targets.
+        and what their texts alone say; the scores of general text, which stands for unseen rows where there are none.
+        `None` for a loss without token targets.
         """
         if "token_targets" not in self.args.loss.needs:
             return None

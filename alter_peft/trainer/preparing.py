@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from math import inf
 from typing import Any
 
 from datasets import Dataset
@@ -48,12 +49,16 @@ class PreparingTrainer(PairTrainer):
         return row["input_ids"][:most], row["labels"][:most]
 
     def _general_rows(self, like: Dataset) -> list[Row]:
-        """General text in the form of these rows, labelled as they are; none if these are tokens already."""
+        """
+        General text as questions, chats or texts as these rows are, and labelled as they; tools and options of the
+        chat template are left out. None if the rows are tokens already, and none that is too long to be one row.
+        """
         if "input_ids" in like.column_names:
             return []
         answers_only = self.args.completion_only_loss is not False
         rows = [self._tokens(row, answers_only) for row in retain_auto(like, text_field=self.args.dataset_text_field)]
-        return [(ids, labels) for ids, labels in rows if any(label != -100 for label in labels[1:])]
+        most = inf if self._limit is None else self._limit.tokens
+        return [row for row in rows if len(row[0]) < most and any(label != -100 for label in row[1][1:])]
 
     def _in_windows(self, name: str, rows: Dataset) -> Dataset:
         return in_windows(name, rows, self._limit, self.args.long_rows, self._tokenizer.bos_token_id)

@@ -50,8 +50,8 @@ class TokenTargets(NamedTuple):
     Attributes:
         log_prob: of each row's labels, in nats, (n_i,).
         lead: how far each is to lead its strongest rival, in nats, (n_i,).
-        level: the answer probability of unseen rows, or of what stands for them as far as it is like the rows to
-            forget.
+        level: the answer probability of unseen rows; where general text stands for them, what the targets would have
+            if none were held at its beginning; else the one that was given.
         source: what they were taken from, in words.
     """
 

@@ -24,12 +24,12 @@ class Traits(NamedTuple):
     Of the labels of all rows of a set, row after row.
 
     Attributes:
-        is_end: whether the token ends an answer: special tokens and white space, with nothing else behind them; bool
-            (n,).
+        is_end: whether the token ends an answer, or the part of one that a window has: it and all behind it in its run
+            of labels are special tokens or white space; bool (n,).
         features: what makes it easy or hard to foresee, whatever a model has learned, float32 (n, 5): whether it
-            stands before among the row's unlabelled tokens, the prompt; among its labelled ones, the answer; behind
-            the same token; and the logarithms of how often it is a label of the retain rows, and of how often it is
-            one there behind the same token.
+            stands before among the row's unlabelled tokens, the prompt (in a window also what came before it); among
+            its labelled ones, the answer; behind the same token; and the logarithms of how often it is a label of the
+            retain rows, those that end answers left out, and of how often it is one there behind the same token.
     """
 
     is_end: np.ndarray
@@ -80,7 +80,8 @@ def read_traits(
 
 def foresee(traits: TextTraits, log_probs: np.ndarray) -> Foreseen | None:
     """
-    What the unseen tokens say of those to forget by their features; `None` if there are fewer than 100.
+    What the unseen tokens say of those to forget by their features; `None` if there are fewer than 100, or none to
+    forget.
 
     A ridge regression of the unseen tokens' log-probabilities on their features, and importance weights: the odds, by
     logistic regression, that a token with these features is one to forget (Bickel, Brueckner and Scheffer,
@@ -180,7 +181,7 @@ def _stands_before(row: np.ndarray, value: np.ndarray, among: np.ndarray) -> np.
 
 
 def _ends(rows: _Flat, end: EndOfAnswer) -> np.ndarray:
-    """Whether a token is at the end of a run of labels with nothing but special tokens and white space behind it."""
+    """Whether a token and all behind it in its run of labels are special tokens or white space."""
     found = np.zeros(len(rows.ids), dtype=bool)
     steps = np.diff(np.concatenate([[0], rows.is_labelled.astype(int), [0]]))
     breaks = np.flatnonzero(rows.before == -1)

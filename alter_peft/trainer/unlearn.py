@@ -76,8 +76,8 @@ class UnlearnTrainer(PreparingTrainer):
             As for [`~trl.SFTTrainer`].
 
     **Attributes**:
-        - **forget_level** (`float`) -- The level that forget rows come to: a guess, until `calibration_dataset` or
-          general text has been measured.
+        - **forget_level** (`float`) -- The level that forget rows come to: a guess, until `calibration_dataset` has
+          been measured; without one still a guess, after `prepare` by general text where that is read.
         - **knowledge** ([`Knowledge`]) -- After `prepare`, how well the model knew the rows to forget, to retain and
           never seen, and whether there is anything to forget (`is_known`).
         - **reached** (`bool`) -- Whether training ended because the forget rows had come to their targets.
@@ -224,7 +224,7 @@ class UnlearnTrainer(PreparingTrainer):
         general: list[Row] = []
         if self._calibration is None and self.args.forget_level is None and "token_targets" in self.args.loss.needs:
             general = self._general_rows(self._given[0])
-        is_guess = self._calibration is None and (general or self._reference is None)
+        is_guess = self._calibration is None and (bool(general) or self._reference is None)
         if is_guess and self.args.loss.guesses_level:
             level = "what general text shows" if general else f"`forget_level`={self.args.guessed_level:g}"
             logger.warning(GUESSED.format(level=level))
