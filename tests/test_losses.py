@@ -24,7 +24,6 @@ from alter_peft.losses import (
     structural_invariance,
     token_loss,
 )
-from alter_peft.losses.forget.tokens import soft_targets
 
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -343,31 +342,43 @@ def test_tokens_that_anyone_could_predict_are_at_rest() -> None:
     assert scores.log_prob.grad[:2].tolist() == [0.0, 0.0] and scores.log_prob.grad[2] < 0
 
 
+RIVALS = torch.stack([(LABELS + 1) % V, (LABELS + 4) % V], dim=-1).int()
+SHARES = torch.tensor([0.75, 0.25]).expand(N, 2)
+
+
 def test_soft_targets_by_hand() -> None:
-    # The base (1/2, 1/4, 1/4), its first outcome lowered to 1/5: the others share 4/5 as they shared the rest.
-    found = soft_targets(torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([0]), torch.tensor([0.2]).log())
-    torch.testing.assert_close(found.exp(), torch.tensor([[0.2, 0.4, 0.4]]))
-    known = torch.tensor([[50.0, 1.0, 0.0]])  # known by heart: p = 1 in float32, and the others are still told apart
-    found = soft_targets(known, torch.tensor([0]), torch.tensor([0.2]).log())
-    torch.testing.assert_close(found.exp(), torch.tensor([[0.2, 0.8 / (1 + math.exp(-1)), 0.8 / (1 + math.e)]]))
+    """The label at 1/5, its two rivals at 3/4 and 1/4 of the rest: no divergence there, and ln 3 at a third of it."""
+    at_rest = torch.tensor([[0.2, 0.6, 0.2, 0.0]]).log()
+    given = torch.tensor([0]), torch.tensor([0.2]).log(), torch.tensor([[1, 2]]), torch.tensor([[0.75, 0.25]])
+    assert soft_target_loss(at_rest, identity, *given).tolist() == pytest.approx([0.0], abs=1e-6)
+    third = torch.tensor([[0.2 / 3, 0.2, 0.2 / 3, 2 / 3]]).log()
+    assert soft_target_loss(third, identity, *given).tolist() == pytest.approx([math.log(3)])
 
 
 def test_soft_target_gradient_is_the_difference_of_the_two() -> None:
-    """p - q_t, and none into the base; at rest, with no divergence, where both are the same."""
-    logits, base = (2 * random(N, V, seed=3)).requires_grad_(), (2 * random(N, V, seed=4)).requires_grad_()
+    """p - q_t, also of a label that is known by heart; a rival without a share counts for nothing."""
+    logits = (2 * random(N, V, seed=3)).requires_grad_()
+    with torch.no_grad():
+        logits[0, LABELS[0]] += 60
     targets = -0.1 - 3 * random(N, seed=6).abs()
-    loss = soft_target_loss(logits, base, identity, identity, LABELS, targets, chunk_size=3)
+    shares = SHARES.clone()
+    shares[1] = torch.tensor([1.0, 0.0])
+    loss = soft_target_loss(logits, identity, LABELS, targets, RIVALS, shares, chunk_size=3)
     loss.sum().backward()
-    wanted = soft_targets(base.detach(), LABELS, targets)
-    torch.testing.assert_close(logits.grad, logits.detach().softmax(-1) - wanted.exp())
-    assert base.grad is None
-    at_rest = soft_target_loss(wanted, base, identity, identity, LABELS, targets)
-    torch.testing.assert_close(at_rest, torch.zeros_like(at_rest))
-    assert torch.autograd.gradcheck(
-        lambda x: soft_target_loss(x, base.detach(), identity, identity, LABELS, targets), logits
-    )
-    with pytest.raises(ValueError, match="targets has 2 values for 7 tokens"):
-        soft_target_loss(logits, base, identity, identity, LABELS, targets[:2])
+    wanted = torch.zeros(N, V, dtype=torch.float64)
+    wanted[torch.arange(N), LABELS] = targets.exp()
+    for k in range(2):
+        wanted[torch.arange(N), RIVALS[:, k].long()] = (1 - targets.exp()) * shares[:, k]
+    torch.testing.assert_close(logits.grad, logits.detach().softmax(-1) - wanted)
+    assert logits.grad[0].abs().max() > 0.1  # where that of ln p is 1e-26
+
+
+@pytest.mark.parametrize("name", ["targets", "rivals", "shares"])
+def test_soft_targets_are_one_for_each_token(name: str) -> None:
+    given = {"targets": torch.full((N,), -1.0), "rivals": RIVALS, "shares": SHARES}
+    given[name] = given[name][:2]
+    with pytest.raises(ValueError, match=f"{name} has 2 values for 7 tokens"):
+        soft_target_loss(random(N, V), identity, LABELS, **given)
 
 
 def test_profile_is_a_wasserstein_distance() -> None:

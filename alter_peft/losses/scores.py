@@ -43,10 +43,13 @@ def score_tokens(
     """
 
     def score(rows: Tensor, label: Tensor) -> Tensor:
-        log_p = log_probabilities(head(rows))
-        log_prob = log_p.gather(-1, label.unsqueeze(-1)).squeeze(-1)
-        top = log_p.topk(2, dim=-1)
-        log_rival = torch.where(top.indices[:, 0] == label, top.values[:, 1], top.values[:, 0])
-        return torch.stack([log_prob, log_rival], dim=-1)
+        return torch.stack(scores_within(log_probabilities(head(rows)), label), dim=-1)
 
     return TokenScores(*map_row_chunks(score, chunk_size, hidden, labels).unbind(-1))
+
+
+def scores_within(log_p: Tensor, labels: Tensor) -> TokenScores:
+    """The scores of labels (n,) within log-probabilities of all tokens, (n, V)."""
+    top = log_p.topk(2, dim=-1)
+    log_rival = torch.where(top.indices[:, 0] == labels, top.values[:, 1], top.values[:, 0])
+    return TokenScores(log_p.gather(-1, labels.unsqueeze(-1)).squeeze(-1), log_rival)

@@ -10,9 +10,9 @@ from typing import Any
 from accelerate import logging
 from torch import nn
 
-from alter_peft.losses import TokenScores
 from alter_peft.scoring import ScoredModel
 
+from .rivals import Ranked
 from .token_targets import Guide
 
 
@@ -65,7 +65,7 @@ def damped(layers: Sequence[nn.Module]) -> Iterator[None]:
         yield
 
 
-def guided_by_itself(scored: ScoredModel, look: Callable[[], Sequence[TokenScores]]) -> Guide:
+def guided_by_itself(scored: ScoredModel, look: Callable[[], Ranked]) -> Guide:
     """
     How likely the rows' labels and their rivals are to the model with damped feed-forward layers.
 
@@ -77,4 +77,5 @@ def guided_by_itself(scored: ScoredModel, look: Callable[[], Sequence[TokenScore
     if not is_damped:
         logger.warning(UNDAMPED.format(type(scored.base).__name__))
     with damped(layers):
-        return Guide(look(), [], False, is_damped)
+        found = look()
+    return Guide(found.scores, [], False, is_damped, rivals=found.rivals)

@@ -19,6 +19,7 @@ from .config import UnlearnConfig
 from .damping import guided_by_itself
 from .distributed import gathering_layers, reshard
 from .reference import guided_by, warn_if_known
+from .rivals import score_with_rivals
 from .targets import Measured
 from .token_targets import Guide
 from .token_traits import read_traits
@@ -33,6 +34,9 @@ def drawn(count: int, most: int, seed: int) -> list[int]:
     """Of `count` rows `most`, or all, drawn by the seed, the same ones each time; ascending."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(count, generator=generator)[:most].sort().values.tolist()
+
+
+TEMPERATURE = 1.5  # of what the model has in a label's place with damped layers (docs/log.md)
 
 
 class Rows(NamedTuple):
@@ -114,12 +118,17 @@ class Measuring:
             return None
         forget, general = labelled_rows(self.rows.forget), [*self.rows.general]
         unseen = general if self.rows.calibration is None else labelled_rows(self.rows.calibration)
+        vocab_size = self.scored.head.vocab_size
         if self.reference is None:
-            guide = guided_by_itself(self.scored, lambda: self._scores(forget, batch_size, base))
+            with self.accelerator.autocast(), gathering_layers(self.scored.model):
+                guide = guided_by_itself(
+                    self.scored,
+                    lambda: score_with_rivals(self.scored, forget, batch_size, vocab_size, TEMPERATURE, base=base),
+                )
         else:
             device, options = self.accelerator.device, self.args.model_init_kwargs
             with self.accelerator.autocast():
-                guide = guided_by(self.reference, [forget, unseen], batch_size, device, options)
+                guide = guided_by(self.reference, forget, unseen, batch_size, device, options, vocab_size)
             warn_if_known(guide, self.log_probabilities(self.rows.forget, batch_size, base))
         stand_in = {tuple(ids) for ids, _ in general}  # rows to retain may be general text, too
         counted = [row for row in labelled_rows(self.rows.counted) if tuple(row[0]) not in stand_in]

@@ -22,6 +22,7 @@ from transformers.integrations.deepspeed import (
 from alter_peft.scoring import Row, ScoredModel
 
 from .knowledge import MARGIN
+from .rivals import score_with_rivals
 from .token_targets import Guide
 
 
@@ -100,10 +101,12 @@ def _whole_weights() -> Iterator[None]:
 
 def guided_by(
     reference: PreTrainedModel | str,
-    sets: Sequence[list[Row]],
+    forget: list[Row],
+    unseen: list[Row],
     batch_size: int,
     device: torch.device,
     options: Any,
+    vocab_size: int,
 ) -> Guide:
     """
     How likely the rows' labels and their rivals are to the reference.
@@ -111,9 +114,10 @@ def guided_by(
     A model that is loaded for it is gone afterwards; one that is given is left where it was, and in its own mode.
 
     Args:
-        sets: the forget rows, and unseen ones, which may be none.
+        unseen: rows, which may be none.
         options: `model_init_kwargs`, of which it is loaded with those that are not of one repository; in float32 by
             default.
+        vocab_size: of the model that is trained.
     """
     if isinstance(reference, str):
         with _whole_weights():
@@ -123,10 +127,11 @@ def guided_by(
     scored = ScoredModel(moved.to(device))
     try:
         scored.check()
-        found = [scored.label_scores(rows, batch_size, by_length=False) for rows in sets]
+        found = score_with_rivals(scored, forget, batch_size, vocab_size)
+        of_unseen = scored.label_scores(unseen, batch_size, by_length=False)
     finally:
         moved.to(before)
-    return Guide(found[0], found[1], is_reference=True)
+    return Guide(found.scores, of_unseen, is_reference=True, rivals=found.rivals)
 
 
 def warn_if_known(guide: Guide, known: Sequence[Tensor]) -> None:

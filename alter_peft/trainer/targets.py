@@ -95,7 +95,20 @@ def measure(
     if "reference" in loss.needs:
         rows = torch.repeat_interleave(torch.arange(len(known)), torch.tensor([len(row) for row in known]))
         reference = torch.zeros(len(known)).index_add(0, rows, torch.cat(list(known)))
-    return Measured(level, bool(unseen), targets, profiles, reference, of_tokens, leads, source)
+    rivals = guide.rivals if guide is not None and "rival_labels" in loss.needs else ()
+    labels, shares = ([*part] for part in zip(*rivals, strict=True)) if rivals else ([], [])
+    return Measured(
+        level,
+        bool(unseen),
+        targets,
+        profiles,
+        reference,
+        of_tokens,
+        leads,
+        source,
+        other_labels=labels,
+        label_probabilities=shares,
+    )
 
 
 def geometric_mean(rows: Sequence[Tensor]) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from alter_peft.losses import TokenScores
 
+from .rivals import Rivals
 from .token_traits import Foreseen, TextTraits, foresee
 
 
@@ -33,6 +34,7 @@ class Guide(NamedTuple):
         traits: what the texts alone say of the labels, those of general text among the unseen where there are no
             calibration rows; `None` where nobody has looked.
         general: the scores of general text by the model as it is, where it stands for calibration rows.
+        rivals: the tokens that it has in the labels' places, of each forget row.
     """
 
     forget: Sequence[TokenScores]
@@ -41,6 +43,7 @@ class Guide(NamedTuple):
     is_damped: bool = True
     traits: TextTraits | None = None
     general: Sequence[TokenScores] = ()
+    rivals: Sequence[Rivals] = ()
 
 
 class TokenTargets(NamedTuple):

@@ -137,8 +137,9 @@ class ForgetLoss:
             paper's L_IHL is; else of whole answers.
         needs: what has to be measured of the rows, or made for them, before the training (docs/paper.md):
             `"targets"` (a level), `"profiles"`, `"token_targets"`, `"reference"`; `"base"`, the base model in every
-            step; `"activations"` of a layer; other labels, `"random_labels"`, `"generic_labels"` or `"novice_labels"`;
-            alternate answers, `"refusals"`, `"other_answers"`, `"own_alternates"` or `"novice_answers"`.
+            step; `"activations"` of a layer; other labels, `"rival_labels"`, `"random_labels"`, `"generic_labels"` or
+            `"novice_labels"`; alternate answers, `"refusals"`, `"other_answers"`, `"own_alternates"` or
+            `"novice_answers"`.
         options: name -> default of what `forget_loss_kwargs` may set, a number or a text.
         positive: those of the options that must be above 0.
         weight: what it is multiplied by beside `forget_weight`, as its source has it.

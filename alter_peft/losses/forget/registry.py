@@ -25,8 +25,9 @@ def _other_labels(batch: ForgetBatch, options: Mapping[str, Any]) -> Tensor:
 
 def _soft_targets(batch: ForgetBatch, options: Mapping[str, Any]) -> Tensor:
     inside = batch.within
-    rest = soft_target_loss(*inside.beside_base, inside.labels, batch.token_targets)
-    return rest + token_loss(batch.scores, batch.token_targets, batch.token_leads)
+    rivals, shares = batch.other_labels, batch.label_probabilities
+    softly = soft_target_loss(inside.hidden, inside.head, inside.labels, batch.token_targets, rivals, shares)
+    return softly + token_loss(batch.scores, batch.token_targets, batch.token_leads)
 
 
 def _undial(batch: ForgetBatch, options: Mapping[str, Any]) -> Tensor:
@@ -70,9 +71,9 @@ FORGET_LOSSES: dict[str, ForgetLoss] = {
     "soft_targets": ForgetLoss(
         compute=_soft_targets,
         over="tokens",
-        caption="As 'tokens', and what a token gives up goes to what the base model would have said in its place.",
+        caption="As 'tokens', and what a token gives up goes to what a model that knows less would say there.",
         source="this package (docs/paper.md)",
-        needs=frozenset({"base", "targets", "token_targets"}),
+        needs=frozenset({"targets", "token_targets", "rival_labels"}),
     ),
     "level": ForgetLoss(
         compute=lambda batch, options: level_loss(batch.scores, batch.rows, batch.targets),

@@ -65,58 +65,41 @@ def token_loss(scores: TokenScores, targets: Tensor, leads: Tensor | None = None
 
 
 def soft_target_loss(
-    hidden: Tensor,
-    base_hidden: Tensor,
-    head: Head,
-    base_head: Head,
-    labels: Tensor,
-    targets: Tensor,
-    chunk_size: int = 256,
+    hidden: Tensor, head: Head, labels: Tensor, targets: Tensor, rivals: Tensor, shares: Tensor, chunk_size: int = 256
 ) -> Tensor:
-    """Divergence from the base model's distribution in which the label alone has another probability.
+    """Divergence from a distribution of the label at its target and of rivals that share what it gives up.
 
-    KL(q_t || p) with q_t(x_t) the target, and q_t(v) = (1 - q_t(x_t)) p_base(v) / (1 - p_base(x_t)) for all others:
-    what the label gives up goes to what the base model would have said in its place, so that free answers stay fluent.
-    Its gradient in the logits is p - q_t: bounded, two-sided, and not vanishing on a token that is known by heart.
-    UNDIAL, arXiv:2402.10052, is of this form, with the label's logit lowered by a constant.
+    KL(q_t || p) with q_t(x_t) the target and q_t(v_k) = (1 - q_t(x_t)) s_k, all other tokens having nothing. Where
+    [`token_loss`] leaves to the training where the label's probability goes, this says it, so that free answers stay
+    fluent. Its gradient in the logits is p - q_t: bounded, two-sided, and not vanishing on a token that is known by
+    heart. Not in the paper; UNDIAL, arXiv:2402.10052, has a distribution as well, the base model's own with the
+    label's logit lowered.
 
     Args:
-        hidden, base_hidden: final hidden states of the model and of its base, (n, k).
-        head, base_head: hidden states (c, k) to logits (c, V), of each.
+        hidden: final hidden states, (n, k).
+        head: hidden states (c, k) to logits (c, V).
         labels: x_t, (n,).
         targets: ln q_t(x_t), in nats, (n,).
-        chunk_size: the most rows given to a head at once, in forward and in backward's recomputation.
+        rivals: v_k, K tokens other than the label, (n, K).
+        shares: s_k, which add up to 1, (n, K).
+        chunk_size: the most rows given to the head at once, in forward and in backward's recomputation.
 
     Returns:
-        The loss of each token in nats, (n,). No gradient flows into the base's side.
+        The loss of each token in nats, (n,).
 
     Raises:
-        ValueError: if `targets` are not as many as the labels.
+        ValueError: if `targets`, `rivals` or `shares` are not as many as the labels.
     """
-    check_targets(targets, labels)
+    for name, values in (("targets", targets), ("rivals", rivals), ("shares", shares)):
+        check_targets(values, labels, name)
 
-    def from_targets(rows: Tensor, base_rows: Tensor, label: Tensor, target: Tensor) -> Tensor:
+    def divergence_of(rows: Tensor, label: Tensor, target: Tensor, rival: Tensor, share: Tensor) -> Tensor:
         log_p = log_probabilities(head(rows))
-        with torch.no_grad():
-            log_q = soft_targets(base_head(base_rows), label, target).to(log_p.dtype)
-        return divergence(log_q, log_p)
+        aim = target.to(log_p.dtype).unsqueeze(-1)
+        log_q = torch.cat([aim, _complement(aim).log() + share.to(log_p.dtype).log()], dim=-1)
+        return divergence(log_q, log_p.gather(-1, torch.cat([label.unsqueeze(-1), rival.long()], dim=-1)))
 
-    return map_row_chunks(from_targets, chunk_size, hidden, base_hidden, labels, targets)
-
-
-def soft_targets(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """
-    ln q_t of [`soft_target_loss`], (n, V), in float32, or float64 for float64 logits.
-
-    Args:
-        logits: the base model's, (n, V).
-        labels: x_t, (n,).
-        targets: ln q_t(x_t), (n,).
-    """
-    place = labels.unsqueeze(-1)
-    others = log_probabilities(logits.scatter(-1, place, -math.inf))
-    aim = targets.to(others.dtype).unsqueeze(-1)
-    return (others + _complement(aim).log()).scatter(-1, place, aim)
+    return map_row_chunks(divergence_of, chunk_size, hidden, labels, targets, rivals, shares)
 
 
 def check_targets(targets: Tensor, tokens: Tensor, name: str = "targets") -> None:
