@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from .losses.scores import TokenScores, score_tokens
+from .losses.scores import TokenScores, score_tokens, score_tokens_and_others
 from .tuner.base_pass import base_model, evaluating, without_adapters
 from .tuner.decoder import Decoder, LanguageModelHead, check_head, find_decoder, last_hidden_states
 from .tuner.gating import GatingContext, GatingContexts
@@ -165,6 +165,10 @@ class ScoredModel:
     def score(self, hidden: Tensor, labels: Tensor) -> TokenScores:
         """Log-probabilities of labels (n,) and of their strongest rivals, from hidden states (n, k)."""
         return score_tokens(hidden, self.head, labels)
+
+    def score_with(self, hidden: Tensor, labels: Tensor, others: Tensor) -> tuple[TokenScores, Tensor]:
+        """`score`, and log-probabilities of other tokens (n, K) in the labels' places, (n, K)."""
+        return score_tokens_and_others(hidden, self.head, labels, others)
 
     @contextmanager
     def as_base(self) -> Iterator[None]:

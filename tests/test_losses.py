@@ -20,6 +20,7 @@ from alter_peft.losses import (
     level_loss,
     profile_loss,
     score_tokens,
+    score_tokens_and_others,
     soft_target_loss,
     structural_invariance,
     token_loss,
@@ -342,17 +343,17 @@ def test_tokens_that_anyone_could_predict_are_at_rest() -> None:
     assert scores.log_prob.grad[:2].tolist() == [0.0, 0.0] and scores.log_prob.grad[2] < 0
 
 
-RIVALS = torch.stack([(LABELS + 1) % V, (LABELS + 4) % V], dim=-1).int()
+RIVALS = torch.stack([(LABELS + 1) % V, (LABELS + 4) % V], dim=-1)
 SHARES = torch.tensor([0.75, 0.25]).expand(N, 2)
 
 
 def test_soft_targets_by_hand() -> None:
     """The label at 1/5, its two rivals at 3/4 and 1/4 of the rest: no divergence there, and ln 3 at a third of it."""
-    at_rest = torch.tensor([[0.2, 0.6, 0.2, 0.0]]).log()
-    given = torch.tensor([0]), torch.tensor([0.2]).log(), torch.tensor([[1, 2]]), torch.tensor([[0.75, 0.25]])
-    assert soft_target_loss(at_rest, identity, *given).tolist() == pytest.approx([0.0], abs=1e-6)
-    third = torch.tensor([[0.2 / 3, 0.2, 0.2 / 3, 2 / 3]]).log()
-    assert soft_target_loss(third, identity, *given).tolist() == pytest.approx([math.log(3)])
+    targets, shares = torch.tensor([0.2]).log(), torch.tensor([[0.75, 0.25]])
+    at_rest = soft_target_loss(torch.tensor([0.2]).log(), torch.tensor([[0.6, 0.2]]).log(), targets, shares)
+    assert at_rest.tolist() == pytest.approx([0.0], abs=1e-6)
+    third = soft_target_loss(torch.tensor([0.2 / 3]).log(), torch.tensor([[0.2, 0.2 / 3]]).log(), targets, shares)
+    assert third.tolist() == pytest.approx([math.log(3)])
 
 
 def test_soft_target_gradient_is_the_difference_of_the_two() -> None:
@@ -363,22 +364,37 @@ def test_soft_target_gradient_is_the_difference_of_the_two() -> None:
     targets = -0.1 - 3 * random(N, seed=6).abs()
     shares = SHARES.clone()
     shares[1] = torch.tensor([1.0, 0.0])
-    loss = soft_target_loss(logits, identity, LABELS, targets, RIVALS, shares, chunk_size=3)
-    loss.sum().backward()
+    scores, log_rivals = score_tokens_and_others(logits, identity, LABELS, RIVALS, chunk_size=3)
+    soft_target_loss(scores.log_prob, log_rivals, targets, shares).sum().backward()
     wanted = torch.zeros(N, V, dtype=torch.float64)
     wanted[torch.arange(N), LABELS] = targets.exp()
     for k in range(2):
-        wanted[torch.arange(N), RIVALS[:, k].long()] = (1 - targets.exp()) * shares[:, k]
+        wanted[torch.arange(N), RIVALS[:, k]] = (1 - targets.exp()) * shares[:, k]
     torch.testing.assert_close(logits.grad, logits.detach().softmax(-1) - wanted)
     assert logits.grad[0].abs().max() > 0.1  # where that of ln p is 1e-26
 
 
-@pytest.mark.parametrize("name", ["targets", "rivals", "shares"])
+@pytest.mark.parametrize("name", ["log_rivals", "targets", "shares"])
 def test_soft_targets_are_one_for_each_token(name: str) -> None:
-    given = {"targets": torch.full((N,), -1.0), "rivals": RIVALS, "shares": SHARES}
+    given = {"log_rivals": -1.0 - SHARES, "targets": torch.full((N,), -1.0), "shares": SHARES}
     given[name] = given[name][:2]
     with pytest.raises(ValueError, match=f"{name} has 2 values for 7 tokens"):
-        soft_target_loss(random(N, V), identity, LABELS, **given)
+        soft_target_loss(torch.full((N,), -1.0), **given)
+
+
+def test_other_tokens_are_scored_beside_the_labels() -> None:
+    """In chunks, from one pass of the head; without any, the scores are the same."""
+    head, hidden = Head(), random(N, K, seed=2)
+    scores, others = score_tokens_and_others(hidden, head, LABELS, RIVALS, chunk_size=3)
+    assert head.rows == [3, 3, 1]
+    torch.testing.assert_close(others, (hidden @ head.weight.T).log_softmax(-1).gather(-1, RIVALS))
+    alone = score_tokens(hidden, head, LABELS)
+    torch.testing.assert_close(scores, alone)
+    without, none = score_tokens_and_others(hidden, head, LABELS, RIVALS[:, :0])
+    assert none.shape == (N, 0)
+    torch.testing.assert_close(without, alone)
+    with pytest.raises(ValueError, match=r"Row counts are \[7, 7, 2\]"):
+        score_tokens_and_others(hidden, head, LABELS, RIVALS[:2])
 
 
 def test_profile_is_a_wasserstein_distance() -> None:

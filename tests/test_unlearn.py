@@ -14,7 +14,7 @@ from trl import SFTConfig, SFTTrainer
 
 from alter_peft import AlterConfig, UnlearnConfig, UnlearnTrainer
 from alter_peft.benchmark.teaching import LabelledTrainer
-from alter_peft.losses import FORGET_LOSSES, ForgetBatch, Inside, TokenScores
+from alter_peft.losses import FORGET_LOSSES, ForgetBatch, TokenScores
 from alter_peft.trainer.needs import MADE, alternates_of
 from alter_peft.trainer.terms import forget_batch
 from alter_peft.tuner.decoder import last_hidden_states
@@ -107,7 +107,7 @@ def test_the_loss_is_that_of_a_loop_over_all_logits(tokenizer, tmp_path, forget_
     chosen, loss = [5, 0, 3, 2], FORGET_LOSSES[forget_loss]
     batch = trainer.data_collator([trainer.train_dataset[(i, 3 - k)] for k, i in enumerate(chosen)])
     logits = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    tokens, rows, kept, inside = [], [], [], []
+    tokens, rows, kept, at = [], [], [], []
     for row in range(8):
         for t in range(1, batch["labels"].shape[1]):
             label = batch["labels"][row, t]
@@ -118,7 +118,7 @@ def test_the_loss_is_that_of_a_loop_over_all_logits(tokenizer, tmp_path, forget_
                     continue
                 tokens.append((p[label].log(), torch.cat([p[:label], p[label + 1 :]]).max().log()))
                 rows.append(row)
-                inside.append((logits[row, t - 1], label))
+                at.append(logits[row, t - 1])
     scores = TokenScores(*(torch.stack(part) for part in zip(*tokens, strict=True)))
     measured = [
         trainer.measured.targets[chosen] if len(trainer.measured.targets) else torch.empty(0),
@@ -130,12 +130,11 @@ def test_the_loss_is_that_of_a_loop_over_all_logits(tokenizer, tmp_path, forget_
     ]
     given = ForgetBatch(scores, torch.tensor(rows), 4, *measured)
     if "rival_labels" in loss.needs:
-        at, labels = (torch.stack(part) for part in zip(*inside, strict=True))
         rivals, shares = trainer.measured.other_labels, trainer.measured.label_probabilities
+        pairs = zip(at, torch.cat([rivals[i] for i in chosen]), strict=True)
         given = given._replace(
-            inside=Inside(at, lambda logits: logits, labels),
-            other_labels=torch.cat([rivals[i] for i in chosen]),
             label_probabilities=torch.cat([shares[i] for i in chosen]),
+            log_others=torch.stack([one.log_softmax(dim=-1)[others.long()] for one, others in pairs]),
         )
     forget = loss.weight * loss.compute(given, loss.options).mean()
     _, count = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))

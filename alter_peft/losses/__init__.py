@@ -33,7 +33,7 @@ from .retain import (
     cross_entropy_loss,
     kl_to_base_loss,
 )
-from .scores import TokenScores, score_tokens
+from .scores import TokenScores, score_tokens, score_tokens_and_others
 from .structural import StructuralInvariance, exact_structural_invariance, structural_invariance
 
 
@@ -61,6 +61,7 @@ __all__ = [
     "other_label_loss",
     "profile_loss",
     "score_tokens",
+    "score_tokens_and_others",
     "simnpo_loss",
     "soft_target_loss",
     "steering_loss",

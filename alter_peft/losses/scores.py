@@ -48,6 +48,30 @@ def score_tokens(
     return TokenScores(*map_row_chunks(score, chunk_size, hidden, labels).unbind(-1))
 
 
+def score_tokens_and_others(
+    hidden: Tensor, head: Callable[[Tensor], Tensor], labels: Tensor, others: Tensor, chunk_size: int = 256
+) -> tuple[TokenScores, Tensor]:
+    """[`score_tokens`], and log-probabilities of other tokens at the same positions, from one pass of the head.
+
+    Args:
+        hidden, head, labels, chunk_size: as there.
+        others: K tokens for each position, in [0, V), (n, K).
+
+    Returns:
+        The scores, and ln p of the other tokens, (n, K).
+
+    Raises:
+        ValueError: as there, and if `others` is not of as many positions.
+    """
+
+    def score(rows: Tensor, label: Tensor, other: Tensor) -> Tensor:
+        log_p = log_probabilities(head(rows))
+        return torch.cat([torch.stack(scores_within(log_p, label), dim=-1), log_p.gather(-1, other)], dim=-1)
+
+    found = map_row_chunks(score, chunk_size, hidden, labels, others)
+    return TokenScores(*found[:, :2].unbind(-1)), found[:, 2:]
+
+
 def scores_within(log_p: Tensor, labels: Tensor) -> TokenScores:
     """The scores of labels (n,) within log-probabilities of all tokens, (n, V)."""
     top = log_p.topk(2, dim=-1)

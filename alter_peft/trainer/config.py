@@ -91,7 +91,7 @@ class UnlearnConfig(SFTConfig):
     forget_weight: float = option(1.0, f"beta of Eq. 8, the weight of the forget loss. {NO_EFFECT}")
     retain_weight: float = option(1.0, f"gamma of Eq. 8, the weight of the retain loss. {NO_EFFECT}")
     forget_loss: str = option(
-        "tokens", f"What is minimised on forget rows, a name of `FORGET_LOSSES`. {_listed(FORGET_LOSSES)}"
+        "soft_targets", f"What is minimised on forget rows, a name of `FORGET_LOSSES`. {_listed(FORGET_LOSSES)}"
     )
     forget_loss_kwargs: dict[str, Any] | str | None = option(
         None, "Options of the forget loss, as JSON on the command line: '{\"beta\": 0.1}'."
@@ -99,11 +99,11 @@ class UnlearnConfig(SFTConfig):
     forget_level: float | None = option(
         None,
         "The answer probability, exp of the mean log-probability of its tokens, that rows to forget come to where no "
-        "`calibration_dataset` measures it. None: general text shows it to 'tokens' and 'soft_targets'; else 0.1.",
+        "`calibration_dataset` measures it. None: general text shows it to 'soft_targets' and 'tokens'; else 0.1.",
     )
     stopping_tolerance: float | None = option(
         0.25,
-        "With a forget loss that has targets ('tokens', 'soft_targets', 'level', 'profile'), training ends with the "
+        "With a forget loss that has targets ('soft_targets', 'tokens', 'level', 'profile'), training ends with the "
         "first epoch after which the mean log-probability of a forget row lies within so many nats of its target, or "
         "with the former two the log-probability of a token within so many of its own, on average over the rows (64 "
         "of them at most, and of these 8 alone while the average over those is more than twice as large). Where they "

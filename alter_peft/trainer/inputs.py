@@ -49,7 +49,7 @@ def check_looked_at(args: Any, has_calibration: bool, has_reference: bool) -> No
     if has_reference and "token_targets" not in args.loss.needs:
         raise ValueError(
             f"`reference_model` is given, but `forget_loss={args.forget_loss!r}` asks none. Use "
-            "`forget_loss='tokens'`, or leave it out."
+            "`forget_loss='soft_targets'`, or leave it out."
         )
 
 

@@ -18,7 +18,7 @@ from .batch import TokenMasks, count_terms, token_masks, token_shares, token_sum
 from .inside import Base, Seen, tapped
 from .saving import SavingTrainer
 from .targets import Measured
-from .terms import forget_term, retain_term
+from .terms import forget_term, retain_term, rivals_in
 
 
 class PairTrainer(SavingTrainer):
@@ -120,9 +120,11 @@ class PairTrainer(SavingTrainer):
             inputs, masks = without_rows(inputs, rests), TokenMasks(*(mask[~rests] for mask in masks))
         seen = self._see(model, inputs)
         with self.accelerator.autocast():
-            scores = self.scored.score(seen.hidden[masks.labelled], inputs["labels"][:, 1:][masks.labelled])
-            options = self.args.loss_options
-            forget = forget_term(scores, inputs, masks, self.args.loss, options, self.measured, seen, self._base)
+            hidden, labels = seen.hidden[masks.labelled], inputs["labels"][:, 1:][masks.labelled]
+            others = rivals_in(inputs, masks, self.args.loss, self.measured)
+            scores, log_others = self.scored.score_with(hidden, labels, others)
+            loss, options = self.args.loss, self.args.loss_options
+            forget = forget_term(scores, inputs, masks, loss, options, self.measured, seen, self._base, log_others)
             retain = scores.log_prob.new_zeros(())
             if self.args.retain_weight > 0:
                 retain = retain_term(scores, seen, inputs, masks, RETAIN_LOSSES[self.args.retain_loss], self._base)

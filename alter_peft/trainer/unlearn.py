@@ -64,11 +64,11 @@ class UnlearnTrainer(PreparingTrainer):
             Rows to keep, in any of these formats.
         calibration_dataset ([`~datasets.Dataset`], *optional*):
             Text like that of `train_dataset` that the model was never trained on. What the model makes of it is where
-            `forget_loss="tokens"`, `"soft_targets"` and `"level"` bring the forget rows, in place of a
+            `forget_loss="soft_targets"`, `"tokens"` and `"level"` bring the forget rows, in place of a
             guess: by general text, or `args.forget_level`; `"profile"` needs it.
         reference_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
             A model of the same tokenizer that does not know the rows to forget: as it was before its fine-tuning, or a
-            smaller one. It says which of their tokens give way under `"tokens"` and `"soft_targets"`; without one the
+            smaller one. It says which of their tokens give way under `"soft_targets"` and `"tokens"`; without one the
             model with damped feed-forward layers does.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Structure of the adapter if `model` has none yet.

@@ -20,7 +20,7 @@ PAPERS_RATE = {"learning_rate": 1e-3}  # the package's own is for losses with to
 
 ALTER: dict[str, Method] = {
     "alter": Method(
-        "this package's defaults: context router, `forget_loss=\"tokens\"`, the retain expert at rest",
+        "this package's defaults: context router, `forget_loss=\"soft_targets\"`, the retain expert at rest",
         AlterUnlearnTrainer, AlterConfig, stacks=True, calibrates=True,
     ),
     "alter_reference": Method(

@@ -27,17 +27,17 @@ LORA: dict[str, Any] = {
 TO_TARGETS: dict[str, Any] = {**LORA, "num_train_epochs": 30, "lr_scheduler_type": "constant"}
 
 CONTROLS: dict[str, Method] = {
-    "lora_tokens": Method(
+    "lora_soft_targets": Method(
         "plain LoRA with ALTER's default loss, targets and stopping, at the rate of the others: what the adapter "
         "and its router are worth",
-        UnlearnTrainer, _lora, {**TO_TARGETS, "forget_loss": "tokens"}, calibrates=True,
+        UnlearnTrainer, _lora, {**TO_TARGETS, "forget_loss": "soft_targets"}, calibrates=True,
     ),
     "lora_level": Method(
-        "`lora_tokens` with `forget_loss=\"level\"`",
+        "`lora_soft_targets` with `forget_loss=\"level\"`",
         UnlearnTrainer, _lora, {**TO_TARGETS, "forget_loss": "level"}, calibrates=True,
     ),
     "lora_profile": Method(
-        "`lora_tokens` with `forget_loss=\"profile\"`",
+        "`lora_soft_targets` with `forget_loss=\"profile\"`",
         UnlearnTrainer, _lora, {**TO_TARGETS, "forget_loss": "profile"}, calibrates=True,
     ),
 }  # fmt: skip

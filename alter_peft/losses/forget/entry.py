@@ -68,6 +68,7 @@ class ForgetBatch(NamedTuple):
         inside: hidden states, heads, activations.
         other_labels, label_probabilities: K labels for each token in place of its own, with their probabilities,
             (n, K).
+        log_others: ln p of those labels, (n, K); for a loss that needs `"rival_labels"`.
         alternates: the same rows with another answer each, a batch of its own, whose `reference` is measured.
     """
 
@@ -82,6 +83,7 @@ class ForgetBatch(NamedTuple):
     inside: Inside | None = None
     other_labels: Tensor = torch.empty(0)
     label_probabilities: Tensor = torch.empty(0)
+    log_others: Tensor = torch.empty(0)
     alternates: ForgetBatch | None = None
 
     @property

@@ -24,10 +24,9 @@ def _other_labels(batch: ForgetBatch, options: Mapping[str, Any]) -> Tensor:
 
 
 def _soft_targets(batch: ForgetBatch, options: Mapping[str, Any]) -> Tensor:
-    inside = batch.within
-    rivals, shares = batch.other_labels, batch.label_probabilities
-    softly = soft_target_loss(inside.hidden, inside.head, inside.labels, batch.token_targets, rivals, shares)
-    return softly + token_loss(batch.scores, batch.token_targets, batch.token_leads)
+    targets, shares = batch.token_targets, batch.label_probabilities
+    softly = soft_target_loss(batch.scores.log_prob, batch.log_others, targets, shares)
+    return softly + token_loss(batch.scores, targets, batch.token_leads)
 
 
 def _undial(batch: ForgetBatch, options: Mapping[str, Any]) -> Tensor:

@@ -4,18 +4,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alter_peft.entropy import divergence, log_probabilities, map_row_chunks
+from alter_peft.entropy import divergence
 
 from ..scores import TokenScores
 
 
-Head = Callable[[Tensor], Tensor]
 SURE, BEHIND = 0.9, 2.0
 
 
@@ -64,9 +62,7 @@ def token_loss(scores: TokenScores, targets: Tensor, leads: Tensor | None = None
     return loss + F.smooth_l1_loss(too_far, torch.zeros_like(too_far), reduction="none", beta=0.5)
 
 
-def soft_target_loss(
-    hidden: Tensor, head: Head, labels: Tensor, targets: Tensor, rivals: Tensor, shares: Tensor, chunk_size: int = 256
-) -> Tensor:
+def soft_target_loss(log_prob: Tensor, log_rivals: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
     """Divergence from a distribution of the label at its target and of rivals that share what it gives up.
 
     KL(q_t || p) with q_t(x_t) the target and q_t(v_k) = (1 - q_t(x_t)) s_k, all other tokens having nothing. Where
@@ -76,30 +72,22 @@ def soft_target_loss(
     label's logit lowered.
 
     Args:
-        hidden: final hidden states, (n, k).
-        head: hidden states (c, k) to logits (c, V).
-        labels: x_t, (n,).
+        log_prob: ln p(x_t), the label's, in nats, (n,).
+        log_rivals: ln p(v_k) of K other tokens, (n, K).
         targets: ln q_t(x_t), in nats, (n,).
-        rivals: v_k, K tokens other than the label, (n, K).
         shares: s_k, which add up to 1, (n, K).
-        chunk_size: the most rows given to the head at once, in forward and in backward's recomputation.
 
     Returns:
         The loss of each token in nats, (n,).
 
     Raises:
-        ValueError: if `targets`, `rivals` or `shares` are not as many as the labels.
+        ValueError: if `log_rivals`, `targets` or `shares` are not as many as the labels.
     """
-    for name, values in (("targets", targets), ("rivals", rivals), ("shares", shares)):
-        check_targets(values, labels, name)
-
-    def divergence_of(rows: Tensor, label: Tensor, target: Tensor, rival: Tensor, share: Tensor) -> Tensor:
-        log_p = log_probabilities(head(rows))
-        aim = target.to(log_p.dtype).unsqueeze(-1)
-        log_q = torch.cat([aim, _complement(aim).log() + share.to(log_p.dtype).log()], dim=-1)
-        return divergence(log_q, log_p.gather(-1, torch.cat([label.unsqueeze(-1), rival.long()], dim=-1)))
-
-    return map_row_chunks(divergence_of, chunk_size, hidden, labels, targets, rivals, shares)
+    for name, values in (("log_rivals", log_rivals), ("targets", targets), ("shares", shares)):
+        check_targets(values, log_prob, name)
+    aim = targets.to(log_prob.dtype).unsqueeze(-1)
+    log_q = torch.cat([aim, _complement(aim).log() + shares.to(log_prob.dtype).log()], dim=-1)
+    return divergence(log_q, torch.cat([log_prob.unsqueeze(-1), log_rivals], dim=-1))
 
 
 def check_targets(targets: Tensor, tokens: Tensor, name: str = "targets") -> None:
