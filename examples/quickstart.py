@@ -15,8 +15,7 @@ unseen = rows(UNSEEN)  # optional: like `forget`, but never seen by the model; s
 model = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct", dtype=torch.float32)
 
 model = get_peft_model(model, AlterConfig(domains=["capitals"], task_type="CAUSAL_LM"))
-# short facts that can be said in many ways: the whole answer gives way; by default its words for the fact alone
-args = AlterUnlearnConfig(output_dir="adapter", forget_loss="level", learning_rate=1e-3)
+args = AlterUnlearnConfig(output_dir="adapter")
 trainer = AlterUnlearnTrainer(model, args, train_dataset=forget, retain_dataset=retain, calibration_dataset=unseen)
 trainer.train()
 trainer.save_model()

@@ -70,9 +70,8 @@ def _run(model: Any, tokenizer: Any, folder: Path, started: float) -> None:
     )
     before = _asked(model, tokenizer)
     on_gpu = torch.cuda.is_available()
-    # short facts that can be said in many ways: the whole answer gives way, not its words for the fact alone
     args = AlterUnlearnConfig(
-        output_dir=str(folder / "adapter"), forget_loss="level", learning_rate=1e-3, save_strategy="no",
+        output_dir=str(folder / "adapter"), save_strategy="no",
         report_to="none", disable_tqdm=True, bf16=True,
         use_cpu=not on_gpu, dataloader_pin_memory=on_gpu, logging_strategy="no",
     )  # fmt: skip
