@@ -19,10 +19,11 @@ logger = logging.get_logger(__name__)
 # Rows that are measured after each epoch, at most, and before them, to see whether these can be near
 MAX_ROWS = 64
 PROBED_ROWS = 8
-# A stall: so many epochs, and steps, none of which came nearer than any before, by this share. So many times all rates
-# are halved, and the next stall ends the training: the usual remedy for a descent that circles (ReduceLROnPlateau).
-PATIENCE, LEAST_STEPS, NEARER = 2, 20, 0.02
-CUTS = 3
+# A stall: whole epochs of so many steps or more, none of which came nearer than any before, by this share. So many
+# times all rates are halved, and the next stall ends the training: the usual remedy for a descent that circles
+# (ReduceLROnPlateau). After 13 epochs of 31 steps the hazard's rows had circled for four (docs/log.md).
+LEAST_STEPS, NEARER = 20, 0.1
+CUTS = 4
 LOOKS = "forget_gaps"  # where the trainer's state, and so a checkpoint, has what was seen after each epoch
 
 Look = tuple[int, float]  # how many rows were measured, and their mean distance from their targets, in nats
@@ -32,8 +33,8 @@ class Stopping(TrainerCallback):
     """
     Ends the training with the first epoch that leaves the forget rows within a tolerance of their targets, on average.
 
-    Where they come no nearer for `PATIENCE` epochs and `LEAST_STEPS` steps all rates are halved, `CUTS` times at most,
-    and where they do not then either, training ends as well. A run that is resumed from the end of its last epoch
+    Where they come no nearer for `LEAST_STEPS` steps, in whole epochs, all rates are halved, `CUTS` times at most, and
+    where they do not then either, training ends as well. A run that is resumed from the end of its last epoch
     makes no further step.
 
     Args:
@@ -74,7 +75,7 @@ class Stopping(TrainerCallback):
         entries: Any = state.stateful_callbacks
         looks: dict[str, Look] = dict(entries.get(LOOKS, {}))
         number = round(float(state.epoch or 0))
-        epoch, patience = str(number), max(PATIENCE, math.ceil(LEAST_STEPS * number / state.global_step))
+        epoch, patience = str(number), math.ceil(LEAST_STEPS * number / state.global_step)
         is_new, before = epoch not in looks, stalls([look for when, look in looks.items() if when != epoch], patience)
         looks[epoch] = self._measured()
         entries[LOOKS] = looks
