@@ -59,7 +59,8 @@ class Pass(NamedTuple):
     def split(self, values: Tensor) -> list[tuple[int, Tensor]]:
         """(n, ...) values of the labelled tokens by row: its place, and its own values on the CPU."""
         parts = values.cpu().split(self.labelled.sum(dim=1).tolist())
-        return list(zip(self.rows, parts, strict=True))
+        # a view would keep all of the batch, and be pickled with it
+        return [(row, part.clone()) for row, part in zip(self.rows, parts, strict=True)]
 
 
 class ScoredModel:

@@ -16,7 +16,7 @@ from trainer_setup import adapter_state, forget_rows, make_args, retain_rows
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from alter_peft import AlterUnlearnTrainer, scoring
-from alter_peft.losses import score_tokens
+from alter_peft.losses import score_tokens, score_tokens_and_others
 
 
 # AdamW moves an expert that no row teaches, unless it is let rest. A step takes two pairs: one process a batch of 2,
@@ -70,6 +70,9 @@ def main(folder: Path) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder.parent / "tokenizer")
     # so small that the processes have different numbers of chunks
     scoring.score_tokens = functools.partial(score_tokens, chunk_size=5)  # type: ignore[assignment]
+    scoring.score_tokens_and_others = functools.partial(  # type: ignore[assignment]
+        score_tokens_and_others, chunk_size=5
+    )
     make = functools.partial(
         trainer_from, folder.parent, tokenizer=tokenizer, use_cpu=False, per_device_train_batch_size=1
     )

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from alter_peft import AlterUnlearnTrainer, UnlearnConfig, UnlearnTrainer, scoring
 from alter_peft.commands.adapters import ADAPTERS
 from alter_peft.commands.unlearn import _run
-from alter_peft.losses import score_tokens
+from alter_peft.losses import score_tokens, score_tokens_and_others
 
 
 CALIBRATED: dict[str, Any] = {
@@ -91,6 +91,9 @@ def main(folder: Path) -> None:
     make = functools.partial(make_trainer, tokenizer=tokenizer)
     # so small that the processes have different numbers of chunks
     scoring.score_tokens = functools.partial(score_tokens, chunk_size=5)  # type: ignore[assignment]
+    scoring.score_tokens_and_others = functools.partial(  # type: ignore[assignment]
+        score_tokens_and_others, chunk_size=5
+    )
 
     trainer = make(
         folder / "run", adapter={"init_weights": False}, per_device_train_batch_size=1, gradient_accumulation_steps=2,

@@ -16,7 +16,7 @@ from filelock import FileLock
 from peft import LoraConfig, get_peft_model
 from tiny_tofu import write_tofu
 
-from alter_peft import UnlearnTrainer
+from alter_peft import UnlearnConfig, UnlearnTrainer
 from alter_peft.benchmark import cell as cells
 from alter_peft.benchmark.arguments import BenchmarkArguments
 from alter_peft.benchmark.grid import Grid
@@ -525,6 +525,16 @@ def test_results_of_other_settings_are_refused(arguments, quick):
     options = {"teach": {"num_train_epochs": 2}}
     with pytest.raises(ValueError, match=r"`options` for 'teach' is {'num_train_epochs': 2}, but"):
         run_benchmark(arguments(options=options))
+
+
+def test_a_cell_of_another_default_loss_is_not_gone_on_with(arguments, quick, monkeypatch):
+    args = arguments()
+    run_benchmark(args)
+    path = Path(args.output_dir) / "random-0" / "result.json"
+    assert Result.load(path).settings["forget_loss"] == UnlearnConfig.forget_loss == "soft_targets"
+    monkeypatch.setattr(UnlearnConfig, "forget_loss", "tokens")
+    with pytest.raises(ValueError, match=r"`forget_loss` is 'tokens', but .*random-0.result.json was made with 'soft"):
+        run_benchmark(args)
 
 
 def test_a_grid_that_knew_no_bystanders_is_not_gone_on_with(arguments, quick):

@@ -19,7 +19,7 @@ from alter_peft import AlterConfig, UnlearnConfig, UnlearnTrainer
 from alter_peft.losses import TokenScores
 from alter_peft.scoring import ScoredModel
 from alter_peft.trainer.damping import FACTOR, damped, feed_forward_parts, guided_by_itself
-from alter_peft.trainer.rivals import Ranked
+from alter_peft.trainer.rivals import ScoredRivals
 from alter_peft.trainer.terms import forget_batch
 
 
@@ -168,7 +168,7 @@ def test_feed_forward_layers_that_are_not_known_are_said(tokenizer, monkeypatch,
     """The fix is named once, which from the command line becomes its flag."""
     PartialState()  # which the logger asks for
     monkeypatch.setattr("alter_peft.trainer.damping.FEED_FORWARD", ())
-    assert not guided_by_itself(ScoredModel(make_llama(len(tokenizer))), lambda: Ranked([], [])).is_damped
+    assert not guided_by_itself(ScoredModel(make_llama(len(tokenizer))), lambda: ScoredRivals([], [])).is_damped
     assert "`model` is a LlamaForCausalLM, whose" in caplog.text and caplog.text.count("reference_model") == 1
 
 

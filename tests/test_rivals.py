@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -11,11 +12,11 @@ from conftest import make_llama
 from datasets import Dataset
 from trainer_setup import make_trainer
 
-from alter_peft.losses import score_tokens
+from alter_peft.losses import FORGET_LOSSES, score_tokens
 from alter_peft.scoring import ScoredModel
-from alter_peft.trainer.damping import damped
-from alter_peft.trainer.measuring import TEMPERATURE, labelled_rows
-from alter_peft.trainer.rivals import CHUNK, COUNT, rank, score_with_rivals
+from alter_peft.trainer.damping import TEMPERATURE, damped
+from alter_peft.trainer.measuring import labelled_rows
+from alter_peft.trainer.rivals import CHUNK, COUNT, FIRST, Rivals, score_with_rivals, scores_and_rivals
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,7 @@ def identity(rows):
 def test_rivals_by_hand():
     """Without the label, and at temperature 2: shares as the square roots of probabilities."""
     log_p = torch.tensor([[0.5, 0.32, 0.18], [0.08, 0.02, 0.9]]).log()
-    scores, rivals = rank(log_p, identity, torch.tensor([0, 2]), 3, temperature=2.0)
+    scores, rivals = scores_and_rivals(log_p, identity, torch.tensor([0, 2]), 3, temperature=2.0)
     torch.testing.assert_close(scores.log_prob.exp(), torch.tensor([0.5, 0.9]))
     torch.testing.assert_close(scores.log_rival.exp(), torch.tensor([0.32, 0.08]))
     assert rivals.labels.tolist() == [[1, 2], [0, 1]]
@@ -42,27 +43,53 @@ def test_rivals_by_hand():
 
 def test_a_label_known_by_heart_has_rivals_all_the_same():
     """Where p = 1 in float32."""
-    _, rivals = rank(torch.tensor([[80.0, 1.0, 0.0]]), identity, torch.tensor([0]), 3)
+    _, rivals = scores_and_rivals(torch.tensor([[80.0, 1.0, 0.0]]), identity, torch.tensor([0]), 3)
     torch.testing.assert_close(rivals.shares, torch.tensor([[1 / (1 + math.exp(-1)), 1 / (1 + math.e)]]))
 
 
 def test_rivals_are_tokens_that_the_model_has():
     """A reference may have been padded to more."""
     logits = torch.tensor([[1.0, 2.0, 0.0, 9.0]])
-    _, rivals = rank(logits, identity, torch.tensor([1]), 3)
+    _, rivals = scores_and_rivals(logits, identity, torch.tensor([1]), 3)
     assert rivals.labels.tolist() == [[0, 2]]
 
 
 def test_chunks_are_one_after_another():
     logits = torch.randn(CHUNK + 9, 40, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(CHUNK + 9) % 40
-    scores, rivals = rank(logits, identity, labels, 40)
+    scores, rivals = scores_and_rivals(logits, identity, labels, 40)
     assert rivals.labels.shape == rivals.shares.shape == (CHUNK + 9, COUNT)
     torch.testing.assert_close(torch.stack(scores), torch.stack(score_tokens(logits, identity, labels)))
-    _, alone = rank(logits[-1:], identity, labels[-1:], 40)
+    _, alone = scores_and_rivals(logits[-1:], identity, labels[-1:], 40)
     assert torch.equal(rivals.labels[-1:], alone.labels)
     assert not (rivals.labels == labels.unsqueeze(-1)).any()
     torch.testing.assert_close(rivals.shares.sum(dim=-1), torch.ones(CHUNK + 9))
+
+
+def test_the_first_rival_leads_as_the_label_is_to_be_behind():
+    """By e times the label's .2, which is .2 e / .8 of what it gives up; the others as they shared the rest."""
+    rivals = Rivals(torch.tensor([[3, 4, 5]] * 4), torch.tensor([[0.5, 0.3, 0.2]] * 4))
+    found = rivals.led(torch.tensor([0.2, 0.01, 0.2, 0.2]).log(), torch.tensor([-1.0, -1.0, 0.5, -9.0]))
+    first = 0.2 * math.e / 0.8
+    torch.testing.assert_close(found.shares[0], torch.tensor([first, (1 - first) * 0.6, (1 - first) * 0.4]))
+    assert torch.equal(found.shares[1:3], rivals.shares[1:3])  # it leads by more already; the label is to be first
+    # by two nats at most, for which there is no room here
+    torch.testing.assert_close(found.shares[3], torch.tensor([FIRST, 0.006, 0.004]))
+    assert torch.equal(found.labels, rivals.labels)
+    torch.testing.assert_close(found.shares.sum(dim=-1), torch.ones(4))
+
+
+def test_a_loss_without_rivals_looks_for_none(tokenizer, tmp_path):
+    trainer = make_trainer(
+        tmp_path, tokenizer, adapter={}, forget_loss="tokens", others={"calibration_dataset": UNSEEN}
+    )
+    trainer.prepare()
+    assert not trainer.measured.other_labels and not trainer._measuring.guide(4).rivals
+
+
+def test_rivals_without_targets_are_refused():
+    with pytest.raises(ValueError, match="'rival_labels' without 'token_targets'"):
+        dataclasses.replace(FORGET_LOSSES["soft_targets"], needs=frozenset({"rival_labels"}))
 
 
 @pytest.mark.parametrize("is_reference", [False, True], ids=["damped", "reference"])
@@ -78,7 +105,9 @@ def test_the_trainers_are_those_of_a_pass(tokenizer, tmp_path, is_reference):
     else:
         with damped([*scored.stack.layers]):
             found = score_with_rivals(scored, rows, 1, len(tokenizer), TEMPERATURE)
-    for place, row in enumerate(found.rivals):
+    aims = zip(trainer.measured.token_targets, trainer.measured.token_leads, strict=True)
+    for place, (row, aim) in enumerate(zip(found.rivals, aims, strict=True)):
+        row = row.led(*aim)
         torch.testing.assert_close(trainer.measured.label_probabilities[place], row.shares, atol=1e-5, rtol=1e-4)
         assert torch.equal(trainer.measured.other_labels[place], row.labels)
 

@@ -134,7 +134,7 @@ def test_the_loss_is_that_of_a_loop_over_all_logits(tokenizer, tmp_path, forget_
         pairs = zip(at, torch.cat([rivals[i] for i in chosen]), strict=True)
         given = given._replace(
             label_probabilities=torch.cat([shares[i] for i in chosen]),
-            log_others=torch.stack([one.log_softmax(dim=-1)[others.long()] for one, others in pairs]),
+            log_rivals=torch.stack([one.log_softmax(dim=-1)[others.long()] for one, others in pairs]),
         )
     forget = loss.weight * loss.compute(given, loss.options).mean()
     _, count = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))

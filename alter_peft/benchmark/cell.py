@@ -27,6 +27,7 @@ from alter_peft.evaluation.seen_tokens import observe_tokens
 from alter_peft.evaluation.tasks import measure_task
 from alter_peft.evaluation.tasks.choices import read_choices
 from alter_peft.scoring import ScoredModel
+from alter_peft.trainer import UnlearnConfig
 
 from .arguments import BenchmarkArguments
 from .folder_lock import folder_lock
@@ -73,8 +74,11 @@ class Cell:
         self.options = args.options.get(TEACH if name in (TARGET, ORACLE) else name, {})
         content = setting.content
         self.settings = {**settings, "options": self.options, CONTENT: content}
-        if name not in (TARGET, ORACLE) and not args.target:
-            self.settings[TEACH] = args.options.get(TEACH, {})
+        if name not in (TARGET, ORACLE):
+            if "forget_loss" not in {**method_named(name).options, **self.options}:
+                self.settings["forget_loss"] = UnlearnConfig.forget_loss  # the default, which other versions have had
+            if not args.target:
+                self.settings[TEACH] = args.options.get(TEACH, {})
         taught = {name: value for name, value in content.items() if name in OF_TEACHING}
         self.record = {"seed": seed, **{key: self.settings.get(key) for key in TAUGHT_WITH}, CONTENT: taught}
         self.choices: dict[str, Any] = {"limit": args.limit, "form": args.form}

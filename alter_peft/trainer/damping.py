@@ -12,7 +12,7 @@ from torch import nn
 
 from alter_peft.scoring import ScoredModel
 
-from .rivals import Ranked
+from .rivals import ScoredRivals
 from .token_targets import Guide
 
 
@@ -22,9 +22,11 @@ logger = logging.get_logger(__name__)
 NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_ffn_norm")
 FEED_FORWARD = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "shared_mlp", "mlp_block", "fc2")
 FACTOR, DEPTH = 0.5, 0.5
+TEMPERATURE = 1.5  # of what it has in a label's place (docs/log.md)
 UNDAMPED = (
     "`model` is a {}, whose feed-forward layers are not known by name, so that they cannot be damped: its own "
-    "probabilities say which tokens give way, which they say badly. Give `reference_model`."
+    "probabilities say which tokens give way and what stands in their place, which they say badly. Give "
+    "`reference_model`."
 )
 
 
@@ -65,7 +67,7 @@ def damped(layers: Sequence[nn.Module]) -> Iterator[None]:
         yield
 
 
-def guided_by_itself(scored: ScoredModel, look: Callable[[], Ranked]) -> Guide:
+def guided_by_itself(scored: ScoredModel, look: Callable[[], ScoredRivals]) -> Guide:
     """
     How likely the rows' labels and their rivals are to the model with damped feed-forward layers.
 

@@ -16,7 +16,7 @@ from alter_peft.losses import TokenScores
 from alter_peft.scoring import Row, ScoredModel
 
 from .config import UnlearnConfig
-from .damping import guided_by_itself
+from .damping import TEMPERATURE, guided_by_itself
 from .distributed import gathering_layers, reshard
 from .reference import guided_by, warn_if_known
 from .rivals import score_with_rivals
@@ -34,9 +34,6 @@ def drawn(count: int, most: int, seed: int) -> list[int]:
     """Of `count` rows `most`, or all, drawn by the seed, the same ones each time; ascending."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(count, generator=generator)[:most].sort().values.tolist()
-
-
-TEMPERATURE = 1.5  # of what the model has in a label's place with damped layers (docs/log.md)
 
 
 class Rows(NamedTuple):
@@ -118,7 +115,7 @@ class Measuring:
             return None
         forget, general = labelled_rows(self.rows.forget), [*self.rows.general]
         unseen = general if self.rows.calibration is None else labelled_rows(self.rows.calibration)
-        vocab_size = self.scored.head.vocab_size
+        vocab_size = self.scored.head.vocab_size if "rival_labels" in self.args.loss.needs else None
         if self.reference is None:
             with self.accelerator.autocast(), gathering_layers(self.scored.model):
                 guide = guided_by_itself(

@@ -121,10 +121,10 @@ class PairTrainer(SavingTrainer):
         seen = self._see(model, inputs)
         with self.accelerator.autocast():
             hidden, labels = seen.hidden[masks.labelled], inputs["labels"][:, 1:][masks.labelled]
-            others = rivals_in(inputs, masks, self.args.loss, self.measured)
-            scores, log_others = self.scored.score_with(hidden, labels, others)
+            rivals = rivals_in(inputs, masks, self.args.loss, self.measured)
+            scores, log_rivals = self.scored.score_with(hidden, labels, rivals)
             loss, options = self.args.loss, self.args.loss_options
-            forget = forget_term(scores, inputs, masks, loss, options, self.measured, seen, self._base, log_others)
+            forget = forget_term(scores, inputs, masks, loss, options, self.measured, seen, self._base, log_rivals)
             retain = scores.log_prob.new_zeros(())
             if self.args.retain_weight > 0:
                 retain = retain_term(scores, seen, inputs, masks, RETAIN_LOSSES[self.args.retain_loss], self._base)

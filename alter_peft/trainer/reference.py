@@ -106,7 +106,7 @@ def guided_by(
     batch_size: int,
     device: torch.device,
     options: Any,
-    vocab_size: int,
+    vocab_size: int | None,
 ) -> Guide:
     """
     How likely the rows' labels and their rivals are to the reference.
@@ -117,7 +117,7 @@ def guided_by(
         unseen: rows, which may be none.
         options: `model_init_kwargs`, of which it is loaded with those that are not of one repository; in float32 by
             default.
-        vocab_size: of the model that is trained.
+        vocab_size: of the model that is trained, if rivals are looked for.
     """
     if isinstance(reference, str):
         with _whole_weights():

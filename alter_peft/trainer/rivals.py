@@ -12,12 +12,14 @@ from torch import Tensor
 
 from alter_peft.entropy import log_probabilities
 from alter_peft.losses import TokenScores
+from alter_peft.losses.forget.tokens import BEHIND
 from alter_peft.losses.scores import scores_within
 from alter_peft.scoring import Row, ScoredModel
 
 
 COUNT = 16  # of a token; on TOFU's rows they have two thirds of what an oracle has beside the label
 CHUNK = 256  # tokens whose logits are held at once
+FIRST = 0.99  # the most that the first of them is given
 
 
 class Rivals(NamedTuple):
@@ -31,8 +33,25 @@ class Rivals(NamedTuple):
     labels: Tensor
     shares: Tensor
 
+    def led(self, log_prob: Tensor, lead: Tensor) -> Rivals:
+        """
+        With the first rival as far before the label as that is to be behind; the others have less in proportion.
 
-class Ranked(NamedTuple):
+        The first choice of a reference or a damped model may have less than the label is to keep, where the lead says
+        that it has more: the two could not be reached together.
+
+        Args:
+            log_prob: ln q_t of the labels, (n,).
+            lead: m_t, how far each is to lead its strongest rival, in nats, (n,); from 0 on it asks for nothing.
+        """
+        q, first = log_prob.exp(), self.shares[:, 0]
+        wanted = q * (-lead.clamp(min=-BEHIND)).exp() / (1 - q).clamp(min=1e-6)
+        raised = torch.where(lead < 0, torch.maximum(first, wanted.clamp(max=FIRST)), first)
+        left = (1 - raised) / (1 - first).clamp(min=1e-6)
+        return Rivals(self.labels, torch.cat([raised.unsqueeze(-1), self.shares[:, 1:] * left.unsqueeze(-1)], dim=-1))
+
+
+class ScoredRivals(NamedTuple):
     """
     scores: of each row's labels, (n_i,).
     rivals: of each row.
@@ -43,7 +62,7 @@ class Ranked(NamedTuple):
 
 
 @torch.no_grad()
-def rank(
+def scores_and_rivals(
     hidden: Tensor, head: Callable[[Tensor], Tensor], labels: Tensor, vocab_size: int, temperature: float = 1.0
 ) -> tuple[TokenScores, Rivals]:
     """
@@ -59,10 +78,10 @@ def rank(
     scores, rivals = [], []
     for rows, label in zip(hidden.split(CHUNK), labels.split(CHUNK), strict=True):
         log_p = log_probabilities(head(rows))
-        scores.append(scores_within(log_p, label))
+        scores.append(TokenScores(*(part.float() for part in scores_within(log_p, label))))
         others = log_p.scatter(-1, label.unsqueeze(-1), -math.inf)[:, :vocab_size]
         top = others.topk(min(COUNT, others.shape[-1] - 1), dim=-1)
-        rivals.append(Rivals(top.indices.int(), (top.values / temperature).softmax(dim=-1)))
+        rivals.append(Rivals(top.indices.int(), (top.values / temperature).softmax(dim=-1).float()))
     return (
         TokenScores(*(torch.cat(parts) for parts in zip(*scores, strict=True))),
         Rivals(*(torch.cat(parts) for parts in zip(*rivals, strict=True))),
@@ -73,23 +92,23 @@ def score_with_rivals(
     scored: ScoredModel,
     rows: Sequence[Row],
     batch_size: int,
-    vocab_size: int,
+    vocab_size: int | None,
     temperature: float = 1.0,
     **options: Any,
-) -> Ranked:
+) -> ScoredRivals:
     """
     Scores and rivals of each row's labels, on the CPU, in one pass, with `options` of [`ScoredModel.passes`].
 
     Args:
-        vocab_size, temperature: see [`rank`].
+        vocab_size, temperature: see [`scores_and_rivals`]; without the former no rivals are looked for.
     """
-    found = Ranked(
-        [TokenScores(torch.empty(0), torch.empty(0))] * len(rows), [Rivals(*[torch.empty(0)] * 2)] * len(rows)
-    )
+    if vocab_size is None:
+        return ScoredRivals(scored.label_scores(rows, batch_size, by_length=False, **options), [])
+    found: dict[int, tuple[TokenScores, Rivals]] = {}
     for batch in scored.passes(rows, batch_size, by_length=False, **options):
-        scores, rivals = rank(batch.hidden, scored.head, batch.labels, vocab_size, temperature)
-        parts = [batch.split(values) for values in (*scores, *rivals)]
-        for (place, log_prob), (_, log_rival), (_, labels), (_, shares) in zip(*parts, strict=True):
-            found.scores[place] = TokenScores(log_prob.float(), log_rival.float())
-            found.rivals[place] = Rivals(labels, shares.float())
-    return found
+        scores, rivals = scores_and_rivals(batch.hidden, scored.head, batch.labels, vocab_size, temperature)
+        parts = [[part for _, part in batch.split(values)] for values in (*scores, *rivals)]
+        for place, *of_row in zip(batch.rows, *parts, strict=True):
+            found[place] = TokenScores(*of_row[:2]), Rivals(*of_row[2:])
+    in_order = [found[place] for place in range(len(rows))]
+    return ScoredRivals([scores for scores, _ in in_order], [rivals for _, rivals in in_order])

@@ -36,8 +36,8 @@ class Measured(NamedTuple):
         token_targets: the log-probability that each token itself is to come to, (n_i,).
         token_leads: how far each is to lead its strongest rival, in nats, (n_i,).
         guide: what they were taken from, in words.
-        other_labels, label_probabilities: labels for each token in place of its own, with their probabilities,
-            (n_i, K).
+        other_labels, label_probabilities: labels for each token in place of its own, with their probabilities, or
+            rivals, with their shares of what it gives up, (n_i, K).
         alternate_reference: `reference` of the rows with an alternate answer, (rows,).
         direction: where RMU sends activations, (k,).
     """
@@ -95,19 +95,12 @@ def measure(
     if "reference" in loss.needs:
         rows = torch.repeat_interleave(torch.arange(len(known)), torch.tensor([len(row) for row in known]))
         reference = torch.zeros(len(known)).index_add(0, rows, torch.cat(list(known)))
-    rivals = guide.rivals if guide is not None and "rival_labels" in loss.needs else ()
-    labels, shares = ([*part] for part in zip(*rivals, strict=True)) if rivals else ([], [])
-    return Measured(
-        level,
-        bool(unseen),
-        targets,
-        profiles,
-        reference,
-        of_tokens,
-        leads,
-        source,
-        other_labels=labels,
-        label_probabilities=shares,
+    found = Measured(level, bool(unseen), targets, profiles, reference, of_tokens, leads, source)
+    if guide is None or not of_tokens or "rival_labels" not in loss.needs:
+        return found
+    rivals = [row.led(*aim) for row, *aim in zip(guide.rivals, of_tokens, leads, strict=True)]
+    return found._replace(
+        other_labels=[row.labels for row in rivals], label_probabilities=[row.shares for row in rivals]
     )
 
 

@@ -24,18 +24,18 @@ def forget_term(
     measured: Measured,
     seen: Seen | None = None,
     base: Base | None = None,
-    log_others: Tensor | None = None,
+    log_rivals: Tensor | None = None,
 ) -> Tensor:
     """
     The sum of a forget loss over what it is of, with the weight that its entry gives it.
 
     Args:
         seen, base: for a loss of what is inside the model that is trained, or its base.
-        log_others: ln p of what `rivals_in` finds, of the batch's labelled tokens, (n, K).
+        log_rivals: ln p of what `rivals_in` finds, of the batch's labelled tokens, (n, K).
     """
     given = forget_batch(scores, batch, masks, loss, measured)
-    if log_others is not None:
-        given = given._replace(log_others=log_others[masks.given(loss)[masks.labelled]])
+    if log_rivals is not None:
+        given = given._replace(log_rivals=log_rivals[masks.given(loss)[masks.labelled]])
     if seen is not None and base is not None:
         given = given._replace(inside=_inside(seen, batch, masks.given(loss), loss, measured, base))
     return loss.weight * loss.compute(given, options).sum()
@@ -47,10 +47,10 @@ def rivals_in(batch: dict[str, Tensor], masks: TokenMasks, loss: ForgetLoss, mea
     """
     given, rows = masks.given(loss), masks.forget.any(dim=1)
     found = [measured.other_labels[i] for i in batch["row_id"][rows].tolist()] if "rival_labels" in loss.needs else []
-    others = given.new_zeros(int(masks.labelled.sum()), found[0].shape[1] if found else 0, dtype=torch.long)
+    rivals = given.new_zeros(int(masks.labelled.sum()), found[0].shape[1] if found else 0, dtype=torch.long)
     if found:
-        others[given[masks.labelled]] = torch.cat(found).to(others)
-    return others
+        rivals[given[masks.labelled]] = torch.cat(found).to(rivals)
+    return rivals
 
 
 def retain_term(

@@ -66,9 +66,9 @@ class ForgetBatch(NamedTuple):
         token_leads: how far each is to lead its strongest rival, in nats, (n,); `None` if that isn't known.
         reference: ln p of each row by the model before the training, the sum over its tokens, (R,).
         inside: hidden states, heads, activations.
-        other_labels, label_probabilities: K labels for each token in place of its own, with their probabilities,
-            (n, K).
-        log_others: ln p of those labels, (n, K); for a loss that needs `"rival_labels"`.
+        other_labels, label_probabilities: K labels for each token in place of its own, with their probabilities, or
+            rivals, with their shares of what it gives up, (n, K).
+        log_rivals: ln p of those labels by the model that is trained, (n, K), where they are rivals.
         alternates: the same rows with another answer each, a batch of its own, whose `reference` is measured.
     """
 
@@ -83,7 +83,7 @@ class ForgetBatch(NamedTuple):
     inside: Inside | None = None
     other_labels: Tensor = torch.empty(0)
     label_probabilities: Tensor = torch.empty(0)
-    log_others: Tensor = torch.empty(0)
+    log_rivals: Tensor = torch.empty(0)
     alternates: ForgetBatch | None = None
 
     @property
@@ -156,6 +156,12 @@ class ForgetLoss:
     options: Mapping[str, Any] = field(default_factory=dict)
     positive: frozenset[str] = frozenset()
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if "rival_labels" in self.needs and "token_targets" not in self.needs:
+            raise ValueError(
+                "`needs` has 'rival_labels' without 'token_targets', which say how much goes to them. Add it."
+            )
 
     @property
     def has_targets(self) -> bool:

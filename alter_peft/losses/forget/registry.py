@@ -25,8 +25,9 @@ def _other_labels(batch: ForgetBatch, options: Mapping[str, Any]) -> Tensor:
 
 def _soft_targets(batch: ForgetBatch, options: Mapping[str, Any]) -> Tensor:
     targets, shares = batch.token_targets, batch.label_probabilities
-    softly = soft_target_loss(batch.scores.log_prob, batch.log_others, targets, shares)
-    return softly + token_loss(batch.scores, targets, batch.token_leads)
+    weight: float = options["rival_weight"]
+    softly = soft_target_loss(batch.scores.log_prob, batch.log_rivals, targets, shares)
+    return weight * softly + token_loss(batch.scores, targets, batch.token_leads)
 
 
 def _undial(batch: ForgetBatch, options: Mapping[str, Any]) -> Tensor:
@@ -73,6 +74,7 @@ FORGET_LOSSES: dict[str, ForgetLoss] = {
         caption="As 'tokens', and what a token gives up goes to what a model that knows less would say there.",
         source="this package (docs/paper.md)",
         needs=frozenset({"targets", "token_targets", "rival_labels"}),
+        options={"rival_weight": 0.25},
     ),
     "level": ForgetLoss(
         compute=lambda batch, options: level_loss(batch.scores, batch.rows, batch.targets),

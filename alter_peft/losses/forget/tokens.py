@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two-sided losses of single tokens: each comes to a probability of its own, and what it loses goes where it was."""
+"""Two-sided losses of single tokens: each comes to a probability of its own, and others get what it gives up."""
 
 from __future__ import annotations
 
