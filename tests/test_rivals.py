@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import make_llama
 from datasets import Dataset
 from trainer_setup import make_trainer
@@ -110,6 +111,38 @@ def test_the_trainers_are_those_of_a_pass(tokenizer, tmp_path, is_reference):
         row = row.led(*aim)
         torch.testing.assert_close(trainer.measured.label_probabilities[place], row.shares, atol=1e-5, rtol=1e-4)
         assert torch.equal(trainer.measured.other_labels[place], row.labels)
+
+
+def test_a_step_without_retain_rows_is_that_of_a_loop(tokenizer, tmp_path):
+    """Rows in another order than they were measured in, each with its own rivals and shares."""
+    trainer = make_trainer(
+        tmp_path, tokenizer, adapter={}, forget_loss="soft_targets", others={"calibration_dataset": UNSEEN},
+        retain_weight=0.0,
+    )  # fmt: skip
+    trainer.prepare()
+    chosen, model, measured = [5, 0, 3, 2], make_llama(len(tokenizer)), trainer.measured
+    batch = trainer.data_collator([trainer.train_dataset[(i, 0)] for i in chosen])
+    losses = []
+    for i in chosen:
+        ids, labels = torch.tensor([trainer._forget[i]["input_ids"]]), torch.tensor(trainer._forget[i]["labels"][1:])
+        with torch.no_grad():
+            log_p = model(input_ids=ids).logits[0, :-1][labels != -100].log_softmax(dim=-1)
+        for t, label in enumerate(labels[labels != -100]):
+            q, lead = measured.token_targets[i][t].exp(), measured.token_leads[i][t]
+            p, rival = log_p[t, label], max(log_p[t, :label].max(), log_p[t, label + 1 :].max())
+            aim = min(q.logit(), torch.tensor(0.9).logit())
+            reached = min(p.exp().logit(), aim) if aim == torch.tensor(0.9).logit() else p.exp().logit()
+            parts = [F.smooth_l1_loss(reached, aim, beta=0.5)]
+            if lead < 0:
+                too_far = (p - rival - lead.clamp(min=-2)).clamp(min=0)
+                parts.append(F.smooth_l1_loss(too_far, torch.tensor(0.0), beta=0.5))
+            softly = q * (q.log() - p)
+            for rival, share in zip(measured.other_labels[i][t], measured.label_probabilities[i][t], strict=True):
+                wanted = (1 - q) * share
+                softly += wanted * (wanted.log() - log_p[t, rival]) if share > 0 else 0
+            losses.append(sum(parts) + trainer.args.loss_options["rival_weight"] * softly)
+    found = trainer._terms(trainer.model, batch, trainer._masks(batch), {"forget": len(losses), "retain": 1})
+    torch.testing.assert_close(found["forget"], torch.stack(losses).mean(), atol=1e-4, rtol=1e-4)
 
 
 def mass_on_rivals(trainer, reference) -> float:

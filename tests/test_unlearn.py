@@ -144,7 +144,7 @@ def test_the_loss_is_that_of_a_loop_over_all_logits(tokenizer, tmp_path, forget_
     torch.testing.assert_close(found, forget + torch.stack(kept).mean())
 
 
-@pytest.mark.parametrize("forget_loss", ["npo", "level", "ihl"])
+@pytest.mark.parametrize("forget_loss", ["npo", "level", "ihl", "soft_targets"])
 def test_accumulated_batches_are_one_batch(tokenizer, tmp_path, forget_loss):
     def trained(**sizes) -> torch.Tensor:
         trainer = make_trainer(tokenizer, tmp_path, forget_loss, optim="sgd", max_steps=2, **sizes)

@@ -67,9 +67,9 @@ def soft_target_loss(log_prob: Tensor, log_rivals: Tensor, targets: Tensor, shar
 
     KL(q_t || p) with q_t(x_t) the target and q_t(v_k) = (1 - q_t(x_t)) s_k, all other tokens having nothing. Where
     [`token_loss`] leaves to the training where the label's probability goes, this says it, so that free answers stay
-    fluent. Its gradient in the logits is p - q_t: bounded, two-sided, and not vanishing on a token that is known by
-    heart. Not in the paper; UNDIAL, arXiv:2402.10052, has a distribution as well, the base model's own with the
-    label's logit lowered.
+    fluent. It is of every token: where a label keeps nearly all, little is left for its rivals. Its gradient in the
+    logits is p - q_t: bounded, two-sided, and not vanishing on a token that is known by heart. Not in the paper;
+    UNDIAL, arXiv:2402.10052, has a distribution as well, the base model's own with the label's logit lowered.
 
     Args:
         log_prob: ln p(x_t), the label's, in nats, (n,).
