@@ -161,6 +161,14 @@ def test_one_epoch_may_be_a_stall():
     assert stalls([(8, gap) for gap in (2, 1, 0.95, 0.7, 0.8)], 1) == 2
 
 
+def test_where_rates_are_halved_no_more_a_slow_descent_goes_on():
+    """By a twentieth an epoch, which a stall was before; two that come no nearer are the last, also of many steps."""
+    slowly = [0.95**epoch for epoch in range(2 * CUTS + 20)]
+    assert stalls([(8, gap) for gap in slowly], 1) == CUTS
+    assert stalls([(8, gap) for gap in (*slowly, slowly[-1])], 1) == CUTS
+    assert stalls([(8, gap) for gap in (*slowly, *[slowly[-1]] * 2)], 1) == CUTS + 1
+
+
 def test_some_rows_are_not_compared_with_others():
     """Once eight are near, more are measured, which may be farther: they come nearer in every epoch here."""
     looks = [(8, 0.9), (8, 0.6), (64, 1.0), (64, 0.85), (64, 0.75), (64, 0.65), (64, 0.55)]

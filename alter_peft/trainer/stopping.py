@@ -20,10 +20,10 @@ logger = logging.get_logger(__name__)
 MAX_ROWS = 64
 PROBED_ROWS = 8
 # A stall: whole epochs of so many steps or more, none of which came nearer than any before, by this share. So many
-# times all rates are halved, and the next stall ends the training: the usual remedy for a descent that circles
-# (ReduceLROnPlateau). After 13 epochs of 31 steps the hazard's rows had circled for four (docs/log.md).
-LEAST_STEPS, NEARER = 20, 0.1
-CUTS = 4
+# times all rates are halved: the usual remedy for a descent that circles (ReduceLROnPlateau). After that two epochs at
+# least that come no nearer, by the smaller share, end the training (docs/log.md).
+LEAST_STEPS, NEARER, CUTS = 20, 0.1, 3
+LAST_EPOCHS, LAST_NEARER = 2, 0.02
 LOOKS = "forget_gaps"  # where the trainer's state, and so a checkpoint, has what was seen after each epoch
 
 Look = tuple[int, float]  # how many rows were measured, and their mean distance from their targets, in nats
@@ -33,9 +33,9 @@ class Stopping(TrainerCallback):
     """
     Ends the training with the first epoch that leaves the forget rows within a tolerance of their targets, on average.
 
-    Where they come no nearer for `LEAST_STEPS` steps, in whole epochs, all rates are halved, `CUTS` times at most, and
-    where they do not then either, training ends as well. A run that is resumed from the end of its last epoch
-    makes no further step.
+    Where they come nearer by less than `NEARER` for `LEAST_STEPS` steps, in whole epochs, all rates are halved, `CUTS`
+    times at most, and where they come no nearer then, training ends as well. A run that is resumed from the end of its
+    last epoch makes no further step.
 
     Args:
         gap: how far the rows are from their targets, in nats, measured on so many of them at most (see
@@ -105,7 +105,9 @@ class Stopping(TrainerCallback):
 
 def stalls(looks: Sequence[Sequence[float]], patience: int) -> int:
     """
-    How many times so many epochs in a row have come no nearer than the nearest of as many rows before them.
+    How many times epochs in a row have come no nearer than the nearest of as many rows before them.
+
+    The first `CUTS` times nearer is by `NEARER`, after these by `LAST_NEARER`, for `LAST_EPOCHS` at least.
 
     Args:
         looks: a `Look` after each epoch.
@@ -114,11 +116,12 @@ def stalls(looks: Sequence[Sequence[float]], patience: int) -> int:
     nearest: dict[float, float] = {}
     waited = times = 0
     for rows, gap in looks:
-        if gap < (1 - NEARER) * nearest.get(rows, math.inf):
+        last = times >= CUTS
+        if gap < (1 - (LAST_NEARER if last else NEARER)) * nearest.get(rows, math.inf):
             nearest[rows], waited = gap, 0
             continue
         waited += 1
-        if waited == patience:
+        if waited >= (max(LAST_EPOCHS, patience) if last else patience):
             waited, times = 0, times + 1
     return times
 
