@@ -98,7 +98,9 @@ def foresee(traits: TextTraits, log_probs: np.ndarray) -> Foreseen | None:
     scaler = StandardScaler().fit(traits.unseen.features)
     forget, unseen = (scaler.transform(one.features) for one in traits)
     both, is_forget = np.concatenate([forget, unseen]), np.arange(len(forget) + len(unseen)) < len(forget)
-    log_odds = LogisticRegression(max_iter=1000).fit(both, is_forget).decision_function(unseen)
+    # float32's matrix products may flag an invalid value where all are finite, as these are: sklearn has checked them
+    with np.errstate(invalid="ignore"):
+        log_odds = LogisticRegression(max_iter=1000).fit(both, is_forget).decision_function(unseen)
     for power in (1.0, 0.5, 0.25, 0.0):
         weights = np.exp(power * (log_odds - log_odds.max()))
         if weights.sum() ** 2 / (weights**2).sum() >= MIN_TOKENS:
