@@ -108,7 +108,7 @@ class UnlearnConfig(SFTConfig):
         "with the former two the log-probability of a token within so many of its own, on average over the rows (64 "
         "of them at most, and of these 8 alone while the average over those is more than twice as large). Where they "
         "come nearer by less than a tenth for 20 steps, in whole epochs, all rates are halved, three times at most; "
-        "then two such epochs that come no nearer end it. None: it never ends early.",
+        "then two such epochs that come no nearer end it. None: never.",
     )
     activation_depth: float = option(
         0.22,
