@@ -74,8 +74,8 @@ class ScriptArguments:
     )
     reference_model: str | None = option(
         None,
-        "Folder or Hub id of a model of the same tokenizer that does not know the rows to forget, such as it was "
-        "before its fine-tuning: it says which tokens give way, and to what.",
+        "Folder or Hub id of a model of the same tokenizer that does not know the rows to forget, such as the one "
+        "before its fine-tuning: it says which tokens give way.",
     )
     force: bool = option(False, "Train even if the model does not know the rows to forget.")
 

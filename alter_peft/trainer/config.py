@@ -99,12 +99,12 @@ class UnlearnConfig(SFTConfig):
     forget_level: float | None = option(
         None,
         "The answer probability, exp of the mean log-probability of its tokens, that rows to forget come to where no "
-        "`calibration_dataset` measures it. None: general text shows it to 'soft_targets' and 'tokens'; else 0.1.",
+        "`calibration_dataset` measures it. None: what general text shows, for losses of token targets; else 0.1.",
     )
     stopping_tolerance: float | None = option(
         0.25,
-        "With a forget loss that has targets ('soft_targets', 'tokens', 'level', 'profile'), training ends with the "
-        "first epoch after which the mean log-probability of a forget row lies within so many nats of its target, or "
+        "With 'soft_targets', 'tokens', 'level' and 'profile' training ends with the first epoch after which the mean "
+        "log-probability of a forget row lies within so many nats of its target, or "
         "with the former two the log-probability of a token within so many of its own, on average over the rows (64 "
         "of them at most, and of these 8 alone while the average over those is more than twice as large). Where they "
         "come nearer by less than a tenth for 20 steps, in whole epochs, all rates are halved, three times at most; "
