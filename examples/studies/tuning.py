@@ -11,7 +11,7 @@ Where retained rows have no weight, the rate is also a fourth and fourfold; wher
 tolerance is 1 and half of what it was in place of the epochs. SimNPO has its grid around what others found best for
 it (PUBLISHED), which is run as well, beside the defaults. The best one has the largest harmonic mean of forgetting
 and utility (docs/report.md). What it was made with goes into OUTPUT/tuned.yaml, as `METHOD+tuned` among the `options`
-of a grid. A run resumes.
+of a grid. `--defaults_alone` leaves out the eight runs: what the methods do untuned, beside each other. A run resumes.
 """
 
 from __future__ import annotations
@@ -97,10 +97,11 @@ def main() -> None:
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--model", default="runs/smollm2")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--defaults_alone", action="store_true", help="No grid, and nothing is chosen.")
     given = parser.parse_args()
     options: dict[str, dict[str, Any]] = {}
     for name in given.methods:
-        options |= variants(name)
+        options |= {name: {}} if given.defaults_alone else variants(name)
     args = BenchmarkArguments(
         model=given.model, output_dir=str(given.output_dir), methods=list(options), oracle_seeds=[0, 1],
         task_data={"rows": write_rows(given.output_dir / "rows")}, answered=4, max_new_tokens=24,
@@ -108,22 +109,34 @@ def main() -> None:
     )  # fmt: skip
     Grid(args).run()
     report(given.output_dir, options)
+    if not given.defaults_alone:
+        choose(given.output_dir, options)
 
 
-def report(folder: Path, options: dict[str, dict[str, Any]]) -> None:
-    """Every run by what it is chosen for, and the best one of each method."""
+def scored(folder: Path) -> dict[str, tuple[float | None, ...]]:
+    """Of every run, what it is chosen for, and what that is the harmonic mean of: forgetting and utility."""
     benchmark = read_benchmark(folder)
     balance = Balance(benchmark)
-    scores = {
+    return {
         model.name: (balance.both(values), balance.forgetting(values), balance.utility(values))
         for model in benchmark.methods
         for values in model.values[:1]
     }
+
+
+def report(folder: Path, options: dict[str, dict[str, Any]]) -> None:
+    """Print a line for each run."""
+    scores = scored(folder)
     rows = [
         [name, json.dumps(own), *("" if value is None else f"{value:.3f}" for value in scores.get(name, (None,) * 3))]
         for name, own in options.items()
     ]
     print(to_markdown(Table("Tuning", "", ["run", "options", "both", "forgetting", "utility"], rows)))
+
+
+def choose(folder: Path, options: dict[str, dict[str, Any]]) -> None:
+    """Write the best run's options of each method to `tuned.yaml`, beside those of methods that were tuned before."""
+    scores = scored(folder)
     path = folder / "tuned.yaml"
     methods = dict.fromkeys(name.partition("+")[0] for name in options)
     before = yaml.safe_load(path.read_text()).get("options", {}) if path.is_file() else {}
