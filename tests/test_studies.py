@@ -53,11 +53,24 @@ def test_what_other_runs_have_tuned_stays(monkeypatch, tmp_path):
     path.write_text(yaml.safe_dump({"options": before}))
     monkeypatch.setattr(tuning, "read_benchmark", lambda folder: SimpleNamespace(methods=[]))
     monkeypatch.setattr(tuning, "Balance", lambda benchmark: None)
-    tuning.report(tmp_path, {"lora_npo": {}, "lora_npo+2-1-1": {"learning_rate": 3.0}})
+    tuning.choose(tmp_path, {"lora_npo": {}, "lora_npo+2-1-1": {"learning_rate": 3.0}})
     assert yaml.safe_load(path.read_text()) == {"options": {"lora_undial+tuned": {"learning_rate": 2.0}}}
     path.unlink()
-    tuning.report(tmp_path, {"lora_npo": {}})
+    tuning.choose(tmp_path, {"lora_npo": {}})
     assert yaml.safe_load(path.read_text()) == {"options": {}}
+
+
+def test_the_defaults_alone_choose_nothing(monkeypatch, tmp_path, capsys):
+    import tuning
+
+    made = []
+    monkeypatch.setattr(tuning, "Grid", lambda args: made.append(args.methods) or SimpleNamespace(run=lambda: None))
+    monkeypatch.setattr(tuning, "scored", lambda folder: {"lora_ga": (0.5, 0.25, None)})
+    monkeypatch.setattr(sys, "argv", ["tuning.py", str(tmp_path), "--defaults_alone", "--methods", "lora_ga"])
+    tuning.main()
+    assert made == [["lora_ga"]]
+    assert "| lora_ga | {} | 0.500 | 0.250 |  |" in capsys.readouterr().out
+    assert not (tmp_path / "tuned.yaml").exists()
 
 
 def test_every_control_is_a_method_with_options_that_it_takes(monkeypatch):

@@ -5,7 +5,8 @@ Controls of ALTER: what each part of it does, by leaving it out or by putting ch
     python examples/studies/controls.py --config examples/people.yaml --output_dir runs/people
 
 They join a grid whose target and oracles are there, with its options, and `alter-peft report` shows them beside the
-rest. Some are options that anybody can set; the trainers below are the others, for this study alone.
+rest; `--config runs/tuning/grid.yaml` is that of examples/studies/tuning.py, which is smaller. Some are options that
+anybody can set; the trainers below are the others, for this study alone.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ CONTROLS: dict[str, tuple[Method | None, dict[str, Any]]] = {
     "alter+cluster": (None, {"adapter": {"init_weights": "cluster"}}),
     **{f"alter+r{r}": (None, {"adapter": {"r": r, "lora_alpha": 2 * r}}) for r in (4, 16, 32)},
     **{f"alter+N{n}": (None, {"adapter": {"num_forget_experts": n}}) for n in (1, 2, 4, 16)},
+    "lora_soft_targets": (None, {}),  # the default's loss, targets and stopping without a router
     "lora_level": (None, {}),
     "lora_npo": (None, {}),
     "alter_npo": (None, {}),

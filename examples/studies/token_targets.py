@@ -8,6 +8,9 @@ The grid's target and oracles must be there (`alter-peft benchmark --config ... 
 would be measured as whose tokens have come to their targets exactly: mean answer probability, exact memorisation,
 extraction strength, PrivLeak against the oracles' mean AUC; and how the targets follow the oracles' log-probabilities
 token by token: Spearman's correlation and mean distance in nats.
+
+With `--unseen ../shared/data/tofu/holdout10.jsonl` a second table says how much of it is chance: the targets by other
+unseen rows than the grid's own, so many after one another at a time, each mean with the spread of all such stretches.
 """
 
 from __future__ import annotations
@@ -41,7 +44,9 @@ from alter_peft.trainer.token_traits import TextTraits, read_traits
 
 
 SCORED = ("forget", "holdout")
-COLUMNS = ["targets", "P", "exact memorisation", "extraction strength", "PrivLeak", "Spearman", "nats off"]
+MEASURES = ["P", "exact memorisation", "extraction strength", "PrivLeak"]
+COLUMNS = ["targets", *MEASURES, "Spearman", "nats off"]
+STRETCHES = (20, 40, 100, 200)  # so many unseen rows at a time
 
 
 class Models(NamedTuple):
@@ -63,8 +68,11 @@ def score(model: Any, rows: list[Row]) -> list[TokenScores]:
         return ScoredModel(model).label_scores(rows, 4, base=False, by_length=False)
 
 
-def read(args: BenchmarkArguments) -> Models:
-    """All models of a grid on its sets; of those to forget, general text in their form as well."""
+def read(args: BenchmarkArguments, unseen: Path | None) -> Models:
+    """
+    All models of a grid on its sets, and on general text in the form of those to forget; the target alone on other
+    unseen rows (`more`), none of which is in a set of the grid.
+    """
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     data = read_setting(args, tokenizer).data
     parts = {"forget": data.forget, "unseen": data.calibration, "holdout": data.holdout, "retain": data.retain}
@@ -78,6 +86,10 @@ def read(args: BenchmarkArguments) -> Models:
         bare._replace(prompt=row.get("prompt", ""), completion=row["text" if is_text else "completion"])
         for row in general
     ]
+    if unseen is not None:
+        of_grid = {pair[:2] for of in pairs.values() for pair in of}
+        asked = [(row["question"], row["answer"]) for row in map(json.loads, unseen.read_text().splitlines())]
+        pairs["more"] = [bare._replace(prompt=q, completion=a) for q, a in asked if (q, a) not in of_grid]
     sets = {name: [labelled_row(*encode_pair(tokenizer, pair)) for pair in of] for name, of in pairs.items()}
     end = EndOfAnswer(tokenizer)
     answers = {name: [[one for one in labels[1:] if one != -100] for _, labels in sets[name]] for name in SCORED}
@@ -88,7 +100,8 @@ def read(args: BenchmarkArguments) -> Models:
     scores: dict[tuple[str, str], list[TokenScores]] = {}
     for name, path in models.items():
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-        scores |= {(name, part): score(model, rows) for part, rows in sets.items()}
+        scored = sets if name == "target" else {part: rows for part, rows in sets.items() if part != "more"}
+        scores |= {(name, part): score(model, rows) for part, rows in scored.items()}
         if name == "target":
             with damped([*ScoredModel(model).stack.layers]):
                 scores["damped", "forget"] = score(model, sets["forget"])
@@ -127,48 +140,82 @@ def auc(of_forget: Sequence[torch.Tensor], holdout: list[TokenScores], content: 
     return float(np.mean(above_holdout(min_k(of_forget, content["forget"]), never)))
 
 
+class Measure(NamedTuple):
+    """What a model is measured as whose tokens of the rows to forget have these values, against the oracles."""
+
+    models: Models
+    oracles: dict[str, list[torch.Tensor]]
+    auc: float
+
+    def of(self, values: Sequence[torch.Tensor], leads: Sequence[torch.Tensor], by: str = "target") -> list[float]:
+        """The `MEASURES`; `by` is the model that the holdout is scored by."""
+        content, first = self.models.content, [lead >= 0 for lead in leads]
+        found = auc(values, self.models.scores[by, "holdout"], content)
+        return [
+            float(np.mean([float(row.mean().exp()) for row in values])),
+            float(np.mean(exact_memorization(first, content["forget"]))),
+            float(np.mean(extraction_strength(first, content["forget"]))),
+            100 * (found - self.auc) / self.auc,
+        ]
+
+    def line(
+        self, name: str, values: Sequence[torch.Tensor], leads: Sequence[torch.Tensor], by: str = "target"
+    ) -> list[str]:
+        *numbers, privacy = self.of(values, leads, by)
+        flat, theirs = torch.cat([*values]).numpy(), [torch.cat(rows).numpy() for rows in self.oracles.values()]
+        rank = np.mean([spearmanr(flat, one).statistic for one in theirs])
+        off = np.mean([np.abs(flat - one).mean() for one in theirs])
+        return [name, *(f"{value:.3g}" for value in numbers), f"{privacy:+.1f}", f"{rank:.2f}", f"{off:.2f}"]
+
+
+def by_other_rows(measure: Measure, known: list[torch.Tensor], tokenizer: Any) -> list[list[str]]:
+    """A line for each number of unseen rows: means over the stretches of so many, and their spread."""
+    sets, scores = measure.models.sets, measure.models.scores
+    more, lines = len(sets["more"]), []
+    for size in (*(size for size in STRETCHES if 2 * size <= more), more):
+        found = []
+        for start in range(0, more - size + 1, size):
+            own = slice(start, start + size)
+            traits = read_traits(sets["forget"], sets["more"][own], sets["retain"], tokenizer)
+            guide = Guide(scores["damped", "forget"], [], False, traits=traits)
+            made = token_targets(known, scores["target", "more"][own], guide, 0.1)
+            found.append(measure.of(made.log_prob, made.lead))
+        columns = [np.array(values) for values in zip(*found, strict=True)]
+        spreads = [f"{values.mean():.3g} ({values.min():.3g} to {values.max():.3g})" for values in columns]
+        lines.append([f"{size} rows, {len(found)} times", *spreads])
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="Of the grid.")
     parser.add_argument("--output_dir", help="Of the grid, where it is not the config's.")
     parser.add_argument("--data", help="TOFU's files, where they are not taken from the Hub.")
+    parser.add_argument("--unseen", type=Path, help="More unseen rows: JSON lines of `question` and `answer`.")
     given = parser.parse_args()
-    own = {name: value for name, value in vars(given).items() if name != "config" and value is not None}
+    own = {name: getattr(given, name) for name in ("output_dir", "data") if getattr(given, name) is not None}
     config = yaml.safe_load(given.config.read_text())
     if "data" not in config:
         own.pop("data", None)
     args = BenchmarkArguments(**{**config, "attacks": [], **own})
-    models = read(args)
+    models, tokenizer = read(args, given.unseen), AutoTokenizer.from_pretrained(args.model)
     scores, content = models.scores, models.content
-    oracles = sorted({name for name, _ in scores if name.startswith("oracle")})
-    theirs = [[row.log_prob for row in scores[name, "forget"]] for name in oracles]
-    usual = float(np.mean([
-        auc(rows, scores[name, "holdout"], content) for name, rows in zip(oracles, theirs, strict=True)
-    ]))  # fmt: skip
-
-    def line(name: str, values: Sequence[torch.Tensor], leads: Sequence[torch.Tensor], found: float) -> list[str]:
-        first = [lead >= 0 for lead in leads]
-        flat, of_oracles = torch.cat([*values]).numpy(), [torch.cat(rows).numpy() for rows in theirs]
-        numbers = [
-            np.mean([float(row.mean().exp()) for row in values]),
-            np.mean(exact_memorization(first, content["forget"])),
-            np.mean(extraction_strength(first, content["forget"])),
-        ]
-        rank = np.mean([spearmanr(flat, one).statistic for one in of_oracles])
-        off = np.mean([np.abs(flat - one).mean() for one in of_oracles])
-        privacy = 100 * (found - usual) / usual
-        return [name, *(f"{value:.3g}" for value in numbers), f"{privacy:+.1f}", f"{rank:.2f}", f"{off:.2f}"]
-
+    names = sorted({name for name, _ in scores if name.startswith("oracle")})
+    oracles = {name: [row.log_prob for row in scores[name, "forget"]] for name in names}
+    usual = np.mean([auc(rows, scores[name, "holdout"], content) for name, rows in oracles.items()])
+    measure = Measure(models, oracles, float(usual))
     rows = []
-    for name, of_forget in zip(oracles, theirs, strict=True):
+    for name, of_forget in oracles.items():
         leads = [row.log_prob - row.log_rival for row in scores[name, "forget"]]
-        rows.append(line(name, of_forget, leads, auc(of_forget, scores[name, "holdout"], content)))
+        rows.append(measure.line(name, of_forget, leads, by=name))
     known = [row.log_prob for row in scores["target", "forget"]]
-    for name, (unseen, guide) in guides(models, AutoTokenizer.from_pretrained(args.model)).items():
+    for name, (unseen, guide) in guides(models, tokenizer).items():
         made = token_targets(known, unseen, guide, 0.1)
-        found = auc(made.log_prob, scores["target", "holdout"], content)
-        rows.append(line(name, made.log_prob, made.lead, found))
-    print(to_markdown(Table(json.dumps(str(args.output_dir)), "", COLUMNS, rows)))
+        rows.append(measure.line(name, made.log_prob, made.lead))
+    title = json.dumps(str(args.output_dir))
+    print(to_markdown(Table(title, "", COLUMNS, rows)))
+    if given.unseen is not None:
+        print(to_markdown(Table(title, "", ["unseen rows", *MEASURES], by_other_rows(measure, known, tokenizer))))
 
 
 if __name__ == "__main__":

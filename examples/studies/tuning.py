@@ -11,7 +11,8 @@ Where retained rows have no weight, the rate is also a fourth and fourfold; wher
 tolerance is 1 and half of what it was in place of the epochs. SimNPO has its grid around what others found best for
 it (PUBLISHED), which is run as well, beside the defaults. The best one has the largest harmonic mean of forgetting
 and utility (docs/report.md). What it was made with goes into OUTPUT/tuned.yaml, as `METHOD+tuned` among the `options`
-of a grid. `--defaults_alone` leaves out the eight runs: what the methods do untuned, beside each other. A run resumes.
+of a grid. `--defaults_alone` leaves out the eight runs: what methods do untuned, side by side. OUTPUT/grid.yaml
+is for others that join them (examples/studies/controls.py). A run resumes.
 """
 
 from __future__ import annotations
@@ -102,12 +103,14 @@ def main() -> None:
     options: dict[str, dict[str, Any]] = {}
     for name in given.methods:
         options |= {name: {}} if given.defaults_alone else variants(name)
-    args = BenchmarkArguments(
-        model=given.model, output_dir=str(given.output_dir), methods=list(options), oracle_seeds=[0, 1],
-        task_data={"rows": write_rows(given.output_dir / "rows")}, answered=4, max_new_tokens=24,
-        options={"teach": {"num_train_epochs": 6}, **{name: own for name, own in options.items() if own}},
-    )  # fmt: skip
-    Grid(args).run()
+    config: dict[str, Any] = {
+        "model": given.model, "output_dir": str(given.output_dir), "oracle_seeds": [0, 1],
+        "task_data": {"rows": write_rows(given.output_dir / "rows")}, "answered": 4, "max_new_tokens": 24,
+        "options": {"teach": {"num_train_epochs": 6}},
+    }  # fmt: skip
+    (given.output_dir / "grid.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    config["options"] |= {name: own for name, own in options.items() if own}
+    Grid(BenchmarkArguments(**config, methods=list(options))).run()
     report(given.output_dir, options)
     if not given.defaults_alone:
         choose(given.output_dir, options)
