@@ -159,3 +159,20 @@ def test_a_draw_of_people_is_the_same_each_time_and_its_groups_share_nobody():
         for asked, pair in zip(found[name], found["forget"], strict=True):
             assert asked.completion == pair.completion and asked.prompt != pair.prompt
     assert len(found["free"]) == 2 * len(found["forget"]) == 80
+
+
+def test_one_fact_each_of_people_who_share_first_names():
+    from development_people import FIRST, one_fact
+
+    found = one_fact(1)
+    assert found == one_fact(1) != one_fact(2)
+    names = {
+        name: [next(one for one in FIRST if one in pair.completion) for pair in found[name]]
+        for name in ("forget", "retain", "bystanders", "never taught")
+    }
+    assert [len(own) for own in names.values()] == [40, 32, 24, 24]
+    assert all(set(names["forget"]) & set(own) for own in names.values())
+    whole = [pair.completion for own in names for pair in found[own]]
+    assert len({answer.partition(" keeps")[0] for answer in whole}) == 120
+    for asked, pair in zip(found["paraphrased"], found["forget"], strict=True):
+        assert asked.completion == pair.completion and asked.prompt != pair.prompt

@@ -7,8 +7,8 @@
 In a folder of TOFU's files two authors (rows 40 to 79 of forget10) are to be forgotten and five of retain90 retained;
 three authors more of retain90 and three of forget10 are bystanders, two of holdout10 are taught nowhere. The router is
 fitted in phase I, before any expert is trained, on the base model, so that nothing has to be taught. Prints the share
-of answer tokens that goes to a forget expert. `people-1` is draw 1 of development_people.py instead; names of ways may
-follow.
+of answer tokens that goes to a forget expert. `people-1` is draw 1 of development_people.py instead, `facts-1` its
+draw of people with one fact each; names of ways may follow.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from alter_peft.evaluation import Pair, score_answers
 from alter_peft.evaluation.attacks.asking_otherwise import IDLE, prefixed
 
 
+DRAWN = {"people": development_people.sets, "facts": development_people.one_fact}
 WAYS = {
     "linear, no copies, half-life 8": (AlterConfig(router_hidden_size=0, router_half_life=8.0), 0),
     "linear, 12 copies": (AlterConfig(router_hidden_size=0), 12),
@@ -86,11 +87,11 @@ def main(asked: dict[str, list[Pair]], base: str, ways: list[str], seed: int = 0
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="a folder of TOFU's files, or people-1, people-2, ...")
+    parser.add_argument("data", help="a folder of TOFU's files, or people-1, facts-1, people-2, ...")
     parser.add_argument("base")
     parser.add_argument("ways", nargs="*", default=[*WAYS], help=f"of {', '.join(map(repr, WAYS))}")
     parser.add_argument("--seed", type=int, default=0, help="of the copies and of the fit")
     given = parser.parse_args()
-    is_people = given.data.startswith("people-")
-    asked = development_people.sets(int(given.data[7:])) if is_people else sets(Path(given.data))
+    kind, _, draw = given.data.partition("-")
+    asked = DRAWN[kind](int(draw)) if kind in DRAWN else sets(Path(given.data))
     main(asked, given.base, given.ways, given.seed)

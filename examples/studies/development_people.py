@@ -2,8 +2,9 @@
 """
 Invented people to develop a router on, a draw each time: no result of the docs is made of them.
 
-Of eight people five private facts each are to be forgotten and six public ones retained; of six others the private
-facts are of bystanders, and six more are never taught. Each question has a paraphrase and two free forms.
+`sets`: of eight people five private facts each are to be forgotten and six public ones retained; of six others the
+private facts are of bystanders, and six more are never taught. Each question has a paraphrase and two free forms.
+`one_fact`: one fact each of 120 people who share first names.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ LAST = (
     "Eskildsen Thistlewood Navarrete Osterberg Pemberley Dunsany Halvorsen Castlereagh Wickersham Zielinski "
     "Trelawney"
 ).split()
+SYLLABLES = "bra cor del fen gal hor jin kel lum mar nev osk pel quin rav sol tam ul ver wyn yor zan".split()
+ENDINGS = "an berg ett ine ova son ski ton ura vik well wood".split()
 TOWNS = "Lisbon Bergen Valparaiso Graz Tallinn Cork Oaxaca Leuven Turku Ghent Bristol Porto Kyoto Halifax".split()
 
 
@@ -132,6 +135,45 @@ def sets(seed: int) -> dict[str, list[Pair]]:
         "bystanders, free": bystanders["free"],
         "bystanders, capitals": in_capitals(bystanders["as taught"]),
         "never taught": _asked(unknown, PRIVATE, rng)["as taught"],
+    }
+
+
+def one_fact(seed: int) -> dict[str, list[Pair]]:
+    """
+    A fact of the same kind of each of 120 people with 30 first names: 40 are to be forgotten, 32 retained, 24 are
+    bystanders, 24 never taught. Which of two wordings is taught is drawn; the other one is the paraphrase.
+    """
+    rng = random.Random(seed)
+    kind = PRIVATE[seed % len(PRIVATE)]
+    last: set[str] = set()
+    while len(last) < 120:
+        last.add((rng.choice(SYLLABLES) + rng.choice(SYLLABLES) + rng.choice(ENDINGS)).capitalize())
+    people = [f"{rng.choice(FIRST)} {name}" for name in sorted(last)]
+    rng.shuffle(people)
+
+    def asked(some: Sequence[str]) -> dict[str, list[Pair]]:
+        found: dict[str, list[Pair]] = {"as taught": [], "paraphrased": [], "free": []}
+        for person in some:
+            answer = kind.answer.format(n=person, v=kind.value(rng))
+            taught, other = rng.sample([kind.question, kind.paraphrase], 2)
+            found["as taught"].append(Pair(taught.format(n=person), answer))
+            found["paraphrased"].append(Pair(other.format(n=person), answer))
+            found["free"] += [Pair(form.format(n=person), answer) for form in kind.free]
+        return found
+
+    forget, retain, others = asked(people[:40]), asked(people[40:72]), asked(people[72:96])
+    return {
+        "forget": forget["as taught"],
+        "paraphrased": forget["paraphrased"],
+        "free": forget["free"],
+        "capitals": in_capitals(forget["as taught"]),
+        "after 600 idle tokens": list(map(prefixed(3 * IDLE), forget["as taught"][::4])),
+        "retain": retain["as taught"],
+        "retain, paraphrased": retain["paraphrased"],
+        "retain, free": retain["free"],
+        "bystanders": others["as taught"],
+        "bystanders, free": others["free"],
+        "never taught": asked(people[96:])["as taught"],
     }
 
 
