@@ -15,6 +15,8 @@ from trainer_setup import forget_rows, make_args, retain_rows
 
 from alter_peft import AlterConfig
 from alter_peft.benchmark.methods import METHODS, check_methods, read_options
+from alter_peft.losses import TokenScores
+from alter_peft.scoring import Row
 from alter_peft.trainer.batch import TokenMasks
 
 
@@ -23,7 +25,7 @@ def studies(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "studies"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     yield
-    for name in ("controls", "development_people", "tuning"):
+    for name in ("controls", "development_people", "token_targets", "tuning"):
         sys.modules.pop(name, None)
 
 
@@ -176,3 +178,37 @@ def test_one_fact_each_of_people_who_share_first_names():
     assert len({answer.partition(" keeps")[0] for answer in whole}) == 120
     for asked, pair in zip(found["paraphrased"], found["forget"], strict=True):
         assert asked.completion == pair.completion and asked.prompt != pair.prompt
+
+
+def test_targets_by_other_unseen_rows(tokenizer):
+    """A line for each number of rows: of one stretch no spread, and what these rows' targets are measured as."""
+    from token_targets import MEASURES, Guide, Measure, Models, by_other_rows, read_traits, token_targets
+
+    def rows(count: int, word: str) -> list[Row]:
+        texts = [f"{word} {number} bakes rye bread and honey" for number in range(count)]
+        encoded = [tokenizer(text)["input_ids"] for text in texts]
+        return [(ids, [-100, -100, *ids[2:]]) for ids in encoded]
+
+    def scores(of: list[Row], least: float, seed: int) -> list[TokenScores]:
+        generator = torch.Generator().manual_seed(seed)
+        values = [least * torch.rand(len(labels) - 2, generator=generator) for _, labels in of]
+        return [TokenScores(value, value - 1.0) for value in values]
+
+    sets = {"forget": rows(4, "Bob"), "holdout": rows(3, "Eve"), "retain": rows(3, "Gus"), "more": rows(45, "Hal")}
+    content = {name: [len(labels) - 2 for _, labels in sets[name]] for name in ("forget", "holdout")}
+    found = {
+        ("target", "forget"): scores(sets["forget"], -0.1, 0),
+        ("damped", "forget"): scores(sets["forget"], -9.0, 1),
+        ("target", "holdout"): scores(sets["holdout"], -8.0, 2),
+        ("target", "more"): scores(sets["more"], -8.0, 3),
+    }
+    known = [row.log_prob for row in found["target", "forget"]]
+    measure = Measure(Models(sets, content, found), {}, 0.5)
+    assert measure.of(known, known)[3] == -100.0  # all rows are better known than any that was held out
+    twice, once = by_other_rows(measure, known, tokenizer)
+    assert (twice[0], once[0]) == ("20 rows, 2 times", "45 rows, 1 times") and len(twice) == 1 + len(MEASURES)
+    traits = read_traits(sets["forget"], sets["more"], sets["retain"], tokenizer)
+    guide = Guide(found["damped", "forget"], [], False, traits=traits)
+    made = token_targets(known, found["target", "more"], guide, 0.1)
+    assert once[1:] == [f"{x:.3g} ({x:.3g} to {x:.3g})" for x in measure.of(made.log_prob, made.lead)]
+    assert float(once[1].split()[0]) < float(torch.stack([row.mean().exp() for row in known]).mean())
