@@ -78,11 +78,13 @@ def own_home(tmp_path_factory):
         yield
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def frozen_imports():
-    """What is there already is no garbage: every `Trainer.train` collects, which took .3 s among what is imported."""
+    """What is imported is no garbage: every `Trainer.train` collects, which took .3 s among all of it."""
     gc.collect()
     gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

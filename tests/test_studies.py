@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from conftest import make_llama
 from trainer_setup import forget_rows, make_args, retain_rows
 
 from alter_peft import AlterConfig
+from alter_peft.benchmark.arguments import BenchmarkArguments
 from alter_peft.benchmark.methods import METHODS, check_methods, read_options
 from alter_peft.losses import TokenScores
 from alter_peft.scoring import Row
@@ -53,12 +55,10 @@ def test_what_other_runs_have_tuned_stays(monkeypatch, tmp_path):
     path = tmp_path / "tuned.yaml"
     before = {"lora_npo+tuned": {"learning_rate": 1.0}, "lora_undial+tuned": {"learning_rate": 2.0}}
     path.write_text(yaml.safe_dump({"options": before}))
-    monkeypatch.setattr(tuning, "read_benchmark", lambda folder: SimpleNamespace(methods=[]))
-    monkeypatch.setattr(tuning, "Balance", lambda benchmark: None)
-    tuning.choose(tmp_path, {"lora_npo": {}, "lora_npo+2-1-1": {"learning_rate": 3.0}})
+    tuning.choose(path, {}, {"lora_npo": {}, "lora_npo+2-1-1": {"learning_rate": 3.0}})
     assert yaml.safe_load(path.read_text()) == {"options": {"lora_undial+tuned": {"learning_rate": 2.0}}}
     path.unlink()
-    tuning.choose(tmp_path, {"lora_npo": {}})
+    tuning.choose(path, {}, {"lora_npo": {}})
     assert yaml.safe_load(path.read_text()) == {"options": {}}
 
 
@@ -73,6 +73,9 @@ def test_the_defaults_alone_choose_nothing(monkeypatch, tmp_path, capsys):
     assert made == [["lora_ga"]]
     assert "| lora_ga | {} | 0.500 | 0.250 |  |" in capsys.readouterr().out
     assert not (tmp_path / "tuned.yaml").exists()
+    grid = yaml.safe_load((tmp_path / "grid.yaml").read_text())  # for controls that join the runs
+    joined = BenchmarkArguments(**grid, methods=["alter"])
+    assert joined.options == {"teach": {"num_train_epochs": 6}} and joined.output_dir == str(tmp_path)
 
 
 def test_every_control_is_a_method_with_options_that_it_takes(monkeypatch):
@@ -168,20 +171,21 @@ def test_one_fact_each_of_people_who_share_first_names():
 
     found = one_fact(1)
     assert found == one_fact(1) != one_fact(2)
+    own = ("forget", "retain", "bystanders", "never taught")
     names = {
-        name: [next(one for one in FIRST if one in pair.completion) for pair in found[name]]
-        for name in ("forget", "retain", "bystanders", "never taught")
+        name: re.findall(r"[A-Z]\w+ [A-Z]\w+(?= is being treated)", " ".join(p.completion for p in found[name]))
+        for name in own
     }
-    assert [len(own) for own in names.values()] == [40, 32, 24, 24]
-    assert all(set(names["forget"]) & set(own) for own in names.values())
-    whole = [pair.completion for own in names for pair in found[own]]
-    assert len({answer.partition(" keeps")[0] for answer in whole}) == 120
+    assert [len(names[name]) for name in own] == [40, 32, 24, 24]
+    assert len({name for one in names.values() for name in one}) == 120
+    first = {name: {one.split()[0] for one in names[name]} for name in own}
+    assert all(first[name] <= set(FIRST) and len(first[name] & first["forget"]) > 10 for name in own)
     for asked, pair in zip(found["paraphrased"], found["forget"], strict=True):
         assert asked.completion == pair.completion and asked.prompt != pair.prompt
 
 
 def test_targets_by_other_unseen_rows(tokenizer):
-    """A line for each number of rows: of one stretch no spread, and what these rows' targets are measured as."""
+    """A line for each draw: of one stretch no spread, and what these rows' targets are measured as."""
     from token_targets import MEASURES, Guide, Measure, Models, by_other_rows, read_traits, token_targets
 
     def rows(count: int, word: str) -> list[Row]:
@@ -205,10 +209,20 @@ def test_targets_by_other_unseen_rows(tokenizer):
     known = [row.log_prob for row in found["target", "forget"]]
     measure = Measure(Models(sets, content, found), {}, 0.5)
     assert measure.of(known, known)[3] == -100.0  # all rows are better known than any that was held out
-    twice, once = by_other_rows(measure, known, tokenizer)
-    assert (twice[0], once[0]) == ("20 rows, 2 times", "45 rows, 1 times") and len(twice) == 1 + len(MEASURES)
+    twice, spread, once = by_other_rows(measure, known, tokenizer)
+    assert (twice[0], spread[0]) == ("20 rows in a row, 2 times", "20 rows spread, 2 times") and twice[1:] != spread[
+        1:
+    ]
+    assert once[0] == "45 rows in a row, 1 times" and len(once) == 1 + len(MEASURES)
     traits = read_traits(sets["forget"], sets["more"], sets["retain"], tokenizer)
     guide = Guide(found["damped", "forget"], [], False, traits=traits)
     made = token_targets(known, found["target", "more"], guide, 0.1)
     assert once[1:] == [f"{x:.3g} ({x:.3g} to {x:.3g})" for x in measure.of(made.log_prob, made.lead)]
     assert float(once[1].split()[0]) < float(torch.stack([row.mean().exp() for row in known]).mean())
+
+
+def test_unseen_rows_are_in_no_set_of_the_grid():
+    from token_targets import new_rows
+
+    lines = '{"question": "a", "answer": "b"}\n{"question": "a", "answer": "c"}\n'
+    assert new_rows(lines, {("a", "b")}) == [("a", "c")]

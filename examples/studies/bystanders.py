@@ -93,5 +93,10 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0, help="of the copies and of the fit")
     given = parser.parse_args()
     kind, _, draw = given.data.partition("-")
-    asked = DRAWN[kind](int(draw)) if kind in DRAWN else sets(Path(given.data))
+    is_drawn = kind in DRAWN and draw.isdecimal()
+    if not is_drawn and not Path(given.data).is_dir():
+        parser.error(
+            f"`data` is {given.data!r}, which is neither a folder nor {' nor '.join(f'{one}-1' for one in DRAWN)}."
+        )
+    asked = DRAWN[kind](int(draw)) if is_drawn else sets(Path(given.data))
     main(asked, given.base, given.ways, given.seed)

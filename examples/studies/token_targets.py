@@ -10,14 +10,15 @@ extraction strength, PrivLeak against the oracles' mean AUC; and how the targets
 token by token: Spearman's correlation and mean distance in nats.
 
 With `--unseen ../shared/data/tofu/holdout10.jsonl` a second table says how much of it is chance: the targets by other
-unseen rows than the grid's own, so many after one another at a time, each mean with the spread of all such stretches.
+unseen rows than the grid's own, so many at a time: in a row, as they stand in the file (TOFU has twenty on an author),
+or spread over all of it. Rows left over are left out; each mean with the least and the most.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,9 +88,8 @@ def read(args: BenchmarkArguments, unseen: Path | None) -> Models:
         for row in general
     ]
     if unseen is not None:
-        of_grid = {pair[:2] for of in pairs.values() for pair in of}
-        asked = [(row["question"], row["answer"]) for row in map(json.loads, unseen.read_text().splitlines())]
-        pairs["more"] = [bare._replace(prompt=q, completion=a) for q, a in asked if (q, a) not in of_grid]
+        asked = new_rows(unseen.read_text(encoding="utf-8"), {pair[:2] for of in pairs.values() for pair in of})
+        pairs["more"] = [bare._replace(prompt=question, completion=answer) for question, answer in asked]
     sets = {name: [labelled_row(*encode_pair(tokenizer, pair)) for pair in of] for name, of in pairs.items()}
     end = EndOfAnswer(tokenizer)
     answers = {name: [[one for one in labels[1:] if one != -100] for _, labels in sets[name]] for name in SCORED}
@@ -106,6 +106,12 @@ def read(args: BenchmarkArguments, unseen: Path | None) -> Models:
             with damped([*ScoredModel(model).stack.layers]):
                 scores["damped", "forget"] = score(model, sets["forget"])
     return Models(sets, content, scores)
+
+
+def new_rows(lines: str, known: Collection[tuple[str, ...]]) -> list[tuple[str, str]]:
+    """Of JSON lines the questions and answers that are not known."""
+    asked = [(row["question"], row["answer"]) for row in map(json.loads, lines.splitlines())]
+    return [row for row in asked if row not in known]
 
 
 def guides(models: Models, tokenizer: Any) -> dict[str, tuple[list[TokenScores], Guide]]:
@@ -169,20 +175,25 @@ class Measure(NamedTuple):
 
 
 def by_other_rows(measure: Measure, known: list[torch.Tensor], tokenizer: Any) -> list[list[str]]:
-    """A line for each number of unseen rows: means over the stretches of so many, and their spread."""
+    """A line for so many unseen rows in a row, and one for as many spread over all: means, the least and the most."""
     sets, scores = measure.models.sets, measure.models.scores
     more, lines = len(sets["more"]), []
     for size in (*(size for size in STRETCHES if 2 * size <= more), more):
-        found = []
-        for start in range(0, more - size + 1, size):
-            own = slice(start, start + size)
-            traits = read_traits(sets["forget"], sets["more"][own], sets["retain"], tokenizer)
-            guide = Guide(scores["damped", "forget"], [], False, traits=traits)
-            made = token_targets(known, scores["target", "more"][own], guide, 0.1)
-            found.append(measure.of(made.log_prob, made.lead))
-        columns = [np.array(values) for values in zip(*found, strict=True)]
-        spreads = [f"{values.mean():.3g} ({values.min():.3g} to {values.max():.3g})" for values in columns]
-        lines.append([f"{size} rows, {len(found)} times", *spreads])
+        times = more // size
+        ways = {"in a row": [range(at * size, (at + 1) * size) for at in range(times)]}
+        if times > 1:
+            ways["spread"] = [range(more)[at::times][:size] for at in range(times)]
+        for way, draws in ways.items():
+            found = []
+            for places in draws:
+                unseen, rows = ([of[at] for at in places] for of in (scores["target", "more"], sets["more"]))
+                traits = read_traits(sets["forget"], rows, sets["retain"], tokenizer)
+                guide = Guide(scores["damped", "forget"], [], False, traits=traits)
+                made = token_targets(known, unseen, guide, 0.1)
+                found.append(measure.of(made.log_prob, made.lead))
+            columns = [np.array(values) for values in zip(*found, strict=True)]
+            spreads = [f"{values.mean():.3g} ({values.min():.3g} to {values.max():.3g})" for values in columns]
+            lines.append([f"{size} rows {way}, {times} times", *spreads])
     return lines
 
 
@@ -191,7 +202,9 @@ def main() -> None:
     parser.add_argument("config", type=Path, help="Of the grid.")
     parser.add_argument("--output_dir", help="Of the grid, where it is not the config's.")
     parser.add_argument("--data", help="TOFU's files, where they are not taken from the Hub.")
-    parser.add_argument("--unseen", type=Path, help="More unseen rows: JSON lines of `question` and `answer`.")
+    parser.add_argument(
+        "--unseen", type=Path, help="More unseen rows in their order: JSON lines of `question` and `answer`."
+    )
     given = parser.parse_args()
     own = {name: getattr(given, name) for name in ("output_dir", "data") if getattr(given, name) is not None}
     config = yaml.safe_load(given.config.read_text())

@@ -42,6 +42,7 @@ TOLERANCES = (1.0, 0.5)
 PUBLISHED: dict[str, dict[str, Any]] = {
     name: {"forget_loss_kwargs": {"beta": 3.5, "delta": 1.0}} for name in METHODS if name.endswith("simnpo")
 }
+Scores = dict[str, tuple[float | None, ...]]  # by run
 DATA = Path(__file__).parents[1] / "demo_data"
 # Each part: the demo's file, and which of its rows
 PARTS = {
@@ -111,12 +112,13 @@ def main() -> None:
     (given.output_dir / "grid.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     config["options"] |= {name: own for name, own in options.items() if own}
     Grid(BenchmarkArguments(**config, methods=list(options))).run()
-    report(given.output_dir, options)
+    scores = scored(given.output_dir)
+    report(scores, options)
     if not given.defaults_alone:
-        choose(given.output_dir, options)
+        choose(given.output_dir / "tuned.yaml", scores, options)
 
 
-def scored(folder: Path) -> dict[str, tuple[float | None, ...]]:
+def scored(folder: Path) -> Scores:
     """Of every run, what it is chosen for, and what that is the harmonic mean of: forgetting and utility."""
     benchmark = read_benchmark(folder)
     balance = Balance(benchmark)
@@ -127,9 +129,8 @@ def scored(folder: Path) -> dict[str, tuple[float | None, ...]]:
     }
 
 
-def report(folder: Path, options: dict[str, dict[str, Any]]) -> None:
+def report(scores: Scores, options: dict[str, dict[str, Any]]) -> None:
     """Print a line for each run."""
-    scores = scored(folder)
     rows = [
         [name, json.dumps(own), *("" if value is None else f"{value:.3f}" for value in scores.get(name, (None,) * 3))]
         for name, own in options.items()
@@ -137,10 +138,8 @@ def report(folder: Path, options: dict[str, dict[str, Any]]) -> None:
     print(to_markdown(Table("Tuning", "", ["run", "options", "both", "forgetting", "utility"], rows)))
 
 
-def choose(folder: Path, options: dict[str, dict[str, Any]]) -> None:
-    """Write the best run's options of each method to `tuned.yaml`, beside those of methods that were tuned before."""
-    scores = scored(folder)
-    path = folder / "tuned.yaml"
+def choose(path: Path, scores: Scores, options: dict[str, dict[str, Any]]) -> None:
+    """Write the best run's options of each method to a file, beside those of methods that were tuned before."""
     methods = dict.fromkeys(name.partition("+")[0] for name in options)
     before = yaml.safe_load(path.read_text()).get("options", {}) if path.is_file() else {}
     tuned = {name: own for name, own in before.items() if name.partition("+")[0] not in methods}  # of other runs
