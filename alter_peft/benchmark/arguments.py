@@ -14,7 +14,7 @@ from alter_peft.evaluation.arguments import MeasureArguments
 from alter_peft.evaluation.tasks import TASKS
 from alter_peft.options import check_counts, json_object, option, parse_values
 
-from .methods import DEFAULT_METHODS, DESCRIBED, TEACH, check_methods, read_options
+from .methods import DEFAULT_METHODS, DESCRIBED, TEACH, VARIANT, check_methods, read_options
 
 
 # What does not change the figures of a cell: methods, seeds, tasks and attacks may join a grid later
@@ -50,6 +50,11 @@ class BenchmarkArguments(MeasureArguments):
         check_counts(requests=self.requests)
         check_methods("methods", self.methods)
         check_methods("options", [name for name in self.options if name != TEACH])
+        if unknown := [name for name in self.methods if VARIANT in name and name not in self.options]:
+            raise ValueError(
+                f"`methods` has {unknown}, of which `options` says nothing, so that it would be "
+                f"{unknown[0].partition(VARIANT)[0]!r} by its defaults under another name. Give its options."
+            )
         for name in ("methods", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"`{name}` is empty. Give at least one.")
