@@ -210,9 +210,8 @@ def test_targets_by_other_unseen_rows(tokenizer):
     measure = Measure(Models(sets, content, found), {}, 0.5)
     assert measure.of(known, known)[3] == -100.0  # all rows are better known than any that was held out
     twice, spread, once = by_other_rows(measure, known, tokenizer)
-    assert (twice[0], spread[0]) == ("20 rows in a row, 2 times", "20 rows spread, 2 times") and twice[1:] != spread[
-        1:
-    ]
+    assert (twice[0], spread[0]) == ("20 rows in a row, 2 times", "20 rows spread, 2 times")
+    assert twice[1:] != spread[1:]
     assert once[0] == "45 rows in a row, 1 times" and len(once) == 1 + len(MEASURES)
     traits = read_traits(sets["forget"], sets["more"], sets["retain"], tokenizer)
     guide = Guide(found["damped", "forget"], [], False, traits=traits)
